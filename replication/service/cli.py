@@ -1,0 +1,64 @@
+"""The options that every daemon takes: ``--config``, ``--check-config``, ``--version``; and how a CLI reports errors.
+
+Called by each package's ``cli.py`` and by ``migratectl``. Exit codes: 0 done, 1 failed, 2 wrong use or unusable configuration.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import click
+
+from replication import __version__
+from replication.errors import BlockferryError, SettingsError
+from replication.service.runtime import EXIT_FAILED, EXIT_SETTINGS
+from replication.settings import load_settings
+
+SettingsT = TypeVar("SettingsT")
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+def daemon_options(default_config: str) -> Callable[[Command], Command]:
+    """Add ``--config FILE`` (default ``default_config``) and ``--check-config`` to a click command."""
+
+    def decorate(command: Command) -> Command:
+        with_check = click.option("--check-config", is_flag=True, help="Parse the configuration, say so, and exit.")(
+            command
+        )
+        return click.option(
+            "--config",
+            "config_path",
+            type=click.Path(path_type=Path),
+            default=default_config,
+            show_default=True,
+            help="Configuration file (YAML).",
+        )(with_check)
+
+    return decorate
+
+
+def version_option(program: str) -> Callable[[Command], Command]:
+    return click.version_option(__version__, prog_name=program)
+
+
+def load_or_exit(settings_type: type[SettingsT], path: Path, *, check_only: bool) -> SettingsT:
+    """Load the configuration; exits 2 with the reason if unusable, 0 after saying so if only a check was asked for."""
+    try:
+        settings = load_settings(settings_type, path)
+    except SettingsError as error:
+        fail(error)
+    if check_only:
+        click.echo(f"{path}: the configuration can be used")
+        sys.exit(0)
+    return settings
+
+
+def fail(error: BlockferryError) -> NoReturn:
+    """Print what, where and remedy on standard error and exit (2 for unusable input, else 1)."""
+    click.echo(f"error: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"hint:  {error.hint}", err=True)
+    sys.exit(EXIT_SETTINGS if isinstance(error, SettingsError) else EXIT_FAILED)

@@ -1,0 +1,98 @@
+"""Listening: an address, a TLS context, a running server, and the peer's certificate of a request.
+
+Called by each ``daemon.py``. A port is never shared: ``SO_REUSEPORT`` stays off, so that a leftover daemon is noticed at start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import ssl
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from replication.errors import SettingsError
+
+SHUTDOWN_GRACE_S: Final = 5.0
+BACKLOG: Final = 256
+KEEPALIVE_S: Final = 75.0
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    """``host:port``; port 0 asks the kernel for a free one (tests)."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> ListenAddress:
+        """Parse ``127.0.0.1:9443``, ``[::1]:443`` or ``0.0.0.0:443``.
+
+        :raises SettingsError: for anything else; names must be addresses, so that nothing waits for DNS at start.
+        """
+        host, separator, port = text.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            raise SettingsError(
+                f"cannot listen on {text!r}", hint="expected ADDRESS:PORT, such as 0.0.0.0:9443"
+            ) from None
+        if not separator or not port.isdigit() or int(port) > 65535:
+            raise SettingsError(f"cannot listen on {text!r}", hint="the port is a number from 0 to 65535")
+        return cls(host, int(port))
+
+
+@dataclass(slots=True)
+class RunningServer:
+    """A started listener. ``port`` is the bound one. ``close`` lets requests end for ``SHUTDOWN_GRACE_S``, then cuts them."""
+
+    runner: web.AppRunner
+    host: str
+    port: int
+
+    async def close(self) -> None:
+        await self.runner.cleanup()
+
+
+async def start_server(app: web.Application, address: ListenAddress, tls: ssl.SSLContext | None) -> RunningServer:
+    """Listen and serve ``app``; on return connections are accepted.
+
+    :raises SettingsError: if the address cannot be bound, with what to do about it.
+    """
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_GRACE_S, keepalive_timeout=KEEPALIVE_S)
+    await runner.setup()
+    site = web.TCPSite(
+        runner, address.host, address.port, ssl_context=tls, backlog=BACKLOG, reuse_address=True, reuse_port=False
+    )
+    try:
+        await site.start()
+    except OSError as error:
+        await runner.cleanup()
+        hint = (
+            "another process listens there: choose another port or stop it"
+            if error.errno == 98
+            else "ports below 1024 need CAP_NET_BIND_SERVICE"
+            if error.errno == 13
+            else None
+        )
+        raise SettingsError(
+            f"cannot listen on {address.host}:{address.port}: {error.strerror or error}", hint=hint
+        ) from error
+    bound = runner.addresses[0]
+    return RunningServer(runner, address.host, int(bound[1]))
+
+
+def peer_certificate_der(request: web.Request) -> bytes | None:
+    """The client certificate of this request's connection in DER form, or None if it showed none."""
+    transport = request.transport
+    if transport is None:
+        raise asyncio.CancelledError
+    tls_object = transport.get_extra_info("ssl_object")
+    if tls_object is None:
+        return None
+    certificate: bytes | None = tls_object.getpeercert(binary_form=True)
+    return certificate

@@ -1,0 +1,142 @@
+"""Errors over HTTP as problem details (RFC 9457), and back into the same error tree at the caller.
+
+Called by the process server's and the configuration server's middlewares, and by their clients.
+``type`` is ``urn:blockferry:error:CODE`` with the class's stable code.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from aiohttp import web
+
+from replication import errors
+
+PROBLEM_CONTENT_TYPE: Final = "application/problem+json"
+_TYPE_PREFIX: Final = "urn:blockferry:error:"
+_MAX_PROBLEM_BYTES: Final = 64 * 1024
+
+_STATUS: Final[dict[type[errors.BlockferryError], int]] = {
+    errors.Overloaded: 503,
+    errors.PeerUnavailable: 502,
+    errors.Retryable: 503,
+    errors.KeyConflict: 409,
+    errors.Conflict: 409,
+    errors.NotFound: 404,
+    errors.Refused: 403,
+    errors.Unsupported: 501,
+    errors.SettingsError: 400,
+    errors.InvalidInput: 400,
+    errors.Permanent: 422,
+    errors.ResyncRequired: 410,
+    errors.IntegrityError: 400,
+    errors.PeerProtocolError: 400,
+    errors.BlockferryError: 500,
+}
+_BY_CODE: Final = {kind.code: kind for kind in _STATUS}
+
+_logger = logging.getLogger(__name__)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def problem_response(error: errors.BlockferryError) -> web.Response:
+    """The response that says what, where and remedy; 503 carries Retry-After in whole seconds."""
+    status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
+    body: dict[str, object] = {
+        "type": _TYPE_PREFIX + error.code,
+        "title": error.code.replace("-", " "),
+        "status": status,
+        "detail": error.message,
+    }
+    for name, value in (
+        ("hint", error.hint),
+        ("disk", error.disk),
+        ("epoch", error.epoch),
+        ("offset_bytes", error.offset_bytes),
+    ):
+        if value is not None:
+            body[name] = value
+    headers = {}
+    if isinstance(error, errors.Retryable):
+        retry_after_s = 1.0 if error.retry_after_s is None else error.retry_after_s
+        body["retry_after_s"] = retry_after_s
+        headers["Retry-After"] = str(max(1, round(retry_after_s)))
+    return web.Response(
+        status=status, body=json.dumps(body).encode(), headers=headers, content_type=PROBLEM_CONTENT_TYPE
+    )
+
+
+@web.middleware
+async def problem_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn the error tree into problem responses; an unexpected exception becomes a 500 that tells nothing of the inside."""
+    try:
+        return await handler(request)
+    except errors.BlockferryError as error:
+        if not isinstance(error, errors.Retryable):
+            _logger.info(
+                "request refused",
+                extra={
+                    "fields": {"method": request.method, "path": request.path, "code": error.code, "error": str(error)}
+                },
+            )
+        return problem_response(error)
+    except web.HTTPException as error:
+        return _http_problem(error)
+    except ConnectionError:
+        raise
+    except Exception:
+        _logger.exception("request failed", extra={"fields": {"method": request.method, "path": request.path}})
+        return problem_response(errors.BlockferryError("cannot answer: an internal error was logged"))
+
+
+def _http_problem(error: web.HTTPException) -> web.StreamResponse:
+    if error.status < 400:
+        raise error
+    body = {"type": "about:blank", "title": error.reason, "status": error.status, "detail": error.text or error.reason}
+    allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+    return web.Response(
+        status=error.status, body=json.dumps(body).encode(), headers=allow, content_type=PROBLEM_CONTENT_TYPE
+    )
+
+
+def error_from_problem(status: int, body: bytes, peer: str) -> errors.BlockferryError:
+    """Rebuild the error that ``peer`` answered with; an answer that is no problem document becomes the class its status suggests."""
+    try:
+        document = json.loads(body[:_MAX_PROBLEM_BYTES])
+        code = str(document["type"]).removeprefix(_TYPE_PREFIX)
+        kind = _BY_CODE[code]
+        message = str(document["detail"])
+    except (ValueError, KeyError, TypeError):
+        fallback: type[errors.BlockferryError] = (
+            errors.Retryable
+            if status >= 500 or status in (408, 429)
+            else errors.NotFound
+            if status == 404
+            else errors.Refused
+            if status in (401, 403)
+            else errors.Permanent
+        )
+        return fallback(f"cannot use the answer of {peer}: HTTP status {status}")
+    hint = document.get("hint")
+    error = kind(
+        message,
+        disk=_text(document.get("disk")),
+        epoch=_integer(document.get("epoch")),
+        offset_bytes=_integer(document.get("offset_bytes")),
+        hint=_text(hint),
+    )
+    if isinstance(error, errors.Retryable):
+        retry_after = document.get("retry_after_s")
+        error.retry_after_s = float(retry_after) if isinstance(retry_after, int | float) else None
+    return error
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _integer(value: object) -> int | None:
+    return value if isinstance(value, int) else None

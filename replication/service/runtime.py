@@ -1,0 +1,112 @@
+"""A daemon's life: start, ready, stop on SIGTERM or SIGINT, exit code; told to systemd over sd_notify.
+
+Called by each ``cli.py``: ``run_daemon(name, main)``. ``main`` receives a ``Lifecycle``: it calls ``ready()`` once it serves and
+returns (or is left) when ``stopping`` is set. Exit codes: 0 stopped as asked, 1 failed, 2 unusable configuration.
+The notify protocol is sd_notify(3): datagrams to the Unix socket named by ``NOTIFY_SOCKET``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import uvloop
+
+from replication.errors import BlockferryError, SettingsError
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_SETTINGS: Final = 2
+
+_logger = logging.getLogger(__name__)
+
+
+class Lifecycle:
+    """Handed to a daemon's main: says when to stop, and tells the service manager what it says back."""
+
+    def __init__(self) -> None:
+        self.stopping = asyncio.Event()
+
+    def ready(self) -> None:
+        """Tell the service manager that requests are served."""
+        _logger.info("ready")
+        notify_service_manager("READY=1")
+
+    def request_stop(self) -> None:
+        if not self.stopping.is_set():
+            _logger.info("stopping")
+            notify_service_manager("STOPPING=1")
+            self.stopping.set()
+
+
+def notify_service_manager(message: str) -> None:
+    """Send one sd_notify message; without ``NOTIFY_SOCKET`` this does nothing."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.connect(address)
+        sender.send(message.encode())
+
+
+async def _keep_watchdog_fed(lifecycle: Lifecycle) -> None:
+    """WATCHDOG=1 at half of ``WATCHDOG_USEC``, for as long as the event loop turns."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    if not microseconds.isdigit() or int(microseconds) == 0:
+        return
+    interval_s = int(microseconds) / 1e6 / 2
+    while not lifecycle.stopping.is_set():
+        notify_service_manager("WATCHDOG=1")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(lifecycle.stopping.wait(), interval_s)
+
+
+async def _supervise(main: Callable[[Lifecycle], Awaitable[None]]) -> None:
+    lifecycle = Lifecycle()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lifecycle.request_stop)
+    async with asyncio.TaskGroup() as tasks:
+        feeder = tasks.create_task(_keep_watchdog_fed(lifecycle))
+        await main(lifecycle)
+        lifecycle.stopping.set()
+        feeder.cancel()
+
+
+def run_daemon(name: str, main: Callable[[Lifecycle], Awaitable[None]]) -> int:
+    """Run ``main`` on a uvloop until it returns; log why it failed. Returns the process's exit code."""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_supervise(main))
+    except BaseExceptionGroup as group:
+        return _exit_code(name, group)
+    except BlockferryError as error:
+        return _exit_code(name, BaseExceptionGroup(name, [error]))
+    return EXIT_OK
+
+
+def _exit_code(name: str, group: BaseExceptionGroup[BaseException]) -> int:
+    expected = list(_leaves(group))
+    for error in expected:
+        if isinstance(error, BlockferryError):
+            _logger.error(str(error), extra={"fields": {"code": error.code}})
+        else:
+            _logger.error("stopped by an unexpected error", exc_info=error)
+    print(f"{name}: {expected[0]}", file=sys.stderr)
+    return EXIT_SETTINGS if all(isinstance(error, SettingsError) for error in expected) else EXIT_FAILED
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    return found
