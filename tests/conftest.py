@@ -1,0 +1,55 @@
+"""What holds for every test: requirements of the machine, hypothesis profiles, and that nothing is left behind.
+
+Called by pytest. Markers: ``requires("root", "loop", "fio", ...)`` (see ``tests/harness/requirements.py``) and ``fresh``.
+A test that leaves a process, mount or loop device under its temporary directory fails the run (``tests/harness/leftovers.py``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+
+from tests.harness.leftovers import leftovers_under
+from tests.harness.requirements import add_system_directories_to_path, first_lacking
+
+add_system_directories_to_path()
+
+# No deadline: on a shared machine a slow example proves nothing. The blob in a failure's output replays it (``@reproduce_failure``).
+hypothesis.settings.register_profile("normal", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=2000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "normal"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "requires(*names): what the machine must have: root, loop, mount, ebpf, fuse, systemd or a program"
+    )
+    config.addinivalue_line("markers", "fresh: builds and tests the project on a bare Debian root (network, root)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """End-to-end tests share this machine's devices and processors: under xdist one worker runs them all, in order."""
+    for item in items:
+        if item.path.is_relative_to(config.rootpath / "tests" / "e2e"):
+            item.add_marker(pytest.mark.xdist_group("e2e"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("requires"):
+        reason = first_lacking(marker.args)
+        if reason is None:
+            continue
+        if os.environ.get("BLOCKFERRY_NO_SKIPS") == "1":
+            pytest.fail(f"{reason}, and BLOCKFERRY_NO_SKIPS=1 says that this machine has it", pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whatever a test starts it stops: no process, mount or loop device outlives the session under its temporary directory."""
+    yield
+    found = leftovers_under(tmp_path_factory.getbasetemp())
+    assert not found, "left behind by a test:\n" + "\n".join(found)
