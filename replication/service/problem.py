@@ -36,7 +36,18 @@ _STATUS: Final[dict[type[errors.BlockferryError], int]] = {
     errors.PeerProtocolError: 400,
     errors.BlockferryError: 500,
 }
-_BY_CODE: Final = {kind.code: kind for kind in _STATUS}
+
+
+def _kinds_by_code() -> dict[str, type[errors.BlockferryError]]:
+    """Every class of the tree by its code, those declared beside a protocol (``data_plane``) included."""
+    found: dict[str, type[errors.BlockferryError]] = {}
+    pending: list[type[errors.BlockferryError]] = [errors.BlockferryError]
+    while pending:
+        kind = pending.pop()
+        found.setdefault(kind.code, kind)
+        pending.extend(kind.__subclasses__())
+    return found
+
 
 _logger = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -107,7 +118,7 @@ def error_from_problem(status: int, body: bytes, peer: str) -> errors.Blockferry
     try:
         document = json.loads(body[:_MAX_PROBLEM_BYTES])
         code = str(document["type"]).removeprefix(_TYPE_PREFIX)
-        kind = _BY_CODE[code]
+        kind = _kinds_by_code()[code]
         message = str(document["detail"])
     except (ValueError, KeyError, TypeError):
         fallback: type[errors.BlockferryError] = (

@@ -1,0 +1,305 @@
+"""The HTTP surface that agents and process servers use at the configuration server: paths and documents.
+
+Called by ``config_server/api`` and by both clients. Desired state flows out, observed state flows in; the data plane waits for this
+plane only to start. Ages are seconds by the sender's own clock, so that no two clocks are compared.
+
+    GET  /api/v1/authorities                                 → the trusted authorities, PEM (public; compared by fingerprint)
+    POST /api/v1/enrolments                                  EnrolmentRequest → EnrolmentAnswer (passphrase; no client certificate)
+    PUT  /api/v1/agent/inventory                             MachineInventory
+    POST /api/v1/agent/observations                          AgentObservation
+    GET  /api/v1/agent/desired?after_revision=R&wait_s=N     → AgentDesired with a newer revision, or 204 after N seconds
+    POST /api/v1/agent/disks/DISK/generations                GenerationRequest → GenerationGrant (503 while the old one is closed)
+    GET  /api/v1/agent/disks/DISK/generations/G              → GenerationGrant
+    POST /api/v1/process-server/heartbeats                   ProcessServerObservation → ProcessServerDesired
+    GET  /api/v1/process-server/disks/DISK/generations/G/key → DataKeyGrant
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from pydantic import Field
+
+from replication.documents import Document, Hash, Uuid
+from replication.identifiers import GenerationKey
+from replication.store_documents import Consistency, GenerationBase, WriterProblem
+
+DEFAULT_PORT: Final = 443
+AUTHORITIES_PATH: Final = "/api/v1/authorities"
+ENROLMENTS_PATH: Final = "/api/v1/enrolments"
+AGENT_INVENTORY_PATH: Final = "/api/v1/agent/inventory"
+AGENT_OBSERVATIONS_PATH: Final = "/api/v1/agent/observations"
+AGENT_DESIRED_PATH: Final = "/api/v1/agent/desired"
+PROCESS_SERVER_HEARTBEATS_PATH: Final = "/api/v1/process-server/heartbeats"
+MAX_DESIRED_WAIT_S: Final = 60.0
+
+Problem = WriterProblem
+TrackerKind = Literal["ebpf", "scan"]
+TrackerHealth = Literal["tracking", "degraded", "blind"]
+CutoverMode = Literal["offline-disk", "live-root-disk", "writers-running"]
+
+
+def agent_generations_path(disk: str) -> str:
+    return f"/api/v1/agent/disks/{disk}/generations"
+
+
+def agent_generation_path(key: GenerationKey) -> str:
+    return f"{agent_generations_path(key.disk)}/{key.generation}"
+
+
+def data_key_path(key: GenerationKey) -> str:
+    return f"/api/v1/process-server/disks/{key.disk}/generations/{key.generation}/key"
+
+
+class EnrolmentRequest(Document):
+    """Sent only after the authority's fingerprint matched (R11). ``machine_fingerprint`` identifies the hardware or installation."""
+
+    role: Literal["agent", "process-server"]
+    passphrase: str = Field(min_length=1, max_length=200)
+    signing_request_pem: str = Field(max_length=16384)
+    hostname: str = Field(min_length=1, max_length=253)
+    machine_fingerprint: str = Field(min_length=8, max_length=200)
+    service_url: str | None = None
+    """Process servers: the address that agents are told to use."""
+
+
+class EnrolmentAnswer(Document):
+    """The identity given: ``identifier`` is the machine's or the process server's."""
+
+    identifier: Uuid
+    certificate_pem: str
+    authorities_pem: str
+
+
+class InventoryMount(Document):
+    """One mounted file system that lies on a disk."""
+
+    source: str
+    mount_point: str
+    file_system: str
+
+
+class InventoryDisk(Document):
+    """A disk the agent sees; ``not_protectable`` says why it cannot be replicated and what to do instead."""
+
+    disk: Uuid
+    path: str
+    size_bytes: int
+    logical_block_bytes: int
+    kind: str
+    model: str = ""
+    serial: str = ""
+    rotational: bool = False
+    content: list[str] = Field(default_factory=list)
+    mounts: list[InventoryMount] = Field(default_factory=list)
+    identifiers: dict[str, str] = Field(default_factory=dict)
+    trackers: list[TrackerKind] = Field(default_factory=list)
+    not_protectable: str | None = None
+    remedy: str | None = None
+
+
+class TrackerAvailability(Document):
+    """Whether a change tracker works on this machine, and why not."""
+
+    kind: TrackerKind
+    available: bool
+    reason: str = ""
+
+
+class MachineInventory(Document):
+    """What an agent reports about its machine."""
+
+    hostname: str
+    machine_fingerprint: str
+    platform: str
+    operating_system: str
+    kernel: str
+    architecture: str
+    cpu_count: int
+    memory_bytes: int
+    boot_type: str
+    addresses: list[str]
+    agent_version: str
+    clock_unix_ns: int
+    disks: list[InventoryDisk]
+    trackers: list[TrackerAvailability]
+
+
+class ReplicationTiming(Document):
+    """The parts of a replication policy that the agent obeys. Defaults are FIELD.md's."""
+
+    epoch_interval_s: float = 1.0
+    recovery_point_interval_s: float = 300.0
+    app_consistent_interval_s: float | None = None
+    freeze_budget_s: float = 2.0
+
+
+class ProcessServerAddress(Document):
+    """Where an agent ships to."""
+
+    identifier: Uuid
+    url: str
+
+
+class PointRequest(Document):
+    """Cut a recovery point now (test migration from *latest*); answered by a recovery point whose cut is ``request``."""
+
+    request: Uuid
+    consistency: Consistency = "crash"
+
+
+class DesiredCutover(Document):
+    """Make the final epoch. ``job`` is also the identifier of the final cut."""
+
+    job: Uuid
+    mode: CutoverMode
+
+
+class ResyncOrder(Document):
+    """Compare and repair a disk in a new generation; obeyed once per ``request``."""
+
+    request: Uuid
+    disk: Uuid
+    reason: str
+
+
+class DesiredItem(Document):
+    """What the agent shall do for its machine's protected item."""
+
+    item: Uuid
+    disks: list[Uuid]
+    goal: Literal["replicate", "pause", "hold"]
+    timing: ReplicationTiming
+    process_server: ProcessServerAddress | None
+    point_request: PointRequest | None = None
+    cutover: DesiredCutover | None = None
+    resyncs: list[ResyncOrder] = Field(default_factory=list)
+
+
+class AgentDesired(Document):
+    """``item`` None: nothing is protected; the agent discards trackers, bitmaps and digest tables."""
+
+    revision: int
+    item: DesiredItem | None
+
+
+DiskPhase = Literal["waiting", "seeding", "replicating", "resynchronizing", "paused", "cutting-over", "held", "failed"]
+
+
+class DiskObservation(Document):
+    """One protected disk as its agent sees it. Byte counts are since the generation began, rates over the last few seconds."""
+
+    disk: Uuid
+    phase: DiskPhase
+    generation: int | None = None
+    tracker_kind: TrackerKind | None = None
+    tracker_health: TrackerHealth = "blind"
+    tracker_reason: str = ""
+    size_bytes: int = 0
+    seeding_total_bytes: int = 0
+    seeding_done_bytes: int = 0
+    backlog_bytes: int = 0
+    changed_bytes: int = 0
+    read_bytes: int = 0
+    sent_bytes: int = 0
+    send_rate_bytes_per_s: float = 0.0
+    churn_bytes_per_s: float = 0.0
+    eta_s: float | None = None
+    sealed_epoch: int = 0
+    applied_epoch: int = 0
+    replication_lag_s: float | None = None
+    rpo_lag_s: float | None = None
+    newest_cut: Uuid | None = None
+    last_freeze_s: float | None = None
+    doubt: str | None = None
+    problem: Problem | None = None
+
+
+class SourceHash(Document):
+    """SHA-256 of a source disk over its size, read while the disk was claimed."""
+
+    disk: Uuid
+    sha256: Hash
+    size_bytes: int
+
+
+class CutoverObservation(Document):
+    """Progress of a cutover; ``applied`` means receipts for the final epoch of every disk have arrived."""
+
+    job: Uuid
+    state: Literal["waiting-for-disk", "shipping", "sealed", "applied", "failed"]
+    hashed_bytes: int = 0
+    total_bytes: int = 0
+    source_hashes: list[SourceHash] = Field(default_factory=list)
+    identity_claimed: bool = False
+    problem: Problem | None = None
+
+
+class AgentObservation(Document):
+    """Sent on change and at least every heartbeat interval."""
+
+    agent_version: str
+    machine_fingerprint: str
+    revision: int
+    disks: list[DiskObservation]
+    cutover: CutoverObservation | None = None
+    spent_freezes_s: list[float] = Field(default_factory=list)
+    problem: Problem | None = None
+
+
+class GenerationRequest(Document):
+    """Ask for a new generation. Idempotent by ``request``, which the agent has persisted before asking."""
+
+    request: Uuid
+    reason: str
+    size_bytes: int = Field(gt=0)
+    granularity_bytes: int = Field(gt=0)
+
+
+class GenerationGrant(Document):
+    """A generation and the keys that the agent needs for it; keys in hex, never logged."""
+
+    disk: Uuid
+    item: Uuid
+    generation: int
+    size_bytes: int
+    granularity_bytes: int
+    base: GenerationBase | None
+    manifest_key: Hash
+    digest_key: Hash
+    writer_public_key: str
+
+
+class DataKeyGrant(Document):
+    """What a process server must know of a generation: who may ship to it, and the key to seal with (hex, kept in memory only)."""
+
+    disk: Uuid
+    generation: int
+    machine: Uuid
+    size_bytes: int
+    data_key: Hash
+
+
+class ProcessServerObservation(Document):
+    """A process server's heartbeat."""
+
+    software_version: str
+    service_url: str
+    cpu_fraction: float
+    memory_fraction: float
+    spool_used_bytes: int
+    spool_limit_bytes: int
+    spool_free_fraction: float
+    upload_backlog_bytes: int
+    upload_backlog_age_s: float
+    upload_rate_bytes_per_s: float
+    machines: list[Uuid]
+    upload_problem: Problem | None = None
+
+
+class ProcessServerDesired(Document):
+    """What a process server is told with each heartbeat."""
+
+    upload_threads_per_machine: int = Field(default=4, ge=1, le=32)
+    upload_limit_bits_per_s: int | None = None
+    revoked_serials: list[str] = Field(default_factory=list)

@@ -1,0 +1,203 @@
+"""Documents kept in the store: generation records, receipts, recovery points, and the writer's requests and answers.
+
+Generation records and requests are written by the config server; receipts, recovery points and answers are signed by the replica
+writer (``documents.WriterIdentity``). Names: ``store_layout``. A *receipt* says: disk D, generation G, applied up to epoch K, manifest
+hash H; only a receipt lets the agent drop an epoch's bitmap and update its digest table.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from replication.documents import Document, Hash, Uuid
+from replication.errors import PeerProtocolError
+
+Consistency = Literal["crash", "app"]
+
+
+class GenerationBase(Document):
+    """Where a generation continues: the final applied epoch of the one before it (R8)."""
+
+    generation: int = Field(ge=1)
+    epoch: int = Field(ge=0)
+
+
+class GenerationRecord(Document):
+    """What the writer must know of a generation; in the store before the first acknowledgement."""
+
+    version: Literal[1] = 1
+    disk: Uuid
+    generation: int = Field(ge=1)
+    machine: Uuid
+    item: Uuid
+    size_bytes: int = Field(gt=0)
+    granularity_bytes: int = Field(gt=0)
+    base: GenerationBase | None
+    writer_key_id: str
+    key_for_site: str = ""
+    key_for_writer: str = ""
+
+    def associated_data(self) -> bytes:
+        """What both wrappings authenticate: every field but the wrapped keys, as JSON with sorted keys."""
+        fields = self.model_dump(exclude={"key_for_site", "key_for_writer"})
+        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+
+    def with_keys(self, for_site: bytes, for_writer: bytes) -> GenerationRecord:
+        return self.model_copy(
+            update={
+                "key_for_site": base64.b64encode(for_site).decode(),
+                "key_for_writer": base64.b64encode(for_writer).decode(),
+            }
+        )
+
+
+class PointSummary(Document):
+    """The newest recovery point that this disk takes part in."""
+
+    cut: Uuid
+    time_ns: int
+    epoch: int
+
+
+class WriterProblem(Document):
+    """Why the writer cannot go on with a disk: shown to the operator; the replica is unharmed."""
+
+    code: str
+    message: str
+    hint: str | None = None
+
+
+class Receipt(Document):
+    """Signed: disk D, generation G, applied up to epoch K (0: nothing yet), manifest hash H."""
+
+    disk: Uuid
+    generation: int
+    epoch: int
+    manifest_hash: Hash
+    cut_time_ns: int
+    closed: bool = False
+    newest_point: PointSummary | None = None
+    problem: WriterProblem | None = None
+
+
+class RecoveryPointDisk(Document):
+    """One disk's part in a recovery point."""
+
+    disk: Uuid
+    generation: int
+    epoch: int
+    manifest_hash: Hash
+    snapshot: str
+    size_bytes: int
+
+
+class RecoveryPoint(Document):
+    """Signed: one conditional record naming every disk's snapshot of one cut."""
+
+    item: Uuid
+    cut: Uuid
+    time_ns: int
+    consistency: Consistency
+    final: bool = False
+    disks: list[RecoveryPointDisk] = Field(min_length=1)
+
+
+class MakeDiskItem(Document):
+    """One disk to make: ``disk``'s snapshot of the cut, copied to blob ``name`` in container ``disks``."""
+
+    disk: Uuid
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,250}$")
+
+
+class MakeDisks(Document):
+    """Make disks from a recovery point; the answer's ``disks`` says where they are. Idempotent by name and cut."""
+
+    kind: Literal["make-disks"] = "make-disks"
+    request: Uuid
+    item: Uuid
+    cut: Uuid
+    disks: list[MakeDiskItem] = Field(min_length=1)
+
+
+class DeleteDisks(Document):
+    """Delete disks made by ``make-disks``; one that is gone already is a success."""
+
+    kind: Literal["delete-disks"] = "delete-disks"
+    request: Uuid
+    names: list[str] = Field(min_length=1)
+
+
+class HashDisk(Document):
+    """SHA-256 of the first ``size_bytes`` of a made disk: the proof of identity (the VHD footer is outside, R13)."""
+
+    kind: Literal["hash-disk"] = "hash-disk"
+    request: Uuid
+    name: str
+    size_bytes: int = Field(gt=0)
+
+
+class CloseGeneration(Document):
+    """Apply what is complete, then refuse later epochs; the answer's ``final_epoch`` is the base of the next generation (R8)."""
+
+    kind: Literal["close-generation"] = "close-generation"
+    request: Uuid
+    disk: Uuid
+    generation: int = Field(ge=1)
+
+
+class PrunePoints(Document):
+    """Delete recovery points by retention; the newest good point is refused (P5)."""
+
+    kind: Literal["prune-points"] = "prune-points"
+    request: Uuid
+    item: Uuid
+    cuts: list[Uuid] = Field(min_length=1)
+
+
+class DeleteReplicas(Document):
+    """After *complete migration* or *stop replication*: delete replicas, points, segments and keys of these disks."""
+
+    kind: Literal["delete-replicas"] = "delete-replicas"
+    request: Uuid
+    item: Uuid
+    disks: list[Uuid] = Field(min_length=1)
+
+
+WriterRequest = Annotated[
+    MakeDisks | DeleteDisks | HashDisk | CloseGeneration | PrunePoints | DeleteReplicas, Field(discriminator="kind")
+]
+_REQUESTS: TypeAdapter[WriterRequest] = TypeAdapter(WriterRequest)
+
+
+def decode_writer_request(content: bytes) -> WriterRequest:
+    """:raises PeerProtocolError: if ``content`` is no request."""
+    try:
+        return _REQUESTS.validate_json(content)
+    except ValidationError as error:
+        raise PeerProtocolError(f"cannot parse a writer request: {error.errors()[0]['msg']}") from error
+
+
+class MadeDisk(Document):
+    """Where a made disk is: a page blob of ``size_bytes`` of data and a 512-byte VHD footer."""
+
+    disk: Uuid
+    container: str
+    name: str
+    size_bytes: int
+
+
+class WriterAnswer(Document):
+    """Signed answer to a request; rewritten as the work goes on until ``state`` is no longer ``in-progress``."""
+
+    request: Uuid
+    state: Literal["in-progress", "succeeded", "failed"]
+    done_bytes: int = 0
+    total_bytes: int = 0
+    disks: list[MadeDisk] = Field(default_factory=list)
+    sha256: Hash | None = None
+    final_epoch: int | None = None
+    problem: WriterProblem | None = None

@@ -1,0 +1,194 @@
+"""TLS identity: a daemon's key, certificate and the authorities it trusts; contexts made from them; a peer's name from its certificate.
+
+Called by every daemon that speaks to another. Certificates are issued by the configuration server's authority. A certificate names
+its holder by one URI in its subject alternative name, ``urn:blockferry:ROLE:UUID`` (R11): identity comes from there, never from a
+message field. The trust store holds one or more authorities, so that an authority can be rotated. TLS 1.3 only.
+
+Directory layout: ``key.pem`` (0600), ``certificate.pem`` (leaf first), ``authorities.pem`` (one or more).
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from replication.durable_file import DurableFile, make_directory_durably
+from replication.errors import InvalidInput, Refused, SettingsError
+from replication.identifiers import parse_uuid
+
+KEY_FILE: Final = "key.pem"
+CERTIFICATE_FILE: Final = "certificate.pem"
+AUTHORITIES_FILE: Final = "authorities.pem"
+_URN_PREFIX: Final = "urn:blockferry:"
+
+
+class Role(enum.StrEnum):
+    """Who a certificate was issued to."""
+
+    AGENT = "agent"
+    PROCESS_SERVER = "process-server"
+    CONFIG_SERVER = "config-server"
+    SINK = "sink"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerName:
+    """The holder that a verified certificate names."""
+
+    role: Role
+    identifier: str
+
+    @property
+    def urn(self) -> str:
+        return f"{_URN_PREFIX}{self.role}:{self.identifier}"
+
+    @classmethod
+    def parse(cls, urn: str) -> PeerName:
+        """:raises Refused: if ``urn`` is not one of this product's."""
+        role, separator, identifier = urn.removeprefix(_URN_PREFIX).partition(":")
+        if not urn.startswith(_URN_PREFIX) or not separator or role not in set(Role):
+            raise Refused(f"cannot take {urn[:100]!r} for the name of a peer")
+        try:
+            return cls(Role(role), parse_uuid(identifier, "peer identifier"))
+        except InvalidInput as error:
+            raise Refused(error.message, hint=error.hint) from error
+
+
+@dataclass(frozen=True, slots=True)
+class PeerCertificate:
+    """Name and serial number of a verified client certificate."""
+
+    name: PeerName
+    serial: int
+
+
+def peer_certificate(der: bytes) -> PeerCertificate:
+    """Read the name out of a certificate whose chain TLS has verified already.
+
+    :raises Refused: if it carries no, or more than one, name of this product.
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        urns = [urn for urn in names.get_values_for_type(x509.UniformResourceIdentifier) if urn.startswith(_URN_PREFIX)]
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise Refused("cannot identify the peer: its certificate carries no name of this product") from error
+    if len(urns) != 1:
+        raise Refused(f"cannot identify the peer: its certificate carries {len(urns)} names of this product")
+    return PeerCertificate(PeerName.parse(urns[0]), certificate.serial_number)
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """SHA-256 of a certificate in DER form, as ``AA:BB:…``: what the operator compares."""
+    digest = hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).hexdigest().upper()
+    return ":".join(digest[at : at + 2] for at in range(0, len(digest), 2))
+
+
+def normalized_fingerprint(text: str) -> str:
+    """Accept a fingerprint with or without colons, in either case.
+
+    :raises InvalidInput: if it is not 64 hexadecimal digits.
+    """
+    digits = text.replace(":", "").strip().upper()
+    if len(digits) != 64 or any(digit not in "0123456789ABCDEF" for digit in digits):
+        raise InvalidInput(
+            f"cannot use {text[:100]!r} as a fingerprint", hint="SHA-256: 64 hexadecimal digits, colons allowed"
+        )
+    return ":".join(digits[at : at + 2] for at in range(0, 64, 2))
+
+
+def new_private_key() -> ec.EllipticCurvePrivateKey:
+    """A key on P-256."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def private_key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def signing_request(key: ec.EllipticCurvePrivateKey, common_name: str) -> bytes:
+    """A PKCS#10 request in PEM form. Its subject is informative: the authority decides the name."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsIdentity:
+    """The three files of one holder. ``directory`` is private to the daemon's user."""
+
+    directory: Path
+
+    @property
+    def key_path(self) -> Path:
+        return self.directory / KEY_FILE
+
+    @property
+    def certificate_path(self) -> Path:
+        return self.directory / CERTIFICATE_FILE
+
+    @property
+    def authorities_path(self) -> Path:
+        return self.directory / AUTHORITIES_FILE
+
+    def exists(self) -> bool:
+        return all(path.exists() for path in (self.key_path, self.certificate_path, self.authorities_path))
+
+    def store(self, *, key_pem: bytes, certificate_pem: bytes, authorities_pem: bytes) -> None:
+        """Write the three files; durable on return. The certificate comes last: with it the identity exists."""
+        make_directory_durably(self.directory)
+        DurableFile(self.key_path).replace(key_pem)
+        DurableFile(self.authorities_path, mode=0o644).replace(authorities_pem)
+        DurableFile(self.certificate_path, mode=0o644).replace(certificate_pem)
+
+    def certificate(self) -> x509.Certificate:
+        """:raises SettingsError: if the certificate cannot be read."""
+        try:
+            return x509.load_pem_x509_certificate(self.certificate_path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise self._unusable(error) from error
+
+    def name(self) -> PeerName:
+        return peer_certificate(self.certificate().public_bytes(serialization.Encoding.DER)).name
+
+    def server_context(self, *, require_client: bool) -> ssl.SSLContext:
+        """For a listener. A client's certificate is verified if shown; with ``require_client`` it must be shown.
+
+        :raises SettingsError: if the files are missing or do not belong together.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.verify_mode = ssl.CERT_REQUIRED if require_client else ssl.CERT_OPTIONAL
+        return self._loaded(context)
+
+    def client_context(self) -> ssl.SSLContext:
+        """For a connection to a peer of the same authorities; host names are checked.
+
+        :raises SettingsError: if the files are missing or do not belong together.
+        """
+        return self._loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+
+    def _loaded(self, context: ssl.SSLContext) -> ssl.SSLContext:
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        try:
+            context.load_cert_chain(self.certificate_path, self.key_path)
+            context.load_verify_locations(self.authorities_path)
+        except (OSError, ssl.SSLError) as error:
+            raise self._unusable(error) from error
+        return context
+
+    def _unusable(self, error: Exception) -> SettingsError:
+        return SettingsError(
+            f"cannot use the TLS identity in {self.directory}: {error}",
+            hint="enrol this daemon with the configuration server first",
+        )
