@@ -1,0 +1,55 @@
+# Two commands do everything: `make demo` and `make test`. `make` alone lists the rest.
+# Prerequisites: apt-get install -y git make python3 python3-venv
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON := .venv/bin/python
+# The import rules and the documentation check: part of `make lint`.
+RULES := tests/test_architecture.py tests/test_documentation.py
+# One worker runs the end-to-end tests in order, the others the rest (tests/conftest.py).
+JOBS ?= 2
+PYTEST_ARGS ?=
+
+.PHONY: help venv demo test packages lint format unit e2e fresh lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+venv: ## Make or update .venv from requirements.lock
+	@deploy/setup/make-venv.sh
+
+demo: venv ## Replicate a live disk and cut it over; KEEP=1 leaves the site running
+	@$(PYTHON) -m deploy.demo $(DEMO_ARGS)
+
+test: lint packages ## Everything that CI runs: lint, then all tests
+	@$(PYTHON) -m pytest -n $(JOBS) --dist loadgroup $(addprefix --ignore=,$(RULES)) $(PYTEST_ARGS)
+
+packages: ## Install what the tests need of Debian (as root; only what is missing)
+	@deploy/setup/install-debian-packages.sh
+
+lint: venv ## ruff, mypy --strict, import rules, documentation check
+	@$(PYTHON) -m ruff check
+	@$(PYTHON) -m ruff format --check --quiet
+	@$(PYTHON) -m mypy
+	@$(PYTHON) -m pytest -q $(RULES)
+
+format: venv ## Format the code, apply ruff's safe fixes
+	@$(PYTHON) -m ruff check --fix --quiet || true
+	@$(PYTHON) -m ruff format
+
+unit: venv ## Tests that need nothing of the machine: unit, property, contract
+	@$(PYTHON) -m pytest -n $(JOBS) tests/unit tests/property tests/contract $(PYTEST_ARGS)
+
+e2e: venv packages ## End-to-end tests on real loop devices (as root)
+	@$(PYTHON) -m pytest tests/e2e $(PYTEST_ARGS)
+
+fresh: packages ## Prove the set-up on a bare Debian 12 (as root); FRESH_TARGETS="demo" proves the demo there
+	@deploy/setup/prove-fresh-debian.sh $(FRESH_TARGETS)
+
+lock: ## Write requirements.lock anew from pyproject.toml; UPGRADE=1 takes the newest versions
+	@deploy/setup/lock.sh
+
+clean: ## Remove .venv and every cache
+	@rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
