@@ -1,0 +1,1 @@
+"""Block devices and files as disks: geometry, identity, listing, O_DIRECT reads, exclusive claims."""
