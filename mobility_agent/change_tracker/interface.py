@@ -68,7 +68,11 @@ class ExtentSource(Protocol):
     """Something that a disk's bytes can be read from: the live device, or the image of a cut."""
 
     def read_into(self, buffer: memoryview, extent: Extent) -> None:
-        """Fill ``buffer`` (exactly ``extent.length_bytes`` long) with the bytes of ``extent``; OSError on failure."""
+        """Fill ``buffer`` (exactly ``extent.length_bytes`` long) with the bytes of ``extent``.
+
+        :raises Retryable: if the device reports an error; ``offset_bytes`` says where.
+        :raises ResyncRequired: if the disk ends before the extent does: it was resized.
+        """
         ...
 
 
