@@ -303,3 +303,4 @@ class ProcessServerDesired(Document):
     upload_threads_per_machine: int = Field(default=4, ge=1, le=32)
     upload_limit_bits_per_s: int | None = None
     revoked_serials: list[str] = Field(default_factory=list)
+    """Serial numbers of certificates that must be refused, in lower-case hexadecimal without prefix (``format(serial, "x")``)."""
