@@ -1,0 +1,207 @@
+"""The digest table: keyed BLAKE3 (128 bits) of each granule as applied at the sink; a memory-mapped file, never held in memory.
+
+Called by the epoch reader (skip equal rewrites), ``scan`` and resync (compare), and ``disk_session`` (update after a receipt).
+The header names the (generation, epoch) for which the table is exact (R1). Sixteen zero bytes mean: not known, counts as changed.
+
+File: 4,096-byte header (little-endian: magic ``BFDT``, u16 version, u16 reserved, 16 bytes disk, u32 generation, u32 granularity,
+u64 size, u64 exact epoch, u64 applying epoch or 0, 8 bytes key check, xxh3-64 of all before), then 16 bytes a granule
+(256 MiB per TiB at 64 KiB granules; unknown stretches are holes).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import uuid
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+from blake3 import blake3
+
+from replication.dirty_bitmap import Geometry, GranuleRuns
+from replication.durable_file import sync_directory
+from replication.errors import IntegrityError
+from replication.identifiers import DiskId, EpochId, GenerationId
+
+DIGEST_BYTES: Final = 16
+_HEADER_BYTES: Final = 4096
+_HEADER: Final = struct.Struct("<4sHH16sIIQQQ8s")
+_CHECKSUM: Final = struct.Struct("<Q")
+_MAGIC: Final = b"BFDT"
+_VERSION: Final = 1
+
+Digests = npt.NDArray[np.uint8]
+"""Shape (n, 16)."""
+Indices = npt.NDArray[np.int64]
+
+
+class DigestTable:
+    """One disk's table. Not thread-safe for updates; lookups may run beside each other."""
+
+    def __init__(self, path: Path, disk: DiskId, geometry: Geometry, key: bytes) -> None:
+        """Open or create the table at ``path``. A file of another disk, size, granularity or key is started anew: all unknown."""
+        self.geometry = geometry
+        self._disk = disk
+        self._key = key
+        self._path = path
+        self.generation = GenerationId(0)
+        self.exact_epoch = EpochId(0)
+        self.interrupted_epoch: EpochId | None = None
+        """An update that a crash interrupted: apply it again or forget its granules, before anything is skipped."""
+        self._zero_digests: dict[int, bytes] = {}
+        fresh = not path.exists()
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if fresh or not self._read_header():
+                self._start_anew()
+                sync_directory(path.parent)
+            self._map = mmap.mmap(self._descriptor, self._file_bytes)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        self._entries = np.frombuffer(self._map, dtype=np.uint8, offset=_HEADER_BYTES).reshape(-1, DIGEST_BYTES)
+
+    @property
+    def _file_bytes(self) -> int:
+        return _HEADER_BYTES + self.geometry.granules * DIGEST_BYTES
+
+    def _key_check(self) -> bytes:
+        return blake3(b"blockferry digest key check", key=self._key).digest(8)
+
+    def _read_header(self) -> bool:
+        raw = os.pread(self._descriptor, _HEADER.size + _CHECKSUM.size, 0)
+        if len(raw) < _HEADER.size + _CHECKSUM.size:
+            return False
+        magic, version, _, disk, generation, granularity, size, exact, applying, key_check = _HEADER.unpack_from(raw)
+        if (
+            _CHECKSUM.unpack_from(raw, _HEADER.size)[0] != xxhash.xxh3_64_intdigest(raw[: _HEADER.size])
+            or (magic, version) != (_MAGIC, _VERSION)
+            or disk != uuid.UUID(self._disk).bytes
+            or (granularity, size) != (self.geometry.granularity_bytes, self.geometry.size_bytes)
+            or key_check != self._key_check()
+            or os.fstat(self._descriptor).st_size != self._file_bytes
+        ):
+            return False
+        self.generation, self.exact_epoch = GenerationId(generation), EpochId(exact)
+        self.interrupted_epoch = EpochId(applying) if applying else None
+        return True
+
+    def _start_anew(self) -> None:
+        os.ftruncate(self._descriptor, 0)
+        os.ftruncate(self._descriptor, self._file_bytes)
+        self.generation, self.exact_epoch, self.interrupted_epoch = GenerationId(0), EpochId(0), None
+        self._write_header(applying=0)
+
+    def _write_header(self, *, applying: int) -> None:
+        """Durable on return."""
+        header = _HEADER.pack(
+            _MAGIC,
+            _VERSION,
+            0,
+            uuid.UUID(self._disk).bytes,
+            self.generation,
+            self.geometry.granularity_bytes,
+            self.geometry.size_bytes,
+            self.exact_epoch,
+            applying,
+            self._key_check(),
+        )
+        os.pwrite(self._descriptor, header + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(header)), 0)
+        os.fsync(self._descriptor)
+
+    # ---- digests
+
+    def digest(self, granule: memoryview) -> bytes:
+        """Keyed digest of one granule's bytes."""
+        return blake3(granule, key=self._key).digest(DIGEST_BYTES)
+
+    def zero_digest(self, length_bytes: int) -> bytes:
+        """Keyed digest of ``length_bytes`` zeros; computed once per length (a disk has at most two)."""
+        known = self._zero_digests.get(length_bytes)
+        if known is None:
+            known = self._zero_digests[length_bytes] = blake3(bytes(length_bytes), key=self._key).digest(DIGEST_BYTES)
+        return known
+
+    def known(self, granule: int) -> bytes:
+        """The stored digest; 16 zero bytes if unknown."""
+        entry: bytes = self._entries[granule].tobytes()
+        return entry
+
+    def changed_in(self, first_granule: int, data: memoryview) -> GranuleRuns:
+        """Granules whose bytes in ``data`` (from ``first_granule`` on) differ from what the sink holds; unknown ones count."""
+        step = self.geometry.granularity_bytes
+        changed = [
+            (first_granule + index, 1)
+            for index, at in enumerate(range(0, data.nbytes, step))
+            if self.digest(data[at : at + step]) != self.known(first_granule + index)
+        ]
+        return GranuleRuns.of(changed)
+
+    def changed_in_hole(self, first_granule: int, granule_count: int) -> GranuleRuns:
+        """As ``changed_in`` for granules known to read as zeros."""
+        zero = np.frombuffer(self.zero_digest(self.geometry.granularity_bytes), dtype=np.uint8)
+        pieces: list[tuple[int, int]] = []
+        for first in range(first_granule, first_granule + granule_count, 65536):
+            count = min(65536, first_granule + granule_count - first)
+            different = np.flatnonzero((self._entries[first : first + count] != zero).any(axis=1)) + first
+            pieces.extend((granule, 1) for granule in different.tolist())
+        last = self.geometry.granules - 1
+        short_zero = self.zero_digest(self.geometry.run_extent(last, 1).length_bytes)
+        if pieces and pieces[-1][0] == last and self.known(last) == short_zero:
+            pieces.pop()
+        return GranuleRuns.of(pieces)
+
+    # ---- updates, each crash-safe
+
+    def apply(self, epoch: EpochId, indices: Indices, digests: Digests) -> None:
+        """Record the digests of an epoch that a receipt confirmed; on return the table is exact for ``epoch``, durably.
+
+        A crash in between leaves ``interrupted_epoch`` set at the next open. Repeating it is harmless.
+        """
+        self._begin(epoch)
+        if len(indices):
+            if int(indices.min()) < 0 or int(indices.max()) >= self.geometry.granules:
+                raise IntegrityError("cannot record digests outside of the disk", disk=self._disk, epoch=epoch)
+            self._entries[indices] = digests
+        self._end(epoch)
+
+    def forget(self, epoch: EpochId, runs: GranuleRuns) -> None:
+        """As ``apply`` for an epoch whose applied content is not known: its granules become unknown."""
+        self._begin(epoch)
+        for start, count in runs:
+            self._entries[start : start + count] = 0
+        self._end(epoch)
+
+    def _begin(self, epoch: EpochId) -> None:
+        self._write_header(applying=max(epoch, 1))
+
+    def _end(self, epoch: EpochId) -> None:
+        self._map.flush()
+        self.exact_epoch, self.interrupted_epoch = epoch, None
+        self._write_header(applying=0)
+
+    def begin_generation(self, generation: GenerationId) -> None:
+        """The table as it is now is exact for epoch 0 of ``generation`` (its base); durable on return."""
+        self._map.flush()
+        self.generation, self.exact_epoch, self.interrupted_epoch = generation, EpochId(0), None
+        self._write_header(applying=0)
+
+    def forget_all(self) -> None:
+        """Every granule becomes unknown; durable on return."""
+        del self._entries
+        self._map.close()
+        self._start_anew()
+        self._map = mmap.mmap(self._descriptor, self._file_bytes)
+        self._entries = np.frombuffer(self._map, dtype=np.uint8, offset=_HEADER_BYTES).reshape(-1, DIGEST_BYTES)
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._descriptor >= 0:
+            del self._entries
+            self._map.close()
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -1,0 +1,127 @@
+"""Reads one attempt of an epoch and fills batches: reads past the page cache, drops equal rewrites, tells zeros from data.
+
+Called by ``epoch_shipper`` in the disk's executor thread: one call fills one buffer, so that reading runs ahead of sending by the
+number of buffers and no more. A granule is left out only if its digest equals the digest table's and it is in no other unconfirmed
+epoch (R1). Zero granules travel as runs without data, whatever their length.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from mobility_agent.block_device.zero_runs import split_zero_runs
+from mobility_agent.change_tracker.interface import ExtentSource
+from mobility_agent.digest_table import DIGEST_BYTES, Digests, DigestTable, Indices
+from replication.batch_frame import BatchExtent, DataExtent, ZeroExtent
+from replication.dirty_bitmap import DirtyBitmap, GranuleRuns
+from replication.extents import Extent
+
+MAX_EXTENTS: Final = 4096
+"""A batch is handed on when it has this many extents: well below the frame's limit, since one window adds many."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilledBatch:
+    """What one buffer yielded. Data extents are views of the buffer; ``indices``/``digests`` are of the granules sent."""
+
+    extents: tuple[BatchExtent, ...]
+    indices: Indices
+    digests: Digests
+    read_bytes: int
+
+
+class EpochReader:
+    """One attempt's reading. ``next_batch`` returns None when every granule was read."""
+
+    def __init__(
+        self, source: ExtentSource, runs: GranuleRuns, table: DigestTable, not_to_skip: DirtyBitmap | None
+    ) -> None:
+        self._source = source
+        self._geometry = table.geometry
+        self._table = table
+        self._not_to_skip = not_to_skip
+        self._runs = deque(runs)
+
+    def next_batch(self, buffer: memoryview) -> FilledBatch | None:
+        """Read until ``buffer`` (whole granules, page-aligned) holds no further granule of data or the epoch ends.
+
+        :raises Retryable: if the device reports an error; ``offset_bytes`` says where.
+        :raises ResyncRequired: if the disk was made smaller.
+        """
+        if not self._runs:
+            return None
+        granularity = self._geometry.granularity_bytes
+        filling = _Filling()
+        used = read_bytes = 0
+        while self._runs and used + granularity <= buffer.nbytes and len(filling.extents) < MAX_EXTENTS:
+            start, count = self._runs.popleft()
+            taken = min(count, (buffer.nbytes - used) // granularity)
+            if taken < count:
+                self._runs.appendleft((start + taken, count - taken))
+            extent = self._geometry.run_extent(start, taken)
+            window = buffer[used : used + extent.length_bytes]
+            self._source.read_into(window, extent)
+            read_bytes += extent.length_bytes
+            used += self._sort_window(filling, start, extent, window)
+        return FilledBatch(
+            tuple(filling.extents),
+            np.array(filling.indices, dtype=np.int64),
+            np.frombuffer(b"".join(filling.digests), dtype=np.uint8).reshape(-1, DIGEST_BYTES),
+            read_bytes,
+        )
+
+    def _sort_window(self, filling: _Filling, first: int, extent: Extent, window: memoryview) -> int:
+        """Add what must be sent; returns how much of the window is in use, in whole granules."""
+        granularity = self._geometry.granularity_bytes
+        _, zeros = split_zero_runs(window, granularity, first)
+        zero_granules = set(zeros.indices().tolist())
+        in_use = 0
+        for at in range(0, extent.length_bytes, granularity):
+            granule = first + at // granularity
+            data = window[at : at + granularity]
+            is_zero = granule in zero_granules
+            digest = self._table.zero_digest(data.nbytes) if is_zero else self._table.digest(data)
+            if digest == self._table.known(granule) and not (
+                self._not_to_skip is not None and granule in self._not_to_skip
+            ):
+                continue
+            filling.indices.append(granule)
+            filling.digests.append(digest)
+            if is_zero:
+                filling.add_zero(Extent(extent.offset_bytes + at, data.nbytes))
+            else:
+                filling.add_data(Extent(extent.offset_bytes + at, data.nbytes), window, at)
+                in_use = at + granularity
+        return in_use
+
+
+class _Filling:
+    """A batch being filled: adjacent extents of one kind and one window are merged."""
+
+    def __init__(self) -> None:
+        self.extents: list[BatchExtent] = []
+        self.indices: list[int] = []
+        self.digests: list[bytes] = []
+        self._window: memoryview | None = None
+        self._window_start = 0
+
+    def add_zero(self, extent: Extent) -> None:
+        last = self.extents[-1] if self.extents else None
+        if isinstance(last, ZeroExtent) and last.extent.end_bytes == extent.offset_bytes:
+            extent = Extent(last.extent.offset_bytes, last.extent.length_bytes + extent.length_bytes)
+            self.extents.pop()
+        self.extents.append(ZeroExtent(extent))
+
+    def add_data(self, extent: Extent, window: memoryview, at: int) -> None:
+        last = self.extents[-1] if self.extents else None
+        start = at
+        if isinstance(last, DataExtent) and window is self._window and last.extent.end_bytes == extent.offset_bytes:
+            start = self._window_start
+            extent = Extent(last.extent.offset_bytes, last.extent.length_bytes + extent.length_bytes)
+            self.extents.pop()
+        self._window, self._window_start = window, start
+        self.extents.append(DataExtent(extent, window[start : start + extent.length_bytes]))
