@@ -1,0 +1,181 @@
+"""One signed HTTPS request to a Blob endpoint: built, signed, sent, its failure turned into the error tree.
+
+Called by ``http_client.py`` only. Measured (docs/blob-service.md): a large ``bytes`` body costs aiohttp twice the processor time of
+slices, so bodies go out as memoryviews of at most 256 KiB; answers are read as they come into the caller's memory.
+No retries here: the caller knows whether the call may be made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import Final
+from urllib.parse import quote, urlencode, urlsplit
+
+import aiohttp
+from yarl import URL
+
+from replication.blob_client.api import Body
+from replication.blob_client.failures import failure_from_answer
+from replication.blob_client.settings import BlobEndpointSettings, client_tls, read_account_key
+from replication.errors import BlockferryError, PeerProtocolError, PeerUnavailable, Refused
+from replication.shared_key import authorization
+
+API_VERSION: Final = "2021-12-02"
+SLICE_BYTES: Final = 256 * 1024
+READ_BUFFER_BYTES: Final = 256 * 1024
+MAX_DOCUMENT_BYTES: Final = 16 * 2**20
+"""Largest XML answer that is read; a page of a listing is far smaller."""
+
+_UNSIGNED_AUTOMATIC_HEADERS: Final = ("Content-Type", "Accept-Encoding", "User-Agent")
+
+
+def body_length(body: Body) -> int:
+    if isinstance(body, bytes | bytearray | memoryview):
+        return memoryview(body).nbytes
+    return sum(view.nbytes for view in body)
+
+
+async def _slices(body: Body) -> AsyncIterator[memoryview]:
+    views: Sequence[memoryview] = [memoryview(body)] if isinstance(body, bytes | bytearray | memoryview) else body
+    for view in views:
+        octets = view.cast("B") if view.nbytes else view
+        for start in range(0, octets.nbytes, SLICE_BYTES):
+            yield octets[start : start + SLICE_BYTES]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request. ``what`` completes "cannot ..." in messages; ``headers`` are sent and signed as they stand."""
+
+    what: str
+    method: str
+    container: str
+    name: str | None
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: Body = b""
+
+
+def encoded_path(container: str, name: str | None) -> str:
+    """``/container/name`` percent-encoded as it goes over the wire; a blob's slashes stay."""
+    return f"/{quote(container, safe='$-')}" + ("" if name is None else f"/{quote(name, safe='/~')}")
+
+
+class BlobTransport:
+    """The connections to one account. Use as an async context manager; leaving it closes them."""
+
+    def __init__(self, settings: BlobEndpointSettings) -> None:
+        """Read key and authorities; raises ``SettingsError`` if they cannot be used. Opens nothing yet."""
+        self._settings = settings
+        self._base = settings.url.rstrip("/")
+        self._origin = "{0.scheme}://{0.netloc}".format(urlsplit(self._base))
+        self._base_path = urlsplit(self._base).path
+        self._key = read_account_key(settings.key_file)
+        self._tls: ssl.SSLContext = client_tls(settings.ca_file)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def open(self) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._tls, limit=self._settings.connections, keepalive_timeout=30.0),
+            timeout=aiohttp.ClientTimeout(
+                total=self._settings.timeout_s, sock_connect=self._settings.connect_timeout_s
+            ),
+            auto_decompress=False,
+            skip_auto_headers=_UNSIGNED_AUTOMATIC_HEADERS,
+            read_bufsize=READ_BUFFER_BYTES,
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def address_of(self, container: str, name: str, query: Mapping[str, str]) -> str:
+        """The absolute address of a blob, as ``x-ms-copy-source`` wants it."""
+        suffix = f"?{urlencode(query, quote_via=quote)}" if query else ""
+        return f"{self._base}{encoded_path(container, name)}{suffix}"
+
+    @contextlib.asynccontextmanager
+    async def send(self, call: Call, *, expect: tuple[int, ...]) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send ``call``; inside the context the answer's status is one of ``expect`` and its body has not been read.
+
+        :raises BlockferryError: as ``BlobClient`` says; also while the body is read inside the context.
+        """
+        if self._session is None:
+            raise RuntimeError("the Blob client is used before it was opened")
+        path = self._base_path + encoded_path(call.container, call.name)
+        target = path + (f"?{urlencode(call.query, quote_via=quote)}" if call.query else "")
+        length = body_length(call.body)
+        headers = {
+            "x-ms-date": formatdate(usegmt=True),
+            "x-ms-version": API_VERSION,
+            "Content-Length": str(length),
+            **call.headers,
+        }
+        headers["Authorization"] = authorization(self._settings.account, self._key, call.method, target, headers)
+        if call.method in ("GET", "HEAD"):
+            del headers["Content-Length"]
+        try:
+            async with self._session.request(
+                call.method,
+                URL(self._origin + target, encoded=True),
+                headers=headers,
+                data=_slices(call.body) if length else None,
+                allow_redirects=False,
+            ) as response:
+                if response.status not in expect:
+                    await _raise_failure(response, call.what)
+                yield response
+        except BlockferryError:
+            raise
+        except TimeoutError as error:
+            raise PeerUnavailable(f"cannot {call.what}: no answer within {self._settings.timeout_s:g} s") from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise Refused(
+                f"cannot {call.what}: the endpoint's certificate is not trusted: {error.certificate_error}",
+                hint="check ca_file and the name in the endpoint's url",
+            ) from error
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
+            raise PeerUnavailable(f"cannot {call.what}: {_said(error)}") from error
+        except (aiohttp.ClientError, ValueError) as error:
+            raise PeerProtocolError(f"cannot {call.what}: {_said(error)}") from error
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+async def _raise_failure(response: aiohttp.ClientResponse, what: str) -> None:
+    code = response.headers.get("x-ms-error-code", "")
+    retry_after = response.headers.get("Retry-After", "")
+    await read_document(response, what)
+    raise failure_from_answer(response.status, code, what, float(retry_after) if retry_after.isdigit() else None)
+
+
+async def read_into(response: aiohttp.ClientResponse, buffer: memoryview, what: str) -> int:
+    """Read the whole answer into ``buffer``; returns its length.
+
+    :raises PeerProtocolError: it is longer than ``buffer``.
+    """
+    filled = 0
+    while piece := await response.content.readany():
+        if filled + len(piece) > len(buffer):
+            raise PeerProtocolError(f"cannot {what}: the answer is longer than asked for")
+        buffer[filled : filled + len(piece)] = piece
+        filled += len(piece)
+    return filled
+
+
+async def read_document(response: aiohttp.ClientResponse, what: str) -> bytes:
+    """Read a small answer (XML), bounded by ``MAX_DOCUMENT_BYTES``."""
+    content = bytearray()
+    while piece := await response.content.readany():
+        content += piece
+        if len(content) > MAX_DOCUMENT_BYTES:
+            raise PeerProtocolError(f"cannot {what}: the answer is larger than {MAX_DOCUMENT_BYTES} bytes")
+    return bytes(content)
