@@ -6,7 +6,7 @@ authorities), good for listening on 127.0.0.1 and localhost and for connecting. 
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import ipaddress
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from replication.tls_identity import PeerName, Role, TlsIdentity, new_private_key, private_key_pem
 
 LOOPBACK: Final = ("127.0.0.1", "localhost")
-_DAY: Final = datetime.timedelta(days=1)
+_DAY: Final = dt.timedelta(days=1)
 
 
 def _general_name(address: str) -> x509.GeneralName:
@@ -40,7 +40,7 @@ class LabAuthority:
     def __init__(self, name: str = "Blockferry lab authority") -> None:
         self._key = new_private_key()
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        now = datetime.datetime.now(datetime.UTC)
+        now = dt.datetime.now(dt.UTC)
         self.certificate = (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -81,7 +81,7 @@ class LabAuthority:
         expired: bool = False,
     ) -> x509.Certificate:
         """A certificate for ``public_key`` that carries ``urns`` as its names and is good for listening on ``addresses``."""
-        now = datetime.datetime.now(datetime.UTC)
+        now = dt.datetime.now(dt.UTC)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(urn) for urn in urns]
         names += [_general_name(address) for address in addresses]
         return (
