@@ -1,0 +1,212 @@
+"""The rules that the source tree keeps, as functions: a tree in, a line for each breach out.
+
+Called by ``tests/test_architecture.py``, which holds the repository against each and shows with a snippet that each can fail.
+What the rules close: a decision that reads a clock, a daemon that reaches into another, an error that is swallowed.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import PurePath
+from typing import Final
+
+from tests.harness.source_tree import DAEMONS, PRODUCT, SHARED, Module, SourceTree
+
+Rule = Callable[[SourceTree], Iterator[str]]
+
+MAX_LINES: Final = 500
+
+IMPURE: Final = frozenset(
+    {
+        *("asyncio", "os", "time", "random", "ssl", "aiohttp", "pathlib", "socket", "threading", "subprocess"),
+        *("concurrent", "multiprocessing", "secrets", "select", "selectors", "shutil", "signal", "tempfile", "uvloop"),
+    }
+)
+"""Modules through which I/O, the clock or randomness would enter a core."""
+
+_OF_CODECS: Final = frozenset({"os", "secrets"})
+"""What a codec outside a core may import, though a core reads its types: it draws a salt."""
+
+_CLOCK_AND_CHANCE: Final = frozenset({"now", "utcnow", "today", "uuid1", "uuid4", "urandom"})
+_COMPOSERS: Final = ("cli", "__main__")
+_VAGUE_NAMES: Final = re.compile(r"(?:.*_)?(?:utils?|helpers?|managers?|misc|common)")
+
+ALLOWED_BLIND_EXCEPTS: Final[dict[str, str]] = {
+    "replication/service/problem.py:problem_middleware": "the edge of a request: logged with its traceback, answered as a 500",
+}
+"""``path:function`` → why it may catch everything and go on."""
+
+
+def cores_are_pure(tree: SourceTree) -> Iterator[str]:
+    """A core decides without I/O, clock or randomness; nor does any module of ours that it imports, however far, do I/O."""
+    for module in tree.product_modules():
+        if module.room != "core":
+            continue
+        for name, chain in tree.reachable(module.name).items():
+            forbidden = IMPURE if tree.modules[name].room == "core" else IMPURE - _OF_CODECS
+            for found in tree.imports[name]:
+                if found.target.partition(".")[0] in forbidden:
+                    yield f"{module.path}: {' → '.join([*chain, found.target])}"
+        for node in ast.walk(module.syntax):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in _CLOCK_AND_CHANCE
+            ):
+                yield f"{module.path}:{node.lineno}: {ast.unparse(node.func)}() asks the clock or chance"
+
+
+def daemons_are_independent(tree: SourceTree) -> Iterator[str]:
+    """No daemon imports another's package; what two need is in ``replication``, which imports none of them."""
+    for module in tree.product_modules():
+        for found in tree.imports[module.name]:
+            package = found.target.partition(".")[0]
+            if package != module.package and package in DAEMONS:
+                yield f"{module.path}:{found.line}: {module.package} imports {found.target}"
+
+
+def product_stands_alone(tree: SourceTree) -> Iterator[str]:
+    """What is shipped imports neither tests nor deployment."""
+    for module in tree.product_modules():
+        for found in tree.imports[module.name]:
+            if found.target.partition(".")[0] in ("tests", "deploy"):
+                yield f"{module.path}:{found.line}: imports {found.target}"
+
+
+def imports_are_acyclic(tree: SourceTree) -> Iterator[str]:
+    """No circular imports between modules, those under TYPE_CHECKING and inside functions included. Names one cycle at a time."""
+    try:
+        graphlib.TopologicalSorter({name: tree.own_targets(name) for name in tree.modules}).prepare()
+    except graphlib.CycleError as error:
+        yield " ← ".join(error.args[1])
+
+
+def rooms_are_apart(tree: SourceTree) -> Iterator[str]:
+    """A package's rooms (its sub-packages) know ``core``, contracts (``interface.py``) and the package's root, not each other.
+
+    They meet at the root; nothing but ``cli.py`` and ``__main__.py`` imports the composition root, ``daemon.py``.
+    """
+    for module in tree.product_modules():
+        for found in tree.imports[module.name]:
+            target = tree.modules.get(found.target)
+            if target is None or target.package != module.package or target.package == SHARED:
+                continue
+            if target.name == f"{module.package}.daemon" and _stem(module) not in _COMPOSERS:
+                yield f"{module.path}:{found.line}: imports the composition root {target.name}"
+            elif module.room and target.room not in (None, "core", module.room) and _stem(target) != "interface":
+                yield f"{module.path}:{found.line}: the room {module.room} imports {target.name}"
+
+
+def _stem(module: Module) -> str:
+    return PurePath(module.path).stem
+
+
+_SAYS_WHO: Final = re.compile(
+    r"\b(by|wherever|from)\b|\bagent|process server|config(uration)? server|writer\b|daemon|callers?\b", re.IGNORECASE
+)
+
+
+def modules_are_introduced(tree: SourceTree) -> Iterator[str]:
+    """The first ten lines of a module say what it is for and who calls it; of a package or a test, what it is for."""
+    for module in tree.modules.values():
+        docstring = ast.get_docstring(module.syntax) or ""
+        opening = " ".join(docstring.splitlines()[:10])
+        if not opening:
+            if module.source.strip():
+                yield f"{module.path}: has no docstring"
+        elif not module.is_package and module.package in PRODUCT and not _SAYS_WHO.search(opening):
+            yield f"{module.path}: the docstring does not say who calls it"
+
+
+def files_are_short(tree: SourceTree) -> Iterator[str]:
+    """A Python file does one job in at most ``MAX_LINES`` lines."""
+    for module in tree.modules.values():
+        lines = len(module.source.splitlines())
+        if lines > MAX_LINES:
+            yield f"{module.path}: {lines} lines"
+
+
+def names_say_something(tree: SourceTree) -> Iterator[str]:
+    """No module called utils, helpers or manager, and no class called ...Manager."""
+    for module in tree.modules.values():
+        if any(_VAGUE_NAMES.fullmatch(part) for part in module.name.split(".")):
+            yield f"{module.path}: a name that says nothing"
+        for node in ast.walk(module.syntax):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Manager"):
+                yield f"{module.path}:{node.lineno}: class {node.name}"
+
+
+def errors_are_not_swallowed(tree: SourceTree) -> Iterator[str]:
+    """``except Exception`` (or wider) raises again, or is listed in ``ALLOWED_BLIND_EXCEPTS`` with its reason."""
+    used = set()
+    for module in tree.product_modules():
+        for function, handler in _handlers(module.syntax, ""):
+            if not _is_blind(handler) or any(isinstance(node, ast.Raise) for node in ast.walk(handler)):
+                continue
+            place = f"{module.path}:{function}"
+            used.add(place)
+            if place not in ALLOWED_BLIND_EXCEPTS:
+                yield f"{module.path}:{handler.lineno}: {function or 'the module'} catches everything and goes on"
+    for place in ALLOWED_BLIND_EXCEPTS.keys() - used:
+        if place.partition(":")[0] in tree.files:
+            yield f"{place} is allowed to catch everything, but does not"
+
+
+def _handlers(node: ast.AST, function: str) -> Iterator[tuple[str, ast.ExceptHandler]]:
+    for child in ast.iter_child_nodes(node):
+        inner = child.name if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) else function
+        if isinstance(child, ast.ExceptHandler):
+            yield inner, child
+        yield from _handlers(child, inner)
+
+
+def _is_blind(handler: ast.ExceptHandler) -> bool:
+    if handler.type is None:
+        return True
+    kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    return any(isinstance(kind, ast.Name) and kind.id in ("Exception", "BaseException") for kind in kinds)
+
+
+# Written so that this file does not match itself.
+_LEFT_UNDONE: Final = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|X" r"XX)\b(?!\(#\d+\))")
+_FOREIGN_PLACES: Final = re.compile(
+    r"\b(?:[\w-]+\.)*(?:pypi|pythonhosted|npmjs|debian|ubuntu|anaconda)\.(?:org|com|net)\b"  # package indexes and mirrors
+    r"|(?<![\w./-])/(?:home|Users|wo"
+    r"rk)/[\w.]"  # a developer's directory
+    r"|/\.pyenv/"
+)
+
+
+def nothing_is_left_undone(tree: SourceTree) -> Iterator[str]:
+    """What is left to do is an issue, named with its number; a bare mark in the source is forgotten."""
+    yield from _lines_matching(tree, _LEFT_UNDONE)
+
+
+def no_machine_is_named(tree: SourceTree) -> Iterator[str]:
+    """Nothing names a package index, a mirror or a directory of one developer's machine."""
+    yield from _lines_matching(tree, _FOREIGN_PLACES)
+
+
+def _lines_matching(tree: SourceTree, pattern: re.Pattern[str]) -> Iterator[str]:
+    for path, text in tree.files.items():
+        for number, line in enumerate(text.splitlines(), 1):
+            if found := pattern.search(line):
+                yield f"{path}:{number}: {found[0]}"
+
+
+RULES: Final[tuple[Rule, ...]] = (
+    cores_are_pure,
+    daemons_are_independent,
+    product_stands_alone,
+    imports_are_acyclic,
+    rooms_are_apart,
+    modules_are_introduced,
+    files_are_short,
+    names_say_something,
+    errors_are_not_swallowed,
+    nothing_is_left_undone,
+    no_machine_is_named,
+)
