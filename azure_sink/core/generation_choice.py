@@ -1,0 +1,89 @@
+"""Which generation a replica follows, and when it may go over to the next one (R8).
+
+Called by ``replica_writer/disk_follower.py``. A new generation is opened only if its base is exactly what the replica has applied and
+the generation before is closed; a generation without a base only on a replica that was never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from azure_sink.core.replica_state import Phase, Position, ReplicaState
+
+
+@dataclass(frozen=True, slots=True)
+class KnownGeneration:
+    """A generation whose record is in the store; ``base`` None: it starts from nothing."""
+
+    generation: int
+    base: Position | None
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FollowGeneration:
+    """Apply the epochs of this generation."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenGeneration:
+    """Go over to this generation."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseGeneration:
+    """There is a newer generation, which does not continue this replica."""
+
+    generation: int
+    reason: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitGeneration:
+    """Nothing to follow yet."""
+
+
+GenerationChoice = FollowGeneration | OpenGeneration | RefuseGeneration | AwaitGeneration
+
+
+def choose_generation(state: ReplicaState | None, known: Iterable[KnownGeneration]) -> GenerationChoice:
+    """What to do with the generations whose records are in the store; ``state`` is None if there is no replica."""
+    candidates = sorted(known, key=lambda each: each.generation)
+    if state is not None and state.phase is Phase.OPENING and state.opening is not None:
+        return OpenGeneration(state.opening.generation)
+    if state is None or not state.was_written:
+        return _first(candidates)
+    if state.phase is not Phase.CLOSED:
+        return FollowGeneration(state.applied.generation)
+    newer = [each for each in candidates if each.generation > state.applied.generation]
+    for each in newer:
+        if each.base == state.applied:
+            return OpenGeneration(each.generation)
+    if not newer:
+        return AwaitGeneration()
+    refused = newer[-1]
+    return RefuseGeneration(
+        refused.generation,
+        f"its base is {refused.base or 'nothing'}, but the replica is at {state.applied}",
+        "start a new generation from the final epoch that closing the old one answered",
+    )
+
+
+def _first(candidates: list[KnownGeneration]) -> GenerationChoice:
+    for each in candidates:
+        if each.base is None:
+            return OpenGeneration(each.generation)
+    if not candidates:
+        return AwaitGeneration()
+    refused = candidates[-1]
+    return RefuseGeneration(
+        refused.generation,
+        f"it continues {refused.base}, but there is no replica",
+        "start a generation without a base, which sends the whole disk",
+    )
