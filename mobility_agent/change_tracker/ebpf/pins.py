@@ -1,0 +1,125 @@
+"""Pins: names in a bpf file system that keep maps, programs and links alive without the agent.
+
+Called by ``tracker``. One directory per disk, made complete under another name and then renamed, so that it exists whole or
+not at all; locked (flock) by the one process that uses it. Layout: ``control``, ``bitmap``, ``counters``, and for each
+event ``program_EVENT`` and ``link_EVENT``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from mobility_agent.change_tracker.ebpf import bpf_syscall
+from replication.errors import Conflict, Unsupported
+
+DEFAULT_PIN_ROOT: Final = Path("/sys/fs/bpf/blockferry")
+_UNFINISHED: Final = "-unfinished"
+"""Names in a bpf file system may not hold a dot."""
+
+
+def ensure_bpf_file_system(root: Path) -> None:
+    """Make sure that ``root``'s parent lies on a bpf file system (mount one there if need be) and that ``root`` exists.
+
+    :raises Unsupported: if it cannot be mounted.
+    """
+    mount_point = root.parent
+    if not _is_bpf(mount_point):
+        mount_point.mkdir(parents=True, exist_ok=True)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mount(b"bpf", os.fsencode(mount_point), b"bpf", ctypes.c_ulong(0), b"mode=0700"):
+            code = ctypes.get_errno()
+            raise Unsupported(
+                f"cannot mount a bpf file system at {mount_point}: {os.strerror(code)}",
+                hint=f"mount it with: mount -t bpf bpf {mount_point}",
+            )
+    root.mkdir(mode=0o700, exist_ok=True)
+
+
+def _is_bpf(directory: Path) -> bool:
+    """Whether ``directory`` lies on a bpf file system: of the mounts that contain it, the last and deepest decides."""
+    target = os.path.realpath(directory)
+    found, depth = "", -1
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split(" ")
+        point = fields[4].encode().decode("unicode_escape")
+        inside = target == point or target.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= depth:
+            found, depth = fields[fields.index("-") + 1], len(point)
+    return found == "bpf"
+
+
+class Pins:
+    """The pin directory of one disk."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._lock = -1
+
+    def exist(self) -> bool:
+        return self.directory.is_dir()
+
+    def lock(self) -> None:
+        """Keep other processes away from these pins until ``unlock``.
+
+        :raises Conflict: if another process has them.
+        """
+        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise Conflict(
+                f"cannot use the pins {self.directory}: another process tracks this disk",
+                hint="is a second agent running on this machine?",
+            ) from None
+        self._lock = descriptor
+
+    def unlock(self) -> None:
+        """Idempotent."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def publish(self, descriptors: Mapping[str, int]) -> None:
+        """Pin all of ``descriptors`` under their names, whole or not at all, and lock them.
+
+        :raises Conflict: if pins are there already.
+        """
+        ensure_bpf_file_system(self.directory.parent)
+        unfinished = self.directory.with_name(self.directory.name + _UNFINISHED)
+        _remove(unfinished)
+        unfinished.mkdir(mode=0o700)
+        try:
+            for name, descriptor in descriptors.items():
+                bpf_syscall.pin(descriptor, unfinished / name)
+            if self.directory.exists():
+                raise Conflict(f"cannot make the pins {self.directory}: they exist")  # noqa: TRY301
+            unfinished.rename(self.directory)
+        except BaseException:
+            _remove(unfinished)
+            raise
+        self.lock()
+
+    def open(self, name: str) -> int:
+        """A new descriptor of the object pinned as ``name``. :raises OSError: if there is none."""
+        return bpf_syscall.get_pinned(self.directory / name)
+
+    def remove(self) -> None:
+        """Unpin everything; the objects go when their last descriptor is closed. Idempotent."""
+        self.unlock()
+        _remove(self.directory)
+        with contextlib.suppress(OSError):  # other disks' pins are there, or it is not ours
+            self.directory.parent.rmdir()
+
+
+def _remove(directory: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        for entry in directory.iterdir():
+            entry.unlink()
+        directory.rmdir()

@@ -1,0 +1,203 @@
+"""Whether the tracker's programs saw every write: their counts held against the kernel's own. Pure decisions.
+
+Called by ``change_tracker/ebpf/tracker`` at each harvest. Theory of operation:
+
+Each request passes three points: issued (our program counts its sectors), completed (our program counts them), and
+accounted: right after, in the same function, the kernel adds the same sectors to /sys/block/X/stat. Sectors, not
+operations: an empty flush counts as an operation and carries no data. Two groups, writes and discards, are kept apart.
+The tracker reads *accounted* first, then our counters; so, unless runs were lost,
+
+    completed >= accounted      the surplus is what completed between the two readings
+    issued    >= accounted      the surplus is what is in flight, and what was issued between the readings
+
+A **deficit** is therefore proof of a lost run, never a false alarm; it is cumulative, so what a surplus masks now shows
+later, and with nothing in flight the account is exact. The two deficits of one request show at the same moment, when it
+is accounted (or later, masked): never before.
+
+- Completions lost, no issue lost: every lost request was marked when it was issued. All that was harvested since the
+  account last was exact at rest (the *suspects*) and what is harvested now is dirty again: REDIRTIED.
+- Issues lost, no completion lost: every request was marked when it completed, after its data landed. No doubt.
+- Both lost in one *window* (from one exact rest to the next): one request may have lost both marks: RESYNC.
+- A run that the kernel skipped since the program was running already (``missed_runs``): as completions lost.
+- Overflow, passthrough, statistics switched off: RESYNC.
+
+Invariant: a request whose data may have landed after the harvest that its mark was in, is in a later harvest, or in the
+suspects with its account open, or covered by a RESYNC doubt.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+from typing import Final
+
+Groups = tuple[int, int]
+"""Sectors of 512 bytes: (writes, discards)."""
+
+NO_SECTORS: Final[Groups] = (0, 0)
+
+
+class Window(enum.IntFlag):
+    """What is known about the window that is open. Persisted as a number: never renumber."""
+
+    CLEAN = 0
+    INEXACT_BASE = 1
+    """Counting began, or resumed, with requests under way: the first rest makes the base exact."""
+    ISSUES_LOST = 2
+    COMPLETIONS_LOST = 4
+
+
+class Cause(enum.IntEnum):
+    """Why everything must be compared. Persisted as a number: never renumber."""
+
+    NONE = 0
+    TRACKING_BEGAN = 1
+    MARKS_LOST = 2
+    OVERFLOW = 3
+    PASSTHROUGH = 4
+    STATISTICS_OFF = 5
+    STATISTICS_STOOD_STILL = 6
+    PINS_UNUSABLE = 7
+
+
+CAUSE_SENTENCES: Final = {
+    Cause.TRACKING_BEGAN: "tracking began at this attach: what was written before is unknown",
+    Cause.MARKS_LOST: "the kernel accounted for writes whose issue and completion were both not seen",
+    Cause.OVERFLOW: "a request was too fragmented to be marked whole",
+    Cause.PASSTHROUGH: "a passthrough command (SG_IO or NVMe ioctl) may have changed blocks unseen",
+    Cause.STATISTICS_OFF: "the device's I/O statistics (queue/iostats) were off, so losses would not have shown",
+    Cause.STATISTICS_STOOD_STILL: "the device's I/O statistics stood still for a while, so losses would not have shown",
+    Cause.PINS_UNUSABLE: "the earlier tracking was of another device or version and was discarded",
+}
+LOST_COMPLETIONS: Final = "completions of {sectors} sectors were not seen; all that can be affected is dirty again"
+INEXACT_BASE_SENTENCE: Final = "counting had begun with writes under way; all that can be affected is dirty again"
+MISSED_RUNS: Final = "{runs} runs of a tracking program were skipped; all that can be affected is dirty again"
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """One look at the counters, all since the base. ``issued`` is net of what was requeued."""
+
+    accounted: Groups
+    issued: Groups
+    completed: Groups
+    missed_runs: int = 0
+    overflows: int = 0
+    passthroughs: int = 0
+    statistics_on: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What has been dealt with so far. Survives the agent."""
+
+    forgiven_completed: Groups = NO_SECTORS
+    forgiven_issued: Groups = NO_SECTORS
+    window: Window = Window.CLEAN
+    seen_missed_runs: int = 0
+    seen_overflows: int = 0
+    seen_passthroughs: int = 0
+
+    def completion_deficit(self, readings: Readings) -> Groups:
+        """Accounted but not seen completing; negative: a surplus."""
+        return _difference(readings.accounted, readings.completed, self.forgiven_completed)
+
+    def issue_deficit(self, readings: Readings) -> Groups:
+        return _difference(readings.accounted, readings.issued, self.forgiven_issued)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``ledger`` is to be stored after what the doubt demands was stored. At most one of the two doubts is set."""
+
+    ledger: Ledger
+    resync: Cause = Cause.NONE
+    redirty_reason: str = ""
+
+
+def reconcile(ledger: Ledger, readings: Readings) -> Verdict:
+    """Judge a harvest. ``readings.accounted`` was read before the flip, the counters after the grace period."""
+    completions = _positive(ledger.completion_deficit(readings))
+    issues = _positive(ledger.issue_deficit(readings))
+    missed = readings.missed_runs - ledger.seen_missed_runs
+    overflowed = readings.overflows > ledger.seen_overflows
+    passed_through = readings.passthroughs > ledger.seen_passthroughs
+    window = ledger.window
+    if any(issues):
+        window |= Window.ISSUES_LOST
+    if any(completions):
+        window |= Window.COMPLETIONS_LOST
+    settled_ledger = replace(
+        ledger,
+        forgiven_completed=_sum(ledger.forgiven_completed, completions),
+        forgiven_issued=_sum(ledger.forgiven_issued, issues),
+        window=window,
+        seen_missed_runs=readings.missed_runs,
+        seen_overflows=readings.overflows,
+        seen_passthroughs=readings.passthroughs,
+    )
+    cause = Cause.NONE
+    if not readings.statistics_on:
+        cause = Cause.STATISTICS_OFF
+    elif overflowed:
+        cause = Cause.OVERFLOW
+    elif passed_through:
+        cause = Cause.PASSTHROUGH
+    elif (any(completions) or any(issues)) and Window.ISSUES_LOST in window and Window.COMPLETIONS_LOST in window:
+        cause = Cause.MARKS_LOST
+    if cause is not Cause.NONE:
+        # A resync covers all that came before; what is masked as yet will open doubt again.
+        kept = Window.INEXACT_BASE if not readings.statistics_on else window & Window.INEXACT_BASE
+        return Verdict(replace(settled_ledger, window=kept), resync=cause)
+    if any(completions):
+        return Verdict(settled_ledger, redirty_reason=LOST_COMPLETIONS.format(sectors=sum(completions)))
+    if missed > 0:
+        return Verdict(settled_ledger, redirty_reason=MISSED_RUNS.format(runs=missed))
+    return Verdict(settled_ledger)
+
+
+def is_exact(ledger: Ledger, readings: Readings) -> bool:
+    """Whether every request that was issued was accounted for and seen completing, to the sector.
+
+    Together with nothing in flight this means: all data of marked requests has landed, and no mark was lost.
+    """
+    return (
+        readings.statistics_on
+        and ledger.completion_deficit(readings) == NO_SECTORS
+        and ledger.issue_deficit(readings) == NO_SECTORS
+    )
+
+
+def at_exact_rest(ledger: Ledger) -> Ledger:
+    """The account is exact and nothing is in flight: a new window begins, with no suspects."""
+    return replace(ledger, window=Window.CLEAN)
+
+
+def at_inexact_rest(ledger: Ledger, readings: Readings, *, lasting: bool) -> Verdict:
+    """Nothing is in flight, nothing moves, no deficit is left, and yet there is a surplus.
+
+    In a window with an inexact base that is the base's fault: take this reading as exact. Else, if it is ``lasting``
+    (the same at two harvests with not one request between), the kernel's statistics stood still while writes went on.
+    """
+    if Window.INEXACT_BASE not in ledger.window and not lasting:
+        return Verdict(ledger)
+    rebased = replace(
+        ledger,
+        forgiven_completed=_sum(ledger.forgiven_completed, ledger.completion_deficit(readings)),
+        forgiven_issued=_sum(ledger.forgiven_issued, ledger.issue_deficit(readings)),
+        window=Window.CLEAN,
+    )
+    unexplained = any(ledger.completion_deficit(readings)) and Window.INEXACT_BASE not in ledger.window
+    return Verdict(rebased, resync=Cause.STATISTICS_STOOD_STILL if unexplained else Cause.NONE)
+
+
+def _difference(accounted: Groups, seen: Groups, forgiven: Groups) -> Groups:
+    return accounted[0] - seen[0] - forgiven[0], accounted[1] - seen[1] - forgiven[1]
+
+
+def _sum(one: Groups, other: Groups) -> Groups:
+    return one[0] + other[0], one[1] + other[1]
+
+
+def _positive(groups: Groups) -> Groups:
+    return max(0, groups[0]), max(0, groups[1])
