@@ -149,7 +149,7 @@ class PointRequest(Document):
 
 
 class DesiredCutover(Document):
-    """Make the final epoch. ``job`` is also the identifier of the final cut."""
+    """Make the final epoch; ``CutoverObservation.cut`` says which cut it became."""
 
     job: Uuid
     mode: CutoverMode
@@ -228,6 +228,8 @@ class CutoverObservation(Document):
 
     job: Uuid
     state: Literal["waiting-for-disk", "shipping", "sealed", "applied", "failed"]
+    cut: Uuid | None = None
+    """The final recovery point's cut, once sealed. A cutover that had to begin again makes a new one."""
     hashed_bytes: int = 0
     total_bytes: int = 0
     source_hashes: list[SourceHash] = Field(default_factory=list)

@@ -96,7 +96,11 @@ class ConsistentCut:
 
 @dataclass(frozen=True, slots=True)
 class EpochManifest:
-    """An epoch's manifest. ``cut_time_ns`` is the agent's clock (Unix time) at the cut; segments ascend by batch number."""
+    """An epoch's manifest. Segments ascend by batch number.
+
+    ``cut_time_ns`` (the agent's clock, Unix time): every write completed before it is in the replica once this epoch is applied;
+    0 if that cannot be said yet (initial replication).
+    """
 
     key: EpochKey
     attempt: AttemptNumber

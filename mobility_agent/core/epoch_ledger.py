@@ -166,8 +166,16 @@ class EpochLedger:
     def absorb(self, harvested: DirtyBitmap) -> None:
         self.pending.mark_words(harvested.words)
 
-    def cut(self, *, limit_granules: int, cut_time_ns: int) -> Epoch | None:
+    @property
+    def covered_time_ns(self) -> int:
+        """The instant whose every earlier write is in the replica once all known epochs are applied; 0 if there is none."""
+        return self.epochs[-1].cut_time_ns if self.epochs else self.applied_cut_time_ns
+
+    def cut(self, *, limit_granules: int, harvest_time_ns: int | None) -> Epoch | None:
         """Move up to ``limit_granules`` from ``pending`` to a new OPEN epoch; None if nothing is pending.
+
+        ``harvest_time_ns`` is when the tracker was flipped just now, None if it was not. It becomes the epoch's cut time only
+        if nothing stays pending: a cut time says that every write completed before it is covered.
 
         While seeding, granules are taken in ascending order from the cursor: what changes behind it waits for the delta,
         so that a hot block is not sent over and over.
@@ -191,7 +199,10 @@ class EpochLedger:
             runs = self.pending.runs(limit_granules)
         if not runs:
             return None
-        epoch = self._add(runs, flags, cut_time_ns, None)
+        covered_time_ns = self.covered_time_ns
+        epoch = self._add(runs, flags, covered_time_ns, None)
+        if harvest_time_ns is not None and not self.pending.any():
+            epoch = self.epochs[-1] = replace(epoch, cut_time_ns=harvest_time_ns)
         if flags & EpochFlag.SEEDING:
             self.last_seed_epoch = epoch.number
         return epoch

@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 
 from mobility_agent.core.epoch_ledger import Epoch, EpochLedger, EpochState
-from mobility_agent.digest_table import DIGEST_BYTES, Digests, Indices
+from mobility_agent.shipping.digest_table import DIGEST_BYTES, Digests, Indices
 from replication.dirty_bitmap import DirtyBitmap, Geometry, decode_runs, encode_runs
 from replication.durable_file import DurableFile, make_directory_durably
 from replication.epoch_manifest import ConsistentCut, EpochFlag

@@ -15,7 +15,7 @@ import numpy as np
 
 from mobility_agent.block_device.zero_runs import split_zero_runs
 from mobility_agent.change_tracker.interface import ExtentSource
-from mobility_agent.digest_table import DIGEST_BYTES, Digests, DigestTable, Indices
+from mobility_agent.shipping.digest_table import DIGEST_BYTES, Digests, DigestTable, Indices
 from replication.batch_frame import BatchExtent, DataExtent, ZeroExtent
 from replication.dirty_bitmap import DirtyBitmap, GranuleRuns
 from replication.extents import Extent

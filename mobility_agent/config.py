@@ -1,0 +1,141 @@
+"""The agent's configuration file: one frozen dataclass per section, defaults as named constants. Sample: ``deploy/config/agent.yaml``.
+
+Called by ``cli`` (load) and ``daemon`` (compose).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+from replication.batch_frame import MAX_BATCH_DATA_BYTES
+from replication.dirty_bitmap import DEFAULT_GRANULARITY_BYTES, Geometry
+from replication.errors import InvalidInput, SettingsError
+from replication.service.logs import LogFormat, LogLevel
+from replication.service.observability import ObservabilitySettings
+
+DEFAULT_CONFIG_PATH: Final = "/etc/blockferry/agent.yaml"
+DEFAULT_STATE_DIR: Final = Path("/var/lib/blockferry/agent")
+DEFAULT_OBSERVABILITY: Final = "127.0.0.1:9881"
+DEFAULT_PIN_ROOT: Final = Path("/sys/fs/bpf/blockferry")
+DEFAULT_BATCH_BYTES: Final = 8 * 1024 * 1024
+DEFAULT_BATCHES_IN_FLIGHT: Final = 4
+DEFAULT_BUFFERS: Final = 8
+DEFAULT_EPOCH_BYTES: Final = 256 * 1024 * 1024
+DEFAULT_UNCONFIRMED_EPOCHS: Final = 4
+DEFAULT_SEEDING_DISKS: Final = 3
+DEFAULT_LAST_ROUND_BYTES: Final = 32 * 1024 * 1024
+DEFAULT_HEARTBEAT_S: Final = 5.0
+DEFAULT_REQUEST_TIMEOUT_S: Final = 60.0
+DEFAULT_HOOK_TIMEOUT_S: Final = 30.0
+DEFAULT_SCAN_INTERVAL_S: Final = 60.0
+
+
+def _require(condition: bool, message: str, hint: str | None = None) -> None:
+    if not condition:
+        raise SettingsError(f"cannot {message}", hint=hint)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigServerSettings:
+    """``url``: the configuration server, as in its certificate."""
+
+    url: str
+
+    def __post_init__(self) -> None:
+        _require(self.url.startswith("https://"), f"use url {self.url!r}", "expected https://HOST[:PORT]")
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerSettings:
+    """``kind`` auto: ``ebpf`` where it works, else ``scan``, which reads the whole disk at most every ``scan_interval_s``."""
+
+    kind: Literal["auto", "ebpf", "scan"] = "auto"
+    pin_root: Path = DEFAULT_PIN_ROOT
+    scan_interval_s: float = DEFAULT_SCAN_INTERVAL_S
+    granularity_bytes: int = DEFAULT_GRANULARITY_BYTES
+
+    def __post_init__(self) -> None:
+        try:
+            Geometry(self.granularity_bytes, self.granularity_bytes)
+        except InvalidInput as error:
+            raise SettingsError(error.message, hint=error.hint) from error
+        _require(self.scan_interval_s >= 1, f"use scan_interval_s {self.scan_interval_s:g}", "at least 1 s")
+
+
+@dataclass(frozen=True, slots=True)
+class ShippingSettings:
+    """What may be on its way. Memory for shipping is ``buffers`` times ``batch_bytes``, whatever the disks."""
+
+    batch_bytes: int = DEFAULT_BATCH_BYTES
+    batches_in_flight: int = DEFAULT_BATCHES_IN_FLIGHT
+    buffers: int = DEFAULT_BUFFERS
+    epoch_bytes: int = DEFAULT_EPOCH_BYTES
+    unconfirmed_epochs: int = DEFAULT_UNCONFIRMED_EPOCHS
+    seeding_disks: int = DEFAULT_SEEDING_DISKS
+    request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S
+
+    def __post_init__(self) -> None:
+        _require(
+            1024 * 1024 <= self.batch_bytes <= MAX_BATCH_DATA_BYTES and self.batch_bytes % 4096 == 0,
+            f"use batch_bytes {self.batch_bytes}",
+            f"a multiple of 4096 from 1 MiB to {MAX_BATCH_DATA_BYTES}",
+        )
+        _require(1 <= self.batches_in_flight <= 32, f"use batches_in_flight {self.batches_in_flight}", "1 to 32")
+        _require(
+            self.batches_in_flight < self.buffers <= 256, f"use {self.buffers} buffers", "more than batches_in_flight"
+        )
+        _require(self.epoch_bytes >= self.batch_bytes, f"use epoch_bytes {self.epoch_bytes}", "at least batch_bytes")
+        _require(1 <= self.unconfirmed_epochs <= 64, f"use unconfirmed_epochs {self.unconfirmed_epochs}", "1 to 64")
+        _require(1 <= self.seeding_disks <= 64, f"use seeding_disks {self.seeding_disks}", "1 to 64")
+
+
+@dataclass(frozen=True, slots=True)
+class QuiesceSettings:
+    """Hooks around an app-consistent point: commands as lists of words; ``last_round_bytes`` is locked in memory for the freeze."""
+
+    pre: tuple[str, ...] = ()
+    post: tuple[str, ...] = ()
+    hook_timeout_s: float = DEFAULT_HOOK_TIMEOUT_S
+    last_round_bytes: int = DEFAULT_LAST_ROUND_BYTES
+
+    def __post_init__(self) -> None:
+        _require(
+            1024 * 1024 <= self.last_round_bytes <= 1024**3 and self.last_round_bytes % 4096 == 0,
+            f"use last_round_bytes {self.last_round_bytes}",
+            "a multiple of 4096 from 1 MiB to 1 GiB",
+        )
+        _require(0 < self.hook_timeout_s <= 3600, f"use hook_timeout_s {self.hook_timeout_s:g}", "up to 1 h")
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """``format`` auto: text on a terminal, JSON otherwise."""
+
+    format: LogFormat = "auto"
+    level: LogLevel = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """The whole file. ``disk_files``: plain files to offer as disks, besides the block devices that are found."""
+
+    config_server: ConfigServerSettings
+    state_dir: Path = DEFAULT_STATE_DIR
+    disk_files: tuple[Path, ...] = ()
+    heartbeat_s: float = DEFAULT_HEARTBEAT_S
+    tracker: TrackerSettings = field(default_factory=TrackerSettings)
+    shipping: ShippingSettings = field(default_factory=ShippingSettings)
+    quiesce: QuiesceSettings = field(default_factory=QuiesceSettings)
+    observability: ObservabilitySettings = field(
+        default_factory=lambda: ObservabilitySettings(listen=DEFAULT_OBSERVABILITY)
+    )
+    log: LogSettings = field(default_factory=LogSettings)
+
+    def __post_init__(self) -> None:
+        _require(0.5 <= self.heartbeat_s <= 300, f"use heartbeat_s {self.heartbeat_s:g}", "0.5 s to 5 min")
+
+    @property
+    def identity_dir(self) -> Path:
+        return self.state_dir / "identity"

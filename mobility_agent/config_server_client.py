@@ -1,0 +1,79 @@
+"""The agent's client of the configuration server. Surface: ``replication/control_plane.py``.
+
+Called by ``daemon`` (inventory, observations, desired state) and ``disk_supervisor`` (generations). Each call is tried once within its
+deadline. The data plane waits for these calls only when a generation begins.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Final
+
+import aiohttp
+
+from replication import control_plane
+from replication.control_plane import (
+    AgentDesired,
+    AgentObservation,
+    GenerationGrant,
+    GenerationRequest,
+    MachineInventory,
+)
+from replication.documents import MAX_DOCUMENT_BYTES, Document
+from replication.errors import PeerProtocolError, PeerUnavailable
+from replication.identifiers import DiskId
+from replication.service.problem import error_from_problem
+
+REQUEST_TIMEOUT_S: Final = 30.0
+
+
+class ConfigServerClient:
+    """Connections to one configuration server. ``close`` when done."""
+
+    def __init__(self, url: str, tls: ssl.SSLContext) -> None:
+        self.url = url.rstrip("/")
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls, limit=4))
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def put_inventory(self, inventory: MachineInventory) -> None:
+        await self._call("PUT", control_plane.AGENT_INVENTORY_PATH, inventory)
+
+    async def post_observation(self, observation: AgentObservation) -> None:
+        await self._call("POST", control_plane.AGENT_OBSERVATIONS_PATH, observation)
+
+    async def desired(self, after_revision: int, wait_s: float) -> AgentDesired | None:
+        """Desired state newer than ``after_revision``, or None after ``wait_s`` without one."""
+        path = f"{control_plane.AGENT_DESIRED_PATH}?after_revision={after_revision}&wait_s={wait_s:g}"
+        body = await self._call("GET", path, None, extra_wait_s=wait_s)
+        return AgentDesired.decode(body) if body else None
+
+    async def new_generation(self, disk: DiskId, request: GenerationRequest) -> GenerationGrant:
+        """:raises Retryable: while the older generation is being closed at the sink (R8)."""
+        body = await self._call("POST", control_plane.agent_generations_path(disk), request)
+        return GenerationGrant.decode(body)
+
+    async def _call(self, method: str, path: str, document: Document | None, extra_wait_s: float = 0.0) -> bytes:
+        headers = {} if document is None else {"Content-Type": "application/json"}
+        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S + extra_wait_s)
+        try:
+            async with self._session.request(
+                method,
+                self.url + path,
+                data=None if document is None else document.encode(),
+                headers=headers,
+                timeout=timeout,
+                allow_redirects=False,
+            ) as response:
+                received = bytearray()
+                async for chunk in response.content.iter_any():
+                    received += chunk
+                    if len(received) > MAX_DOCUMENT_BYTES:
+                        raise PeerProtocolError(f"cannot use the answer of {self.url}: it is too long")
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            reason = str(error) or type(error).__name__
+            raise PeerUnavailable(f"cannot reach the configuration server {self.url}: {reason}") from error
+        if response.status >= 300:
+            raise error_from_problem(response.status, bytes(received), f"configuration server {self.url}")
+        return bytes(received)

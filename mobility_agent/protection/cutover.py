@@ -1,0 +1,166 @@
+"""Cutover, mode *offline disk* (rule R10 a): claim the unmounted disks, cut the final epoch, see it applied, hash the source.
+
+Run by ``item_session`` as one task while the config server desires a cutover; cancelling it releases the claims, and replication goes on
+where it was (cancel migration). The disks stay claimed, so that nobody can mount or write them, until then. Progress is in ``observation``.
+A hash counts as proof material only if no write was seen between the final flip and the end of hashing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from typing import Final, Protocol, Self
+
+from mobility_agent.protection.disk_session import DiskSession
+from mobility_agent.protection.point_coordinator import PointCoordinator
+from mobility_agent.shipping.epoch_shipper import finished_in
+from mobility_agent.task_groups import together
+from replication.control_plane import CutoverObservation, DesiredCutover, Problem, SourceHash
+from replication.epoch_manifest import EpochFlag
+from replication.errors import BlockferryError, Conflict, PeerUnavailable, Refused, Unsupported
+from replication.extents import Extent
+from replication.identifiers import CutId, DiskId, EpochId, ItemId
+
+CLAIM_DEADLINE_S: Final = 900.0
+_CLAIM_RETRY_S: Final = 0.5
+_HASH_SLICE_BYTES: Final = 4 * 1024 * 1024
+
+_logger = logging.getLogger(__name__)
+
+
+class Claim(Protocol):
+    """An exclusive claim on a disk that is held until it is closed (``block_device.claim``)."""
+
+    def close(self) -> None: ...
+
+
+class HashBuffer(Protocol):
+    """A page-aligned buffer to read through."""
+
+    view: memoryview
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Cutover:
+    """One job's cutover. ``run`` until cancelled; ``observation`` says how far it is."""
+
+    def __init__(
+        self,
+        desired: DesiredCutover,
+        item: ItemId,
+        sessions: Mapping[DiskId, DiskSession],
+        coordinator: PointCoordinator,
+        claim: Callable[[DiskSession], Claim],
+        new_buffer: Callable[[int], HashBuffer],
+        *,
+        first_try: bool,
+    ) -> None:
+        """:param claim: claims a session's disk or raises Refused or Conflict with who holds it.
+        :param first_try: False after a restart in the middle: the final cut then gets an identifier of its own."""
+        self._desired = desired
+        self._item = item
+        self.sessions = dict(sessions)
+        self._coordinator = coordinator
+        self._claim = claim
+        self._new_buffer = new_buffer
+        self._cut = CutId(str(uuid.uuid4()))
+        self.observation = CutoverObservation(job=desired.job, state="waiting-for-disk")
+
+    async def run(self) -> None:
+        """Do the cutover, then hold the disks until cancelled. A failure is stated in ``observation``; claims are released."""
+        try:
+            if self._desired.mode != "offline-disk":
+                raise Unsupported(
+                    f"cannot cut over in mode {self._desired.mode}", hint="unmount the disks and use mode offline-disk"
+                )
+            async with AsyncExitStack() as held:
+                await self._claim_all(held)
+                await self._cut_final(held)
+                await asyncio.Event().wait()
+        except BlockferryError as error:
+            _logger.warning("cutover failed", extra={"fields": {"job": self._desired.job, "error": str(error)}})
+            self._note(state="failed", problem=Problem(code=error.code, message=str(error), hint=error.hint))
+
+    def _note(self, **changes: object) -> None:
+        self.observation = self.observation.model_copy(update=changes)
+
+    async def _claim_all(self, held: AsyncExitStack) -> None:
+        """Wait, replicating on, until every disk can be claimed; what stands in the way is in the observation."""
+        deadline_s = time.monotonic() + CLAIM_DEADLINE_S
+        for disk in sorted(self.sessions):
+            session = self.sessions[disk]
+            while True:
+                try:
+                    claim = await finished_in(session.parts.executor, lambda s=session: self._claim(s))  # type: ignore[misc]
+                except (Conflict, Refused) as error:
+                    if time.monotonic() > deadline_s:
+                        raise
+                    self._note(problem=Problem(code=error.code, message=str(error), hint=error.hint))
+                    await asyncio.sleep(_CLAIM_RETRY_S)
+                else:
+                    held.callback(claim.close)
+                    self._note(problem=None)
+                    break
+
+    async def _cut_final(self, held: AsyncExitStack) -> None:
+        self._note(state="shipping")
+        for disk in sorted(self.sessions):
+            await held.enter_async_context(self.sessions[disk].gap)
+        outcome = await self._coordinator.cut_held(
+            self._item, self.sessions, self._cut, flags=EpochFlag.FINAL, freeze_budget_s=CLAIM_DEADLINE_S
+        )
+        if not outcome.made:
+            raise PeerUnavailable(
+                f"cannot cut the final epoch: {outcome.reason}",
+                hint="stop what still writes to the disk, then try again",
+            )
+        total_bytes = sum(session.ledger.geometry.size_bytes for session in self.sessions.values())
+        self._note(state="sealed", cut=self._cut, total_bytes=total_bytes)
+        await together([self._hash_all(), self._note_applied(outcome.epochs)])
+        self._note(identity_claimed=True)
+
+    async def _note_applied(self, epochs: Mapping[DiskId, EpochId]) -> None:
+        for disk, epoch in epochs.items():
+            await self.sessions[disk].wait_applied(epoch)
+        self._note(state="applied")
+
+    async def _hash_all(self) -> None:
+        """SHA-256 of each source over its size, while it is claimed.
+
+        :raises Conflict: if a write was seen since the final flip: then nothing is claimed about identity.
+        """
+        for disk, session in sorted(self.sessions.items()):
+            digest = await self._hash(session)
+            wrote = await finished_in(session.parts.executor, session.parts.tracker.wrote_since_flip)
+            if wrote and session.parts.tracker.proves_quiet:
+                raise Conflict(
+                    "cannot prove identity: the disk was written after the final cut",
+                    disk=disk,
+                    hint="find the writer, cancel the migration, and migrate again",
+                )
+            proof = SourceHash(disk=disk, sha256=digest, size_bytes=session.ledger.geometry.size_bytes)
+            self._note(source_hashes=[*self.observation.source_hashes, proof])
+
+    async def _hash(self, session: DiskSession) -> str:
+        digest = hashlib.sha256()
+        size_bytes = session.ledger.geometry.size_bytes
+        with self._new_buffer(_HASH_SLICE_BYTES) as buffer:
+            for offset in range(0, size_bytes, _HASH_SLICE_BYTES):
+                extent = Extent(offset, min(_HASH_SLICE_BYTES, size_bytes - offset))
+                view = buffer.view[: extent.length_bytes]
+
+                def read_and_hash(extent: Extent = extent, view: memoryview = view) -> None:
+                    session.parts.reader.read_into(view, extent)
+                    digest.update(view)
+
+                await finished_in(session.parts.executor, read_and_hash)
+                self._note(hashed_bytes=self.observation.hashed_bytes + extent.length_bytes)
+        return digest.hexdigest()
