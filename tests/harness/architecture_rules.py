@@ -34,10 +34,7 @@ _CLOCK_AND_CHANCE: Final = frozenset({"now", "utcnow", "today", "uuid1", "uuid4"
 _COMPOSERS: Final = ("cli", "__main__")
 _VAGUE_NAMES: Final = re.compile(r"(?:.*_)?(?:utils?|helpers?|managers?|misc|common)")
 
-ALLOWED_BLIND_EXCEPTS: Final[dict[str, str]] = {
-    "replication/service/problem.py:problem_middleware": "the edge of a request: logged with its traceback, answered as a 500",
-}
-"""``path:function`` → why it may catch everything and go on."""
+_REASON: Final = re.compile(r"#\s*(?:noqa: BLE001\b[\s-]*)?\w+(?:\W+\w+){2,}")
 
 
 def cores_are_pure(tree: SourceTree) -> Iterator[str]:
@@ -84,11 +81,12 @@ def imports_are_acyclic(tree: SourceTree) -> Iterator[str]:
         yield " ← ".join(error.args[1])
 
 
-def rooms_are_apart(tree: SourceTree) -> Iterator[str]:
-    """A package's rooms (its sub-packages) know ``core``, contracts (``interface.py``) and the package's root, not each other.
+def rooms_are_layered(tree: SourceTree) -> Iterator[str]:
+    """A package's rooms (its sub-packages) stand in layers: no two know each other, directly or around a corner.
 
-    They meet at the root; nothing but ``cli.py`` and ``__main__.py`` imports the composition root, ``daemon.py``.
+    ``core`` is the lowest: it knows no other. Nothing but ``cli.py`` and ``__main__.py`` imports ``daemon.py``, which puts them together.
     """
+    layers: dict[str, dict[str, set[str]]] = {daemon: {} for daemon in DAEMONS}
     for module in tree.product_modules():
         for found in tree.imports[module.name]:
             target = tree.modules.get(found.target)
@@ -96,8 +94,20 @@ def rooms_are_apart(tree: SourceTree) -> Iterator[str]:
                 continue
             if target.name == f"{module.package}.daemon" and _stem(module) not in _COMPOSERS:
                 yield f"{module.path}:{found.line}: imports the composition root {target.name}"
-            elif module.room and target.room not in (None, "core", module.room) and _stem(target) != "interface":
-                yield f"{module.path}:{found.line}: the room {module.room} imports {target.name}"
+            if module.room == "core" and target.room != "core":
+                yield f"{module.path}:{found.line}: core imports {target.name}"
+            if (above := _layer(module)) != (below := _layer(target)):
+                layers[module.package].setdefault(above, set()).add(below)
+    for layer in layers.values():
+        try:
+            graphlib.TopologicalSorter(layer).prepare()
+        except graphlib.CycleError as error:
+            yield " ← ".join(error.args[1])
+
+
+def _layer(module: Module) -> str:
+    """The room, or for a module at the package's root the module itself."""
+    return module.name if module.room is None else f"{module.package}.{module.room}"
 
 
 def _stem(module: Module) -> str:
@@ -140,27 +150,14 @@ def names_say_something(tree: SourceTree) -> Iterator[str]:
 
 
 def errors_are_not_swallowed(tree: SourceTree) -> Iterator[str]:
-    """``except Exception`` (or wider) raises again, or is listed in ``ALLOWED_BLIND_EXCEPTS`` with its reason."""
-    used = set()
+    """``except Exception`` (or wider) ends by raising again, or says on its line in a few words why it may go on."""
     for module in tree.product_modules():
-        for function, handler in _handlers(module.syntax, ""):
-            if not _is_blind(handler) or any(isinstance(node, ast.Raise) for node in ast.walk(handler)):
+        lines = module.source.splitlines()
+        for node in ast.walk(module.syntax):
+            if not isinstance(node, ast.ExceptHandler) or not _is_blind(node) or isinstance(node.body[-1], ast.Raise):
                 continue
-            place = f"{module.path}:{function}"
-            used.add(place)
-            if place not in ALLOWED_BLIND_EXCEPTS:
-                yield f"{module.path}:{handler.lineno}: {function or 'the module'} catches everything and goes on"
-    for place in ALLOWED_BLIND_EXCEPTS.keys() - used:
-        if place.partition(":")[0] in tree.files:
-            yield f"{place} is allowed to catch everything, but does not"
-
-
-def _handlers(node: ast.AST, function: str) -> Iterator[tuple[str, ast.ExceptHandler]]:
-    for child in ast.iter_child_nodes(node):
-        inner = child.name if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) else function
-        if isinstance(child, ast.ExceptHandler):
-            yield inner, child
-        yield from _handlers(child, inner)
+            if not _REASON.search(lines[node.lineno - 1]):
+                yield f"{module.path}:{node.lineno}: catches everything and goes on"
 
 
 def _is_blind(handler: ast.ExceptHandler) -> bool:
@@ -202,7 +199,7 @@ RULES: Final[tuple[Rule, ...]] = (
     daemons_are_independent,
     product_stands_alone,
     imports_are_acyclic,
-    rooms_are_apart,
+    rooms_are_layered,
     modules_are_introduced,
     files_are_short,
     names_say_something,
