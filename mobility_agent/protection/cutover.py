@@ -60,11 +60,8 @@ class Cutover:
         coordinator: PointCoordinator,
         claim: Callable[[DiskSession], Claim],
         new_buffer: Callable[[int], HashBuffer],
-        *,
-        first_try: bool,
     ) -> None:
-        """:param claim: claims a session's disk or raises Refused or Conflict with who holds it.
-        :param first_try: False after a restart in the middle: the final cut then gets an identifier of its own."""
+        """:param claim: claims a session's disk or raises Refused or Conflict with who holds it."""
         self._desired = desired
         self._item = item
         self.sessions = dict(sessions)

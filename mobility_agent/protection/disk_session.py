@@ -31,7 +31,7 @@ from replication.dirty_bitmap import DirtyBitmap
 from replication.documents import WriterPublicKey
 from replication.epoch_manifest import EpochFlag, EpochManifest, decode_manifest, encode_manifest, manifest_hash
 from replication.errors import PeerProtocolError, ResyncRequired
-from replication.identifiers import DiskId, EpochId, EpochKey, GenerationKey
+from replication.identifiers import AttemptNumber, DiskId, EpochId, EpochKey, GenerationKey
 from replication.store_documents import Receipt
 
 SCAN_KIND: Final = "scan"
@@ -92,6 +92,8 @@ class DiskSession:
         self._harvest_reads_disk = parts.tracker.kind == SCAN_KIND
         self._generation = GenerationKey(parts.disk, self.ledger.generation)
         self._last_harvest_s = float("-inf")
+        self._begun: tuple[EpochId, AttemptNumber] | None = None
+        """The newest attempt whose reading was begun."""
         if self.ledger.applied_cut_time_ns:
             self.figures.newest_applied_cut_ns = self.ledger.applied_cut_time_ns
 
@@ -143,13 +145,22 @@ class DiskSession:
 
     async def ship_next(self) -> int:
         """Ship one ordinary epoch if anything changed; the caller holds ``gap``. Returns the bytes its granules cover."""
-        epoch = self.ledger.open_epoch
-        if epoch is None:
-            epoch = await self.cut_ordinary()
+        epoch = await self._reopened_epoch() or await self.cut_ordinary()
         if epoch is None:
             return 0
         await self.ship_epoch(epoch, self.parts.reader)
         return epoch.granules.byte_count(self.ledger.geometry)
+
+    async def _reopened_epoch(self) -> Epoch | None:
+        """The first epoch that is still open. What was begun is never continued: a new attempt is read (R4), and a point whose image
+        is gone is no point any more.
+        """
+        async with self._ledger_lock:
+            epoch = self.ledger.open_epoch
+            if epoch is not None and (epoch.cut is not None or (epoch.number, epoch.attempt) == self._begun):
+                epoch = self.ledger.begin_attempt(epoch.number)
+                await self._save()
+            return epoch
 
     # ---- cutting
 
@@ -209,6 +220,7 @@ class DiskSession:
     async def ship_epoch(self, epoch: Epoch, source: ExtentSource) -> None:
         """Ship the present attempt of ``epoch`` and seal it; the caller holds ``gap``. ``source`` must be read after its cut."""
         key = EpochKey(self.parts.disk, self.ledger.generation, epoch.number)
+        self._begun = (epoch.number, epoch.attempt)
         reader = EpochReader(source, epoch.granules, self.parts.table, self.ledger.granules_not_to_skip(epoch.number))
         shipped = await self._shipper.ship(key, epoch.attempt, reader)
         async with self._ledger_lock:

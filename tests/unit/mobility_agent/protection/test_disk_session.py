@@ -1,0 +1,211 @@
+"""A disk session over a fake disk and an in-memory sink: what reaches the replica, what a crash or a lost spool costs."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from mobility_agent.protection.point_coordinator import PointCoordinator
+from mobility_agent.quiesce.interface import Mount
+from replication.epoch_manifest import EpochFlag
+from replication.errors import ResyncRequired
+from replication.identifiers import CutId, DiskId, ItemId
+from tests.harness.session_site import GRANULARITY_BYTES, FakeFreezer, SessionSite
+
+ITEM = ItemId("11111111-1111-4111-8111-111111111111")
+DISK = DiskId("22222222-2222-4222-8222-222222222222")
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[SessionSite]:
+    site = SessionSite(tmp_path, DISK)
+    yield site
+    await site.crash()
+
+
+def _fill(site: SessionSite, start: int, count: int, byte: int) -> None:
+    length = min(count * GRANULARITY_BYTES, site.geometry.size_bytes - start * GRANULARITY_BYTES)
+    site.disk.write(start * GRANULARITY_BYTES, bytes([byte]) * length)
+
+
+async def test_initial_replication_makes_the_replica_identical(site: SessionSite) -> None:
+    _fill(site, 0, 64, 7)
+    site.start()
+    await site.settle()
+    assert site.replica_matches
+
+
+async def test_zero_granules_are_never_sent_as_data(site: SessionSite) -> None:
+    _fill(site, 10, 2, 9)
+    site.start()
+    await site.settle()
+    assert site.replica_matches
+    assert site.sink.received_data_bytes == 2 * GRANULARITY_BYTES
+
+
+async def test_writes_after_seeding_reach_the_replica_and_equal_rewrites_do_not_travel(site: SessionSite) -> None:
+    _fill(site, 0, 8, 1)
+    site.start()
+    await site.settle()
+    before = site.sink.received_data_bytes
+    _fill(site, 3, 1, 2)
+    _fill(site, 5, 1, 1)
+    await site.settle()
+    assert site.replica_matches
+    assert site.sink.received_data_bytes - before == GRANULARITY_BYTES
+
+
+async def test_a_granule_that_reverts_while_its_change_is_unconfirmed_is_sent_again(site: SessionSite) -> None:
+    _fill(site, 0, 4, 1)
+    session = site.start()
+    await site.settle()
+    site.sink.applying = False
+    _fill(site, 2, 1, 5)
+    while not session.ledger.sealed_epochs:
+        await asyncio.sleep(0.001)
+    _fill(site, 2, 1, 1)
+    while len(session.ledger.sealed_epochs) < 2:
+        await asyncio.sleep(0.001)
+    site.sink.applying = True
+    await site.sink.apply_ready()
+    await site.settle()
+    assert site.replica_matches
+
+
+async def test_a_crash_resumes_where_it_was(site: SessionSite) -> None:
+    _fill(site, 0, 64, 3)
+    session = site.start()
+    while session.ledger.applied_epoch < 2:
+        await asyncio.sleep(0.001)
+    await site.crash()
+    sent_before = site.sink.received_data_bytes
+    site.start()
+    await site.settle()
+    assert site.replica_matches
+    in_flight_at_most = 4 * site.epoch_bytes
+    assert (
+        site.sink.received_data_bytes - sent_before
+        <= site.geometry.size_bytes - 2 * site.epoch_bytes + in_flight_at_most
+    )
+
+
+async def test_a_lost_spool_costs_a_new_attempt_and_no_resync(site: SessionSite) -> None:
+    _fill(site, 0, 4, 1)
+    session = site.start()
+    await site.settle()
+    site.sink.applying = False
+    _fill(site, 1, 2, 8)
+    while not session.ledger.sealed_epochs:
+        await asyncio.sleep(0.001)
+    site.sink.lose_spool()
+    site.sink.applying = True
+    await site.crash()
+    session = site.start()
+    await site.settle()
+    assert site.replica_matches
+    assert not site.doubts
+
+
+async def test_an_unreachable_process_server_is_waited_for(site: SessionSite) -> None:
+    _fill(site, 0, 64, 4)
+    site.sink.failures = 20
+    site.start()
+    await site.settle()
+    assert site.replica_matches
+
+
+async def test_lost_marks_demand_a_resync_and_the_duty_is_persisted_first(site: SessionSite) -> None:
+    site.start()
+    await site.settle()
+    site.disk.lost_marks = "an overflow"
+    with pytest.raises(ResyncRequired):
+        await asyncio.wait_for(site._task, 10)  # type: ignore[arg-type]
+    assert site.doubts == ["an overflow"]
+
+
+async def test_a_sink_that_is_ahead_demands_a_resync(site: SessionSite) -> None:
+    _fill(site, 0, 4, 1)
+    site.start()
+    await site.settle()
+    await site.crash()
+    (site.directory / "ledger").unlink()
+    site.start()
+    with pytest.raises(ResyncRequired):
+        await asyncio.wait_for(site._task, 10)  # type: ignore[arg-type]
+
+
+def _coordinator(freezer: FakeFreezer) -> PointCoordinator:
+    return PointCoordinator(
+        freezer, memoryview(bytearray(16 * GRANULARITY_BYTES)), lambda _: [Mount("/m", "ext4", "/d", (7, 0))]
+    )
+
+
+async def test_a_point_equals_the_disk_at_its_cut_although_writes_go_on(site: SessionSite) -> None:
+    _fill(site, 0, 64, 1)
+    session = site.start()
+    await site.settle()
+    _fill(site, 4, 3, 2)
+    cut = CutId(str(uuid.uuid4()))
+    outcome = await _coordinator(FakeFreezer()).cut(ITEM, {DISK: session}, cut, flags=EpochFlag(0), freeze_budget_s=1.0)
+    assert outcome.made
+    at_cut = bytes(site.disk.content)
+    _fill(site, 5, 3, 3)
+    await site.settle()
+    assert site.sink.points[cut] == at_cut
+    assert site.replica_matches
+
+
+async def test_a_freeze_that_was_thawed_by_somebody_else_makes_no_point_and_loses_nothing(site: SessionSite) -> None:
+    _fill(site, 0, 8, 1)
+    session = site.start()
+    await site.settle()
+    freezer = FakeFreezer()
+    freezer.problem = "the watchdog thawed"
+    _fill(site, 2, 1, 6)
+    outcome = await _coordinator(freezer).cut(
+        ITEM, {DISK: session}, CutId(str(uuid.uuid4())), flags=EpochFlag(0), freeze_budget_s=1.0
+    )
+    assert not outcome.made
+    assert outcome.reason == "the watchdog thawed"
+    await site.settle()
+    assert not site.sink.points
+    assert site.replica_matches
+
+
+async def test_a_write_in_flight_at_the_flip_makes_no_point(site: SessionSite) -> None:
+    session = site.start()
+    await site.settle()
+    in_flight = site.disk.issue(0, bytes([9]) * GRANULARITY_BYTES)
+    outcome = await _coordinator(FakeFreezer()).cut(
+        ITEM, {DISK: session}, CutId(str(uuid.uuid4())), flags=EpochFlag(0), freeze_budget_s=1.0
+    )
+    assert not outcome.made
+    in_flight.complete()
+    await site.settle()
+    assert site.replica_matches
+
+
+async def test_a_point_that_has_to_be_read_again_is_no_point_any_more(site: SessionSite) -> None:
+    session = site.start()
+    await site.settle()
+    _fill(site, 1, 1, 4)
+    site.sink.failures = 10**9
+    cutting = asyncio.create_task(
+        _coordinator(FakeFreezer()).cut(
+            ITEM, {DISK: session}, CutId(str(uuid.uuid4())), flags=EpochFlag(0), freeze_budget_s=1.0
+        )
+    )
+    while not session.ledger.epochs:
+        await asyncio.sleep(0.001)
+    cutting.cancel()
+    await asyncio.wait([cutting])
+    await site.crash()
+    site.sink.failures = 0
+    site.start()
+    await site.settle()
+    assert not site.sink.points
+    assert site.replica_matches
