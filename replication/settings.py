@@ -5,41 +5,66 @@ A section validates itself in ``__post_init__`` by raising ``SettingsError`` (wi
 
 Supported field types: str, int, float, bool, Path, nested dataclass, ``X | None``, ``tuple[X, ...]`` and
 ``Literal["a", "b"]``. Sizes (``*_bytes``) accept ``300 GB``/``64 MiB``; durations (``*_s``) accept ``5 min``, ``250 ms``, ``24 h``;
-rates (``*_bits_per_s``) accept ``512 Kbps``, ``100 Mbps``.
+rates (``*_bits_per_s``) accept ``512 Kbps``, ``100 Mbps``. These three are never negative, whichever way they are written.
+A key given twice is refused: YAML would take the last in silence.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeGuard, TypeVar
 
 import yaml
 
-from replication.errors import SettingsError
+from replication.errors import InvalidInput, SettingsError
 
 MAX_SETTINGS_FILE_BYTES: Final = 1024 * 1024
 
-_QUANTITY: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
-_BYTES: Final = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
+_QUANTITY: Final = re.compile(r"\s*([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)\s*")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Units:
+    """The units that fields with a certain suffix accept, as multiples of the field's own unit."""
+
+    multiples: Mapping[str, Decimal]
+    expected: str
+    spelling: re.Pattern[str]
+
+
+def _decimals(**multiples: str) -> dict[str, Decimal]:
+    return {unit: Decimal(multiple) for unit, multiple in multiples.items()}
+
+
+_UNITS: Final[Mapping[str, _Units]] = {
+    "_bytes": _Units(
+        {"": Decimal(1), "B": Decimal(1)}
+        | {f"{prefix}B": Decimal(1000**power) for power, prefix in enumerate("KMGT", 1)}
+        | {f"{prefix}IB": Decimal(1024**power) for power, prefix in enumerate("KMGT", 1)},
+        "a size such as 300 GB or 64 MiB",
+        re.compile(r"[A-Za-z]*"),
+    ),
+    # a small b: 100 MBps would be eight times as much as 100 Mbps
+    "_bits_per_s": _Units(
+        {"": Decimal(1), "BPS": Decimal(1)} | {f"{prefix}BPS": Decimal(1000**n) for n, prefix in enumerate("KMG", 1)},
+        "a rate such as 512 Kbps or 100 Mbps",
+        re.compile(r"|[KkMmGg]?bps"),
+    ),
+    "_s": _Units(
+        {"": Decimal(1)} | _decimals(MS="0.001", S="1", MIN="60", H="3600", D="86400"),
+        "a duration such as 5 min or 250 ms",
+        re.compile(r"[A-Za-z]*"),
+    ),
 }
-_SECONDS: Final = {"": 1.0, "MS": 0.001, "S": 1.0, "MIN": 60.0, "H": 3600.0, "D": 86400.0}
-_BITS: Final = {"": 1, "BPS": 1, "KBPS": 10**3, "MBPS": 10**6, "GBPS": 10**9}
+"""By the suffix of the field's name; the first that fits counts."""
 
 SettingsT = TypeVar("SettingsT")
 
@@ -59,9 +84,13 @@ def load_settings(settings_type: type[SettingsT], path: Path) -> SettingsT:
     if len(content) > MAX_SETTINGS_FILE_BYTES:
         raise SettingsError(f"cannot use the configuration {path}: larger than {MAX_SETTINGS_FILE_BYTES} bytes")
     try:
-        document = yaml.safe_load(content)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise SettingsError(f"cannot parse the configuration {path}: {_one_line(error)}") from error
+        # S506: the loader is PyYAML's safe one, made stricter
+        document = yaml.load(content, Loader=_StrictLoader)  # noqa: S506
+    except yaml.MarkedYAMLError as error:
+        raise SettingsError(f"cannot parse the configuration {path}: {_without_content(error)}") from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # PyYAML lets its constructors' own errors through: 2001-99-99, !!int "", !!bool maybe
+        raise SettingsError(f"cannot parse the configuration {path}: it is no valid YAML") from error
     try:
         return parse_settings(settings_type, {} if document is None else document)
     except SettingsError as error:
@@ -74,8 +103,28 @@ def parse_settings(settings_type: type[SettingsT], document: object) -> Settings
     return typing.cast("SettingsT", result)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which refuses a key given twice in one mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value[:64]!r} is given twice", key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def _without_content(error: yaml.MarkedYAMLError) -> str:
+    """What is wrong and where, without the excerpt that PyYAML shows: a configuration may hold a secret."""
+    parts = [text for text in (error.context, error.problem) if text]
+    mark = error.problem_mark or error.context_mark
+    where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+    return " ".join(" ".join(parts).split())[:500] + where
 
 
 def _parse_section(section: type[Any], document: object, path: str) -> object:
@@ -97,8 +146,8 @@ def _parse_section(section: type[Any], document: object, path: str) -> object:
             raise SettingsError(f"cannot do without {_join(path, name)!r}", hint="the key is required")
     try:
         built: object = section(**values)
-    except SettingsError as error:
-        raise SettingsError(f"cannot use {shown}: {error.message.removeprefix('cannot ')}", hint=error.hint) from error
+    except InvalidInput as error:
+        raise SettingsError(f"cannot use {shown}: {error.message}", hint=error.hint) from error
     return built
 
 
@@ -123,9 +172,9 @@ def _parse_value(hint: Any, raw: object, path: str) -> object:
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
         inner = [argument for argument in typing.get_args(hint) if argument is not type(None)]
-        if raw is None:
-            return None
-        return _parse_value(inner[0], raw, path)
+        if len(inner) != 1:
+            raise TypeError(f"settings field {path} has unsupported type {hint!r}")
+        return None if raw is None else _parse_value(inner[0], raw, path)
     if origin is tuple:
         if not isinstance(raw, list):
             raise _wrong(path, "a list", raw)
@@ -133,8 +182,8 @@ def _parse_value(hint: Any, raw: object, path: str) -> object:
         return tuple(_parse_value(item_hint, item, f"{path}[{index}]") for index, item in enumerate(raw))
     if origin is typing.Literal:
         choices = typing.get_args(hint)
-        if raw not in choices:
-            raise SettingsError(f"cannot use {path}: {raw!r} is not one of {', '.join(map(str, choices))}")
+        if not any(raw == choice and type(raw) is type(choice) for choice in choices):
+            raise SettingsError(f"cannot use {path}: {_shown(raw)} is not one of {', '.join(map(str, choices))}")
         return raw
     if dataclasses.is_dataclass(hint):
         return _parse_section(typing.cast("type[Any]", hint), raw, path)
@@ -166,35 +215,57 @@ def _parse_path(raw: object, path: str) -> Path:
     return Path(raw)
 
 
-def _quantity(raw: object, path: str, units: Mapping[str, float], expected: str) -> float:
-    if isinstance(raw, int | float) and not isinstance(raw, bool):
+def _quantity(raw: object, path: str) -> int | float | Decimal | None:
+    """The value in the field's own unit if the field's name asks for a size, a duration or a rate; None if it does not."""
+    units = next((units for suffix, units in _UNITS.items() if path.endswith(suffix)), None)
+    if units is None:
+        return None
+    if _is_number(raw) and raw >= 0:
         return raw
     match = _QUANTITY.fullmatch(raw) if isinstance(raw, str) else None
-    if match is None or match[2].upper() not in units:
-        raise _wrong(path, expected, raw)
-    return float(match[1]) * units[match[2].upper()]
+    if match is None or match[2].upper() not in units.multiples or not units.spelling.fullmatch(match[2]):
+        raise SettingsError(f"cannot use {path}: {units.expected} is expected, not {_shown(raw)}")
+    return Decimal(match[1]) * units.multiples[match[2].upper()]
+
+
+def _is_number(raw: object) -> TypeGuard[int | float]:
+    return (isinstance(raw, int) and not isinstance(raw, bool)) or (isinstance(raw, float) and math.isfinite(raw))
+
+
+def _shown(raw: object) -> str:
+    is_short_scalar = isinstance(raw, str | int | float) and len(repr(raw)) <= 40
+    return repr(raw) if is_short_scalar else _type_name(raw)
 
 
 def _parse_int(raw: object, path: str) -> int:
-    if path.endswith("_bytes"):
-        value = _quantity(raw, path, _BYTES, "a size such as 300 GB or 64 MiB")
-    elif path.endswith("_bits_per_s"):
-        value = _quantity(raw, path, _BITS, "a rate such as 512 Kbps or 100 Mbps")
-    elif isinstance(raw, int) and not isinstance(raw, bool):
+    value = _quantity(raw, path)
+    if value is None:
+        if not isinstance(raw, int) or isinstance(raw, bool):
+            raise _wrong(path, "a whole number", raw)
         return raw
-    else:
-        raise _wrong(path, "a whole number", raw)
     if value != int(value):
-        raise _wrong(path, "a whole number", raw)
+        raise SettingsError(f"cannot use {path}: a whole number is expected, not {_shown(raw)}")
     return int(value)
 
 
+def parse_duration(text: str) -> float:
+    """Seconds of a duration such as ``250 ms``, ``5 min`` or ``5 d``, for command lines.
+
+    :raises SettingsError: if it is none.
+    """
+    return _parse_float(text, "duration_s")
+
+
 def _parse_float(raw: object, path: str) -> float:
-    if path.endswith("_s"):
-        return float(_quantity(raw, path, _SECONDS, "a duration such as 5 min or 250 ms"))
-    if isinstance(raw, int | float) and not isinstance(raw, bool):
-        return float(raw)
-    raise _wrong(path, "a number", raw)
+    value = _quantity(raw, path)
+    if value is None:
+        if not _is_number(raw):
+            raise _wrong(path, "a number", raw)
+        value = raw
+    try:
+        return float(value)
+    except OverflowError:
+        raise _wrong(path, "a number", raw) from None
 
 
 _SCALARS: Final[dict[object, Callable[[object, str], object]]] = {

@@ -1,0 +1,99 @@
+"""What agents send and ask: inventory, observations, desired state. Served by ``routes``; the caller is the certificate's machine."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import Field
+
+from config_server.api.routes import Access, Answer, Call, Query, Route
+from config_server.desired import publish
+from config_server.incidents import record_incident
+from config_server.inventory import report_inventory
+from config_server.observations import report_agent
+from config_server.tables import MachineRow
+from replication.control_plane import MAX_DESIRED_WAIT_S, AgentDesired, AgentObservation, MachineInventory
+from replication.errors import Conflict, Refused
+
+SECOND_INCARNATION: Final = "second-incarnation"
+
+
+class DesiredQuery(Query):
+    """``after_revision``: the newest that the caller has; ``wait_s``: how long to wait for another one."""
+
+    after_revision: int | None = None
+    wait_s: float = Field(default=0.0, ge=0.0, le=MAX_DESIRED_WAIT_S)
+
+
+async def put_inventory(call: Call) -> None:
+    inventory = call.body(MachineInventory)
+    try:
+        async with call.site.database.write() as session:
+            machine = await session.get_one(MachineRow, call.peer_id)
+            await report_inventory(session, machine, inventory, call.site.clock())
+    except (Conflict, Refused) as error:
+        await record_incident(
+            call.site.database, call.site.clock(), call.actor, SECOND_INCARNATION, str(error), call.peer_id
+        )
+        raise
+    call.site.wake_reconciler()
+
+
+async def post_observation(call: Call) -> None:
+    observation = call.body(AgentObservation)
+    try:
+        async with call.site.database.write() as session:
+            machine = await session.get_one(MachineRow, call.peer_id)
+            await report_agent(session, machine, observation, call.site.clock())
+            published = await publish(session, machine.id)
+    except Refused as error:
+        await record_incident(
+            call.site.database, call.site.clock(), call.actor, SECOND_INCARNATION, str(error), call.peer_id
+        )
+        raise
+    if published:
+        call.site.feed.wake()
+    call.site.wake_reconciler()
+
+
+async def get_desired(call: Call) -> AgentDesired | Answer:
+    query = call.parameters(DesiredQuery)
+    found = await call.site.feed.wait(call.peer_id, query.after_revision, query.wait_s)
+    return Answer(204) if found is None else found
+
+
+ROUTES: Final = (
+    Route(
+        "PUT",
+        "/agent/inventory",
+        put_inventory,
+        Access.AGENT,
+        "Report what the machine is and which disks it has",
+        "agent",
+        body=MachineInventory,
+        status=204,
+        answers={403: "reported by another installation", 409: "a disk belongs to another machine"},
+    ),
+    Route(
+        "POST",
+        "/agent/observations",
+        post_observation,
+        Access.AGENT,
+        "Report how replication goes; also the heartbeat",
+        "agent",
+        body=AgentObservation,
+        status=204,
+        answers={403: "reported by another installation"},
+    ),
+    Route(
+        "GET",
+        "/agent/desired",
+        get_desired,
+        Access.AGENT,
+        "What the agent shall do; waits for a revision other than the known one",
+        "agent",
+        query=DesiredQuery,
+        answer=AgentDesired,
+        answers={204: "nothing new came within wait_s"},
+    ),
+)

@@ -1,0 +1,70 @@
+"""What process servers send and ask: heartbeats and data keys. Served by ``routes``; the caller is the certificate's process server."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import select
+
+from config_server.api.agent_generations import generation_key
+from config_server.api.routes import Access, Call, Route
+from config_server.desired import publish
+from config_server.observations import report_process_server
+from config_server.tables import CertificateRow, ProcessServerRow, ProtectedItemRow
+from replication.control_plane import DataKeyGrant, ProcessServerDesired, ProcessServerObservation
+
+
+async def post_heartbeat(call: Call) -> ProcessServerDesired:
+    now_ns = call.site.clock()
+    async with call.site.database.write() as session:
+        server = await session.get_one(ProcessServerRow, call.peer_id)
+        moved = report_process_server(session, server, call.body(ProcessServerObservation), now_ns)
+        if moved:
+            machines = await session.scalars(
+                select(ProtectedItemRow.machine_id).where(
+                    ProtectedItemRow.process_server_id == server.id, ProtectedItemRow.ended_ns.is_(None)
+                )
+            )
+            for machine_id in list(machines):
+                await publish(session, machine_id)
+        revoked = await session.scalars(
+            select(CertificateRow.serial)
+            .where(CertificateRow.revoked_ns.is_not(None), CertificateRow.expires_ns > now_ns)
+            .order_by(CertificateRow.serial)
+        )
+        desired = ProcessServerDesired(
+            upload_threads_per_machine=server.upload_threads_per_machine,
+            upload_limit_bits_per_s=server.upload_limit_bits_per_s,
+            revoked_serials=list(revoked),
+        )
+    if moved:
+        call.site.changed()
+    return desired
+
+
+async def get_data_key(call: Call) -> DataKeyGrant:
+    return await call.site.generations.data_key(call.peer_id, generation_key(call))
+
+
+ROUTES: Final = (
+    Route(
+        "POST",
+        "/process-server/heartbeats",
+        post_heartbeat,
+        Access.PROCESS_SERVER,
+        "Report load, spool and upload; learn limits and revoked certificates",
+        "process server",
+        body=ProcessServerObservation,
+        answer=ProcessServerDesired,
+    ),
+    Route(
+        "GET",
+        "/process-server/disks/{disk}/generations/{generation}/key",
+        get_data_key,
+        Access.PROCESS_SERVER,
+        "The data key of a generation that is assigned to this process server",
+        "process server",
+        answer=DataKeyGrant,
+        answers={403: "assigned to another process server", 404: "no such generation"},
+    ),
+)

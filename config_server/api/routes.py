@@ -1,0 +1,258 @@
+"""Routes as data, and the one way a request takes: who calls → may he → what does he say → handler → answer.
+
+Called by ``daemon.py`` (``make_application``) with the routes that ``api/table.py`` collects. ``openapi.py`` documents the same
+table, so that nothing is served that is not documented. Identity comes from the verified client certificate (agents, process servers)
+or from a bearer token (administrators), never from a field of the message (R11).
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from config_server.administrators import Administrator
+from config_server.events import Actor
+from config_server.site import Site
+from config_server.tables import CertificateRow, MachineRow, ProcessServerRow
+from replication.documents import MAX_DOCUMENT_BYTES, Document
+from replication.errors import InvalidInput, PeerProtocolError, Refused
+from replication.service.https import peer_certificate_der
+from replication.service.problem import problem_middleware, problem_response
+from replication.tls_identity import PeerCertificate, PeerName, Role, peer_certificate
+
+PREFIX: Final = "/api/v1"
+_BEARER: Final = "Bearer "
+_NO_STORE: Final = {"Cache-Control": "no-store"}
+
+_logger = logging.getLogger(__name__)
+
+
+class Access(enum.Enum):
+    """Who may call."""
+
+    PUBLIC = "public"
+    AGENT = "agent"
+    PROCESS_SERVER = "process-server"
+    ADMINISTRATOR = "administrator"
+
+
+class Query(BaseModel):
+    """Base of query parameters: immutable, no unknown names; values are converted from text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NoQuery(Query):
+    """No parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextAnswer:
+    """An answer that is no JSON document."""
+
+    text: str
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer with a status of its own; ``document`` None: no content."""
+
+    status: int
+    document: BaseModel | None = None
+
+
+DocumentT = TypeVar("DocumentT", bound=Document)
+QueryT = TypeVar("QueryT", bound=Query)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request that has been authenticated, authorized and parsed."""
+
+    site: Site
+    path: Mapping[str, str]
+    remote: str
+    peer: PeerName | None
+    administrator: Administrator | None
+    document: Document | None
+    query: Query
+
+    @property
+    def actor(self) -> Actor:
+        if self.administrator is not None:
+            return self.administrator.actor
+        return Actor("nobody" if self.peer is None else f"{self.peer.role}:{self.peer.identifier}")
+
+    @property
+    def peer_id(self) -> str:
+        """The identifier in the caller's certificate; only on routes for agents and process servers."""
+        if self.peer is None:
+            raise AssertionError("this route is not for certificates")
+        return self.peer.identifier
+
+    def body(self, kind: type[DocumentT]) -> DocumentT:
+        """The request's body, which the route declares as ``kind``."""
+        if not isinstance(self.document, kind):
+            raise TypeError(f"this route does not declare {kind.__name__}")
+        return self.document
+
+    def parameters(self, kind: type[QueryT]) -> QueryT:
+        if not isinstance(self.query, kind):
+            raise TypeError(f"this route does not declare {kind.__name__}")
+        return self.query
+
+
+HandlerResult = BaseModel | Answer | TextAnswer | None
+RouteHandler = Callable[[Call], Awaitable[HandlerResult]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One method of one path. ``path`` is below ``/api/v1``; ``answers`` names further statuses and what they mean."""
+
+    method: str
+    path: str
+    handler: RouteHandler
+    access: Access
+    summary: str
+    tag: str
+    body: type[Document] | None = None
+    query: type[Query] = NoQuery
+    answer: type[BaseModel] | None = None
+    status: int = 200
+    answers: Mapping[int, str] = field(default_factory=dict)
+    answer_content_type: str = "application/json"
+
+    @property
+    def full_path(self) -> str:
+        return PREFIX + self.path
+
+
+class Unauthenticated(Refused):
+    """No identity, or one that is not known: 401."""
+
+
+def make_application(site: Site, routes: Sequence[Route]) -> web.Application:
+    """The application that serves ``routes``."""
+    app = web.Application(middlewares=[problem_middleware], client_max_size=MAX_DOCUMENT_BYTES)
+    for route in routes:
+        app.router.add_route(route.method, route.full_path, _served(site, route))
+    return app
+
+
+def _served(site: Site, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def serve(request: web.Request) -> web.StreamResponse:
+        try:
+            call = await _admitted(site, route, request)
+        except Unauthenticated as error:
+            response = problem_response(error)
+            response.set_status(401)
+            if route.access is Access.ADMINISTRATOR:
+                response.headers["WWW-Authenticate"] = "Bearer"
+            return response
+        return _response(route, await route.handler(call))
+
+    return serve
+
+
+def _response(route: Route, result: HandlerResult) -> web.Response:
+    status = route.status
+    if isinstance(result, TextAnswer):
+        return web.Response(status=status, text=result.text, content_type=result.content_type)
+    if isinstance(result, Answer):
+        status, result = result.status, result.document
+    if result is None:
+        return web.Response(status=204 if status == 200 else status, headers=_NO_STORE)
+    return web.Response(
+        status=status, body=result.model_dump_json().encode(), content_type="application/json", headers=_NO_STORE
+    )
+
+
+async def _admitted(site: Site, route: Route, request: web.Request) -> Call:
+    peer: PeerName | None = None
+    administrator: Administrator | None = None
+    match route.access:
+        case Access.PUBLIC:
+            pass
+        case Access.ADMINISTRATOR:
+            administrator = await _administrator(site, request)
+        case Access.AGENT:
+            peer = await _peer(site, request, Role.AGENT)
+        case Access.PROCESS_SERVER:
+            peer = await _peer(site, request, Role.PROCESS_SERVER)
+    return Call(
+        site=site,
+        path=dict(request.match_info),
+        remote=request.remote or "unknown",
+        peer=peer,
+        administrator=administrator,
+        document=await _document(route, request),
+        query=_query(route, request),
+    )
+
+
+async def _administrator(site: Site, request: web.Request) -> Administrator:
+    header = request.headers.get("Authorization", "")
+    found = None
+    if header.startswith(_BEARER):
+        found = await site.administrators.recognize(header.removeprefix(_BEARER).strip())
+    if found is None:
+        raise Unauthenticated(
+            "cannot tell who you are: a valid administrator token is needed",
+            hint="send it as `Authorization: Bearer …`; `config-server create-administrator-token` makes one",
+        )
+    return found
+
+
+async def _peer(site: Site, request: web.Request, role: Role) -> PeerName:
+    """The holder of the client certificate: of the right role, not revoked, and known."""
+    der = peer_certificate_der(request)
+    if der is None:
+        raise Unauthenticated("cannot tell who you are: a client certificate is needed", hint="enrol first")
+    certificate = peer_certificate(der)
+    if certificate.name.role is not role:
+        raise Refused(f"cannot serve an {certificate.name.role} here: this is for an {role}")
+    async with site.database.read() as session:
+        issued = await session.get(CertificateRow, format(certificate.serial, "x"))
+        table = MachineRow if role is Role.AGENT else ProcessServerRow
+        holder = await session.get(table, certificate.name.identifier)
+    _check_holder(certificate, issued, known=holder is not None)
+    return certificate.name
+
+
+def _check_holder(certificate: PeerCertificate, issued: CertificateRow | None, *, known: bool) -> None:
+    if issued is not None and issued.revoked_ns is not None:
+        raise Refused(f"cannot accept the certificate {certificate.serial:x}: it is revoked", hint="enrol again")
+    if not known:
+        raise Refused(f"cannot accept {certificate.name.urn}: it is not enrolled here", hint="enrol again")
+
+
+async def _document(route: Route, request: web.Request) -> Document | None:
+    if route.body is None:
+        return None
+    try:
+        return route.body.decode(await request.read())
+    except PeerProtocolError as error:
+        raise InvalidInput(error.message) from error
+
+
+def _query(route: Route, request: web.Request) -> Query:
+    given = dict(request.query)
+    if len(given) != len(request.query):
+        raise InvalidInput("cannot use the query: a parameter occurs twice")
+    try:
+        return route.query.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(route.query.model_fields) or "none"
+        raise InvalidInput(
+            f"cannot use the parameter {place!r}: {first['msg']}", hint=f"parameters: {known}"
+        ) from error

@@ -1,0 +1,136 @@
+"""Settings of the configuration server: one frozen dataclass a section. Called by ``cli.py``; read by ``daemon.py``.
+
+A sample with every key is ``deploy/config/config-server.yaml``; docs/operations/configuration-server.md explains them.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from config_server.authority import CERTIFICATE_LIFETIME_S, ServerNames
+from config_server.database import DATABASE_FILE, sqlite_url
+from replication.blob_client.settings import BlobEndpointSettings
+from replication.documents import WriterPublicKey
+from replication.errors import InvalidInput, SettingsError
+from replication.service.https import ListenAddress
+from replication.service.logs import LogFormat, LogLevel
+from replication.service.observability import ObservabilitySettings
+
+DEFAULT_CONFIG: Final = "/etc/blockferry/config-server.yaml"
+DEFAULT_LISTEN: Final = "0.0.0.0:443"
+DEFAULT_STATE_DIR: Final = Path("/var/lib/blockferry/config-server")
+DEFAULT_OBSERVABILITY: Final = "127.0.0.1:9883"
+_KEY_LINE_LABEL: Final = "blockferry-writer-v1 "
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatSettings:
+    """After how long a silence an agent or a process server counts as disconnected, and when that becomes critical."""
+
+    agent_timeout_s: float = 30.0
+    process_server_timeout_s: float = 30.0
+    critical_after_s: float = 900.0
+
+    def __post_init__(self) -> None:
+        if min(self.agent_timeout_s, self.process_server_timeout_s) < 1 or self.critical_after_s < 1:
+            raise SettingsError("cannot use a heartbeat timeout below one second")
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcilerSettings:
+    """How often the store is asked, and how long a job waits for what only others can do.
+
+    ``interval_s``: open requests and their answers; ``point_interval_s``: new recovery points of every item;
+    ``point_timeout_s``: how long *latest* waits for the agent's point; ``answer_keep_s``: how long answers stay in the store.
+    """
+
+    interval_s: float = 1.0
+    point_interval_s: float = 5.0
+    point_timeout_s: float = 3600.0
+    answer_keep_s: float = 86400.0
+
+    def __post_init__(self) -> None:
+        if min(self.interval_s, self.point_interval_s, self.point_timeout_s) <= 0 or self.answer_keep_s < 0:
+            raise SettingsError("cannot use an interval that is not positive")
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """``auto``: text on a terminal, JSON otherwise."""
+
+    format: LogFormat = "auto"
+    level: LogLevel = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The whole file. ``names``: every DNS name and address under which agents, process servers and operators reach this server;
+    this machine's host name and the loopback names are always added. ``writer_public_key``: the line that
+    ``azure-sink show-writer-key`` prints, or the path of a file that holds it.
+    """
+
+    store: BlobEndpointSettings
+    writer_public_key: str
+    listen: str = DEFAULT_LISTEN
+    state_dir: Path = DEFAULT_STATE_DIR
+    names: tuple[str, ...] = ()
+    key_encryption_key_file: Path | None = None
+    database_url: str | None = None
+    certificate_lifetime_s: float = CERTIFICATE_LIFETIME_S
+    heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)
+    reconciler: ReconcilerSettings = field(default_factory=ReconcilerSettings)
+    observability: ObservabilitySettings = field(default_factory=lambda: ObservabilitySettings(DEFAULT_OBSERVABILITY))
+    log: LogSettings = field(default_factory=LogSettings)
+
+    def __post_init__(self) -> None:
+        ListenAddress.parse(self.listen)
+        self.server_names()
+        if self.certificate_lifetime_s < 3600:
+            raise SettingsError("cannot use a certificate_lifetime_s below one hour")
+        if self.writer_public_key.startswith(_KEY_LINE_LABEL):
+            self.load_writer_public_key()
+        if self.database_url is not None and not self.database_url.startswith("sqlite+aiosqlite://"):
+            raise SettingsError(
+                f"cannot use the database {self.database_url.partition(':')[0]!r}", hint="only sqlite+aiosqlite for now"
+            )
+
+    @property
+    def authority_directory(self) -> Path:
+        return self.state_dir / "authority"
+
+    @property
+    def identity_directory(self) -> Path:
+        return self.state_dir / "identity"
+
+    @property
+    def effective_database_url(self) -> str:
+        return self.database_url or sqlite_url(self.state_dir / DATABASE_FILE)
+
+    def server_names(self) -> ServerNames:
+        """What this server's certificate lists.
+
+        :raises SettingsError: if a name is neither a DNS name nor an address.
+        """
+        try:
+            return ServerNames.parse([*self.names, socket.gethostname(), "localhost", "127.0.0.1", "::1"])
+        except InvalidInput as error:
+            raise SettingsError(error.message, hint=error.hint) from error
+
+    def load_writer_public_key(self) -> WriterPublicKey:
+        """:raises SettingsError: if the file cannot be read or the line is no writer's public key."""
+        line = self.writer_public_key
+        if not line.startswith(_KEY_LINE_LABEL):
+            try:
+                line = Path(line).read_text(encoding="ascii")
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(
+                    f"cannot read the writer's public key {self.writer_public_key}: {error}",
+                    hint="a path, or the line that `azure-sink show-writer-key` prints",
+                ) from error
+        try:
+            return WriterPublicKey.decode(line)
+        except InvalidInput as error:
+            raise SettingsError(error.message, hint=error.hint) from error

@@ -1,0 +1,30 @@
+"""Whether a disk comes forward and whether it falls behind, from one observation to the next. Called by ``observations.py``."""
+
+from __future__ import annotations
+
+from replication.control_plane import DiskObservation
+
+
+def came_forward(before: DiskObservation | None, now: DiskObservation) -> bool:
+    """Whether anything was seeded, applied or cut since ``before``, or nothing had to be: a disk without backlog does not stall."""
+    if before is None or now.generation != before.generation or now.phase != before.phase:
+        return True
+    if (now.seeding_done_bytes, now.applied_epoch, now.newest_cut) != (
+        before.seeding_done_bytes,
+        before.applied_epoch,
+        before.newest_cut,
+    ):
+        return True
+    idle = now.phase in ("replicating", "held", "paused", "waiting")
+    return idle and now.backlog_bytes == 0 and now.sealed_epoch == now.applied_epoch
+
+
+def falls_behind(before: DiskObservation | None, now: DiskObservation) -> bool:
+    """Whether the source changes faster than it is shipped: churn above the sending rate and a backlog that does not shrink."""
+    if before is None or now.phase in ("paused", "held", "waiting", "failed"):
+        return False
+    return (
+        now.backlog_bytes > 0
+        and now.churn_bytes_per_s > now.send_rate_bytes_per_s
+        and now.backlog_bytes >= before.backlog_bytes
+    )

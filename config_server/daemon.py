@@ -1,0 +1,120 @@
+"""Composition root: builds the real objects, hands them inward, serves until told to stop. Called by ``cli.py``.
+
+``running_site`` is the daemon without its command line: tests give it a store of their own and otherwise get what operators get.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from config_server.administrators import Administrators
+from config_server.api.routes import make_application
+from config_server.api.table import ROUTES
+from config_server.authority import TrustStore
+from config_server.config import Settings
+from config_server.database import Database
+from config_server.desired import DesiredFeed
+from config_server.enrolments import Enrolments
+from config_server.events import Clock
+from config_server.generations import Generations
+from config_server.installation import site_key_file
+from config_server.key_encryption import KeyEncryptionKey
+from config_server.passphrases import Passphrases
+from config_server.policies import ensure_default_policy
+from config_server.reconciler.loop import Reconciler
+from config_server.server_identity import ensure_server_identity
+from config_server.site import Site
+from config_server.store_status import StoreStatus
+from replication.blob_client.api import BlobClient
+from replication.blob_client.http_client import HttpBlobClient
+from replication.service.health import HealthBoard
+from replication.service.https import ListenAddress, RunningServer, start_server
+from replication.service.observability import make_registry, start_observability
+from replication.service.runtime import Lifecycle
+
+
+@dataclass(frozen=True, slots=True)
+class RunningSite:
+    """A configuration server that answers. ``port`` is the bound one."""
+
+    site: Site
+    server: RunningServer
+    reconciler: Reconciler
+    observability: RunningServer
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+
+@contextlib.asynccontextmanager
+async def running_site(
+    settings: Settings, store: BlobClient, clock: Clock = time.time_ns
+) -> AsyncIterator[RunningSite]:
+    """Start everything; on return of the block everything is stopped and closed.
+
+    :raises SettingsError: if the state was not initialized, or an address cannot be bound.
+    """
+    trust_store = TrustStore(settings.authority_directory)
+    authority = trust_store.load()
+    site_key = KeyEncryptionKey.load(site_key_file(settings))
+    writer = settings.load_writer_public_key()
+    identity = ensure_server_identity(settings, authority, trust_store, clock())
+    registry, board = make_registry(), HealthBoard()
+    database = Database(settings.effective_database_url)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(database.close)
+        await database.upgrade()
+        await ensure_default_policy(database)
+        passphrases = Passphrases(database, clock)
+        feed = DesiredFeed(database, time.monotonic)
+        store_status = StoreStatus()
+        reconciler = Reconciler(
+            database=database,
+            store=store,
+            writer=writer,
+            feed=feed,
+            status=store_status,
+            board=board,
+            settings=settings.reconciler,
+            heartbeat=settings.heartbeat,
+            clock=clock,
+        )
+        site = Site(
+            database=database,
+            authority=authority,
+            trust_store=trust_store,
+            passphrases=passphrases,
+            administrators=Administrators(database, clock),
+            enrolments=Enrolments(database, authority, trust_store, passphrases, clock, time.monotonic),
+            generations=Generations(database, store, site_key, writer, clock),
+            feed=feed,
+            store_status=store_status,
+            heartbeat=settings.heartbeat,
+            clock=clock,
+            wake_reconciler=reconciler.wake,
+        )
+        registry.register(reconciler.figures)
+        observability = await start_observability(settings.observability, board, registry)
+        stack.push_async_callback(observability.close)
+        server = await start_server(
+            make_application(site, ROUTES),
+            ListenAddress.parse(settings.listen),
+            identity.server_context(require_client=False),
+        )
+        stack.push_async_callback(server.close)
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        task = tasks.create_task(reconciler.run())
+        stack.callback(task.cancel)
+        yield RunningSite(site, server, reconciler, observability)
+
+
+async def run(settings: Settings, lifecycle: Lifecycle) -> None:
+    """Serve until ``lifecycle`` says stop."""
+    async with HttpBlobClient(settings.store) as store, running_site(settings, store):
+        lifecycle.ready()
+        await lifecycle.stopping.wait()

@@ -1,0 +1,187 @@
+"""Enrolment, server side: a passphrase and a signing request in, an identity out. Called by ``api/enrolments.py`` and ``api/servers.py``.
+
+R11: an existing machine is never taken over. Who asks again for a machine that is enrolled gets ``Conflict``, unless he proves to hold
+the very key of its newest certificate (his earlier answer was lost on the way) or an administrator has allowed the re-enrolment; then
+the older certificates are revoked. Guessing is limited by caller and altogether.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import uuid
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import urlsplit
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from config_server.authority import Authority, ServerNames, TrustStore, read_signing_request
+from config_server.core.attempt_limiter import AttemptLimiter
+from config_server.database import Database
+from config_server.events import Actor, Clock, record_event
+from config_server.passphrases import Passphrases
+from config_server.tables import CertificateRow, MachineRow, ProcessServerRow
+from replication.control_plane import EnrolmentAnswer, EnrolmentRequest
+from replication.errors import Conflict, InvalidInput, Overloaded
+from replication.tls_identity import PeerName, Role
+
+ATTEMPTS_BURST: Final = 10
+ATTEMPT_INTERVAL_S: Final = 6.0
+REENROLMENT_WINDOW_S: Final = 3600.0
+
+_logger = logging.getLogger(__name__)
+
+
+class Enrolments:
+    """Hands out identities to machines and process servers."""
+
+    def __init__(
+        self,
+        database: Database,
+        authority: Authority,
+        trust_store: TrustStore,
+        passphrases: Passphrases,
+        clock: Clock,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._database = database
+        self._authority = authority
+        self._trust_store = trust_store
+        self._passphrases = passphrases
+        self._clock = clock
+        self._monotonic = monotonic
+        self._limiter = AttemptLimiter(burst=ATTEMPTS_BURST, interval_s=ATTEMPT_INTERVAL_S)
+
+    async def enrol(self, request: EnrolmentRequest, caller: str) -> EnrolmentAnswer:
+        """Check the passphrase and issue a certificate; on return machine and certificate are durable.
+
+        :raises Overloaded: too many attempts from ``caller`` (its network address), or altogether.
+        :raises Refused: the passphrase is wrong or has expired.
+        :raises Conflict: the machine is enrolled already.
+        :raises InvalidInput: the signing request or the service's address cannot be used.
+        """
+        wait_s = self._limiter.wait_s(caller, self._monotonic())
+        if wait_s:
+            raise Overloaded("cannot enrol now: too many attempts", retry_after_s=wait_s)
+        identifier = await self._passphrases.check(request.passphrase)
+        self._limiter.give_back(caller)
+        public_key = read_signing_request(request.signing_request_pem)
+        names = _service_names(request)
+        now_ns = self._clock()
+        async with self._database.write() as session:
+            name = await self._holder(session, request, _key_digest(public_key), now_ns)
+            issued = self._authority.issue(public_key, name, now_ns=now_ns, names=names)
+            session.add(
+                CertificateRow(
+                    serial=issued.serial,
+                    role=name.role.value,
+                    holder_id=name.identifier,
+                    public_key_sha256=_key_digest(public_key),
+                    issued_ns=now_ns,
+                    expires_ns=issued.expires_ns,
+                )
+            )
+            record_event(
+                session,
+                now_ns,
+                Actor(f"{name.role}:{name.identifier}"),
+                "enrolled",
+                f"{name.role} {request.hostname} enrolled from {caller} with passphrase {identifier}",
+                machine_id=name.identifier if name.role is Role.AGENT else None,
+            )
+        await self._passphrases.count_use(identifier)
+        _logger.info("enrolled", extra={"fields": {"peer": name.urn, "hostname": request.hostname, "from": caller}})
+        return EnrolmentAnswer(
+            identifier=name.identifier, certificate_pem=issued.pem, authorities_pem=self._trust_store.trusted_pem()
+        )
+
+    async def _holder(self, session: AsyncSession, request: EnrolmentRequest, key_digest: str, now_ns: int) -> PeerName:
+        """The new or known holder; checks that a known one may be given a certificate again."""
+        role = Role(request.role)
+        row: MachineRow | ProcessServerRow | None
+        if role is Role.AGENT:
+            row = await session.scalar(
+                select(MachineRow)
+                .where(MachineRow.machine_fingerprint == request.machine_fingerprint)
+                .with_for_update()
+            )
+        else:
+            row = await session.scalar(
+                select(ProcessServerRow)
+                .where(ProcessServerRow.machine_fingerprint == request.machine_fingerprint)
+                .with_for_update()
+            )
+        if row is None:
+            identifier = str(uuid.uuid4())
+            session.add(_new_row(request, identifier, now_ns))
+            return PeerName(role, identifier)
+        newest = await session.scalar(
+            select(CertificateRow)
+            .where(CertificateRow.holder_id == row.id, CertificateRow.revoked_ns.is_(None))
+            .order_by(CertificateRow.issued_ns.desc())
+            .limit(1)
+        )
+        if newest is not None and newest.public_key_sha256 == key_digest:
+            return PeerName(role, row.id)
+        if row.reenrolment_until_ns is None or row.reenrolment_until_ns <= now_ns:
+            raise Conflict(
+                f"cannot enrol {request.hostname}: this machine is enrolled already as {row.hostname} ({row.id})",
+                hint=f"if it was reinstalled, allow it once: `migratectl servers allow-reenrolment {row.hostname}`",
+            )
+        row.reenrolment_until_ns = None
+        row.hostname = request.hostname
+        if isinstance(row, ProcessServerRow):
+            row.service_url = request.service_url or row.service_url
+        await session.execute(
+            update(CertificateRow)
+            .where(CertificateRow.holder_id == row.id, CertificateRow.revoked_ns.is_(None))
+            .values(revoked_ns=now_ns)
+        )
+        return PeerName(role, row.id)
+
+    def reenrolment_deadline_ns(self) -> int:
+        """Until when a re-enrolment that is allowed now may happen."""
+        return self._clock() + int(REENROLMENT_WINDOW_S * 1e9)
+
+
+def _new_row(request: EnrolmentRequest, identifier: str, now_ns: int) -> MachineRow | ProcessServerRow:
+    if request.role == "agent":
+        return MachineRow(
+            id=identifier,
+            hostname=request.hostname,
+            machine_fingerprint=request.machine_fingerprint,
+            enrolled_ns=now_ns,
+            connected=False,
+            desired_revision=0,
+        )
+    return ProcessServerRow(
+        id=identifier,
+        hostname=request.hostname,
+        machine_fingerprint=request.machine_fingerprint,
+        service_url=request.service_url,
+        enrolled_ns=now_ns,
+        connected=False,
+        draining=False,
+        upload_threads_per_machine=4,
+    )
+
+
+def _service_names(request: EnrolmentRequest) -> ServerNames:
+    """What a process server's certificate lists: its host name and the host of the address that agents are told."""
+    if request.role == "agent":
+        return ServerNames()
+    parts = urlsplit(request.service_url or "")
+    if parts.scheme != "https" or not parts.hostname:
+        raise InvalidInput(
+            f"cannot use {request.service_url!r} as a process server's address", hint="expected https://HOST:PORT"
+        )
+    return ServerNames.parse([parts.hostname, request.hostname])
+
+
+def _key_digest(key: ec.EllipticCurvePublicKey) -> str:
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(der).hexdigest()

@@ -1,0 +1,340 @@
+"""Generations and their keys: allocating one for an agent, and handing the data key to the process server that seals with it.
+
+Called by ``api/agent_generations.py`` and ``api/process_server.py``. Order (R8, and the key before the first acknowledgement): close the
+generation before and learn its final epoch; allocate the next number with a new data key, wrapped for site and writer, in the database;
+put the record into the store with If-None-Match; only then answer. Each step is repeated safely: a request names its generation for
+ever, and the record's bytes are kept. If the store already holds another record under the number (this database is older than the
+store: a restored backup), that generation is adopted, so that it gets closed before anything goes on.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import uuid
+from typing import Final
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from config_server.core.protected_item import DELETING_STATES, State
+from config_server.database import Database
+from config_server.events import SYSTEM, Actor, Clock, record_event
+from config_server.items import active_item, item_disks
+from config_server.key_encryption import KeyEncryptionKey
+from config_server.tables import DiskRow, GenerationRow, ProtectedItemRow
+from config_server.writer_requests import (
+    FAILED,
+    SUCCEEDED,
+    answer_of,
+    ask_writer,
+    close_generation_key,
+    request_id,
+)
+from replication.blob_client.api import BlobClient
+from replication.control_plane import DataKeyGrant, GenerationGrant, GenerationRequest
+from replication.documents import MAX_DOCUMENT_BYTES, WriterPublicKey
+from replication.errors import Conflict, IntegrityError, NotFound, Refused, Retryable
+from replication.identifiers import DiskId, GenerationId, GenerationKey
+from replication.segment_keys import manifest_key, new_data_key, wrap_for_writer
+from replication.store_documents import CloseGeneration, GenerationBase, GenerationRecord
+from replication.store_layout import REPLICATION_CONTAINER, generation_record_name
+
+ALLOCATED: Final = "allocated"
+OPEN: Final = "open"
+CLOSED: Final = "closed"
+DELETED: Final = "deleted"
+CLOSE_RETRY_S: Final = 1.0
+CLOSE_AGAIN_S: Final = 30.0
+
+_logger = logging.getLogger(__name__)
+
+
+class Generations:
+    """Allocates generations and unwraps their keys; plain keys are returned, never stored or logged."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: BlobClient,
+        key_encryption_key: KeyEncryptionKey,
+        writer: WriterPublicKey,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._site_key = key_encryption_key
+        self._writer = writer
+        self._clock = clock
+
+    async def grant(self, machine_id: str, disk: str, request: GenerationRequest) -> GenerationGrant:
+        """The generation of ``request``, made if it is new; its record is in the store on return.
+
+        :raises Retryable: while the writer has not closed the generation before; PeerUnavailable if the store does not answer.
+        :raises Refused: if the disk is not this machine's, or not under protection.
+        :raises Conflict: if ``request`` was for another disk, or its generation has been closed since.
+        """
+        row = await self._find_or_allocate(machine_id, disk, request)
+        if row.state == ALLOCATED:
+            await self._publish_record(row)
+        return await self._grant_of(machine_id, row)
+
+    async def _find_or_allocate(self, machine_id: str, disk: str, request: GenerationRequest) -> GenerationRow:
+        unpublished: GenerationRow | None = None
+        while True:
+            if unpublished is not None:
+                await self._publish_record(unpublished)  # an earlier request's, cut off before its record was stored
+            async with self._database.write() as session:
+                item = await self._protected(session, machine_id, disk)
+                row = await session.scalar(select(GenerationRow).where(GenerationRow.request == request.request))
+                if row is not None:
+                    return _checked_repeat(row, disk, request)
+                newest = await newest_generation(session, disk)
+                if newest is None or newest.state in (CLOSED, DELETED):
+                    return await self._allocate(session, item, disk, request, newest)
+                if newest.state == OPEN:
+                    problem = await close_generation(session, newest, self._clock())
+                    if newest.state == CLOSED:
+                        return await self._allocate(session, item, disk, request, newest)
+                    break
+                unpublished = newest
+        raise Retryable(
+            f"cannot open a new generation yet: {problem or 'the replica writer has not closed the one before'}",
+            disk=disk,
+            retry_after_s=CLOSE_RETRY_S,
+            hint="if this lasts, see that the replica writer runs",
+        )
+
+    async def granted(self, machine_id: str, key: GenerationKey) -> GenerationGrant:
+        """A grant given earlier.
+
+        :raises NotFound: if it was not given. :raises Refused: if the disk is not this machine's.
+        """
+        async with self._database.read() as session:
+            await self._owned(session, machine_id, key.disk)
+            row = await session.get(GenerationRow, (key.disk, key.generation))
+        if row is None or row.state in (ALLOCATED, DELETED):
+            raise NotFound(f"cannot find generation {key.generation}", disk=key.disk)
+        return await self._grant_of(machine_id, row)
+
+    async def data_key(self, process_server_id: str, key: GenerationKey) -> DataKeyGrant:
+        """What a process server needs to seal for a generation.
+
+        :raises NotFound: if there is no such generation any more. :raises Refused: if the item is assigned to another process server.
+        """
+        async with self._database.read() as session:
+            row = await session.get(GenerationRow, (key.disk, key.generation))
+            item = None if row is None else await session.get(ProtectedItemRow, row.item_id)
+        if row is None or item is None or row.state in (ALLOCATED, DELETED):
+            raise NotFound(f"cannot find generation {key.generation}", disk=key.disk)
+        if item.process_server_id != process_server_id:
+            raise Refused(
+                "cannot give the data key: this item is assigned to another process server",
+                disk=key.disk,
+                hint="the agent learns from the configuration server where to ship to",
+            )
+        record = _record_of(row)
+        return DataKeyGrant(
+            disk=key.disk,
+            generation=key.generation,
+            machine=record.machine,
+            size_bytes=record.size_bytes,
+            data_key=self._data_key(record).hex(),
+        )
+
+    # -- steps ------------------------------------------------------------------------------------------------
+
+    async def _owned(self, session: AsyncSession, machine_id: str, disk: str) -> DiskRow:
+        row = await session.get(DiskRow, disk)
+        if row is None or row.machine_id != machine_id:
+            raise Refused("cannot use this disk: it is not registered as this machine's", disk=disk)
+        return row
+
+    async def _protected(self, session: AsyncSession, machine_id: str, disk: str) -> ProtectedItemRow:
+        await self._owned(session, machine_id, disk)
+        item = await active_item(session, machine_id)
+        if item is None or State(item.state) in DELETING_STATES:
+            raise Refused("cannot open a generation: the machine is not protected", disk=disk)
+        if disk not in {row.disk_id for row in await item_disks(session, item.id)}:
+            raise Refused("cannot open a generation: this disk is not protected", disk=disk)
+        return item
+
+    async def _allocate(
+        self,
+        session: AsyncSession,
+        item: ProtectedItemRow,
+        disk: str,
+        request: GenerationRequest,
+        newest: GenerationRow | None,
+    ) -> GenerationRow:
+        owner = await session.get_one(DiskRow, disk)
+        if owner.digest_key is None:
+            owner.digest_key = self._site_key.wrap_digest_key(new_data_key(), disk)
+        number = 1 if newest is None else newest.generation + 1
+        base = None
+        if newest is not None and newest.state == CLOSED and newest.item_id == item.id:
+            base = GenerationBase(generation=newest.generation, epoch=newest.final_epoch or 0)
+        bare = GenerationRecord(
+            disk=disk,
+            generation=number,
+            machine=item.machine_id,
+            item=item.id,
+            size_bytes=request.size_bytes,
+            granularity_bytes=request.granularity_bytes,
+            base=base,
+            writer_key_id=self._writer.key_id,
+        )
+        key, associated = new_data_key(), bare.associated_data()
+        record = bare.with_keys(
+            self._site_key.wrap_data_key(key, associated), wrap_for_writer(self._writer.wrapping, key, associated)
+        )
+        row = GenerationRow(
+            disk_id=disk,
+            generation=number,
+            item_id=item.id,
+            request=request.request,
+            reason=request.reason,
+            state=ALLOCATED,
+            record=record.model_dump_json(),
+            created_ns=self._clock(),
+        )
+        session.add(row)
+        record_event(
+            session,
+            self._clock(),
+            Actor(f"agent:{item.machine_id}"),
+            "generation-allocated",
+            f"generation {number} of disk {disk}: {request.reason}",
+            machine_id=item.machine_id,
+            item_id=item.id,
+        )
+        return row
+
+    async def _publish_record(self, row: GenerationRow) -> None:
+        await self._put_record(row)
+        async with self._database.write() as session:
+            stored = await session.get_one(GenerationRow, (row.disk_id, row.generation))
+            if stored.state == ALLOCATED:
+                stored.state = OPEN
+
+    async def _put_record(self, row: GenerationRow) -> None:
+        """Put the record unless it is there already; adopt a foreign one."""
+        name = generation_record_name(GenerationKey(DiskId(row.disk_id), GenerationId(row.generation)))
+        content = _record_of(row).encode()
+        try:
+            await self._store.put_blob(REPLICATION_CONTAINER, name, content, if_none_match_any=True)
+        except Conflict:
+            found = await self._store.get_blob(REPLICATION_CONTAINER, name, max_bytes=MAX_DOCUMENT_BYTES)
+            if found is not None and found.content == content:
+                return
+            await self._adopt(row, b"" if found is None else found.content)
+            raise Retryable(
+                "cannot open the generation yet: the store knows a later one, which is closed first",
+                disk=row.disk_id,
+                retry_after_s=CLOSE_RETRY_S,
+            ) from None
+
+    async def _adopt(self, row: GenerationRow, content: bytes) -> None:
+        """Take over the generation that the store holds under this number, after checking that this site's key opens it.
+
+        :raises Conflict: if it is another disk's or another site's.
+        """
+        record = GenerationRecord.decode(content)
+        if (record.disk, record.generation) != (row.disk_id, row.generation):
+            raise Conflict(
+                f"cannot open generation {row.generation}: the store holds another's record", disk=row.disk_id
+            )
+        try:
+            self._data_key(record)
+        except IntegrityError as error:
+            raise Conflict(
+                f"cannot open generation {row.generation}: the store holds one of another key-encryption key",
+                disk=row.disk_id,
+                hint="restore the key-encryption key from the backup, or give this site a store of its own",
+            ) from error
+        async with self._database.write() as session:
+            stored = await session.get_one(GenerationRow, (row.disk_id, row.generation))
+            stored.record, stored.state, stored.request = record.model_dump_json(), OPEN, str(uuid.uuid4())
+            message = f"generation {row.generation} of disk {row.disk_id} was found in the store and adopted"
+            record_event(session, self._clock(), SYSTEM, "generation-adopted", message, item_id=row.item_id)
+        _logger.warning("adopted a generation", extra={"fields": {"disk": row.disk_id, "generation": row.generation}})
+
+    # -- answers ----------------------------------------------------------------------------------------------
+
+    def _data_key(self, record: GenerationRecord) -> bytes:
+        return self._site_key.unwrap_data_key(base64.b64decode(record.key_for_site), record.associated_data())
+
+    async def _grant_of(self, machine_id: str, row: GenerationRow) -> GenerationGrant:
+        record = _record_of(row)
+        async with self._database.read() as session:
+            owner = await self._owned(session, machine_id, row.disk_id)
+        if owner.digest_key is None:
+            raise NotFound("cannot find the digest key", disk=row.disk_id)
+        key = GenerationKey(DiskId(record.disk), GenerationId(record.generation))
+        return GenerationGrant(
+            disk=record.disk,
+            item=record.item,
+            generation=record.generation,
+            size_bytes=record.size_bytes,
+            granularity_bytes=record.granularity_bytes,
+            base=record.base,
+            manifest_key=manifest_key(self._data_key(record), key).hex(),
+            digest_key=self._site_key.unwrap_digest_key(owner.digest_key, record.disk).hex(),
+            writer_public_key=self._writer.encode(),
+        )
+
+
+def _checked_repeat(row: GenerationRow, disk: str, request: GenerationRequest) -> GenerationRow:
+    if row.disk_id != disk or row.state in (CLOSED, DELETED):
+        why = "it was another disk's" if row.disk_id != disk else f"its generation {row.generation} is closed"
+        raise Conflict(
+            f"cannot grant a generation for request {request.request}: {why}", disk=disk, hint="ask with a new request"
+        )
+    return row
+
+
+def _record_of(row: GenerationRow) -> GenerationRecord:
+    if row.record is None:
+        raise NotFound(f"cannot find the keys of generation {row.generation}: they are deleted", disk=row.disk_id)
+    return GenerationRecord.decode(row.record.encode())
+
+
+async def newest_generation(session: AsyncSession, disk: str) -> GenerationRow | None:
+    """The generation with the highest number, in whatever state."""
+    found: GenerationRow | None = await session.scalar(
+        select(GenerationRow)
+        .where(GenerationRow.disk_id == disk)
+        .order_by(GenerationRow.generation.desc())
+        .limit(1)
+        .with_for_update()
+    )
+    return found
+
+
+async def close_generation(session: AsyncSession, row: GenerationRow, now_ns: int) -> str | None:
+    """Ask the writer to close an open generation (R8), or take its answer: then ``row`` is CLOSED with its final epoch.
+
+    Called again and again until it is. Returns what the writer complained of, if it did; it is asked anew after ``CLOSE_AGAIN_S``.
+    """
+    attempt, problem = 1, None
+    while True:
+        key = close_generation_key(row.disk_id, row.generation, attempt)
+        asked = await ask_writer(
+            session,
+            key,
+            CloseGeneration(request=request_id(key), disk=row.disk_id, generation=row.generation),
+            now_ns,
+            item_id=row.item_id,
+        )
+        answer = answer_of(asked)
+        if asked.state != FAILED or answer is None:
+            break
+        problem = answer.problem.message if answer.problem else "the replica writer gives no reason"
+        if now_ns - (asked.answered_ns or now_ns) < CLOSE_AGAIN_S * 1e9:
+            return problem
+        attempt += 1
+    if asked.state == SUCCEEDED and answer is not None:
+        if answer.final_epoch is None:
+            return "the replica writer's answer names no final epoch"
+        row.state, row.final_epoch, row.closed_ns = CLOSED, answer.final_epoch, now_ns
+    return problem

@@ -1,0 +1,93 @@
+"""First steps on a new appliance: authority, key-encryption key, database, own certificate, first token. Called by ``cli.py``.
+
+``initialize`` is idempotent: what is there stays, what is missing is made. No default password exists: the administrator's token
+is made once, shown once, and only its hash is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from config_server.administrators import Administrators
+from config_server.authority import Authority, ServerNames, TrustStore
+from config_server.config import Settings
+from config_server.database import Database
+from config_server.events import COMMAND_LINE, Clock
+from config_server.key_encryption import CREDENTIALS_VARIABLE, KeyEncryptionKey, key_file
+from config_server.policies import ensure_default_policy
+from config_server.server_identity import ensure_server_identity
+from replication.durable_file import make_directory_durably
+from replication.errors import Conflict
+from replication.tls_identity import PeerName, Role, TlsIdentity, new_private_key, private_key_pem
+
+FIRST_ADMINISTRATOR = "first"
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """``token`` None: there was one already, and it is not shown again."""
+
+    fingerprint: str
+    token: str | None
+    key_encryption_key_file: Path
+
+
+def site_key_file(settings: Settings) -> Path:
+    """Where the key-encryption key is, by configuration, systemd credential or default."""
+    return key_file(settings.key_encryption_key_file, settings.state_dir, os.environ.get(CREDENTIALS_VARIABLE))
+
+
+async def initialize(settings: Settings, clock: Clock) -> Installed:
+    """Make what is missing; everything is durable on return.
+
+    :raises SettingsError: if something that is there cannot be used.
+    """
+    make_directory_durably(settings.state_dir)
+    trust_store = TrustStore(settings.authority_directory)
+    authority = trust_store.load_or_create(clock())
+    path = site_key_file(settings)
+    KeyEncryptionKey.load_or_create(path)
+    ensure_server_identity(settings, authority, trust_store, clock())
+    database = Database(settings.effective_database_url)
+    try:
+        await database.upgrade()
+        await ensure_default_policy(database)
+        administrators = Administrators(database, clock)
+        token = None
+        if not await administrators.any_exists():
+            token = await administrators.create_token(FIRST_ADMINISTRATOR, COMMAND_LINE)
+    finally:
+        await database.close()
+    return Installed(authority.fingerprint, token, path)
+
+
+def issue_certificate(settings: Settings, role: Role, names: ServerNames, directory: Path, clock: Clock) -> PeerName:
+    """Issue an identity for a server that does not enrol (the sink) into ``directory``; durable on return.
+
+    :raises Conflict: if ``directory`` holds an identity already.
+    """
+    identity = TlsIdentity(directory)
+    if identity.exists():
+        raise Conflict(
+            f"cannot issue a certificate: {directory} holds {identity.name().urn} already",
+            hint="choose another directory",
+        )
+    trust_store = TrustStore(settings.authority_directory)
+    key, name = new_private_key(), PeerName(role, str(uuid.uuid4()))
+    issued = trust_store.load().issue(
+        key.public_key(), name, now_ns=clock(), names=names, lifetime_s=settings.certificate_lifetime_s
+    )
+    identity.store(
+        key_pem=private_key_pem(key),
+        certificate_pem=issued.pem.encode(),
+        authorities_pem=trust_store.trusted_pem().encode(),
+    )
+    return name
+
+
+def load_authority(settings: Settings) -> Authority:
+    """:raises SettingsError: before ``init``."""
+    return TrustStore(settings.authority_directory).load()

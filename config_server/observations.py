@@ -1,0 +1,162 @@
+"""What agents and process servers report, written down, and its consequences for the item's state. Called by the API.
+
+Ages come as seconds by the sender's own clock; this server adds the time since it received them. Nothing here waits for the store.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from config_server.core.disk_progress import came_forward, falls_behind
+from config_server.core.doubt import becomes_suspect, doubt_among, proved_point_time
+from config_server.core.job import JobKind
+from config_server.core.observation import SEEDED_PHASES
+from config_server.core.protected_item import TRANSITIONS, ReplicationObserved, State
+from config_server.events import SYSTEM, Actor, record_event
+from config_server.inventory import check_same_machine
+from config_server.items import active_item, apply_event, item_disks, observation_of, observed_progress
+from config_server.job_documents import MigrationContext
+from config_server.jobs import context_of, keep_context, newest_job
+from config_server.tables import (
+    ItemDiskRow,
+    MachineRow,
+    ProcessServerRow,
+    ProtectedItemRow,
+    RecoveryPointRow,
+)
+from replication.control_plane import AgentObservation, CutoverObservation, DiskObservation, ProcessServerObservation
+
+
+async def report_agent(session: AsyncSession, machine: MachineRow, observation: AgentObservation, now_ns: int) -> None:
+    """Write an agent's observation down.
+
+    :raises Refused: if it comes from another installation than the one that enrolled (R11).
+    """
+    check_same_machine(machine, observation.machine_fingerprint)
+    if not machine.connected:
+        record_event(
+            session,
+            now_ns,
+            Actor(f"agent:{machine.id}"),
+            "connected",
+            f"the agent of {machine.hostname} reports",
+            machine_id=machine.id,
+        )
+    machine.connected, machine.heard_ns = True, now_ns
+    machine.observation = observation.model_dump_json()
+    item = await active_item(session, machine.id)
+    if item is None:
+        return
+    reported = {disk.disk: disk for disk in observation.disks}
+    rows = [disk for disk in await item_disks(session, item.id) if disk.disk_id in reported]
+    for row in rows:
+        _write_disk(row, reported[row.disk_id], now_ns)
+    await session.flush()
+    await _settle_doubt(session, item, [reported[row.disk_id] for row in rows], now_ns)
+    if observation.cutover is not None:
+        await _keep_cutover(session, item, observation.cutover, now_ns)
+    await follow_observation(session, item, now_ns)
+
+
+def _write_disk(row: ItemDiskRow, observation: DiskObservation, now_ns: int) -> None:
+    before = observation_of(row)
+    if came_forward(before, observation):
+        row.progress_ns = now_ns
+    if not falls_behind(before, observation):
+        row.falling_behind_since_ns = None
+    elif row.falling_behind_since_ns is None:
+        row.falling_behind_since_ns = now_ns
+    if observation.phase in SEEDED_PHASES and row.seeded_ns is None:
+        row.seeded_ns = now_ns
+    if observation.size_bytes:
+        row.size_bytes = observation.size_bytes
+    row.observation, row.observed_ns = observation.model_dump_json(), now_ns
+
+
+async def follow_observation(session: AsyncSession, item: ProtectedItemRow, now_ns: int) -> None:
+    """Bring the item into the state that its newest observations say, if its present state follows observations."""
+    if (State(item.state), ReplicationObserved) not in TRANSITIONS:
+        return
+    progress, reason = await observed_progress(session, item.id)
+    if any(disk.observation is not None for disk in await item_disks(session, item.id)):
+        apply_event(session, item, ReplicationObserved(progress, reason), Actor(f"agent:{item.machine_id}"), now_ns)
+    if item.seeded_ns is None and all(disk.seeded_ns is not None for disk in await item_disks(session, item.id)):
+        item.seeded_ns = now_ns
+
+
+async def _settle_doubt(
+    session: AsyncSession, item: ProtectedItemRow, disks: list[DiskObservation], now_ns: int
+) -> None:
+    """R12: move the proved point time forward, or mark the points since it as suspect."""
+    doubt = doubt_among(disks)
+    points = list(
+        await session.scalars(
+            select(RecoveryPointRow).where(
+                RecoveryPointRow.item_id == item.id,
+                RecoveryPointRow.state == "available",
+                RecoveryPointRow.suspect.is_(None),
+            )
+        )
+    )
+    if doubt is None:
+        if len(disks) == len(await item_disks(session, item.id)):
+            proved = proved_point_time(disks, {point.cut: point.time_ns for point in points})
+            if proved is not None:
+                item.proved_point_time_ns = max(proved, item.proved_point_time_ns or 0)
+        return
+    suspects = [point for point in points if becomes_suspect(point.time_ns, item.proved_point_time_ns)]
+    for point in suspects:
+        point.suspect = doubt
+    if suspects:
+        record_event(
+            session,
+            now_ns,
+            SYSTEM,
+            "points-suspect",
+            f"{len(suspects)} recovery points are suspect: {doubt}",
+            machine_id=item.machine_id,
+            item_id=item.id,
+        )
+
+
+async def _keep_cutover(
+    session: AsyncSession, item: ProtectedItemRow, cutover: CutoverObservation, now_ns: int
+) -> None:
+    """Remember how far the agent's cutover has come, with the times at which this was first heard."""
+    job = await newest_job(session, item.id, JobKind.MIGRATE)
+    if job is None or job.id != cutover.job or job.ended_ns is not None:
+        return
+    context = context_of(job, MigrationContext)
+    claimed_ns, sealed_ns = context.claimed_ns, context.sealed_ns
+    if cutover.state in ("shipping", "sealed", "applied"):
+        claimed_ns = claimed_ns or now_ns
+    if cutover.state in ("sealed", "applied"):
+        sealed_ns = sealed_ns or now_ns
+    keep_context(job, context.model_copy(update={"cutover": cutover, "claimed_ns": claimed_ns, "sealed_ns": sealed_ns}))
+
+
+def report_process_server(
+    session: AsyncSession, server: ProcessServerRow, observation: ProcessServerObservation, now_ns: int
+) -> bool:
+    """Write a heartbeat down; returns whether agents must be told another address."""
+    if not server.connected:
+        record_event(
+            session,
+            now_ns,
+            Actor(f"process-server:{server.id}"),
+            "connected",
+            f"process server {server.hostname} reports",
+        )
+    moved = server.service_url != observation.service_url
+    if moved:
+        record_event(
+            session,
+            now_ns,
+            Actor(f"process-server:{server.id}"),
+            "moved",
+            f"process server {server.hostname} is now at {observation.service_url}",
+        )
+        server.service_url = observation.service_url
+    server.connected, server.heard_ns, server.observation = True, now_ns, observation.model_dump_json()
+    return moved

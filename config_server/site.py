@@ -1,0 +1,40 @@
+"""Everything the API needs of this server, built once by ``daemon.py`` and handed to every request by ``api/routes.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from config_server.administrators import Administrators
+from config_server.authority import Authority, TrustStore
+from config_server.config import HeartbeatSettings
+from config_server.database import Database
+from config_server.desired import DesiredFeed
+from config_server.enrolments import Enrolments
+from config_server.events import Clock
+from config_server.generations import Generations
+from config_server.passphrases import Passphrases
+from config_server.store_status import StoreStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The services of one configuration server. ``wake_reconciler`` lets it look at once instead of at its next interval."""
+
+    database: Database
+    authority: Authority
+    trust_store: TrustStore
+    passphrases: Passphrases
+    administrators: Administrators
+    enrolments: Enrolments
+    generations: Generations
+    feed: DesiredFeed
+    store_status: StoreStatus
+    heartbeat: HeartbeatSettings
+    clock: Clock
+    wake_reconciler: Callable[[], None]
+
+    def changed(self) -> None:
+        """Something was committed: agents that wait and the reconciler look again."""
+        self.feed.wake()
+        self.wake_reconciler()

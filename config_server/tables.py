@@ -1,0 +1,333 @@
+"""The configuration server's state as tables (SQLAlchemy 2, declarative). No logic; the schema's history is in ``migrations/``.
+
+Used by the services beside it and by the reconciler. Written for SQLite and PostgreSQL alike: identifiers are text, times are integers
+of nanoseconds since 1970 by this server's clock (``*_ns``) unless said otherwise, documents are JSON text of a pydantic model, secrets
+are hashed or wrapped. Enumerations are text and validated in ``core/``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from sqlalchemy import (
+    BigInteger,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+_ID = String(36)
+_NAME = String(255)
+_KIND = String(40)
+# SQLite counts up only for INTEGER PRIMARY KEY; PostgreSQL needs BIGINT for a log that is never emptied.
+_SEQUENCE = BigInteger().with_variant(Integer, "sqlite")
+
+
+class Base(DeclarativeBase):
+    metadata: ClassVar[MetaData] = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class MachineRow(Base):
+    """A server with an agent. ``desired`` is the newest document for it, ``desired_revision`` counts its changes."""
+
+    __tablename__ = "machines"
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    hostname: Mapped[str] = mapped_column(_NAME, index=True)
+    machine_fingerprint: Mapped[str] = mapped_column(_NAME, unique=True)
+    enrolled_ns: Mapped[int] = mapped_column(BigInteger)
+    reenrolment_until_ns: Mapped[int | None] = mapped_column(BigInteger)
+    heard_ns: Mapped[int | None] = mapped_column(BigInteger)
+    connected: Mapped[bool] = mapped_column(default=False)
+    observation: Mapped[str | None] = mapped_column(Text)
+    clock_offset_ns: Mapped[int | None] = mapped_column(BigInteger)
+    desired_revision: Mapped[int] = mapped_column(BigInteger, default=0)
+    desired: Mapped[str | None] = mapped_column(Text)
+
+
+class InventoryRow(Base):
+    """The newest ``MachineInventory`` of a machine."""
+
+    __tablename__ = "inventories"
+
+    machine_id: Mapped[str] = mapped_column(ForeignKey("machines.id"), primary_key=True)
+    document: Mapped[str] = mapped_column(Text)
+    received_ns: Mapped[int] = mapped_column(BigInteger)
+
+
+class DiskRow(Base):
+    """A disk and the machine that owns it: the first that reported it. ``digest_key`` is wrapped by the key-encryption key."""
+
+    __tablename__ = "disks"
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    machine_id: Mapped[str] = mapped_column(ForeignKey("machines.id"), index=True)
+    path: Mapped[str] = mapped_column(Text)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    present: Mapped[bool] = mapped_column(default=True)
+    seen_ns: Mapped[int] = mapped_column(BigInteger)
+    digest_key: Mapped[str | None] = mapped_column(Text)
+
+
+class ProcessServerRow(Base):
+    """A process server, its newest heartbeat and what it is told."""
+
+    __tablename__ = "process_servers"
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    hostname: Mapped[str] = mapped_column(_NAME)
+    machine_fingerprint: Mapped[str] = mapped_column(_NAME, unique=True)
+    service_url: Mapped[str] = mapped_column(Text)
+    enrolled_ns: Mapped[int] = mapped_column(BigInteger)
+    reenrolment_until_ns: Mapped[int | None] = mapped_column(BigInteger)
+    heard_ns: Mapped[int | None] = mapped_column(BigInteger)
+    connected: Mapped[bool] = mapped_column(default=False)
+    observation: Mapped[str | None] = mapped_column(Text)
+    draining: Mapped[bool] = mapped_column(default=False)
+    upload_threads_per_machine: Mapped[int] = mapped_column(default=4)
+    upload_limit_bits_per_s: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class CertificateRow(Base):
+    """A certificate that this authority issued; ``serial`` is lower-case hexadecimal."""
+
+    __tablename__ = "certificates"
+
+    serial: Mapped[str] = mapped_column(String(64), primary_key=True)
+    role: Mapped[str] = mapped_column(_KIND)
+    holder_id: Mapped[str] = mapped_column(_ID, index=True)
+    public_key_sha256: Mapped[str] = mapped_column(String(64))
+    issued_ns: Mapped[int] = mapped_column(BigInteger)
+    expires_ns: Mapped[int] = mapped_column(BigInteger)
+    revoked_ns: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class EnrolmentPassphraseRow(Base):
+    """A passphrase for enrolment: only its public identifier and its scrypt hash."""
+
+    __tablename__ = "enrolment_passphrases"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    salt: Mapped[bytes] = mapped_column(LargeBinary)
+    digest: Mapped[bytes] = mapped_column(LargeBinary)
+    created_ns: Mapped[int] = mapped_column(BigInteger)
+    created_by: Mapped[str] = mapped_column(_NAME)
+    expires_ns: Mapped[int] = mapped_column(BigInteger)
+    revoked_ns: Mapped[int | None] = mapped_column(BigInteger)
+    used_count: Mapped[int] = mapped_column(default=0)
+
+
+class AdministratorTokenRow(Base):
+    """A bearer token: its public identifier and the hash of its secret. Roles other than administrator come later."""
+
+    __tablename__ = "administrator_tokens"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    name: Mapped[str] = mapped_column(_NAME)
+    role: Mapped[str] = mapped_column(_KIND)
+    digest: Mapped[bytes] = mapped_column(LargeBinary)
+    created_ns: Mapped[int] = mapped_column(BigInteger)
+    expires_ns: Mapped[int | None] = mapped_column(BigInteger)
+    revoked_ns: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class PolicyRow(Base):
+    """A replication policy; ``app_consistent_interval_s`` None: off; ``retention_s`` 0: the latest point only."""
+
+    __tablename__ = "policies"
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    name: Mapped[str] = mapped_column(_NAME, unique=True)
+    epoch_interval_s: Mapped[float]
+    recovery_point_interval_s: Mapped[float]
+    app_consistent_interval_s: Mapped[float | None]
+    rpo_threshold_s: Mapped[float]
+    retention_s: Mapped[float]
+    freeze_budget_s: Mapped[float]
+
+
+class ProtectedItemRow(Base):
+    """One machine under a policy. At most one item of a machine has not ended. ``drill_*``: the last test migration cleaned up."""
+
+    __tablename__ = "protected_items"
+    __table_args__ = (
+        Index(
+            "uq_protected_items_machine_not_ended",
+            "machine_id",
+            unique=True,
+            sqlite_where=text("ended_ns IS NULL"),
+            postgresql_where=text("ended_ns IS NULL"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    machine_id: Mapped[str] = mapped_column(ForeignKey("machines.id"), index=True)
+    policy_id: Mapped[str] = mapped_column(ForeignKey("policies.id"))
+    process_server_id: Mapped[str | None] = mapped_column(ForeignKey("process_servers.id"))
+    state: Mapped[str] = mapped_column(_KIND)
+    reason: Mapped[str | None] = mapped_column(Text)
+    state_since_ns: Mapped[int] = mapped_column(BigInteger)
+    created_ns: Mapped[int] = mapped_column(BigInteger)
+    seeded_ns: Mapped[int | None] = mapped_column(BigInteger)
+    ended_ns: Mapped[int | None] = mapped_column(BigInteger)
+    proved_point_time_ns: Mapped[int | None] = mapped_column(BigInteger)
+    health: Mapped[str | None] = mapped_column(_KIND)
+    drill_ns: Mapped[int | None] = mapped_column(BigInteger)
+    drill_cut: Mapped[str | None] = mapped_column(_ID)
+
+
+class ItemDiskRow(Base):
+    """A disk under protection, with the newest ``DiskObservation`` of it. ``progress_ns``: when it last came forward."""
+
+    __tablename__ = "item_disks"
+
+    item_id: Mapped[str] = mapped_column(ForeignKey("protected_items.id"), primary_key=True)
+    disk_id: Mapped[str] = mapped_column(ForeignKey("disks.id"), primary_key=True)
+    ordinal: Mapped[int]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    seeded_ns: Mapped[int | None] = mapped_column(BigInteger)
+    observation: Mapped[str | None] = mapped_column(Text)
+    observed_ns: Mapped[int | None] = mapped_column(BigInteger)
+    progress_ns: Mapped[int | None] = mapped_column(BigInteger)
+    falling_behind_since_ns: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class GenerationRow(Base):
+    """A generation of a disk and its record with the wrapped keys; states: allocated, open, closed, deleted."""
+
+    __tablename__ = "generations"
+
+    disk_id: Mapped[str] = mapped_column(ForeignKey("disks.id"), primary_key=True)
+    generation: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    item_id: Mapped[str] = mapped_column(ForeignKey("protected_items.id"), index=True)
+    request: Mapped[str] = mapped_column(_ID, unique=True)
+    reason: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(_KIND)
+    record: Mapped[str | None] = mapped_column(Text)
+    final_epoch: Mapped[int | None] = mapped_column(BigInteger)
+    created_ns: Mapped[int] = mapped_column(BigInteger)
+    closed_ns: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class RecoveryPointRow(Base):
+    """A recovery point whose record was verified. ``time_ns`` is the agent's clock. States: available, pruning, deleted."""
+
+    __tablename__ = "recovery_points"
+    __table_args__ = (Index("ix_recovery_points_item_time", "item_id", "time_ns"),)
+
+    item_id: Mapped[str] = mapped_column(ForeignKey("protected_items.id"), primary_key=True)
+    cut: Mapped[str] = mapped_column(_ID, primary_key=True)
+    time_ns: Mapped[int] = mapped_column(BigInteger)
+    consistency: Mapped[str] = mapped_column(_KIND)
+    final: Mapped[bool]
+    document: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(_KIND)
+    suspect: Mapped[str | None] = mapped_column(Text)
+    found_ns: Mapped[int] = mapped_column(BigInteger)
+
+
+class JobRow(Base):
+    """What an operator asked for. ``context`` is what the reconciler remembers of it, ``result`` what the operator gets."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index("ix_jobs_item_created", "item_id", "created_ns"),)
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    item_id: Mapped[str] = mapped_column(ForeignKey("protected_items.id"))
+    kind: Mapped[str] = mapped_column(_KIND)
+    state: Mapped[str] = mapped_column(_KIND, index=True)
+    step: Mapped[str] = mapped_column(_KIND)
+    message: Mapped[str] = mapped_column(Text, default="")
+    actor: Mapped[str] = mapped_column(_NAME)
+    parameters: Mapped[str] = mapped_column(Text)
+    context: Mapped[str] = mapped_column(Text)
+    result: Mapped[str | None] = mapped_column(Text)
+    problem: Mapped[str | None] = mapped_column(Text)
+    done_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    total_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    rate_bytes_per_s: Mapped[float | None]
+    eta_s: Mapped[float | None]
+    created_ns: Mapped[int] = mapped_column(BigInteger)
+    updated_ns: Mapped[int] = mapped_column(BigInteger)
+    ended_ns: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class MadeDiskRow(Base):
+    """A disk made for a test (``purpose`` test) or a real migration (final); its name is planned before it is made."""
+
+    __tablename__ = "made_disks"
+    __table_args__ = (
+        Index(
+            "uq_made_disks_name_not_deleted",
+            "name",
+            unique=True,
+            sqlite_where=text("deleted_ns IS NULL"),
+            postgresql_where=text("deleted_ns IS NULL"),
+        ),
+        UniqueConstraint("job_id", "disk_id"),
+    )
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    item_id: Mapped[str] = mapped_column(ForeignKey("protected_items.id"), index=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    disk_id: Mapped[str] = mapped_column(ForeignKey("disks.id"))
+    purpose: Mapped[str] = mapped_column(_KIND)
+    name: Mapped[str] = mapped_column(_NAME)
+    container: Mapped[str | None] = mapped_column(_NAME)
+    size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    made_ns: Mapped[int | None] = mapped_column(BigInteger)
+    deleted_ns: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class WriterRequestRow(Base):
+    """A request to the replica writer. ``key`` says what it is for and makes it once; ``answer`` is the verified answer.
+
+    States: new (to be put into the store), put, succeeded, failed. ``retired``: 0 request and answer are in the store,
+    1 the request is deleted, 2 both are.
+    """
+
+    __tablename__ = "writer_requests"
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    key: Mapped[str] = mapped_column(_NAME, unique=True)
+    kind: Mapped[str] = mapped_column(_KIND)
+    item_id: Mapped[str | None] = mapped_column(ForeignKey("protected_items.id"), index=True)
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    document: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(_KIND, index=True)
+    answer: Mapped[str | None] = mapped_column(Text)
+    answer_etag: Mapped[str | None] = mapped_column(_NAME)
+    problem: Mapped[str | None] = mapped_column(Text)
+    created_ns: Mapped[int] = mapped_column(BigInteger)
+    answered_ns: Mapped[int | None] = mapped_column(BigInteger)
+    retired: Mapped[int] = mapped_column(default=0)
+
+
+class EventRow(Base):
+    """Something that happened: when, through whom, to what. Never changed, never deleted."""
+
+    __tablename__ = "events"
+
+    id: Mapped[int] = mapped_column(_SEQUENCE, primary_key=True, autoincrement=True)
+    time_ns: Mapped[int] = mapped_column(BigInteger)
+    actor: Mapped[str] = mapped_column(_NAME)
+    kind: Mapped[str] = mapped_column(_KIND)
+    machine_id: Mapped[str | None] = mapped_column(_ID, index=True)
+    item_id: Mapped[str | None] = mapped_column(_ID, index=True)
+    job_id: Mapped[str | None] = mapped_column(_ID)
+    message: Mapped[str] = mapped_column(Text)

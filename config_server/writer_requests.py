@@ -1,0 +1,74 @@
+"""Asking the replica writer: requests written into the database first, delivered to the store by ``reconciler/mailbox.py``.
+
+Called by ``generations.py`` and the reconciler. A request has a key that says what it is for; its identifier is derived from the key,
+so that asking twice, or again after a crash or a restored backup, is asking once.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Final
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from config_server.tables import WriterRequestRow
+from replication.store_documents import WriterAnswer, WriterRequest, decode_writer_request
+
+NEW: Final = "new"
+PUT: Final = "put"
+SUCCEEDED: Final = "succeeded"
+FAILED: Final = "failed"
+_NAMESPACE: Final = uuid.UUID("5d4f0c5e-2f0b-5d0e-9b43-0a8f3c1d7a61")
+
+
+def request_id(key: str) -> str:
+    """The identifier of the request for ``key``, always the same."""
+    return str(uuid.uuid5(_NAMESPACE, key))
+
+
+async def ask_writer(
+    session: AsyncSession,
+    key: str,
+    request: WriterRequest,
+    now_ns: int,
+    *,
+    item_id: str | None = None,
+    job_id: str | None = None,
+) -> WriterRequestRow:
+    """The request for ``key``, created if there is none yet; ``request.request`` must be ``request_id(key)``."""
+    found = await request_for(session, key)
+    if found is not None:
+        return found
+    row = WriterRequestRow(
+        id=request.request,
+        key=key,
+        kind=request.kind,
+        item_id=item_id,
+        job_id=job_id,
+        document=request.model_dump_json(),
+        state=NEW,
+        created_ns=now_ns,
+        retired=0,
+    )
+    session.add(row)
+    await session.flush()
+    return row
+
+
+async def request_for(session: AsyncSession, key: str) -> WriterRequestRow | None:
+    found: WriterRequestRow | None = await session.scalar(select(WriterRequestRow).where(WriterRequestRow.key == key))
+    return found
+
+
+def request_of(row: WriterRequestRow) -> WriterRequest:
+    return decode_writer_request(row.document.encode())
+
+
+def answer_of(row: WriterRequestRow) -> WriterAnswer | None:
+    """The newest verified answer."""
+    return None if row.answer is None else WriterAnswer.decode(row.answer.encode())
+
+
+def close_generation_key(disk: str, generation: int, attempt: int) -> str:
+    return f"close-generation/{disk}/{generation}/{attempt}"

@@ -1,0 +1,214 @@
+"""Enrolment, client side: from an address, a fingerprint and a passphrase to a TLS identity on disk.
+
+Called by ``mobility-agent`` and ``process-server`` (their ``enrol`` commands). Order of trust (R11): the authorities are fetched from a
+server that is not trusted yet; the one whose SHA-256 fingerprint the operator gave is kept, all others are dropped; only a connection
+that this authority vouches for gets to see the passphrase. The private key is made here, is durable before it is used, and never leaves:
+an enrolment that was cut off is repeated with the same key, which is how the server knows its earlier caller again.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import aiohttp
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from replication import control_plane
+from replication.control_plane import EnrolmentAnswer, EnrolmentRequest
+from replication.documents import MAX_DOCUMENT_BYTES
+from replication.durable_file import DurableFile, make_directory_durably
+from replication.errors import (
+    Conflict,
+    InvalidInput,
+    PeerProtocolError,
+    PeerUnavailable,
+    Refused,
+    SettingsError,
+)
+from replication.service.problem import error_from_problem
+from replication.tls_identity import (
+    PeerName,
+    Role,
+    TlsIdentity,
+    fingerprint,
+    new_private_key,
+    normalized_fingerprint,
+    peer_certificate,
+    private_key_pem,
+    signing_request,
+)
+
+REQUEST_TIMEOUT_S: Final = 30.0
+MAX_AUTHORITIES_BYTES: Final = 256 * 1024
+ENROLLING_ROLES: Final = (Role.AGENT, Role.PROCESS_SERVER)
+
+
+async def enrol(
+    url: str,
+    authority_fingerprint: str,
+    passphrase: str,
+    role: Role,
+    hostname: str,
+    machine_fingerprint: str,
+    directory: Path,
+    service_url: str | None = None,
+) -> PeerName:
+    """Enrol with the configuration server at ``url`` and store the identity in ``directory``; durable on return.
+
+    Nothing is stored but the new private key unless everything succeeded; the call may be repeated.
+
+    :raises InvalidInput: for a ``url`` or fingerprint that cannot be used.
+    :raises Refused: if the server's authority is not the one of the fingerprint (the passphrase was not sent), or the passphrase is wrong.
+    :raises Conflict: if ``directory`` holds an identity already, or the machine is enrolled already.
+    :raises PeerUnavailable: if the server does not answer, or its certificate does not name the address in ``url``.
+    :raises PeerProtocolError: if its answer makes no sense.
+    """
+    base = _base_url(url)
+    wanted = normalized_fingerprint(authority_fingerprint)
+    if role not in ENROLLING_ROLES:
+        raise InvalidInput(f"cannot enrol as {role}", hint="agents and process servers enrol")
+    identity = TlsIdentity(directory)
+    if identity.exists():
+        raise Conflict(
+            f"cannot enrol: {directory} holds the identity {identity.name().urn} already",
+            hint="remove the directory to enrol anew; the configuration server must allow the re-enrolment",
+        )
+    key = _durable_key(identity)
+    authority = await _matching_authority(base, wanted)
+    request = EnrolmentRequest(
+        role="agent" if role is Role.AGENT else "process-server",
+        passphrase=passphrase,
+        signing_request_pem=signing_request(key, hostname).decode(),
+        hostname=hostname,
+        machine_fingerprint=machine_fingerprint,
+        service_url=service_url,
+    )
+    answer = await _send(base, authority, request)
+    name = _checked(answer, key, role, authority)
+    identity.store(
+        key_pem=private_key_pem(key),
+        certificate_pem=answer.certificate_pem.encode(),
+        authorities_pem=answer.authorities_pem.encode(),
+    )
+    return name
+
+
+def _base_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme != "https" or not parts.hostname or parts.query or parts.fragment or parts.path.strip("/"):
+        raise InvalidInput(
+            f"cannot use {url[:200]!r} as the configuration server's address", hint="expected https://HOST[:PORT]"
+        )
+    return f"https://{parts.netloc}"
+
+
+def _durable_key(identity: TlsIdentity) -> ec.EllipticCurvePrivateKey:
+    """The key of an earlier, unfinished enrolment, or a new one; durable on return."""
+    content = DurableFile(identity.key_path).read()
+    if content is not None:
+        try:
+            key = serialization.load_pem_private_key(content, password=None)
+        except ValueError as error:
+            raise SettingsError(f"cannot use {identity.key_path}: {error}", hint="remove it and enrol again") from error
+        if isinstance(key, ec.EllipticCurvePrivateKey):
+            return key
+        raise SettingsError(f"cannot use {identity.key_path}: no key on P-256", hint="remove it and enrol again")
+    key = new_private_key()
+    make_directory_durably(identity.directory)
+    DurableFile(identity.key_path).replace(private_key_pem(key))
+    return key
+
+
+async def _matching_authority(base: str, wanted: str) -> x509.Certificate:
+    """Fetch the authorities over a connection that proves nothing, and keep the one that the operator named."""
+    unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unverified.minimum_version = ssl.TLSVersion.TLSv1_3
+    unverified.check_hostname = False  # nothing is sent, and what is received is compared with the fingerprint
+    unverified.verify_mode = ssl.CERT_NONE
+    status, body = await _exchange("GET", base + control_plane.AUTHORITIES_PATH, unverified, None)
+    if status != 200:
+        raise error_from_problem(status, body, base)
+    try:
+        offered = x509.load_pem_x509_certificates(body)
+    except ValueError as error:
+        raise PeerProtocolError(f"cannot read the authorities that {base} offers: {error}") from error
+    for certificate in offered:
+        if fingerprint(certificate) == wanted:
+            return certificate
+    raise Refused(
+        f"cannot trust {base}: its authority's fingerprint is "
+        f"{', '.join(fingerprint(certificate) for certificate in offered)}, not {wanted}; the passphrase was not sent",
+        hint="compare with `config-server show-fingerprint` on the appliance; if they differ, somebody is in between",
+    )
+
+
+async def _send(base: str, authority: x509.Certificate, request: EnrolmentRequest) -> EnrolmentAnswer:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cadata=authority.public_bytes(serialization.Encoding.DER))
+    status, body = await _exchange("POST", base + control_plane.ENROLMENTS_PATH, context, request.encode())
+    if status not in (200, 201):
+        raise error_from_problem(status, body, base)
+    return EnrolmentAnswer.decode(body)
+
+
+async def _exchange(method: str, url: str, tls: ssl.SSLContext, body: bytes | None) -> tuple[int, bytes]:
+    limit = MAX_AUTHORITIES_BYTES if body is None else MAX_DOCUMENT_BYTES
+    headers = {} if body is None else {"Content-Type": "application/json"}
+    timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(ssl=tls)) as session,
+            session.request(method, url, data=body, headers=headers, allow_redirects=False) as response,
+        ):
+            received = bytearray()
+            async for chunk in response.content.iter_chunked(64 * 1024):
+                received += chunk
+                if len(received) > limit:
+                    raise PeerProtocolError(f"cannot use the answer of {url}: longer than {limit} bytes")
+            return response.status, bytes(received)
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise PeerUnavailable(
+            f"cannot trust the certificate of {url}: {error.certificate_error}",
+            hint="the address must be one of those in the configuration server's `names`",
+        ) from error
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise PeerUnavailable(
+            f"cannot reach {url}: {str(error) or type(error).__name__}",
+            hint="check the address and that the firewall lets TCP to it pass",
+        ) from error
+
+
+def _checked(
+    answer: EnrolmentAnswer, key: ec.EllipticCurvePrivateKey, role: Role, authority: x509.Certificate
+) -> PeerName:
+    """Whether the answer is what was asked for: our key, our role, an authority that came with the pinned one."""
+    try:
+        certificate = x509.load_pem_x509_certificate(answer.certificate_pem.encode())
+        authorities = x509.load_pem_x509_certificates(answer.authorities_pem.encode())
+    except ValueError as error:
+        raise PeerProtocolError(f"cannot read the certificates of the enrolment's answer: {error}") from error
+    if certificate.public_key() != key.public_key():
+        raise PeerProtocolError("cannot use the issued certificate: it is for another key")
+    if authority not in authorities:
+        raise PeerProtocolError("cannot use the enrolment's answer: it lacks the authority that was compared")
+    if not any(_issued_by(certificate, candidate) for candidate in authorities):
+        raise PeerProtocolError("cannot use the issued certificate: none of the authorities signed it")
+    name = peer_certificate(certificate.public_bytes(serialization.Encoding.DER)).name
+    if name != PeerName(role, answer.identifier):
+        raise PeerProtocolError(f"cannot use the issued certificate: it names {name.urn}")
+    return name
+
+
+def _issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
