@@ -12,7 +12,7 @@ from typing import Final, Literal
 from replication.batch_frame import MAX_BATCH_DATA_BYTES
 from replication.dirty_bitmap import DEFAULT_GRANULARITY_BYTES, Geometry
 from replication.errors import InvalidInput, SettingsError
-from replication.service.logs import LogFormat, LogLevel
+from replication.service.logs import LogSettings
 from replication.service.observability import ObservabilitySettings
 
 DEFAULT_CONFIG_PATH: Final = "/etc/blockferry/agent.yaml"
@@ -107,14 +107,6 @@ class QuiesceSettings:
             "a multiple of 4096 from 1 MiB to 1 GiB",
         )
         _require(0 < self.hook_timeout_s <= 3600, f"use hook_timeout_s {self.hook_timeout_s:g}", "up to 1 h")
-
-
-@dataclass(frozen=True, slots=True)
-class LogSettings:
-    """``format`` auto: text on a terminal, JSON otherwise."""
-
-    format: LogFormat = "auto"
-    level: LogLevel = "info"
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,12 @@ class DiskSupervisor:
 
         return await self._in_executor(persist)
 
+    @property
+    def begins_from_nothing(self) -> bool:
+        """Whether the present generation is the disk's first: it is seeded; later ones are resynchronized."""
+        grant = None if self._record is None else self._record.state.grant
+        return grant is not None and grant.base is None
+
     async def close(self) -> None:
         """After ``run`` was cancelled."""
         await asyncio.to_thread(self._executor.shutdown)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Literal
 
@@ -15,6 +16,14 @@ LogFormat = Literal["auto", "text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 _NOISY_LIBRARIES: Final = ("aiohttp.access", "asyncio", "aiosqlite", "alembic", "sqlalchemy")
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """The ``log:`` section of every daemon. ``format`` auto: text on a terminal, JSON otherwise."""
+
+    format: LogFormat = "auto"
+    level: LogLevel = "info"
 
 
 class _JsonFormatter(logging.Formatter):
