@@ -72,7 +72,7 @@ class CpuCounters(ctypes.Structure):
     """
 
     _fields_ = (
-        ("runs", ctypes.c_uint64),  # any program run for a write or discard of this disk
+        ("runs", ctypes.c_uint64),  # program runs for writes and discards of this disk that carry data
         ("issued", ctypes.c_uint64 * 2),
         ("completed", ctypes.c_uint64 * 2),
         ("requeued", ctypes.c_uint64 * 2),  # issued and taken back: will be issued again

@@ -120,9 +120,9 @@ def tracing_program(event: Event, fields: RequestFields, layout: BitmapLayout, d
     a.alu("and", R1, 1)
     a.jump_if(R1, "==", 0, "out")
     _load_own_counters(a)
+    a.jump_if(R8, "<", _OP_FIRST_DRIVER_COMMAND, "medium")
     a.alu("mov", R1, 1)
     a.atomic_add(R9, CpuCounters.runs.offset, R1)
-    a.jump_if(R8, "<", _OP_FIRST_DRIVER_COMMAND, "medium")
     a.atomic_add(R9, CpuCounters.passthrough.offset, R1)
     a.jump("out")
     a.label("medium")
@@ -186,7 +186,9 @@ def _load_own_counters(a: Assembler) -> None:
 
 
 def _add_to_group(a: Assembler, counter_offset: int) -> None:
-    """counters[group of operation r8] += r6 sectors."""
+    """counters[group of operation r8] += r6 sectors, in one more run."""
+    a.alu("mov", R1, 1)
+    a.atomic_add(R9, CpuCounters.runs.offset, R1)
     discard, done = a.fresh_label("discard"), a.fresh_label("counted")
     a.jump_if(R8, "==", _OP_DISCARD, discard)
     a.atomic_add(R9, counter_offset, R6)
