@@ -1,0 +1,422 @@
+"""One disk: take over its replica, apply epoch after epoch, take points, state receipts, change generations.
+
+Called by ``replica_writer.py`` (one follower a disk, in a task of its own) and by the requests that concern one disk. ``step`` takes one
+durable step and says what came of it; stopping or crashing between or within steps loses nothing, since each step starts from what
+the store says. Whoever calls ``step`` or ``close_generation`` holds ``lock``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+from azure_sink.core.generation_choice import (
+    AwaitGeneration,
+    FollowGeneration,
+    OpenGeneration,
+    RefuseGeneration,
+    choose_generation,
+)
+from azure_sink.core.replica_state import (
+    NO_HASH,
+    EpochVoided,
+    GenerationClosed,
+    GenerationOpening,
+    Opening,
+    Phase,
+    ReplicaState,
+)
+from azure_sink.replica_writer.clock import Clock
+from azure_sink.replica_writer.disk_points import DiskPoints
+from azure_sink.replica_writer.epoch_application import EpochApplication
+from azure_sink.replica_writer.failures import FenceLost, GenerationRefused, ReplicaHeld, problem_of
+from azure_sink.replica_writer.generation_book import GenerationBook, OpenedGeneration
+from azure_sink.replica_writer.metrics import WriterMetrics
+from azure_sink.replica_writer.point_ledger import PointLedger
+from azure_sink.replica_writer.receipt_blob import ReceiptBlob
+from azure_sink.replica_writer.replica_blob import ReplicaBlob
+from azure_sink.replica_writer.segment_reader import SegmentReader
+from replication.blob_client.api import BlobClient, BlobContent
+from replication.blob_client.failures import BlobNotFound
+from replication.documents import WriterIdentity
+from replication.epoch_manifest import MAX_MANIFEST_BYTES, EpochManifest, decode_manifest, manifest_hash
+from replication.errors import BlockferryError, IntegrityError, NotFound, Retryable
+from replication.identifiers import DiskId, EpochId, EpochKey, GenerationId, GenerationKey, ItemId
+from replication.store_documents import Receipt
+from replication.store_layout import KEYS_PREFIX, REPLICATION_CONTAINER, epoch_prefix, manifest_name, segment_name
+
+COLLECTING_LANES = 4
+_logger = logging.getLogger(__name__)
+
+
+class Outcome(enum.Enum):
+    WORKED = "worked"
+    IDLE = "idle"
+    STANDBY = "standby"
+    """Another writer that is alive holds the replica."""
+    LOST = "lost"
+    """The replica was lost, or its state is uncertain: it is taken over anew."""
+    TROUBLED = "troubled"
+    """``trouble`` says why it cannot go on; the replica is unharmed."""
+
+
+@dataclass(frozen=True, slots=True)
+class FollowerParts:
+    """What all followers share. ``applying`` bounds how many disks apply an epoch at a time."""
+
+    client: BlobClient
+    identity: WriterIdentity
+    lease_id: str
+    lease_s: int
+    clock: Clock
+    book: GenerationBook
+    reader: SegmentReader
+    ledger: PointLedger
+    metrics: WriterMetrics
+    applying: asyncio.Semaphore
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedGeneration:
+    """``torn_epoch``: the next epoch was applied in part and can never be finished; all of it must be sent again."""
+
+    final_epoch: int
+    torn_epoch: int | None
+
+
+class DiskFollower:
+    """Owns one disk's replica while this writer holds it."""
+
+    def __init__(self, disk: DiskId, parts: FollowerParts) -> None:
+        self.disk = disk
+        self.lock = asyncio.Lock()
+        self.trouble: BlockferryError | None = None
+        self.retired = False
+        self._parts = parts
+        self._replica: ReplicaBlob | None = None
+        self._points = DiskPoints(disk, parts.ledger, parts.clock)
+        self._receipts: dict[int, ReceiptBlob] = {}
+
+    # -- what others may ask ----------------------------------------------------------------------------------
+
+    @property
+    def holds_replica(self) -> bool:
+        return self._replica is not None and self._replica.usable
+
+    @property
+    def receipted(self) -> Receipt | None:
+        """The newest durable receipt of the applied generation; what it covers may be collected."""
+        if self._replica is None:
+            return None
+        blob = self._receipts.get(self._replica.state.applied.generation)
+        return None if blob is None else blob.stated
+
+    async def renew_lease(self) -> None:
+        """Keep what is held; a lost lease is found by the next step."""
+        if self._replica is not None and self._replica.usable and self._replica.renewal_due:
+            await self._replica.renew()
+
+    async def release(self) -> None:
+        """Give the replica back, so that another writer need not wait for the lease to expire."""
+        replica, self._replica = self._replica, None
+        if replica is not None:
+            await replica.release()
+
+    def retire(self) -> None:
+        """The disk is being deleted: take no further step. The lease stays with this writer's id."""
+        self.retired = True
+        self._replica = None
+
+    # -- one step ---------------------------------------------------------------------------------------------
+
+    async def step(self) -> Outcome:
+        """Take one durable step. Errors of the tree become outcomes; anything else is a defect and raised."""
+        if self.retired:
+            return Outcome.IDLE
+        try:
+            outcome = await self._step()
+        except FenceLost as error:
+            self._replica = None
+            self._parts.metrics.fences_lost.inc()
+            _logger.warning(str(error), extra={"fields": {"disk": self.disk, "code": error.code}})
+            return Outcome.LOST
+        except ReplicaHeld:
+            self._replica = None
+            return Outcome.STANDBY
+        except BlockferryError as error:
+            await self._note_trouble(error)
+            return Outcome.TROUBLED
+        self._note_recovery()
+        return outcome
+
+    async def _step(self) -> Outcome:
+        replica = await self._held()
+        if replica is None:
+            return Outcome.IDLE
+        await self.renew_lease()
+        match replica.state.phase:
+            case Phase.CREATED | Phase.CLOSED:
+                await self._state_receipt(replica)
+                opened = self._choose(replica.state)
+                if opened is None:
+                    return Outcome.IDLE
+                record = opened.record
+                await replica.record(
+                    GenerationOpening(Opening(record.generation, record.size_bytes, ItemId(record.item)))
+                )
+            case Phase.OPENING:
+                await replica.finish_opening()
+                await self._state_receipt(replica)
+                _logger.info("generation opened", extra={"fields": {"replica": str(replica.state.applied)}})
+            case Phase.POINT_DUE:
+                await self._points.take(replica)
+                await self._state_receipt(replica)
+            case Phase.SETTLED | Phase.APPLYING:
+                await self._points.follow()
+                await self._state_receipt(replica)
+                return await self._apply_next(replica)
+        return Outcome.WORKED
+
+    async def _held(self) -> ReplicaBlob | None:
+        if self._replica is not None and self._replica.usable:
+            return self._replica
+        self._replica = None
+        parts = self._parts
+        try:
+            replica = await self._take_over()
+        except BlobNotFound:
+            opened = self._choose(None)
+            if opened is None:
+                return None
+            await ReplicaBlob.create(parts.client, self.disk, ItemId(opened.record.item), opened.record.size_bytes)
+            replica = await self._take_over()
+        await self._points.load()
+        self._receipts.clear()
+        self._replica = replica
+        fields = {"disk": self.disk, "applied": str(replica.state.applied), "phase": replica.state.phase.value}
+        _logger.info("replica taken over", extra={"fields": fields})
+        return replica
+
+    async def _take_over(self) -> ReplicaBlob:
+        parts = self._parts
+        return await ReplicaBlob.take_over(parts.client, self.disk, parts.lease_id, parts.lease_s, parts.clock)
+
+    def _choose(self, state: ReplicaState | None) -> OpenedGeneration | None:
+        """The generation to open, None if there is none yet.
+
+        :raises GenerationRefused: the newest one does not continue this replica.
+        """
+        book = self._parts.book
+        match choose_generation(state, book.known(self.disk)):
+            case OpenGeneration(generation):
+                return book.opened(GenerationKey(self.disk, GenerationId(generation)))
+            case RefuseGeneration(generation, reason, hint):
+                raise GenerationRefused(f"cannot open generation {generation}: {reason}", disk=self.disk, hint=hint)
+            case FollowGeneration() | AwaitGeneration():
+                unusable = book.unusable(self.disk, 0 if state is None else state.applied.generation)
+                if unusable is not None:
+                    raise unusable
+                return None
+
+    # -- applying ---------------------------------------------------------------------------------------------
+
+    async def _apply_next(self, replica: ReplicaBlob) -> Outcome:
+        parts, applied = self._parts, replica.state.applied
+        key = EpochKey(self.disk, GenerationId(applied.generation), EpochId(applied.epoch + 1))
+        try:
+            found = await parts.client.get_blob(REPLICATION_CONTAINER, manifest_name(key), max_bytes=MAX_MANIFEST_BYTES)
+        except BlobNotFound:
+            return Outcome.IDLE
+        if found is None:
+            return Outcome.IDLE
+        generation = parts.book.opened(key.generation_key)
+        async with parts.applying:
+            await self._apply(replica, generation, key, found)
+        return Outcome.WORKED
+
+    async def _apply(
+        self, replica: ReplicaBlob, generation: OpenedGeneration, key: EpochKey, found: BlobContent
+    ) -> None:
+        parts = self._parts
+        started_s = parts.clock.monotonic_s()
+        age_s = parts.clock.unix_ns() / 1e9 - found.properties.last_modified.timestamp()
+        parts.metrics.manifest_wait_seconds.observe(max(0.0, age_s))
+        manifest = decode_manifest(found.content, generation.manifest_key, expected=key)
+        if manifest.previous_hash.hex() != replica.state.manifest_hash:
+            raise IntegrityError(
+                "cannot accept a manifest: it does not chain to the applied one", disk=key.disk, epoch=key.epoch
+            )
+        hashed = manifest_hash(found.content).hex()
+        if manifest.is_void:
+            await replica.record(EpochVoided(key.epoch, hashed))
+        else:
+            application = EpochApplication(
+                parts.client, parts.reader, replica, manifest, hashed, generation.data_key, parts.clock
+            )
+            await application.run()
+            parts.metrics.written_bytes.inc(application.figures.written_bytes)
+            parts.metrics.cleared_bytes.inc(application.figures.cleared_bytes)
+            parts.metrics.page_writes.inc(application.figures.writes)
+        if replica.state.phase is Phase.POINT_DUE:
+            await self._points.take(replica)
+            parts.metrics.recovery_points.inc()
+        self._note_recovery()
+        await self._state_receipt(replica)
+        parts.metrics.epochs_applied.inc()
+        parts.metrics.apply_seconds.observe(parts.clock.monotonic_s() - started_s)
+        await self._collect(manifest)
+
+    async def _collect(self, manifest: EpochManifest) -> None:
+        """Delete what the receipt has made superfluous. The newest manifest stays until the next one is applied."""
+        names = [segment_name(manifest.batch_key(segment)) for segment in manifest.segments]
+        key = manifest.key
+        if key.epoch > 1:
+            names.append(manifest_name(EpochKey(key.disk, key.generation, EpochId(key.epoch - 1))))
+        remaining = iter(names)
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(min(COLLECTING_LANES, len(names))):
+                tasks.create_task(self._delete_each(remaining))
+
+    async def _delete_each(self, names: Iterator[str]) -> None:
+        for name in names:
+            try:
+                await self._parts.client.delete_blob(REPLICATION_CONTAINER, name)
+            except BlobNotFound:
+                continue
+            except BlockferryError as error:
+                # Not worth failing an applied epoch for: the sweep collects what is left.
+                _logger.debug(str(error), extra={"fields": {"disk": self.disk, "code": error.code}})
+                return
+            self._parts.metrics.collected_blobs.inc()
+
+    async def fingerprint(self) -> int | None:
+        """Changes when the blobs do on which the next step depends: the next epoch's, or the generation records. None: not known."""
+        replica = self._replica
+        prefix = f"{KEYS_PREFIX}{self.disk}/"
+        if replica is not None and replica.state.phase in (Phase.SETTLED, Phase.APPLYING):
+            applied = replica.state.applied
+            prefix = epoch_prefix(EpochKey(self.disk, GenerationId(applied.generation), EpochId(applied.epoch + 1)))
+        seen = 0
+        try:
+            async for item in self._parts.client.list_blobs(REPLICATION_CONTAINER, prefix):
+                seen = hash((seen, item.name, item.properties.etag))
+        except BlockferryError:
+            return None  # the store does not answer: the pause runs its length
+        return seen
+
+    # -- closing a generation ---------------------------------------------------------------------------------
+
+    async def close_generation(self, generation: int, worked: Callable[[], Awaitable[None]]) -> ClosedGeneration:
+        """Apply what is complete, then refuse later epochs (R8). Idempotent; ``worked`` is awaited after each step.
+
+        :raises ReplicaHeld: another writer holds the replica and will answer.
+        :raises Retryable: the store did not answer; ask again.
+        :raises NotFound: no such generation was ever opened here.
+        """
+        await self._parts.book.refresh_disk(self.disk)
+        while True:
+            outcome = await self.step()
+            replica = self._replica
+            if outcome is Outcome.STANDBY:
+                raise ReplicaHeld("cannot close a generation: another writer holds the replica", disk=self.disk)
+            if outcome is Outcome.TROUBLED and isinstance(self.trouble, Retryable):
+                raise self.trouble
+            if replica is not None and replica.usable:
+                closed = self._already_closed(replica.state, generation)
+                if closed is not None:
+                    return closed
+            if outcome in (Outcome.WORKED, Outcome.LOST):
+                await worked()
+                continue
+            if replica is None or not replica.usable or replica.state.applied.generation != generation:
+                if self.trouble is not None:
+                    raise self.trouble
+                raise NotFound(f"cannot close generation {generation}: it was never opened here", disk=self.disk)
+            try:
+                await replica.record(GenerationClosed())
+                await self._state_receipt(replica)
+            except FenceLost:
+                self._replica = None
+                continue
+            fields = {"replica": str(replica.state.applied), "torn_epoch": replica.state.torn_epoch}
+            _logger.info("generation closed", extra={"fields": fields})
+
+    def _already_closed(self, state: ReplicaState, generation: int) -> ClosedGeneration | None:
+        if state.phase is Phase.CLOSED and state.applied.generation == generation:
+            return ClosedGeneration(state.applied.epoch, state.torn_epoch)
+        for known in self._parts.book.known(self.disk):
+            # Its successor is open already: the question was answered before, and the successor's base is that answer.
+            if (
+                known.base is not None
+                and known.base.generation == generation
+                and generation < known.generation <= state.applied.generation
+            ):
+                return ClosedGeneration(known.base.epoch, None)
+        return None
+
+    # -- telling ----------------------------------------------------------------------------------------------
+
+    async def _state_receipt(self, replica: ReplicaBlob) -> None:
+        state = replica.state
+        if not state.was_written:
+            return
+        lasting = self.trouble is not None and not isinstance(self.trouble, Retryable)
+        problem = problem_of(self.trouble) if self.trouble is not None and lasting else None
+        receipt = Receipt(
+            disk=self.disk,
+            generation=state.applied.generation,
+            epoch=state.applied.epoch,
+            manifest_hash=state.manifest_hash,
+            cut_time_ns=state.cut_time_ns,
+            closed=state.phase is Phase.CLOSED,
+            newest_point=self._points.newest,
+            problem=None if state.phase is Phase.CLOSED else problem,
+        )
+        await self._receipt_of(state.applied.generation).state(receipt, replica)
+
+    def _receipt_of(self, generation: int) -> ReceiptBlob:
+        if generation not in self._receipts:
+            key = GenerationKey(self.disk, GenerationId(generation))
+            self._receipts[generation] = ReceiptBlob(self._parts.client, self._parts.identity, key)
+        return self._receipts[generation]
+
+    async def _note_trouble(self, error: BlockferryError) -> None:
+        if self.trouble is None or str(self.trouble) != str(error):
+            self._note_recovery()
+            _logger.error(str(error), extra={"fields": {"disk": self.disk, "code": error.code}})
+            self._parts.metrics.disk_problem.labels(self.disk, error.code).set(1)
+        self.trouble = error
+        if isinstance(error, Retryable):
+            return  # it passes by itself, and the store that should hear of it is what fails
+        try:
+            await self._state_problem(error)
+        except BlockferryError as failure:
+            _logger.warning(str(failure), extra={"fields": {"disk": self.disk, "code": failure.code}})
+
+    async def _state_problem(self, error: BlockferryError) -> None:
+        """In the receipt of the generation that cannot go on, so that its agent and the operator hear of it."""
+        replica = self._replica if self.holds_replica else None
+        if replica is not None and replica.state.phase in (Phase.SETTLED, Phase.APPLYING, Phase.POINT_DUE):
+            await self._state_receipt(replica)
+            return
+        generation = max((known.generation for known in self._parts.book.known(self.disk)), default=None)
+        if generation is None or (replica is not None and generation <= replica.state.applied.generation):
+            return
+        nothing = Receipt(
+            disk=self.disk,
+            generation=generation,
+            epoch=0,
+            manifest_hash=NO_HASH,
+            cut_time_ns=0,
+            problem=problem_of(error),
+        )
+        await self._receipt_of(generation).state(nothing, replica)
+
+    def _note_recovery(self) -> None:
+        if self.trouble is not None:
+            self._parts.metrics.disk_problem.remove(self.disk, self.trouble.code)
+            _logger.info("disk goes on", extra={"fields": {"disk": self.disk}})
+        self.trouble = None

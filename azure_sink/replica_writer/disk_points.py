@@ -1,0 +1,128 @@
+"""The recovery points of one disk: take the snapshot of a cut, complete the cut when all disks are there, drop what leads nowhere.
+
+Called by ``disk_follower.py``. The next epoch is not applied before ``take`` has returned: the snapshot exists then, and if this disk
+came last, the record does too. So a cut that is complete but not recorded, while a later one is, was pruned.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from azure_sink.core.recovery_points import PointSnapshot, leading_nowhere
+from azure_sink.core.replica_state import Position
+from azure_sink.replica_writer.clock import Clock
+from azure_sink.replica_writer.point_ledger import PointLedger
+from azure_sink.replica_writer.replica_blob import ReplicaBlob
+from replication.errors import PeerProtocolError
+from replication.identifiers import DiskId
+from replication.store_documents import PointSummary, RecoveryPoint
+
+RECHECK_S: Final = 5.0
+"""How often the store is asked whether another writer has completed a cut that this disk waits for."""
+_logger = logging.getLogger(__name__)
+
+
+class DiskPoints:
+    """What this writer knows of one disk's points: the newest recorded one, and snapshots whose cut is not recorded (yet)."""
+
+    def __init__(self, disk: DiskId, ledger: PointLedger, clock: Clock) -> None:
+        self._disk = disk
+        self._ledger = ledger
+        self._clock = clock
+        self._unrecorded: list[PointSnapshot] = []
+        self._newest: tuple[Position, PointSummary] | None = None
+        self._latest: PointSnapshot | None = None
+        self._checked_s = 0.0
+
+    @property
+    def newest(self) -> PointSummary | None:
+        """The newest recovery point that this disk takes part in."""
+        return None if self._newest is None else self._newest[1]
+
+    async def load(self) -> None:
+        """Learn from the store what there is; called at each take-over."""
+        snapshots = await self._ledger.snapshots_of(self._disk)
+        recorded = set()
+        for item in {snapshot.mark.item for snapshot in snapshots}:
+            recorded |= await self._ledger.recorded_cuts(item)
+        self._newest = None
+        self._latest = max(snapshots, key=lambda snapshot: snapshot.position, default=None)
+        self._unrecorded = [snapshot for snapshot in snapshots if snapshot.mark.cut not in recorded]
+        self._checked_s = float("-inf")
+        done = [snapshot for snapshot in snapshots if snapshot.mark.cut in recorded]
+        if done:
+            newest = max(done, key=lambda snapshot: snapshot.position)
+            point = await self._ledger.read(newest.mark.item, newest.mark.cut)
+            if point is not None:
+                self._note(newest, point)
+
+    async def take(self, replica: ReplicaBlob) -> None:
+        """Snapshot the applied point, unless that was done before a crash; complete its cut if all disks are there.
+
+        :raises FenceLost: the replica is not in the point's state (any more); nothing was taken.
+        """
+        state = replica.state
+        mark = state.point
+        if mark is None:
+            raise PeerProtocolError("cannot take a point of a replica that is at none", disk=self._disk)
+        own = self._latest
+        if own is None or own.position != state.applied:
+            own = PointSnapshot(
+                disk=self._disk,
+                snapshot=await replica.snapshot(),
+                position=state.applied,
+                manifest_hash=state.manifest_hash,
+                cut_time_ns=state.cut_time_ns,
+                size_bytes=state.size_bytes,
+                mark=mark,
+            )
+        self._latest = own
+        if own not in self._unrecorded:
+            self._unrecorded.append(own)
+        await self._complete(own)
+        replica.note_snapshot()
+        await self._drop_leading_nowhere()
+
+    async def follow(self) -> None:
+        """See whether cuts that waited for other disks have been completed."""
+        if not self._unrecorded:
+            return
+        await self._drop_leading_nowhere()
+        now_s = self._clock.monotonic_s()
+        due = now_s >= self._checked_s + RECHECK_S
+        completed = False
+        for snapshot in list(self._unrecorded):
+            known = self._ledger.remembered(snapshot.mark.cut)
+            if known is not None:
+                self._note(snapshot, known)
+                completed = True
+            elif due:
+                completed |= await self._complete(snapshot)
+        if due:
+            self._checked_s = now_s
+        if completed:
+            await self._drop_leading_nowhere()
+
+    async def _complete(self, snapshot: PointSnapshot) -> bool:
+        point = await self._ledger.complete(snapshot)
+        if point is not None:
+            self._note(snapshot, point)
+        return point is not None
+
+    def _note(self, snapshot: PointSnapshot, point: RecoveryPoint) -> None:
+        if snapshot in self._unrecorded:
+            self._unrecorded.remove(snapshot)
+        if self._newest is None or snapshot.position > self._newest[0]:
+            summary = PointSummary(cut=point.cut, time_ns=point.time_ns, epoch=snapshot.position.epoch)
+            self._newest = (snapshot.position, summary)
+
+    async def _drop_leading_nowhere(self) -> None:
+        position = None if self._newest is None else self._newest[0]
+        for snapshot in leading_nowhere(self._unrecorded, position):
+            self._unrecorded.remove(snapshot)
+            if await self._ledger.read(snapshot.mark.item, snapshot.mark.cut) is not None:
+                continue
+            await self._ledger.delete_snapshot(self._disk, snapshot.snapshot)
+            fields = {"disk": self._disk, "cut": snapshot.mark.cut}
+            _logger.info("snapshot of a cut that was never completed dropped", extra={"fields": fields})

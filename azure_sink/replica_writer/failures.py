@@ -1,0 +1,80 @@
+"""What can go wrong between the writer and its store beyond the error tree's classes, and how often a call is made again.
+
+Called by the parts of the replica writer. ``patiently`` repeats only calls that may be repeated: reads, and writes that are disjoint
+within their epoch and fenced by lease and sequence number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final, NoReturn, TypeVar
+
+from azure_sink.replica_writer.clock import Clock
+from replication.errors import BlockferryError, Conflict, NotFound, PeerProtocolError, Permanent, Retryable
+from replication.store_documents import WriterProblem
+
+ATTEMPTS: Final = 4
+FIRST_DELAY_S: Final = 0.2
+MAX_DELAY_S: Final = 10.0
+
+T = TypeVar("T")
+
+
+class FenceLost(Conflict):
+    """This writer may not write the replica any more: its lease or its sequence number is another's. It stops at once."""
+
+    code = "fence-lost"
+
+
+class ReplicaHeld(Retryable):
+    """Another writer that is alive holds the replica; it wins."""
+
+    code = "replica-held"
+
+
+class SegmentMissing(NotFound):
+    """A manifest names a segment that is not in the store."""
+
+    code = "segment-missing"
+
+
+class GenerationRefused(Conflict):
+    """A generation that does not continue this replica (R8)."""
+
+    code = "generation-refused"
+
+
+async def patiently(call: Callable[[], Awaitable[T]], clock: Clock) -> T:
+    """Make an idempotent call up to ``ATTEMPTS`` times while it fails with ``Retryable``; the last failure is raised."""
+    delay_s = FIRST_DELAY_S
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return await call()
+        except Retryable as error:
+            await clock.sleep(min(MAX_DELAY_S, delay_s if error.retry_after_s is None else error.retry_after_s))
+            delay_s *= 3
+    return await call()
+
+
+def raise_gravest(group: BaseExceptionGroup[BaseException]) -> NoReturn:
+    """Raise the one error of a task group that decides what happens next: a defect, a lost fence, bad content, then the rest."""
+
+    def gravity(error: BaseException) -> int:
+        ranks: tuple[type[BaseException], ...] = (FenceLost, PeerProtocolError, Permanent, BlockferryError)
+        if not isinstance(error, BlockferryError):
+            return -1
+        return next(rank for rank, kind in enumerate(ranks) if isinstance(error, kind))
+
+    raise min(_leaves(group), key=gravity) from None
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    return found
+
+
+def problem_of(error: BlockferryError) -> WriterProblem:
+    """What the operator is told."""
+    return WriterProblem(code=error.code, message=str(error).removesuffix(f"; {error.hint}"), hint=error.hint)

@@ -1,0 +1,130 @@
+"""Deleting many blobs, a few at a time: everything under a prefix, or what the sweep finds to be of no use any more.
+
+Called by ``point_requests.py`` (``delete_all``) and ``replica_writer.py`` (``Sweep``). Deleting what is gone already is a success.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from azure_sink.core.garbage import is_collectable
+from azure_sink.core.replica_state import Position
+from azure_sink.replica_writer.clock import Clock
+from azure_sink.replica_writer.failures import raise_gravest
+from azure_sink.replica_writer.metrics import WriterMetrics
+from replication.blob_client.api import BlobClient, BlobItem
+from replication.blob_client.failures import BlobNotFound
+from replication.identifiers import DiskId
+from replication.store_documents import Receipt
+from replication.store_layout import (
+    ANSWERS_PREFIX,
+    KEYS_PREFIX,
+    REPLICATION_CONTAINER,
+    REQUESTS_PREFIX,
+    parse_epoch_blob_name,
+    request_name,
+)
+
+LANES: Final = 4
+ORPHAN_AGE_S: Final = 3600.0
+"""Blobs of a disk without any generation record are collected after this time: a record is put before the first segment."""
+
+
+async def delete_all(client: BlobClient, container: str, prefix: str) -> int:
+    """Delete every blob whose name starts with ``prefix``; returns how many there were."""
+
+    async def names() -> AsyncIterator[str]:
+        async for item in client.list_blobs(container, prefix):
+            yield item.name
+
+    return await _delete(client, container, names())
+
+
+async def _delete(client: BlobClient, container: str, names: AsyncIterator[str]) -> int:
+    """The lanes share one listing; the first failure ends them all."""
+    taking = asyncio.Lock()
+    count = 0
+
+    async def lane() -> None:
+        nonlocal count
+        while True:
+            async with taking:
+                name = await anext(names, None)
+            if name is None:
+                return
+            try:
+                await client.delete_blob(container, name)
+            except BlobNotFound:
+                continue
+            count += 1
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(LANES):
+                tasks.create_task(lane())
+    except BaseExceptionGroup as group:
+        raise_gravest(group)
+    return count
+
+
+@dataclass(frozen=True, slots=True)
+class SweepFacts:
+    """What a sweep may rely on, asked for anew at each blob: nothing is collected that is not known to be stale."""
+
+    receipted: Callable[[DiskId], Receipt | None]
+    """The newest durable receipt of a disk that this writer holds."""
+    is_known: Callable[[DiskId], bool]
+    """Whether a generation record of the disk is in the store."""
+
+
+class Sweep:
+    """Collects stale segments, manifests and answers: attempts that lost, what arrived after its epoch, what a crash left."""
+
+    def __init__(
+        self, client: BlobClient, clock: Clock, facts: SweepFacts, metrics: WriterMetrics, keep_answers_s: float
+    ) -> None:
+        self._client = client
+        self._clock = clock
+        self._facts = facts
+        self._metrics = metrics
+        self._keep_answers_s = keep_answers_s
+
+    async def run(self) -> int:
+        """List the container once and delete what is stale; returns how many blobs."""
+        count = await _delete(self._client, REPLICATION_CONTAINER, self._stale())
+        self._metrics.collected_blobs.inc(count)
+        return count
+
+    async def _stale(self) -> AsyncIterator[str]:
+        async for item in self._client.list_blobs(REPLICATION_CONTAINER, ""):
+            if item.name.startswith((KEYS_PREFIX, REQUESTS_PREFIX)):
+                continue
+            if item.name.startswith(ANSWERS_PREFIX):
+                if self._age_s(item) > self._keep_answers_s and not await self._is_asked(item):
+                    yield item.name
+            elif self._is_stale(item):
+                yield item.name
+
+    def _is_stale(self, item: BlobItem) -> bool:
+        key = parse_epoch_blob_name(item.name)
+        if key is None:
+            return False
+        if not self._facts.is_known(key.disk):
+            return self._age_s(item) > ORPHAN_AGE_S
+        receipt = self._facts.receipted(key.disk)
+        if receipt is None:
+            return False
+        return is_collectable(key, Position(receipt.generation, receipt.epoch), closed=receipt.closed)
+
+    def _age_s(self, item: BlobItem) -> float:
+        return self._clock.unix_ns() / 1e9 - item.properties.last_modified.timestamp()
+
+    async def _is_asked(self, item: BlobItem) -> bool:
+        try:
+            await self._client.head_blob(REPLICATION_CONTAINER, request_name(item.name.removeprefix(ANSWERS_PREFIX)))
+        except BlobNotFound:
+            return False
+        return True
