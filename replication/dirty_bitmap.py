@@ -30,6 +30,7 @@ MAX_GRANULES: Final = MAX_DISK_BYTES // MIN_GRANULARITY_BYTES
 _WORD_BITS: Final = 64
 _FULL_WORD: Final = np.uint64(2**64 - 1)
 _SLICE_WORDS: Final = 8192
+_SLICE_PAIRS: Final = 8192
 _HEADER: Final = struct.Struct("<4sHHQQQ")
 _MAGIC: Final = b"BFDB"
 _VERSION: Final = 1
@@ -104,7 +105,9 @@ class GranuleRuns:
         return self._pairs
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        yield from self._pairs.tolist()
+        for at in range(0, len(self._pairs), _SLICE_PAIRS):
+            for start, count in self._pairs[at : at + _SLICE_PAIRS].tolist():
+                yield start, count
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -147,7 +150,10 @@ class GranuleRuns:
 
 
 class DirtyBitmap:
-    """A bit for each granule of a disk. When uncertain, callers mark; only durability downstream clears."""
+    """A bit for each granule of a disk. When uncertain, callers mark; only durability downstream clears.
+
+    ``words`` given at construction are used in place (a kernel's map, say), not copied; bits past the last granule are cleared.
+    """
 
     __slots__ = ("granules", "words")
 
@@ -182,6 +188,8 @@ class DirtyBitmap:
         raise TypeError("a DirtyBitmap is mutable")
 
     def __contains__(self, granule: int) -> bool:
+        if not 0 <= granule < self.granules:
+            return False
         return bool(int(self.words[granule // _WORD_BITS]) >> (granule % _WORD_BITS) & 1)
 
     def any(self) -> bool:
@@ -209,14 +217,12 @@ class DirtyBitmap:
         self._change(start, count, mark=False)
 
     def _change(self, start: int, count: int, *, mark: bool) -> None:
-        end = min(start + count, self.granules)
         if start < 0 or count < 0:
             raise InvalidInput(f"cannot change granule run ({start}, {count})")
+        end = min(start + count, self.granules)
         if start >= end:
             return
-        first_word, last_word = start // _WORD_BITS, (end - 1) // _WORD_BITS
-        head = (2**64 - 1) << (start % _WORD_BITS) & (2**64 - 1)
-        tail = (2**64 - 1) >> (_WORD_BITS - 1 - (end - 1) % _WORD_BITS)
+        first_word, last_word, head, tail = _word_range(start, end)
         if first_word == last_word:
             self._change_word(first_word, head & tail, mark=mark)
             return
@@ -239,12 +245,28 @@ class DirtyBitmap:
             self.clear(start, count)
 
     def mark_words(self, words: Words) -> None:
-        """Set every bit that is set in ``words`` (same layout; longer input is cut at this bitmap's end)."""
+        """Set every bit that is set in ``words`` (same layout; longer input is cut at this bitmap's end).
+
+        :raises InvalidInput: if ``words`` are fewer than this bitmap's.
+        """
+        if len(words) < len(self.words):
+            raise InvalidInput(f"cannot mark {len(words)} words in a bitmap of {self.granules} granules")
         np.bitwise_or(self.words, words[: len(self.words)], out=self.words)
         self._mask_tail()
 
     def intersects(self, runs: GranuleRuns) -> bool:
-        return any(any(granule in self for granule in range(start, start + count)) for start, count in runs)
+        """Whether any granule of ``runs`` is set."""
+        return any(self._any_in(start, min(start + count, self.granules)) for start, count in runs)
+
+    def _any_in(self, start: int, end: int) -> bool:
+        if start >= end:
+            return False
+        first_word, last_word, head, tail = _word_range(start, end)
+        if first_word == last_word:
+            return bool(int(self.words[first_word]) & head & tail)
+        if int(self.words[first_word]) & head or int(self.words[last_word]) & tail:
+            return True
+        return bool(self.words[first_word + 1 : last_word].any())
 
     def runs(self, limit_granules: int | None = None, start_granule: int = 0) -> GranuleRuns:
         """Return the set granules from ``start_granule`` on as runs, at most ``limit_granules`` of them."""
@@ -265,6 +287,13 @@ class DirtyBitmap:
                 break
         pairs = _joined(pieces)
         return GranuleRuns(pairs if limit_granules is None else _first_granules(pairs, limit_granules))
+
+
+def _word_range(start: int, end: int) -> tuple[int, int, int, int]:
+    """(first word, last word, mask in the first, mask in the last) of granules [start, end), which are not empty."""
+    head = (2**64 - 1) << (start % _WORD_BITS) & (2**64 - 1)
+    tail = (2**64 - 1) >> (_WORD_BITS - 1 - (end - 1) % _WORD_BITS)
+    return start // _WORD_BITS, (end - 1) // _WORD_BITS, head, tail
 
 
 def _runs_of_words(words: Words, first_granule: int) -> Pairs:
@@ -305,7 +334,12 @@ def _first_granules(pairs: Pairs, limit: int) -> Pairs:
 
 
 def encode_runs(runs: GranuleRuns, granules: int) -> bytes:
-    """Encode a set of granules of a disk with ``granules`` granules; the smaller of the two forms is chosen."""
+    """Encode a set of granules of a disk with ``granules`` granules; the smaller of the two forms is chosen.
+
+    :raises InvalidInput: if a run lies past the disk's end: it would be lost, or refused by ``decode_runs``.
+    """
+    if runs and int(runs.pairs[-1].sum()) > granules:
+        raise InvalidInput(f"cannot encode granule runs past the end of a disk of {granules} granules")
     word_bytes = -(-granules // _WORD_BITS) * 8
     if len(runs) * 16 <= word_bytes:
         kind, payload = _KIND_RUNS, runs.pairs.astype("<u8").tobytes()
@@ -343,8 +377,13 @@ def decode_runs(encoded: bytes, granules: int) -> GranuleRuns:
         raise damaged(f"kind {kind} with {length} bytes is unknown")
     pairs = np.frombuffer(payload, dtype="<u8").astype(np.int64).reshape(-1, 2)
     ends = pairs[:, 0] + pairs[:, 1]
+    # no value above ``granules``, so that no sum overflows
     if len(pairs) and (
-        pairs.min() < 0 or (pairs[:, 1] < 1).any() or (pairs[1:, 0] <= ends[:-1]).any() or ends[-1] > granules
+        pairs.min() < 0
+        or pairs.max() > granules
+        or (pairs[:, 1] < 1).any()
+        or (pairs[1:, 0] <= ends[:-1]).any()
+        or ends[-1] > granules
     ):
         raise damaged("runs are not sorted, disjoint and inside the disk")
     return GranuleRuns(pairs)

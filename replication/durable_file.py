@@ -24,18 +24,24 @@ def sync_directory(directory: Path) -> None:
 
 
 def make_directory_durably(directory: Path, mode: int = 0o700) -> None:
-    """Create ``directory`` and its missing parents; on return each new entry is durable in its parent."""
-    missing = [directory, *directory.parents]
-    for path in reversed([p for p in missing if not p.exists()]):
+    """Create ``directory`` and its missing parents; on return each entry is durable in its parent.
+
+    That includes the deepest directory that was there already: an interrupted call may have left it written, not durable.
+    """
+    ancestors = [directory, *directory.parents]
+    missing = [path for path in ancestors if not path.exists()]
+    for path in reversed(missing):
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=mode)
-        sync_directory(path.parent)
+    for path in reversed(ancestors[: len(missing) + 1]):
+        with contextlib.suppress(PermissionError) if path not in missing else contextlib.nullcontext():
+            sync_directory(path.parent)
 
 
 class DurableFile:
     """A small file that is only ever replaced whole.
 
-    One writer at a time per path: the caller's lock. Files are created with mode 0600 unless told otherwise.
+    One writer at a time per path: the caller's lock. Files have mode 0600 unless told otherwise, whatever the umask.
     """
 
     def __init__(self, path: Path, mode: int = 0o600) -> None:
@@ -44,31 +50,44 @@ class DurableFile:
         self._temporary = path.with_name(path.name + _TEMPORARY_SUFFIX)
 
     def read(self) -> bytes | None:
-        """Return the last durable content, or None if the file was never written."""
+        """Return the content, or None if the file was never written. What is returned is durable.
+
+        A crash between rename and fsync leaves content that is written and not yet durable; a caller acts on what it reads, so
+        the directory is made durable here.
+        """
         try:
-            return self.path.read_bytes()
+            content = self.path.read_bytes()
         except FileNotFoundError:
             return None
+        sync_directory(self.path.parent)
+        return content
 
     def replace(self, content: bytes | bytearray | memoryview) -> None:
-        """Replace the content. Durable on return; on raise (OSError) the old content is still in place."""
-        descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, self._mode)
+        """Replace the content; durable on return.
+
+        :raises OSError: the old content is still in place; or, where only the directory could not be made durable, the new one is.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self._temporary, flags, self._mode)
         try:
-            view = memoryview(content)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
+            try:
+                os.fchmod(descriptor, self._mode)  # the temporary file of an interrupted call keeps the mode it had
+                view = memoryview(content).cast("B")
+                while view:
+                    view = view[os.write(descriptor, view) :]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            self._temporary.replace(self.path)
         except BaseException:
-            os.close(descriptor)
             with contextlib.suppress(OSError):
                 self._temporary.unlink()
             raise
-        os.close(descriptor)
-        self._temporary.replace(self.path)
         sync_directory(self.path.parent)
 
     def remove(self) -> None:
-        """Remove the file if it is there; durable on return."""
+        """Remove the file, and what an interrupted ``replace`` left, if they are there; durable on return."""
+        self._temporary.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
             sync_directory(self.path.parent)

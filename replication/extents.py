@@ -59,15 +59,17 @@ def coalesced(extents: Iterable[Extent]) -> list[Extent]:
 
 
 def split(extents: Iterable[Extent], at_most_bytes: int) -> Iterator[Extent]:
-    """Yield ``extents`` in order, none longer than ``at_most_bytes`` (a positive multiple of 512)."""
+    """Return an iterator over ``extents`` in order, none longer than ``at_most_bytes`` (a positive multiple of 512).
+
+    :raises InvalidInput: at the call, for any other ``at_most_bytes``.
+    """
     if at_most_bytes <= 0 or at_most_bytes % BLOCK_BYTES:
         raise InvalidInput(f"cannot split extents at {at_most_bytes} bytes", hint=f"a multiple of {BLOCK_BYTES}")
-    for extent in extents:
-        position = extent.offset_bytes
-        while position < extent.end_bytes:
-            length = min(at_most_bytes, extent.end_bytes - position)
-            yield Extent(position, length)
-            position += length
+    return (
+        Extent(position, min(at_most_bytes, extent.end_bytes - position))
+        for extent in extents
+        for position in range(extent.offset_bytes, extent.end_bytes, at_most_bytes)
+    )
 
 
 def total_bytes(extents: Iterable[Extent]) -> int:

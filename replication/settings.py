@@ -18,7 +18,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Hashable, Mapping
-from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final, TypeGuard, TypeVar
 
@@ -35,31 +35,32 @@ _QUANTITY: Final = re.compile(r"\s*([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)
 class _Units:
     """The units that fields with a certain suffix accept, as multiples of the field's own unit."""
 
-    multiples: Mapping[str, Decimal]
+    multiples: Mapping[str, Fraction]
     expected: str
     spelling: re.Pattern[str]
 
 
-def _decimals(**multiples: str) -> dict[str, Decimal]:
-    return {unit: Decimal(multiple) for unit, multiple in multiples.items()}
+def _fractions(**multiples: str) -> dict[str, Fraction]:
+    return {unit: Fraction(multiple) for unit, multiple in multiples.items()}
 
 
 _UNITS: Final[Mapping[str, _Units]] = {
     "_bytes": _Units(
-        {"": Decimal(1), "B": Decimal(1)}
-        | {f"{prefix}B": Decimal(1000**power) for power, prefix in enumerate("KMGT", 1)}
-        | {f"{prefix}IB": Decimal(1024**power) for power, prefix in enumerate("KMGT", 1)},
+        {"": Fraction(1), "B": Fraction(1)}
+        | {f"{prefix}B": Fraction(1000**power) for power, prefix in enumerate("KMGT", 1)}
+        | {f"{prefix}IB": Fraction(1024**power) for power, prefix in enumerate("KMGT", 1)},
         "a size such as 300 GB or 64 MiB",
         re.compile(r"[A-Za-z]*"),
     ),
     # a small b: 100 MBps would be eight times as much as 100 Mbps
     "_bits_per_s": _Units(
-        {"": Decimal(1), "BPS": Decimal(1)} | {f"{prefix}BPS": Decimal(1000**n) for n, prefix in enumerate("KMG", 1)},
+        {"": Fraction(1), "BPS": Fraction(1)}
+        | {f"{prefix}BPS": Fraction(1000**n) for n, prefix in enumerate("KMG", 1)},
         "a rate such as 512 Kbps or 100 Mbps",
         re.compile(r"|[KkMmGg]?bps"),
     ),
     "_s": _Units(
-        {"": Decimal(1)} | _decimals(MS="0.001", S="1", MIN="60", H="3600", D="86400"),
+        {"": Fraction(1)} | _fractions(MS="0.001", S="1", MIN="60", H="3600", D="86400"),
         "a duration such as 5 min or 250 ms",
         re.compile(r"[A-Za-z]*"),
     ),
@@ -215,7 +216,7 @@ def _parse_path(raw: object, path: str) -> Path:
     return Path(raw)
 
 
-def _quantity(raw: object, path: str) -> int | float | Decimal | None:
+def _quantity(raw: object, path: str) -> int | float | Fraction | None:
     """The value in the field's own unit if the field's name asks for a size, a duration or a rate; None if it does not."""
     units = next((units for suffix, units in _UNITS.items() if path.endswith(suffix)), None)
     if units is None:
@@ -225,7 +226,7 @@ def _quantity(raw: object, path: str) -> int | float | Decimal | None:
     match = _QUANTITY.fullmatch(raw) if isinstance(raw, str) else None
     if match is None or match[2].upper() not in units.multiples or not units.spelling.fullmatch(match[2]):
         raise SettingsError(f"cannot use {path}: {units.expected} is expected, not {_shown(raw)}")
-    return Decimal(match[1]) * units.multiples[match[2].upper()]
+    return Fraction(match[1]) * units.multiples[match[2].upper()]
 
 
 def _is_number(raw: object) -> TypeGuard[int | float]:

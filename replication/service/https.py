@@ -6,7 +6,10 @@ Called by each ``daemon.py``. A port is never shared: ``SO_REUSEPORT`` stays off
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
+import os
+import re
 import ssl
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +21,13 @@ from replication.errors import SettingsError
 SHUTDOWN_GRACE_S: Final = 5.0
 BACKLOG: Final = 256
 KEEPALIVE_S: Final = 75.0
+
+_PORT: Final = re.compile(r"[0-9]{1,5}")
+_BIND_HINTS: Final = {
+    errno.EADDRINUSE: "another process listens there: choose another port or stop it",
+    errno.EADDRNOTAVAIL: "this machine does not have that address",
+    errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +51,7 @@ class ListenAddress:
             raise SettingsError(
                 f"cannot listen on {text!r}", hint="expected ADDRESS:PORT, such as 0.0.0.0:9443"
             ) from None
-        if not separator or not port.isdigit() or int(port) > 65535:
+        if not separator or not _PORT.fullmatch(port) or int(port) > 65535:
             raise SettingsError(f"cannot listen on {text!r}", hint="the port is a number from 0 to 65535")
         return cls(host, int(port))
 
@@ -72,15 +82,9 @@ async def start_server(app: web.Application, address: ListenAddress, tls: ssl.SS
         await site.start()
     except OSError as error:
         await runner.cleanup()
-        hint = (
-            "another process listens there: choose another port or stop it"
-            if error.errno == 98
-            else "ports below 1024 need CAP_NET_BIND_SERVICE"
-            if error.errno == 13
-            else None
-        )
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise SettingsError(
-            f"cannot listen on {address.host}:{address.port}: {error.strerror or error}", hint=hint
+            f"cannot listen on {address.host}:{address.port}: {reason}", hint=_BIND_HINTS.get(error.errno or 0)
         ) from error
     bound = runner.addresses[0]
     return RunningServer(runner, address.host, int(bound[1]))

@@ -18,6 +18,7 @@ from replication import errors
 PROBLEM_CONTENT_TYPE: Final = "application/problem+json"
 _TYPE_PREFIX: Final = "urn:blockferry:error:"
 _MAX_PROBLEM_BYTES: Final = 64 * 1024
+_MAX_RETRY_AFTER_S: Final = 3600.0
 
 _STATUS: Final[dict[type[errors.BlockferryError], int]] = {
     errors.Overloaded: 503,
@@ -44,7 +45,8 @@ def _kinds_by_code() -> dict[str, type[errors.BlockferryError]]:
     pending: list[type[errors.BlockferryError]] = [errors.BlockferryError]
     while pending:
         kind = pending.pop()
-        found.setdefault(kind.code, kind)
+        if "code" in vars(kind):  # not one that a subclass inherits
+            found[kind.code] = kind
         pending.extend(kind.__subclasses__())
     return found
 
@@ -82,25 +84,29 @@ def problem_response(error: errors.BlockferryError) -> web.Response:
 
 @web.middleware
 async def problem_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn the error tree into problem responses; an unexpected exception becomes a 500 that tells nothing of the inside."""
+    """Turn the error tree into problem responses; an unexpected exception becomes a 500 that tells nothing of the inside.
+
+    An error after the first bytes of a response went out travels on: aiohttp cuts the connection. A second response would be
+    taken for the rest of the first one's body.
+    """
     try:
         return await handler(request)
-    except errors.BlockferryError as error:
-        if not isinstance(error, errors.Retryable):
-            _logger.info(
-                "request refused",
-                extra={
-                    "fields": {"method": request.method, "path": request.path, "code": error.code, "error": str(error)}
-                },
-            )
-        return problem_response(error)
-    except web.HTTPException as error:
+    except Exception as error:  # every error becomes an answer; one nobody expected is logged with its traceback
+        if request.writer.output_size > 0 or isinstance(error, ConnectionError):
+            raise
+        return _answer(request, error)
+
+
+def _answer(request: web.Request, error: Exception) -> web.StreamResponse:
+    fields = {"method": request.method, "path": request.path}
+    if isinstance(error, web.HTTPException):
         return _http_problem(error)
-    except ConnectionError:
-        raise
-    except Exception:
-        _logger.exception("request failed", extra={"fields": {"method": request.method, "path": request.path}})
+    if not isinstance(error, errors.BlockferryError):
+        _logger.error("request failed", exc_info=error, extra={"fields": fields})
         return problem_response(errors.BlockferryError("cannot answer: an internal error was logged"))
+    if not isinstance(error, errors.Retryable):
+        _logger.info("request refused", extra={"fields": {**fields, "code": error.code, "error": str(error)}})
+    return problem_response(error)
 
 
 def _http_problem(error: web.HTTPException) -> web.StreamResponse:
@@ -114,23 +120,17 @@ def _http_problem(error: web.HTTPException) -> web.StreamResponse:
 
 
 def error_from_problem(status: int, body: bytes, peer: str) -> errors.BlockferryError:
-    """Rebuild the error that ``peer`` answered with; an answer that is no problem document becomes the class its status suggests."""
+    """Rebuild the error that ``peer`` answered with; an answer that is no problem document becomes the class its status suggests.
+
+    Nothing in ``body`` makes this raise, and a ``retry_after_s`` beyond reason counts as none.
+    """
     try:
         document = json.loads(body[:_MAX_PROBLEM_BYTES])
         code = str(document["type"]).removeprefix(_TYPE_PREFIX)
         kind = _kinds_by_code()[code]
         message = str(document["detail"])
-    except (ValueError, KeyError, TypeError):
-        fallback: type[errors.BlockferryError] = (
-            errors.Retryable
-            if status >= 500 or status in (408, 429)
-            else errors.NotFound
-            if status == 404
-            else errors.Refused
-            if status in (401, 403)
-            else errors.Permanent
-        )
-        return fallback(f"cannot use the answer of {peer}: HTTP status {status}")
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return _kind_for_status(status)(f"cannot use the answer of {peer}: HTTP status {status}")
     hint = document.get("hint")
     error = kind(
         message,
@@ -141,8 +141,19 @@ def error_from_problem(status: int, body: bytes, peer: str) -> errors.Blockferry
     )
     if isinstance(error, errors.Retryable):
         retry_after = document.get("retry_after_s")
-        error.retry_after_s = float(retry_after) if isinstance(retry_after, int | float) else None
+        if isinstance(retry_after, int | float) and 0 <= retry_after <= _MAX_RETRY_AFTER_S:
+            error.retry_after_s = float(retry_after)
     return error
+
+
+def _kind_for_status(status: int) -> type[errors.BlockferryError]:
+    if status in (401, 403):
+        return errors.Refused
+    if status == 404:
+        return errors.NotFound
+    if status in (408, 429) or (status >= 500 and status not in (501, 505)):
+        return errors.Retryable
+    return errors.Permanent
 
 
 def _text(value: object) -> str | None:
@@ -150,4 +161,4 @@ def _text(value: object) -> str | None:
 
 
 def _integer(value: object) -> int | None:
-    return value if isinstance(value, int) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -59,10 +59,12 @@ def notify_service_manager(message: str) -> None:
 
 
 async def _keep_watchdog_fed(lifecycle: Lifecycle) -> None:
-    """WATCHDOG=1 at half of ``WATCHDOG_USEC``, for as long as the event loop turns."""
+    """WATCHDOG=1 at half of ``WATCHDOG_USEC``, for as long as the event loop turns (sd_watchdog_enabled(3))."""
     microseconds = os.environ.get("WATCHDOG_USEC", "")
-    if not microseconds.isdigit() or int(microseconds) == 0:
+    if not microseconds.isdecimal() or int(microseconds) == 0:
         return
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return  # meant for another process, from which this one inherited its environment
     interval_s = int(microseconds) / 1e6 / 2
     while not lifecycle.stopping.is_set():
         notify_service_manager("WATCHDOG=1")
