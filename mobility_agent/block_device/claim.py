@@ -1,0 +1,101 @@
+"""Exclusive claims: proof that a disk is not in use, and that it cannot be mounted, while the claim is held.
+
+Called by the cutover of an offline disk (mode a of R10), which ships the final epoch and proves identity under the claim.
+A block device is opened O_EXCL: the kernel refuses while it, or a partition of it, is mounted, swap, or part of a volume or
+array, and refuses all these while we hold it. It does not keep a process from opening the device and writing to it: so
+processes that have it open for writing are refused by name when the claim is made, and the final harvest tells the rest.
+A plain file is locked (flock), which binds only who asks, and must not be behind a loop device.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mobility_agent.block_device.device_tree import DeviceTree
+from mobility_agent.block_device.usage import OpenBy, loop_devices_over, open_by, uses_of_device
+from replication.errors import Conflict, NotFound, Refused
+
+
+class Claim:
+    """Held until ``release``, or until the process ends. On return from the constructor all earlier writes are on the disk."""
+
+    def __init__(self, path: Path) -> None:
+        """Claim the disk at ``path``.
+
+        :raises Conflict: if it is in use; the message names the mounts, swap, volumes or processes.
+        :raises NotFound: if there is no such disk.
+        :raises Refused: without permission.
+        """
+        self.path = path
+        self._descriptor = -1
+        try:
+            self._descriptor = self._open()
+            _refuse_writers(path)
+            os.fsync(self._descriptor)
+        except FileNotFoundError:
+            raise NotFound(f"cannot claim {path}: there is no such disk") from None
+        except PermissionError as error:
+            raise Refused(f"cannot claim {path}: {error.strerror}", hint="run the agent as root") from error
+        except BaseException:
+            self.release()
+            raise
+
+    def _open(self) -> int:
+        if not stat.S_ISBLK(os.stat(self.path).st_mode):
+            return _lock_file(self.path)
+        try:
+            return os.open(self.path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            uses = uses_of_device(DeviceTree.read(), Path(os.path.realpath(self.path)).name)
+            raise Conflict(
+                f"cannot claim {self.path}: {'; '.join(uses) or 'another program holds it exclusively'}",
+                hint="unmount its file systems, switch off its swap, deactivate its volumes; then try again",
+            ) from error
+
+    def release(self) -> None:
+        """Idempotent."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _lock_file(path: Path) -> int:
+    loops = loop_devices_over(path)
+    if loops:
+        raise Conflict(f"cannot claim {path}: it is behind {', '.join(loops)}", hint=f"claim {loops[0]} instead")
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise Conflict(
+            f"cannot claim {path}: another process has locked it", hint="stop the program that uses the file"
+        ) from None
+    return descriptor
+
+
+def _refuse_writers(path: Path) -> None:
+    paths = [path]
+    if stat.S_ISBLK(os.stat(path).st_mode):
+        partitions = DeviceTree.read().partitions(Path(os.path.realpath(path)).name)
+        paths += [Path("/dev") / partition.name for partition in partitions]
+    writers: list[OpenBy] = [process for part in paths for process in open_by(part) if process.writes]
+    if writers:
+        names = ", ".join(f"{process.command} (process {process.process_id})" for process in writers)
+        raise Conflict(f"cannot claim {path}: open for writing by {names}", hint="stop what writes to the disk")
