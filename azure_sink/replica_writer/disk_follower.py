@@ -32,7 +32,7 @@ from azure_sink.core.replica_state import (
 from azure_sink.replica_writer.clock import Clock
 from azure_sink.replica_writer.disk_points import DiskPoints
 from azure_sink.replica_writer.epoch_application import EpochApplication
-from azure_sink.replica_writer.failures import FenceLost, GenerationRefused, ReplicaHeld, problem_of
+from azure_sink.replica_writer.failures import FenceLost, GenerationRefused, ReplicaHeld, problem_of, together
 from azure_sink.replica_writer.generation_book import GenerationBook, OpenedGeneration
 from azure_sink.replica_writer.metrics import WriterMetrics
 from azure_sink.replica_writer.point_ledger import PointLedger
@@ -276,9 +276,7 @@ class DiskFollower:
         if key.epoch > 1:
             names.append(manifest_name(EpochKey(key.disk, key.generation, EpochId(key.epoch - 1))))
         remaining = iter(names)
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(min(COLLECTING_LANES, len(names))):
-                tasks.create_task(self._delete_each(remaining))
+        await together(self._delete_each(remaining) for _ in range(min(COLLECTING_LANES, len(names))))
 
     async def _delete_each(self, names: Iterator[str]) -> None:
         for name in names:

@@ -17,7 +17,7 @@ from typing import Final
 from azure_sink.core.replica_state import EpochApplied, EpochBegun, PointMark
 from azure_sink.core.write_plan import Claims, ClearRange, PlannedWrite, PutRange, plan_writes
 from azure_sink.replica_writer.clock import Clock
-from azure_sink.replica_writer.failures import SegmentMissing, patiently, raise_gravest
+from azure_sink.replica_writer.failures import SegmentMissing, patiently, raise_gravest, together
 from azure_sink.replica_writer.replica_blob import ReplicaBlob
 from azure_sink.replica_writer.segment_reader import SegmentReader, SegmentSlot
 from azure_sink.vhd import FixedVhd
@@ -97,9 +97,9 @@ class EpochApplication:
                 ]
             await self._begin()
             claims = Claims()
-            async with asyncio.TaskGroup() as tasks:
-                for batch in (task.result() for task in reversed(opened)):
-                    tasks.create_task(self._write(batch, self._plan(claims, batch)))
+            # Planned one after the other, from the highest down, before the first of them is written.
+            planned = [(task.result(), self._plan(claims, task.result())) for task in reversed(opened)]
+            await together(self._write(batch, writes) for batch, writes in planned)
         finally:
             self._reader.release(slots)
 
@@ -155,9 +155,7 @@ class EpochApplication:
         """A few lanes share the calls; all of them are disjoint."""
         remaining = iter(planned)
         lanes = min(WRITES_PER_BATCH, len(planned))
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(lanes):
-                tasks.create_task(self._lane(batch, remaining))
+        await together(self._lane(batch, remaining) for _ in range(lanes))
 
     async def _lane(self, batch: ParsedBatch, remaining: Iterator[PlannedWrite]) -> None:
         for write in remaining:

@@ -6,7 +6,8 @@ within their epoch and fenced by lease and sequence number.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Final, NoReturn, TypeVar
 
 from azure_sink.replica_writer.clock import Clock
@@ -54,6 +55,16 @@ async def patiently(call: Callable[[], Awaitable[T]], clock: Clock) -> T:
             await clock.sleep(min(MAX_DELAY_S, delay_s if error.retry_after_s is None else error.retry_after_s))
             delay_s *= 3
     return await call()
+
+
+async def together(work: Iterable[Coroutine[object, object, None]]) -> None:
+    """Do ``work`` at the same time; the first failure ends it all, and the gravest is raised as it is, not as a group."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for each in work:
+                tasks.create_task(each)
+    except BaseExceptionGroup as group:
+        raise_gravest(group)
 
 
 def raise_gravest(group: BaseExceptionGroup[BaseException]) -> NoReturn:

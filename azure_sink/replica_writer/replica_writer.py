@@ -207,6 +207,10 @@ class ReplicaWriter:
         _logger.warning(str(error), extra={"fields": {"code": error.code}})
         self._health.report(_STORE_CHECK, HealthState.DEGRADED, str(error))
 
+    def abandon(self) -> None:
+        """End the threads and give nothing back: what a killed process leaves. For tests."""
+        self._reader.close()
+
     # -- step by step -----------------------------------------------------------------------------------------
 
     async def settle(self) -> dict[str, Outcome]:

@@ -13,7 +13,7 @@ from typing import Final
 from azure_sink.core.garbage import is_collectable
 from azure_sink.core.replica_state import Position
 from azure_sink.replica_writer.clock import Clock
-from azure_sink.replica_writer.failures import raise_gravest
+from azure_sink.replica_writer.failures import together
 from azure_sink.replica_writer.metrics import WriterMetrics
 from replication.blob_client.api import BlobClient, BlobItem
 from replication.blob_client.failures import BlobNotFound
@@ -61,12 +61,7 @@ async def _delete(client: BlobClient, container: str, names: AsyncIterator[str])
                 continue
             count += 1
 
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(LANES):
-                tasks.create_task(lane())
-    except BaseExceptionGroup as group:
-        raise_gravest(group)
+    await together(lane() for _ in range(LANES))
     return count
 
 

@@ -260,6 +260,10 @@ class DiskHistory:
     def next_key(self) -> EpochKey:
         return EpochKey(self.disk, GenerationId(self.generation), EpochId(self.epoch + 1))
 
+    def built_epochs(self, generation: int) -> int:
+        """How many epochs of ``generation`` were built."""
+        return max((epoch for number, epoch in self.built if number == generation), default=0)
+
     def build(
         self,
         batches: Batches,

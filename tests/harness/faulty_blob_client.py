@@ -34,6 +34,8 @@ WRITES: Final = frozenset(
         "copy_from_snapshot",
     }
 )
+_DELAYS: Final = (1, 2, 5, 15, 40, 100)
+"""How many later calls overtake a delayed one."""
 
 
 class ProcessDied(Exception):
@@ -106,7 +108,7 @@ class _Late:
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    content: bytes = b""
+    after_calls: int
 
 
 @dataclass(slots=True)
@@ -135,7 +137,7 @@ class LossyBlobClient(_Wrapper):
             return forward
 
         async def write(*args: Any, **kwargs: Any) -> Any:
-            await self.deliver_late(0.2)
+            await self._deliver_due()
             if self._random.random() >= self._probability:
                 return await forward(*args, **kwargs)
             choice = self._random.choice(("lost", "undecided", "delayed"))
@@ -149,7 +151,7 @@ class LossyBlobClient(_Wrapper):
                 self.counts.delayed += 1
                 # The caller may use its buffers again once the call has failed: what travels is a copy.
                 frozen = tuple(_frozen(arg) for arg in args)
-                self._late.append(_Late(name, frozen, dict(kwargs)))
+                self._late.append(_Late(name, frozen, dict(kwargs), self._random.choice(_DELAYS)))
             raise PeerUnavailable(f"cannot hear the answer to {name}", retry_after_s=0.0)
 
         return write
@@ -159,16 +161,24 @@ class LossyBlobClient(_Wrapper):
             await asyncio.sleep(0)  # other tasks go first: the order of parallel calls is the seed's
         return await call()
 
-    async def deliver_late(self, probability: float = 1.0) -> None:
-        """Let calls arrive that were on their way."""
+    async def _deliver_due(self) -> None:
+        for late in self._late:
+            late.after_calls -= 1
+        for late in [late for late in self._late if late.after_calls <= 0]:
+            await self._deliver(late)
+
+    async def deliver_late(self) -> None:
+        """Let all calls arrive that are still on their way."""
         for late in list(self._late):
-            if self._random.random() < probability:
-                self._late.remove(late)
-                try:
-                    await getattr(self._inner, late.name)(*late.args, **late.kwargs)
-                    self.counts.arrived_late += 1
-                except BlockferryError:
-                    self.counts.refused_late += 1
+            await self._deliver(late)
+
+    async def _deliver(self, late: _Late) -> None:
+        self._late.remove(late)
+        try:
+            await getattr(self._inner, late.name)(*late.args, **late.kwargs)
+            self.counts.arrived_late += 1
+        except BlockferryError:
+            self.counts.refused_late += 1
 
 
 def _frozen(argument: Any) -> Any:
