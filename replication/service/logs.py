@@ -26,6 +26,10 @@ class LogSettings:
     level: LogLevel = "info"
 
 
+# A peer's words in a message neither end the line nor move the terminal's cursor.
+_ESCAPED: Final = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160))}
+
+
 class _JsonFormatter(logging.Formatter):
     def __init__(self, daemon: str) -> None:
         super().__init__()
@@ -38,8 +42,9 @@ class _JsonFormatter(logging.Formatter):
             "daemon": self._daemon,
             "logger": record.name,
             "message": record.getMessage(),
-            **getattr(record, "fields", {}),
         }
+        for key, value in getattr(record, "fields", {}).items():
+            entry[f"field_{key}" if key in entry else key] = value
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str)
@@ -50,7 +55,7 @@ class _TextFormatter(logging.Formatter):
         moment = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S.%f")[:-3]
         fields = " ".join(f"{key}={value}" for key, value in getattr(record, "fields", {}).items())
         line = f"{moment} {record.levelname.lower():7} {record.name}: {record.getMessage()}"
-        line = f"{line}  [{fields}]" if fields else line
+        line = (f"{line}  [{fields}]" if fields else line).translate(_ESCAPED)
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

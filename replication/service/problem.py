@@ -86,15 +86,18 @@ def problem_response(error: errors.BlockferryError) -> web.Response:
 async def problem_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn the error tree into problem responses; an unexpected exception becomes a 500 that tells nothing of the inside.
 
-    An error after the first bytes of a response went out travels on: aiohttp cuts the connection. A second response would be
-    taken for the rest of the first one's body.
+    An error after the first bytes of a response went out cuts the connection: a second response would be taken for the rest of
+    the first one's body.
     """
     try:
         return await handler(request)
     except Exception as error:  # every error becomes an answer; one nobody expected is logged with its traceback
-        if request.writer.output_size > 0 or isinstance(error, ConnectionError):
+        if isinstance(error, ConnectionError):
             raise
-        return _answer(request, error)
+        response = _answer(request, error)
+        if request.writer.output_size > 0:
+            raise ConnectionAbortedError("cannot go on with a response that has begun") from error
+        return response
 
 
 def _answer(request: web.Request, error: Exception) -> web.StreamResponse:
