@@ -22,7 +22,7 @@ SHUTDOWN_GRACE_S: Final = 5.0
 BACKLOG: Final = 256
 KEEPALIVE_S: Final = 75.0
 
-_PORT: Final = re.compile(r"[0-9]{1,5}")
+_ADDRESS_AND_PORT: Final = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[0-9.]+)):(?P<port>[0-9]{1,5})")
 _BIND_HINTS: Final = {
     errno.EADDRINUSE: "another process listens there: choose another port or stop it",
     errno.EADDRNOTAVAIL: "this machine does not have that address",
@@ -43,17 +43,17 @@ class ListenAddress:
 
         :raises SettingsError: for anything else; names must be addresses, so that nothing waits for DNS at start.
         """
-        host, separator, port = text.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
+        expected = "expected ADDRESS:PORT, such as 0.0.0.0:9443 or [::]:9443"
+        match = _ADDRESS_AND_PORT.fullmatch(text)
+        if match is None:
+            raise SettingsError(f"cannot listen on {text[:64]!r}", hint=expected)
         try:
-            ipaddress.ip_address(host)
+            address = ipaddress.IPv6Address(match["v6"]) if match["v6"] else ipaddress.IPv4Address(match["v4"])
         except ValueError:
-            raise SettingsError(
-                f"cannot listen on {text!r}", hint="expected ADDRESS:PORT, such as 0.0.0.0:9443"
-            ) from None
-        if not separator or not _PORT.fullmatch(port) or int(port) > 65535:
+            raise SettingsError(f"cannot listen on {text[:64]!r}", hint=expected) from None
+        if int(match["port"]) > 65535:
             raise SettingsError(f"cannot listen on {text!r}", hint="the port is a number from 0 to 65535")
-        return cls(host, int(port))
+        return cls(str(address), int(match["port"]))
 
 
 @dataclass(slots=True)
