@@ -1,0 +1,310 @@
+"""Freezing real file systems: what is frozen is thawed, whoever dies, and it is a point only if nobody interfered."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mobility_agent.quiesce import watchdog
+from mobility_agent.quiesce.file_systems import file_systems_on
+from mobility_agent.quiesce.freeze_guard import FreezeGuard
+from mobility_agent.quiesce.interface import Mount
+from mobility_agent.quiesce.locked_memory import LockedBuffer
+from replication.errors import Conflict, InvalidInput, NotFound, Unsupported
+from tests.harness.loop_disk import LoopDisk, loop_disk, mounted, run
+
+pytestmark = [pytest.mark.requires("root", "loop", "mount", "mkfs.ext4", "mkfs.xfs")]
+
+GENEROUS_S = 60.0
+ROOT = Path(__file__).parents[2]
+MAKE = {"ext4": ("mkfs.ext4", "-q"), "xfs": ("mkfs.xfs", "-q"), "btrfs": ("mkfs.btrfs", "-q")}
+
+
+@contextlib.contextmanager
+def file_system(directory: Path, kind: str, name: str = "disk") -> Iterator[tuple[LoopDisk, Path]]:
+    with loop_disk(directory / f"{name}.img", 320 * 2**20) as disk:
+        run(*MAKE[kind], disk.device)
+        with mounted(disk.device, directory / f"{name}.mnt") as mount_point:
+            yield disk, mount_point
+
+
+@pytest.fixture(params=["ext4", "xfs", "btrfs"])
+def any_kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[LoopDisk, Path]]:
+    with file_system(tmp_path, request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def ext4(tmp_path: Path) -> Iterator[tuple[LoopDisk, Path]]:
+    with file_system(tmp_path, "ext4") as made:
+        yield made
+
+
+@pytest.fixture
+def guard() -> Iterator[FreezeGuard]:
+    with FreezeGuard() as started:
+        yield started
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.005)
+
+
+class Writer:
+    """A thread that writes and syncs one file; ``is_blocked`` when the kernel has put it to sleep over it."""
+
+    def __init__(self, mount_point: Path) -> None:
+        self._path = mount_point / "written"
+        self._identifier = 0
+        self.done = threading.Event()
+        self._thread = threading.Thread(target=self._write, daemon=True)
+        self._thread.start()
+        wait_until(lambda: self._identifier != 0)
+
+    def _write(self) -> None:
+        self._identifier = threading.get_native_id()
+        with self._path.open("wb") as stream:
+            stream.write(b"x" * 100_000)
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.done.set()
+
+    def is_blocked(self) -> bool:
+        state = Path(f"/proc/self/task/{self._identifier}/stat").read_text().rpartition(")")[2].split()[0]
+        return state == "D" and not self.done.is_set()
+
+
+def can_write(mount_point: Path) -> bool:
+    return Writer(mount_point).done.wait(20)
+
+
+def is_frozen(mount_point: Path) -> bool:
+    """FIFREEZE says EBUSY; if it does not, the freeze of this very question is undone."""
+    descriptor = os.open(mount_point, os.O_RDONLY)
+    try:
+        fcntl.ioctl(descriptor, watchdog.FIFREEZE, 0)
+    except OSError:
+        return True
+    else:
+        fcntl.ioctl(descriptor, watchdog.FITHAW, 0)
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def test_a_frozen_file_system_blocks_writers_until_the_thaw(
+    any_kind: tuple[LoopDisk, Path], guard: FreezeGuard
+) -> None:
+    disk, mount_point = any_kind
+    mounts = file_systems_on([disk.device])
+    assert [mount.mount_point for mount in mounts] == [str(mount_point)]
+    with guard.frozen(mounts, GENEROUS_S) as freeze:
+        writer = Writer(mount_point)
+        wait_until(writer.is_blocked)
+        assert 0 < freeze.remaining_s() <= GENEROUS_S
+        result_inside = freeze.result
+    assert result_inside is None
+    assert writer.done.wait(20)
+    assert freeze.result is not None
+    assert freeze.result.is_point
+    assert freeze.result.problem == ""
+    assert freeze.result.duration_s > 0
+
+
+def test_the_watchdog_thaws_at_the_end_of_the_budget(ext4: tuple[LoopDisk, Path], guard: FreezeGuard) -> None:
+    disk, mount_point = ext4
+    with guard.frozen(file_systems_on([disk.device]), 0.2) as freeze:
+        assert can_write(mount_point)
+    assert freeze.result is not None
+    assert not freeze.result.is_point
+    assert "longer than its budget" in freeze.result.problem
+
+
+def test_a_thaw_by_someone_else_makes_it_no_point(ext4: tuple[LoopDisk, Path], guard: FreezeGuard) -> None:
+    disk, mount_point = ext4
+    with guard.frozen(file_systems_on([disk.device]), GENEROUS_S) as freeze:
+        run("fsfreeze", "--unfreeze", mount_point)
+    assert freeze.result is not None
+    assert not freeze.result.is_point
+    assert str(mount_point) in freeze.result.problem
+
+
+def test_an_error_inside_thaws(ext4: tuple[LoopDisk, Path], guard: FreezeGuard) -> None:
+    disk, mount_point = ext4
+    with pytest.raises(ZeroDivisionError), guard.frozen(file_systems_on([disk.device]), GENEROUS_S):
+        raise ZeroDivisionError
+    assert can_write(mount_point)
+
+
+FREEZING_AGENT = """
+import sys
+from pathlib import Path
+from mobility_agent.quiesce.file_systems import file_systems_on
+from mobility_agent.quiesce.freeze_guard import FreezeGuard
+guard = FreezeGuard()
+guard.start()
+with guard.frozen(file_systems_on([Path(sys.argv[1])]), 60.0):
+    sys.stdout.write(f"{guard.watchdog_process_id}\\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_an_agent_killed_while_frozen_leaves_nothing_frozen(
+    ext4: tuple[LoopDisk, Path], number: signal.Signals
+) -> None:
+    disk, mount_point = ext4
+    agent = subprocess.Popen(
+        [sys.executable, "-c", FREEZING_AGENT, str(disk.device)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    with agent:
+        assert agent.stdout is not None
+        process_id = int(agent.stdout.readline())
+        assert is_frozen(mount_point)
+        agent.send_signal(number)
+        agent.wait()
+    wait_until(lambda: not is_frozen(mount_point))
+    wait_until(lambda: not Path(f"/proc/{process_id}").exists())
+
+
+def test_a_watchdog_killed_while_frozen_is_noticed_and_the_agent_thaws(
+    ext4: tuple[LoopDisk, Path], guard: FreezeGuard
+) -> None:
+    disk, mount_point = ext4
+    first = guard.watchdog_process_id
+    assert first is not None
+    with guard.frozen(file_systems_on([disk.device]), GENEROUS_S) as freeze:
+        os.kill(first, signal.SIGKILL)
+    assert freeze.result is not None
+    assert freeze.result.is_point
+    assert not is_frozen(mount_point)
+    with guard.frozen(file_systems_on([disk.device]), GENEROUS_S) as freeze:
+        assert guard.watchdog_process_id not in (None, first)
+    assert freeze.result is not None
+    assert freeze.result.is_point
+
+
+def test_a_watchdog_killed_before_is_replaced_before_anything_is_frozen(
+    ext4: tuple[LoopDisk, Path], guard: FreezeGuard
+) -> None:
+    disk, mount_point = ext4
+    first = guard.watchdog_process_id
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    with guard.frozen(file_systems_on([disk.device]), 0.2) as freeze:
+        assert can_write(mount_point), "the new watchdog thaws"
+    assert freeze.result is not None
+    assert not freeze.result.is_point
+
+
+def test_what_someone_else_has_frozen_is_left_frozen_and_the_rest_thawed(tmp_path: Path, guard: FreezeGuard) -> None:
+    with (
+        file_system(tmp_path, "ext4", "one") as (one, one_mount),
+        file_system(tmp_path, "xfs", "two") as (two, two_mount),
+    ):
+        mounts = sorted(file_systems_on([one.device, two.device]), key=lambda mount: mount.mount_point)
+        run("fsfreeze", "--freeze", two_mount)
+        try:
+            with pytest.raises(Conflict, match="frozen by someone else"), guard.frozen(mounts, GENEROUS_S):
+                pytest.fail("it was entered")
+            assert is_frozen(two_mount)
+            assert not is_frozen(one_mount)
+        finally:
+            run("fsfreeze", "--unfreeze", two_mount)
+
+
+def test_what_cannot_be_frozen_is_named_and_the_rest_thawed(
+    ext4: tuple[LoopDisk, Path], guard: FreezeGuard, tmp_path: Path
+) -> None:
+    disk, mount_point = ext4
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    run("mount", "-t", "tmpfs", "tmpfs", memory)
+    try:
+        number = memory.stat().st_dev
+        other = Mount(str(memory), "tmpfs", "tmpfs", (os.major(number), os.minor(number)))
+        with (
+            pytest.raises(Unsupported, match="tmpfs on"),
+            guard.frozen([*file_systems_on([disk.device]), other], GENEROUS_S),
+        ):
+            pytest.fail("it was entered")
+        assert not is_frozen(mount_point)
+    finally:
+        run("umount", memory)
+
+
+def test_a_file_system_inside_another_one_is_frozen_first(tmp_path: Path, guard: FreezeGuard) -> None:
+    with file_system(tmp_path, "ext4", "outer") as (outer, outer_mount):
+        inner_image = outer_mount / "inner.img"
+        with loop_disk(inner_image, 64 * 2**20) as inner:
+            run("mkfs.ext4", "-q", inner.device)
+            with mounted(inner.device, tmp_path / "inner.mnt") as inner_mount:
+                (inner_mount / "file").write_bytes(b"y" * 10_000_000)
+                mounts = file_systems_on([outer.device, inner.device])
+                assert [mount.mount_point for mount in mounts] == [str(inner_mount), str(outer_mount)]
+                with guard.frozen(mounts, GENEROUS_S) as freeze:
+                    pass
+    assert freeze.result is not None
+    assert freeze.result.is_point
+
+
+def test_a_mount_point_that_shows_another_file_system_is_refused(tmp_path: Path, guard: FreezeGuard) -> None:
+    with file_system(tmp_path, "ext4", "lower") as (lower, mount_point), loop_disk(tmp_path / "u.img", 2**26) as upper:
+        run("mkfs.ext4", "-q", upper.device)
+        with (
+            mounted(upper.device, mount_point),
+            pytest.raises(Conflict, match="mounted over"),
+            guard.frozen(file_systems_on([lower.device]), GENEROUS_S),
+        ):
+            pytest.fail("it was entered")
+
+
+def test_a_mount_that_is_gone_and_a_budget_that_is_none_are_refused(guard: FreezeGuard, tmp_path: Path) -> None:
+    gone = Mount(str(tmp_path / "gone"), "ext4", "/dev/none", (1, 1))
+    with pytest.raises(NotFound), guard.frozen([gone], 1.0):
+        pytest.fail("it was entered")
+    with pytest.raises(InvalidInput), guard.frozen([], 0.0):
+        pytest.fail("it was entered")
+    with guard.frozen([], 1.0) as freeze:
+        pass
+    assert freeze.result is not None
+    assert freeze.result.is_point
+
+
+def test_disks_without_file_systems_have_nothing_to_freeze(tmp_path: Path) -> None:
+    with loop_disk(tmp_path / "raw.img", 2**24) as disk:
+        assert file_systems_on([disk.device]) == []
+
+
+def test_a_locked_buffer_is_locked_while_it_is_open() -> None:
+    def locked_kib() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmLck:")[1].split()[0])
+
+    before = locked_kib()
+    with LockedBuffer(2**20) as buffer:
+        assert locked_kib() == before + 1024
+        buffer.view[:4] = b"abcd"
+        assert len(buffer.view) == 2**20
+    assert locked_kib() == before
+    with pytest.raises(InvalidInput):
+        LockedBuffer(1000)
