@@ -23,7 +23,7 @@ from replication.errors import Conflict, NotFound, Refused
 
 
 class Claim:
-    """Held until ``release``, or until the process ends. On return from the constructor all earlier writes are on the disk."""
+    """Held until ``close``, or until the process ends. On return from the constructor all earlier writes are on the disk."""
 
     def __init__(self, path: Path) -> None:
         """Claim the disk at ``path``.
@@ -43,7 +43,7 @@ class Claim:
         except PermissionError as error:
             raise Refused(f"cannot claim {path}: {error.strerror}", hint="run the agent as root") from error
         except BaseException:
-            self.release()
+            self.close()
             raise
 
     def _open(self) -> int:
@@ -60,7 +60,7 @@ class Claim:
                 hint="unmount its file systems, switch off its swap, deactivate its volumes; then try again",
             ) from error
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Idempotent."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
@@ -72,7 +72,7 @@ class Claim:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.release()
+        self.close()
 
 
 def _lock_file(path: Path) -> int:

@@ -116,7 +116,10 @@ class ChangeTracker(Protocol):
 
     @property
     def continued(self) -> bool:
-        """True if this attach found its own tracking still going on. False: the first harvest is a RESYNC doubt."""
+        """True if this attach found its own tracking still going on, or needs none (``scan``).
+
+        False: what was written before is unknown, and the first harvest is a RESYNC doubt.
+        """
         ...
 
     def status(self) -> TrackerStatus:
@@ -154,7 +157,7 @@ class ChangeTracker(Protocol):
         ...
 
     def mark(self, runs: GranuleRuns) -> None:
-        """Make ``runs`` part of the next harvest. As durable as the tracker's own bits: survives the agent's death."""
+        """Make ``runs`` part of the next harvest. As durable as what feeds the tracker: with pins it survives the agent."""
         ...
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ def why_not_trackable(device: Path, sysfs: Path = Path("/sys")) -> str | None:
 
     :raises NotFound: if there is no such device.
     """
-    return _why_not_this_machine() or _why_not_this_device(device, sysfs)
+    return why_not_machine() or _why_not_this_device(device, sysfs)
 
 
 def require_trackable(device: Path) -> None:
@@ -35,7 +35,8 @@ def require_trackable(device: Path) -> None:
         raise Unsupported(f"cannot track {device} with eBPF: {reason}", hint=_SCAN_HINT)
 
 
-def _why_not_this_machine() -> str | None:
+def why_not_machine() -> str | None:
+    """One sentence that says why ``ebpf`` cannot work on this machine at all; None if it can, privilege apart."""
     if platform.machine() not in _MACHINES:
         return f"machine type {platform.machine()} is not supported"
     version = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2] if part.isdigit())
