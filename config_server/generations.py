@@ -23,14 +23,7 @@ from config_server.events import SYSTEM, Actor, Clock, record_event
 from config_server.items import active_item, item_disks
 from config_server.key_encryption import KeyEncryptionKey
 from config_server.tables import DiskRow, GenerationRow, ProtectedItemRow
-from config_server.writer_requests import (
-    FAILED,
-    SUCCEEDED,
-    answer_of,
-    ask_writer,
-    close_generation_key,
-    request_id,
-)
+from config_server.writer_requests import SUCCEEDED, answer_of, ask_writer_anew, failure_of
 from replication.blob_client.api import BlobClient
 from replication.control_plane import DataKeyGrant, GenerationGrant, GenerationRequest
 from replication.documents import MAX_DOCUMENT_BYTES, WriterPublicKey
@@ -316,25 +309,19 @@ async def close_generation(session: AsyncSession, row: GenerationRow, now_ns: in
 
     Called again and again until it is. Returns what the writer complained of, if it did; it is asked anew after ``CLOSE_AGAIN_S``.
     """
-    attempt, problem = 1, None
-    while True:
-        key = close_generation_key(row.disk_id, row.generation, attempt)
-        asked = await ask_writer(
-            session,
-            key,
-            CloseGeneration(request=request_id(key), disk=row.disk_id, generation=row.generation),
-            now_ns,
-            item_id=row.item_id,
-        )
-        answer = answer_of(asked)
-        if asked.state != FAILED or answer is None:
-            break
-        problem = answer.problem.message if answer.problem else "the replica writer gives no reason"
-        if now_ns - (asked.answered_ns or now_ns) < CLOSE_AGAIN_S * 1e9:
-            return problem
-        attempt += 1
+    asked = await ask_writer_anew(
+        session,
+        f"close-generation/{row.disk_id}/{row.generation}",
+        lambda request: CloseGeneration(request=request, disk=row.disk_id, generation=row.generation),
+        now_ns,
+        after_failure_before_ns=now_ns - int(CLOSE_AGAIN_S * 1e9),
+        item_id=row.item_id,
+    )
+    answer, failure = answer_of(asked), failure_of(asked)
+    if failure is not None:
+        return failure.message
     if asked.state == SUCCEEDED and answer is not None:
         if answer.final_epoch is None:
             return "the replica writer's answer names no final epoch"
         row.state, row.final_epoch, row.closed_ns = CLOSED, answer.final_epoch, now_ns
-    return problem
+    return None

@@ -75,7 +75,6 @@ class DeletionContext(Document):
     """Deletion waits for the agent to have let go: ``revision`` is the desired document that says so."""
 
     revision: int
-    agent_left: bool = False
 
 
 class MigrationContext(Document):

@@ -267,7 +267,9 @@ class JobRow(Base):
 
 
 class MadeDiskRow(Base):
-    """A disk made for a test (``purpose`` test) or a real migration (final); its name is planned before it is made."""
+    """A disk made for a test (``purpose`` test) or a real migration (final); planned before it is made.
+
+    ``unwanted``: shall be deleted."""
 
     __tablename__ = "made_disks"
     __table_args__ = (
@@ -287,6 +289,7 @@ class MadeDiskRow(Base):
     disk_id: Mapped[str] = mapped_column(ForeignKey("disks.id"))
     purpose: Mapped[str] = mapped_column(_KIND)
     name: Mapped[str] = mapped_column(_NAME)
+    unwanted: Mapped[bool] = mapped_column(default=False)
     container: Mapped[str | None] = mapped_column(_NAME)
     size_bytes: Mapped[int | None] = mapped_column(BigInteger)
     sha256: Mapped[str | None] = mapped_column(String(64))

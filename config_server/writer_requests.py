@@ -7,13 +7,14 @@ so that asking twice, or again after a crash or a restored backup, is asking onc
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Final
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.tables import WriterRequestRow
-from replication.store_documents import WriterAnswer, WriterRequest, decode_writer_request
+from replication.store_documents import WriterAnswer, WriterProblem, WriterRequest, decode_writer_request
 
 NEW: Final = "new"
 PUT: Final = "put"
@@ -70,5 +71,39 @@ def answer_of(row: WriterRequestRow) -> WriterAnswer | None:
     return None if row.answer is None else WriterAnswer.decode(row.answer.encode())
 
 
-def close_generation_key(disk: str, generation: int, attempt: int) -> str:
-    return f"close-generation/{disk}/{generation}/{attempt}"
+async def ask_writer_anew(
+    session: AsyncSession,
+    purpose: str,
+    build: Callable[[str], WriterRequest],
+    now_ns: int,
+    *,
+    after_failure_before_ns: int,
+    item_id: str | None = None,
+    job_id: str | None = None,
+) -> WriterRequestRow:
+    """The newest attempt of ``purpose``; a failed one that was answered before ``after_failure_before_ns`` is followed by another.
+
+    ``build`` makes the request from its identifier. An attempt that has not failed is never repeated.
+    """
+    attempt = 1
+    while True:
+        key = f"{purpose}/{attempt}"
+        row = await ask_writer(session, key, build(request_id(key)), now_ns, item_id=item_id, job_id=job_id)
+        if row.state != FAILED or (row.answered_ns or 0) >= after_failure_before_ns:
+            return row
+        attempt += 1
+
+
+def failure_of(row: WriterRequestRow) -> WriterProblem | None:
+    """Why the writer could not do it; None unless it failed."""
+    if row.state != FAILED:
+        return None
+    answer = answer_of(row)
+    if answer is None or answer.problem is None:
+        return WriterProblem(code="unexplained", message="the replica writer gives no reason")
+    return answer.problem
+
+
+def make_disks_key(job_id: str) -> str:
+    """What the request for a job's disks is asked under."""
+    return f"make-disks/{job_id}"

@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from typing import Final
 
-from config_server.api import agent, agent_generations, enrolments, process_server
-from config_server.api.routes import Route
+from config_server.api import (
+    agent,
+    agent_generations,
+    enrolments,
+    events,
+    jobs,
+    process_server,
+    protected_items,
+    recovery_points,
+    servers,
+    site,
+)
+from config_server.api.openapi import openapi_document
+from config_server.api.routes import Access, Call, Route, TextAnswer
 
-ROUTES: Final[tuple[Route, ...]] = (
+_RESOURCES: Final[tuple[Route, ...]] = (
     *enrolments.ROUTES,
     *agent.ROUTES,
     *agent_generations.ROUTES,
     *process_server.ROUTES,
+    *servers.ROUTES,
+    *protected_items.ROUTES,
+    *recovery_points.ROUTES,
+    *jobs.ROUTES,
+    *events.ROUTES,
+    *site.ROUTES,
 )
+
+
+async def get_openapi(_call: Call) -> TextAnswer:
+    return TextAnswer(_openapi_text(), "application/json")
+
+
+ROUTES: Final[tuple[Route, ...]] = (
+    *_RESOURCES,
+    Route("GET", "/openapi.json", get_openapi, Access.PUBLIC, "This document", "site"),
+)
+
+
+@functools.cache
+def _openapi_text() -> str:
+    return json.dumps(openapi_document(ROUTES))

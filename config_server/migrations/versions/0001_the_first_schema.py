@@ -269,6 +269,7 @@ def upgrade() -> None:
         sa.Column("disk_id", sa.String(length=36), nullable=False),
         sa.Column("purpose", sa.String(length=40), nullable=False),
         sa.Column("name", sa.String(length=255), nullable=False),
+        sa.Column("unwanted", sa.Boolean(), nullable=False),
         sa.Column("container", sa.String(length=255), nullable=True),
         sa.Column("size_bytes", sa.BigInteger(), nullable=True),
         sa.Column("sha256", sa.String(length=64), nullable=True),

@@ -1,0 +1,201 @@
+"""The site itself: status, policies, process servers, enrolment passphrases. Served by ``routes``."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import func, select
+
+from config_server.api.routes import Access, Call, Route
+from config_server.desired import publish
+from config_server.events import record_event
+from config_server.operator_plane import (
+    Page,
+    PassphraseGrant,
+    PassphraseRequest,
+    PassphraseStatus,
+    Policy,
+    ProcessServerStatus,
+    SiteStatus,
+    timestamp,
+)
+from config_server.policies import find_policy, new_policy_row, policy_of, write_policy
+from config_server.process_servers import age_s, heartbeat_of, item_counts
+from config_server.tables import MachineRow, PolicyRow, ProcessServerRow, ProtectedItemRow
+from replication import __version__
+from replication.errors import Conflict, InvalidInput
+
+
+async def get_site(call: Call) -> SiteStatus:
+    async with call.site.database.read() as session:
+        servers = await session.scalar(select(func.count()).select_from(MachineRow))
+        states = await session.execute(select(ProtectedItemRow.state, func.count()).group_by(ProtectedItemRow.state))
+        by_state = {state: count for state, count in states}  # noqa: C416 -- rows are not pairs to dict()
+    status = call.site.store_status
+    return SiteStatus(
+        version=__version__,
+        authority_fingerprint=call.site.authority.fingerprint,
+        store_reachable=status.reachable,
+        store_problem=status.problem,
+        servers=servers or 0,
+        items_by_state=by_state,
+    )
+
+
+async def list_policies(call: Call) -> Page[Policy]:
+    async with call.site.database.read() as session:
+        rows = await session.scalars(select(PolicyRow).order_by(PolicyRow.name))
+        return Page[Policy](items=[policy_of(row) for row in rows])
+
+
+async def create_policy(call: Call) -> Policy:
+    policy = call.body(Policy)
+    async with call.site.database.write() as session:
+        if await session.scalar(select(PolicyRow.id).where(PolicyRow.name == policy.name)) is not None:
+            raise Conflict(f"cannot create the policy {policy.name!r}: there is one of this name")
+        session.add(new_policy_row(policy))
+        record_event(session, call.site.clock(), call.actor, "policy-created", f"policy {policy.model_dump_json()}")
+    return policy
+
+
+async def change_policy(call: Call) -> Policy:
+    policy = call.body(Policy)
+    if policy.name != call.path["policy"]:
+        raise InvalidInput("cannot rename a policy", hint="make a new one")
+    async with call.site.database.write() as session:
+        row = await find_policy(session, policy.name)
+        write_policy(row, policy)
+        record_event(session, call.site.clock(), call.actor, "policy-changed", f"policy {policy.model_dump_json()}")
+        machines = await session.scalars(
+            select(ProtectedItemRow.machine_id).where(
+                ProtectedItemRow.policy_id == row.id, ProtectedItemRow.ended_ns.is_(None)
+            )
+        )
+        for machine_id in list(machines):
+            await publish(session, machine_id)
+    call.site.changed()
+    return policy
+
+
+async def list_process_servers(call: Call) -> Page[ProcessServerStatus]:
+    now_ns = call.site.clock()
+    async with call.site.database.read() as session:
+        counts = await item_counts(session)
+        rows = list(await session.scalars(select(ProcessServerRow).order_by(ProcessServerRow.hostname)))
+    return Page[ProcessServerStatus](
+        items=[
+            ProcessServerStatus(
+                id=row.id,
+                hostname=row.hostname,
+                url=row.service_url,
+                connected=row.connected,
+                heard_age_s=age_s(row.heard_ns, now_ns),
+                draining=row.draining,
+                item_count=counts.get(row.id, 0),
+                observation=heartbeat_of(row),
+            )
+            for row in rows
+        ]
+    )
+
+
+async def create_passphrase(call: Call) -> PassphraseGrant:
+    made = await call.site.passphrases.create(call.body(PassphraseRequest).valid_for_s, call.actor)
+    return PassphraseGrant(id=made.identifier, passphrase=made.text, expires_at=timestamp(made.expires_ns))
+
+
+async def list_passphrases(call: Call) -> Page[PassphraseStatus]:
+    return Page[PassphraseStatus](
+        items=[
+            PassphraseStatus(
+                id=row.id,
+                created_at=timestamp(row.created_ns),
+                created_by=row.created_by,
+                expires_at=timestamp(row.expires_ns),
+                used_count=row.used_count,
+            )
+            for row in await call.site.passphrases.list_valid()
+        ]
+    )
+
+
+async def revoke_passphrase(call: Call) -> None:
+    await call.site.passphrases.revoke(call.path["passphrase"], call.actor)
+
+
+ROUTES: Final = (
+    Route(
+        "GET",
+        "/site",
+        get_site,
+        Access.ADMINISTRATOR,
+        "Version, authority, store, items by state",
+        "site",
+        answer=SiteStatus,
+    ),
+    Route(
+        "GET", "/policies", list_policies, Access.ADMINISTRATOR, "Replication policies", "policies", answer=Page[Policy]
+    ),
+    Route(
+        "POST",
+        "/policies",
+        create_policy,
+        Access.ADMINISTRATOR,
+        "A new policy",
+        "policies",
+        body=Policy,
+        answer=Policy,
+        status=201,
+        answers={409: "there is one of this name"},
+    ),
+    Route(
+        "PUT",
+        "/policies/{policy}",
+        change_policy,
+        Access.ADMINISTRATOR,
+        "Change a policy; items under it obey at once",
+        "policies",
+        body=Policy,
+        answer=Policy,
+        answers={404: "no such policy"},
+    ),
+    Route(
+        "GET",
+        "/process-servers",
+        list_process_servers,
+        Access.ADMINISTRATOR,
+        "Process servers with their newest heartbeat",
+        "process servers",
+        answer=Page[ProcessServerStatus],
+    ),
+    Route(
+        "POST",
+        "/enrolment-passphrases",
+        create_passphrase,
+        Access.ADMINISTRATOR,
+        "A new enrolment passphrase, told once",
+        "enrolment",
+        body=PassphraseRequest,
+        answer=PassphraseGrant,
+        status=201,
+    ),
+    Route(
+        "GET",
+        "/enrolment-passphrases",
+        list_passphrases,
+        Access.ADMINISTRATOR,
+        "Valid passphrases, without their text",
+        "enrolment",
+        answer=Page[PassphraseStatus],
+    ),
+    Route(
+        "DELETE",
+        "/enrolment-passphrases/{passphrase}",
+        revoke_passphrase,
+        Access.ADMINISTRATOR,
+        "Revoke a passphrase",
+        "enrolment",
+        status=204,
+        answers={404: "no such passphrase"},
+    ),
+)

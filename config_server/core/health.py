@@ -1,0 +1,333 @@
+"""The verdict on an item's health, with every reason and remedy. Called by ``item_health.py``.
+
+P3: never Healthy on a replica that cannot be vouched for. Healthy needs all of it: the agent was heard, every tracker tracks, no disk is
+in doubt, lags are within thresholds, something moves where something is to be done, the process server and the store answer. What is not
+known counts as not good. The worst condition is the verdict. Beside it stands one word on how replication goes (AWS MGN's habit).
+Thresholds are FIELD.md's where it names one.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from config_server.core.doubt import doubt_of
+from config_server.core.protected_item import ENDED_STATES, FAILED_STATES, State
+from replication.control_plane import DiskObservation
+
+NO_POINT_CRITICAL_S: Final = 3600.0
+LAG_WARNING_S: Final = 300.0
+LAG_CRITICAL_S: Final = 1800.0
+STALLED_S: Final = 300.0
+NOT_CONVERGING_S: Final = 300.0
+SPOOL_FREE_WARNING: Final = 0.30
+SPOOL_FREE_CRITICAL: Final = 0.25
+BACKLOG_AGE_WARNING_S: Final = 1800.0
+BACKLOG_AGE_CRITICAL_S: Final = 2700.0
+
+
+class Health(enum.IntEnum):
+    """Ordered: the worst wins."""
+
+    HEALTHY = 0
+    WARNING = 1
+    CRITICAL = 2
+
+
+class Going(enum.StrEnum):
+    """How replication goes, in one word."""
+
+    WAITING = "WAITING"
+    INITIAL_SYNC = "INITIAL_SYNC"
+    CONTINUOUS = "CONTINUOUS"
+    RESCAN = "RESCAN"
+    LAGGING = "LAGGING"
+    NOT_CONVERGING = "NOT_CONVERGING"
+    STALLED = "STALLED"
+    DISCONNECTED = "DISCONNECTED"
+    PAUSED = "PAUSED"
+    HELD = "HELD"
+    FAILED = "FAILED"
+    ENDED = "ENDED"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One thing that is not as it should be; ``code`` is stable."""
+
+    code: str
+    health: Health
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFacts:
+    """A disk, its newest observation and its ages in seconds; ``falling_behind_s`` None: it is not."""
+
+    disk: str
+    observation: DiskObservation | None
+    observation_age_s: float
+    progress_age_s: float
+    falling_behind_s: float | None
+
+    @property
+    def replication_lag_s(self) -> float | None:
+        """As reported, plus the time since."""
+        observed = self.observation
+        return (
+            None
+            if observed is None or observed.replication_lag_s is None
+            else observed.replication_lag_s + self.observation_age_s
+        )
+
+    @property
+    def rpo_lag_s(self) -> float | None:
+        observed = self.observation
+        return None if observed is None or observed.rpo_lag_s is None else observed.rpo_lag_s + self.observation_age_s
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessServerFacts:
+    """The assigned process server; ``heard_age_s`` None: never heard."""
+
+    name: str
+    heard_age_s: float | None
+    timeout_s: float
+    spool_free_fraction: float | None = None
+    backlog_age_s: float = 0.0
+    upload_problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HealthFacts:
+    """Everything that the verdict rests on. ``agent_age_s`` None: never heard; ``point_age_s`` None: there is no good point;
+    ``seeded_age_s`` None: initial replication is not over.
+    """
+
+    state: State
+    reason: str | None
+    agent_age_s: float | None
+    agent_timeout_s: float
+    critical_after_s: float
+    process_server: ProcessServerFacts | None
+    disks: Sequence[DiskFacts]
+    seeded_age_s: float | None
+    point_age_s: float | None
+    suspect_points: int
+    rpo_threshold_s: float
+    recovery_point_interval_s: float
+    store_problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``conditions`` worst first; empty if and only if Healthy."""
+
+    health: Health
+    going: Going
+    conditions: tuple[Condition, ...]
+
+
+def assess(facts: HealthFacts) -> Verdict:
+    """The verdict of this moment."""
+    if facts.state in ENDED_STATES:
+        return Verdict(Health.HEALTHY, Going.ENDED, ())
+    found = sorted(_conditions(facts), key=lambda condition: -condition.health)
+    return Verdict(max((c.health for c in found), default=Health.HEALTHY), _going(facts), tuple(found))
+
+
+def _conditions(facts: HealthFacts) -> Iterator[Condition]:
+    if facts.state in FAILED_STATES:
+        yield Condition(
+            "failed",
+            Health.CRITICAL,
+            f"{facts.state}: {facts.reason or 'no reason given'}",
+            "see the events and the job; the replica and its recovery points are unharmed",
+        )
+    if facts.state is State.PAUSED:
+        yield Condition("paused", Health.WARNING, "replication is paused: no new recovery points", "resume it")
+    yield from _of_agent(facts)
+    yield from _of_process_server(facts)
+    if facts.store_problem is not None:
+        yield Condition(
+            "store-unreachable",
+            Health.WARNING,
+            f"the store does not answer: {facts.store_problem}",
+            "check the way to it",
+        )
+    for disk in facts.disks:
+        yield from _of_disk(facts, disk)
+    yield from _of_points(facts)
+
+
+def _of_agent(facts: HealthFacts) -> Iterator[Condition]:
+    if facts.agent_age_s is None:
+        yield Condition("agent-never-heard", Health.CRITICAL, "the agent has not reported yet", "start the agent")
+    elif facts.agent_age_s > facts.agent_timeout_s:
+        health = Health.CRITICAL if facts.agent_age_s > facts.critical_after_s else Health.WARNING
+        yield Condition(
+            "agent-disconnected",
+            health,
+            f"the agent was last heard {facts.agent_age_s:.0f} s ago",
+            "see that the server and its agent run and reach this server",
+        )
+
+
+def _of_process_server(facts: HealthFacts) -> Iterator[Condition]:
+    server = facts.process_server
+    if server is None:
+        yield Condition("no-process-server", Health.CRITICAL, "no process server is assigned", "enrol a process server")
+        return
+    if server.heard_age_s is None or server.heard_age_s > server.timeout_s:
+        silent = server.heard_age_s is None or server.heard_age_s > facts.critical_after_s
+        since = "was never heard" if server.heard_age_s is None else f"was last heard {server.heard_age_s:.0f} s ago"
+        yield Condition(
+            "process-server-disconnected",
+            Health.CRITICAL if silent else Health.WARNING,
+            f"process server {server.name} {since}",
+            "see that it runs and reaches this server",
+        )
+    if server.upload_problem is not None:
+        yield Condition(
+            "upload-blocked",
+            Health.CRITICAL,
+            f"uploads are blocked: {server.upload_problem}",
+            "check the way to the store",
+        )
+    if server.spool_free_fraction is not None and server.spool_free_fraction < SPOOL_FREE_WARNING:
+        critical = server.spool_free_fraction < SPOOL_FREE_CRITICAL
+        yield Condition(
+            "spool-nearly-full",
+            Health.CRITICAL if critical else Health.WARNING,
+            f"the spool of {server.name} has {server.spool_free_fraction:.0%} free",
+            "more bandwidth to the store, or a larger spool",
+        )
+    if server.backlog_age_s > BACKLOG_AGE_WARNING_S:
+        critical = server.backlog_age_s > BACKLOG_AGE_CRITICAL_S
+        yield Condition(
+            "upload-backlog",
+            Health.CRITICAL if critical else Health.WARNING,
+            f"the oldest segment has waited {server.backlog_age_s:.0f} s for its upload",
+            "more bandwidth to the store, or another process server",
+        )
+
+
+def _of_disk(facts: HealthFacts, disk: DiskFacts) -> Iterator[Condition]:
+    observed = disk.observation
+    if observed is None:
+        if facts.seeded_age_s is not None:
+            yield Condition(
+                "disk-not-reported",
+                Health.CRITICAL,
+                f"disk {disk.disk} is not reported by the agent",
+                "see the agent's log",
+            )
+        return
+    name = f"disk {disk.disk}"
+    if observed.problem is not None:
+        yield Condition(
+            f"disk-{observed.problem.code}",
+            Health.CRITICAL,
+            f"{name}: {observed.problem.message}",
+            observed.problem.hint or "see the agent's log",
+        )
+    doubt = doubt_of(observed)
+    if doubt is not None:
+        blind = observed.tracker_health == "blind"
+        yield Condition(
+            "tracking-in-doubt",
+            Health.CRITICAL if blind else Health.WARNING,
+            f"{name}: {doubt}",
+            "it repairs itself by a resync; if it returns, see the tracker's requirements",
+        )
+    if observed.phase in ("paused", "held", "cutting-over"):
+        return
+    if observed.phase == "resynchronizing":
+        yield Condition(
+            "resynchronizing",
+            Health.WARNING,
+            f"{name} is being compared and repaired",
+            "wait for the end of the resync",
+        )
+    lag_s = disk.replication_lag_s
+    if observed.phase == "replicating" and (lag_s is None or lag_s > LAG_WARNING_S):
+        critical = lag_s is not None and lag_s > LAG_CRITICAL_S
+        text = "is not known" if lag_s is None else f"is {lag_s:.0f} s"
+        yield Condition(
+            "replication-lag",
+            Health.CRITICAL if critical else Health.WARNING,
+            f"{name}: replication lag {text}",
+            "compare churn with bandwidth",
+        )
+    if disk.progress_age_s > STALLED_S and observed.phase != "waiting":
+        yield Condition(
+            "stalled",
+            Health.CRITICAL,
+            f"{name} has not come forward for {disk.progress_age_s:.0f} s with {observed.backlog_bytes} bytes to do",
+            "see the logs of agent, process server and replica writer",
+        )
+    if disk.falling_behind_s is not None and disk.falling_behind_s > NOT_CONVERGING_S:
+        yield Condition(
+            "not-converging",
+            Health.WARNING,
+            f"{name} changes at {observed.churn_bytes_per_s / 1e6:.1f} MB/s but ships at "
+            f"{observed.send_rate_bytes_per_s / 1e6:.1f} MB/s",
+            "more bandwidth, a higher throttle, or fewer writes",
+        )
+
+
+def _of_points(facts: HealthFacts) -> Iterator[Condition]:
+    if facts.suspect_points:
+        yield Condition(
+            "points-suspect",
+            Health.WARNING,
+            f"{facts.suspect_points} recovery points may miss writes",
+            "use an older or newer point; suspect ones end with their retention",
+        )
+    if facts.seeded_age_s is None or facts.state in (State.MIGRATING, State.MIGRATED, State.MIGRATION_FAILED):
+        return
+    due_s = facts.rpo_threshold_s + facts.recovery_point_interval_s
+    age_s = facts.seeded_age_s if facts.point_age_s is None else facts.point_age_s
+    none_yet = facts.point_age_s is None
+    if age_s > NO_POINT_CRITICAL_S and age_s > facts.recovery_point_interval_s:
+        message = (
+            "there is no good recovery point" if none_yet else f"the newest good recovery point is {age_s:.0f} s old"
+        )
+        yield Condition("no-recovery-point", Health.CRITICAL, message, "see the agent's freeze times and the lags")
+    elif age_s > (due_s if none_yet else facts.rpo_threshold_s):
+        yield Condition(
+            "rpo-threshold",
+            Health.WARNING,
+            f"RPO lag {age_s:.0f} s is above the policy's threshold of {facts.rpo_threshold_s:.0f} s",
+            "see the lags, or change the policy",
+        )
+    elif none_yet:
+        yield Condition(
+            "no-recovery-point-yet", Health.WARNING, "there is no recovery point yet", "wait for the first one"
+        )
+
+
+def _going(facts: HealthFacts) -> Going:
+    if facts.state in FAILED_STATES:
+        return Going.FAILED
+    if facts.state is State.PAUSED:
+        return Going.PAUSED
+    if facts.agent_age_s is None or facts.agent_age_s > facts.agent_timeout_s:
+        return Going.DISCONNECTED
+    phases = {disk.observation.phase for disk in facts.disks if disk.observation is not None}
+    if phases and phases <= {"held", "cutting-over"}:
+        return Going.HELD
+    if any(disk.progress_age_s > STALLED_S and disk.observation is not None for disk in facts.disks):
+        return Going.STALLED
+    if any((disk.falling_behind_s or 0.0) > NOT_CONVERGING_S for disk in facts.disks):
+        return Going.NOT_CONVERGING
+    if facts.seeded_age_s is None:
+        return Going.INITIAL_SYNC if "seeding" in phases or "replicating" in phases else Going.WAITING
+    if phases & {"resynchronizing", "seeding"}:
+        return Going.RESCAN
+    if any((disk.replication_lag_s or 0.0) > LAG_WARNING_S for disk in facts.disks):
+        return Going.LAGGING
+    return Going.CONTINUOUS

@@ -1,0 +1,83 @@
+"""An item's health, from rows to facts to verdict. Called by ``item_status.py`` (shown), the reconciler (recorded) and its metrics."""
+
+from __future__ import annotations
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from config_server.config import HeartbeatSettings
+from config_server.core.health import DiskFacts, HealthFacts, Verdict, assess
+from config_server.core.protected_item import State
+from config_server.items import item_disks, observation_of
+from config_server.process_servers import age_s, health_facts
+from config_server.tables import (
+    ItemDiskRow,
+    MachineRow,
+    PolicyRow,
+    ProcessServerRow,
+    ProtectedItemRow,
+    RecoveryPointRow,
+)
+
+
+def disk_facts(row: ItemDiskRow, now_ns: int) -> DiskFacts:
+    """A disk's newest observation with its ages."""
+    return DiskFacts(
+        disk=row.disk_id,
+        observation=observation_of(row),
+        observation_age_s=age_s(row.observed_ns, now_ns) or 0.0,
+        progress_age_s=age_s(row.progress_ns, now_ns) or 0.0,
+        falling_behind_s=age_s(row.falling_behind_since_ns, now_ns),
+    )
+
+
+async def newest_good_point_time_ns(session: AsyncSession, item_id: str) -> int | None:
+    """The cut time (agent's clock) of the newest point that is not suspect."""
+    newest: int | None = await session.scalar(
+        select(func.max(RecoveryPointRow.time_ns)).where(
+            RecoveryPointRow.item_id == item_id,
+            RecoveryPointRow.state == "available",
+            RecoveryPointRow.suspect.is_(None),
+        )
+    )
+    return newest
+
+
+async def assess_item(
+    session: AsyncSession,
+    item: ProtectedItemRow,
+    heartbeat: HeartbeatSettings,
+    store_problem: str | None,
+    now_ns: int,
+) -> Verdict:
+    """The verdict of this moment. The age of the newest good point is corrected by the difference of the clocks."""
+    machine = await session.get_one(MachineRow, item.machine_id)
+    policy = await session.get_one(PolicyRow, item.policy_id)
+    server = None if item.process_server_id is None else await session.get(ProcessServerRow, item.process_server_id)
+    newest_ns = await newest_good_point_time_ns(session, item.id)
+    suspects = await session.scalar(
+        select(func.count())
+        .select_from(RecoveryPointRow)
+        .where(
+            RecoveryPointRow.item_id == item.id,
+            RecoveryPointRow.state == "available",
+            RecoveryPointRow.suspect.is_not(None),
+        )
+    )
+    return assess(
+        HealthFacts(
+            state=State(item.state),
+            reason=item.reason,
+            agent_age_s=age_s(machine.heard_ns, now_ns),
+            agent_timeout_s=heartbeat.agent_timeout_s,
+            critical_after_s=heartbeat.critical_after_s,
+            process_server=None if server is None else health_facts(server, heartbeat, now_ns),
+            disks=[disk_facts(row, now_ns) for row in await item_disks(session, item.id)],
+            seeded_age_s=age_s(item.seeded_ns, now_ns),
+            point_age_s=None if newest_ns is None else age_s(newest_ns - (machine.clock_offset_ns or 0), now_ns),
+            suspect_points=suspects or 0,
+            rpo_threshold_s=policy.rpo_threshold_s,
+            recovery_point_interval_s=policy.recovery_point_interval_s,
+            store_problem=store_problem,
+        )
+    )

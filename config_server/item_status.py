@@ -1,0 +1,140 @@
+"""Everything that operators see of a protected item, from its rows. Called by ``api/protected_items.py``."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from config_server.config import HeartbeatSettings
+from config_server.core.forecast import seeding_forecast
+from config_server.core.job import JobKind
+from config_server.item_health import assess_item, disk_facts
+from config_server.items import item_disks, observation_of
+from config_server.job_documents import MigrationContext
+from config_server.jobs import context_of, newest_job, open_jobs
+from config_server.operator_plane import (
+    DiskStatus,
+    HealthCondition,
+    HealthLevel,
+    ItemStatus,
+    ProcessServerReference,
+    timestamp,
+)
+from config_server.process_servers import age_s
+from config_server.tables import (
+    DiskRow,
+    ItemDiskRow,
+    MachineRow,
+    PolicyRow,
+    ProcessServerRow,
+    ProtectedItemRow,
+    RecoveryPointRow,
+)
+
+
+def health_level(name: str) -> HealthLevel:
+    return cast("HealthLevel", name.lower())
+
+
+async def status_of(
+    session: AsyncSession,
+    item: ProtectedItemRow,
+    heartbeat: HeartbeatSettings,
+    store_problem: str | None,
+    now_ns: int,
+) -> ItemStatus:
+    """The item at this moment. Lags are the worst of its disks and include the time since they were reported."""
+    machine = await session.get_one(MachineRow, item.machine_id)
+    policy = await session.get_one(PolicyRow, item.policy_id)
+    verdict = await assess_item(session, item, heartbeat, store_problem, now_ns)
+    rows = await item_disks(session, item.id)
+    disks = [await _disk_status(session, row, now_ns) for row in rows]
+    forecast = seeding_forecast([(row.size_bytes, observation_of(row)) for row in rows])
+    reported_etas = [disk.observation.eta_s for disk in disks if disk.observation is not None]
+    known_etas = [eta_s for eta_s in reported_etas if eta_s is not None]
+    points, suspects, newest_ns = await _points(session, item.id)
+    migration = await newest_job(session, item.id, JobKind.MIGRATE)
+    return ItemStatus(
+        id=item.id,
+        server=machine.hostname,
+        server_id=machine.id,
+        state=item.state,
+        reason=item.reason,
+        state_since_at=timestamp(item.state_since_ns),
+        policy=policy.name,
+        process_server=await _process_server(session, item),
+        health=health_level(verdict.health.name),
+        going=verdict.going.value,
+        conditions=[
+            HealthCondition(
+                code=condition.code,
+                health=health_level(condition.health.name),
+                message=condition.message,
+                remedy=condition.remedy,
+            )
+            for condition in verdict.conditions
+        ],
+        fraction=forecast.fraction,
+        done_bytes=forecast.done_bytes,
+        total_bytes=forecast.total_bytes,
+        rate_bytes_per_s=forecast.rate_bytes_per_s,
+        eta_s=max(known_etas) if known_etas else forecast.eta_s,
+        replication_lag_s=_worst([disk.replication_lag_s for disk in disks]),
+        rpo_lag_s=_worst([disk.rpo_lag_s for disk in disks]),
+        recovery_points=points,
+        suspect_points=suspects,
+        newest_point_at=None if newest_ns is None else timestamp(newest_ns),
+        last_drill_at=None if item.drill_ns is None else timestamp(item.drill_ns),
+        cutover=None if migration is None else context_of(migration, MigrationContext).cutover,
+        disks=disks,
+        open_jobs=[job.id for job in await open_jobs(session, item.id)],
+    )
+
+
+def _worst(lags_s: list[float | None]) -> float | None:
+    """The longest; None if one of them is not known."""
+    known = [lag_s for lag_s in lags_s if lag_s is not None]
+    return max(known) if known and len(known) == len(lags_s) else None
+
+
+async def _disk_status(session: AsyncSession, row: ItemDiskRow, now_ns: int) -> DiskStatus:
+    disk = await session.get_one(DiskRow, row.disk_id)
+    facts, observed = disk_facts(row, now_ns), observation_of(row)
+    return DiskStatus(
+        disk=row.disk_id,
+        path=disk.path,
+        size_bytes=row.size_bytes,
+        phase="waiting" if observed is None else observed.phase,
+        fraction=seeding_forecast([(row.size_bytes, observed)]).fraction,
+        replication_lag_s=facts.replication_lag_s,
+        rpo_lag_s=facts.rpo_lag_s,
+        observation_age_s=age_s(row.observed_ns, now_ns),
+        observation=observed,
+    )
+
+
+async def _process_server(session: AsyncSession, item: ProtectedItemRow) -> ProcessServerReference | None:
+    if item.process_server_id is None:
+        return None
+    server = await session.get_one(ProcessServerRow, item.process_server_id)
+    return ProcessServerReference(id=server.id, hostname=server.hostname, url=server.service_url)
+
+
+async def _points(session: AsyncSession, item_id: str) -> tuple[int, int, int | None]:
+    """How many, how many of them suspect, and the cut time of the newest good one."""
+    rows = await session.execute(
+        select(RecoveryPointRow.suspect.is_not(None), func.count(), func.max(RecoveryPointRow.time_ns))
+        .where(RecoveryPointRow.item_id == item_id, RecoveryPointRow.state == "available")
+        .group_by(RecoveryPointRow.suspect.is_not(None))
+    )
+    count = suspects = 0
+    newest_ns: int | None = None
+    for suspect, number, newest in rows:
+        count += number
+        if suspect:
+            suspects = number
+        else:
+            newest_ns = newest
+    return count, suspects, newest_ns

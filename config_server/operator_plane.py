@@ -1,0 +1,304 @@
+"""The HTTP surface for administrators: documents that the API answers with and ``migratectl`` reads. Called by both.
+
+Times are RFC 3339 in UTC (``*_at``), ages and durations seconds (``*_s``), sizes bytes. Lists that grow come in pages: ``items`` and
+``next``, which is given back as ``after`` for the next page and is null on the last.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Final, Generic, Literal, TypeVar
+
+from pydantic import Field
+
+from config_server.job_documents import (
+    JobProblem,
+    MigrationResult,
+    RecoveryPointResult,
+    TestMigrationResult,
+)
+from replication.control_plane import (
+    AgentDesired,
+    CutoverMode,
+    CutoverObservation,
+    DiskObservation,
+    MachineInventory,
+    ProcessServerObservation,
+)
+from replication.documents import Document, Uuid
+from replication.store_documents import Consistency
+
+DEFAULT_PAGE: Final = 100
+MAX_PAGE: Final = 1000
+
+HealthLevel = Literal["healthy", "warning", "critical"]
+ItemT = TypeVar("ItemT", bound=Document)
+
+
+def timestamp(time_ns: int) -> str:
+    """RFC 3339 in UTC with milliseconds."""
+    moment = dt.datetime.fromtimestamp(time_ns / 1e9, dt.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Page(Document, Generic[ItemT]):
+    """A part of a list."""
+
+    items: list[ItemT]
+    next: str | None = None
+
+
+# -- servers ------------------------------------------------------------------------------------------------------
+
+
+class ItemReference(Document):
+    """The protected item of a server, in brief."""
+
+    id: Uuid
+    state: str
+    health: HealthLevel | None
+
+
+class ServerSummary(Document):
+    """A server with an agent. ``heard_age_s`` None: never heard."""
+
+    id: Uuid
+    hostname: str
+    platform: str | None
+    operating_system: str | None
+    cpu_count: int | None
+    memory_bytes: int | None
+    disk_count: int
+    disk_bytes: int
+    agent_version: str | None
+    enrolled_at: str
+    connected: bool
+    heard_age_s: float | None
+    item: ItemReference | None
+
+
+class ServerDetail(Document):
+    """A server with all that its agent reported, and what it is told to do."""
+
+    server: ServerSummary
+    inventory: MachineInventory | None
+    inventory_at: str | None
+    desired: AgentDesired
+
+
+class ReadinessCheck(Document):
+    name: str
+    grade: Literal["ok", "warning", "blocker"]
+    message: str
+    remedy: str
+
+
+class ReadinessReport(Document):
+    """``ready``: no check is a blocker."""
+
+    server: str
+    ready: bool
+    checks: list[ReadinessCheck]
+
+
+class ProtectRequest(Document):
+    """``disks``: identifiers or paths; absent: all that can be protected. ``policy``: name or identifier."""
+
+    disks: list[str] | None = None
+    policy: str = "default"
+
+
+# -- protected items ----------------------------------------------------------------------------------------------
+
+
+class HealthCondition(Document):
+    code: str
+    health: HealthLevel
+    message: str
+    remedy: str
+
+
+class ProcessServerReference(Document):
+    id: Uuid
+    hostname: str
+    url: str
+
+
+class DiskStatus(Document):
+    """A protected disk. Lags include the time since the agent reported; ``observation`` is what it said."""
+
+    disk: Uuid
+    path: str
+    size_bytes: int
+    phase: str
+    fraction: float
+    replication_lag_s: float | None
+    rpo_lag_s: float | None
+    observation_age_s: float | None
+    observation: DiskObservation | None
+
+
+class ItemStatus(Document):
+    """Everything about a protected item at this moment."""
+
+    id: Uuid
+    server: str
+    server_id: Uuid
+    state: str
+    reason: str | None
+    state_since_at: str
+    policy: str
+    process_server: ProcessServerReference | None
+    health: HealthLevel
+    going: str
+    conditions: list[HealthCondition]
+    fraction: float
+    done_bytes: int
+    total_bytes: int
+    rate_bytes_per_s: float
+    eta_s: float | None
+    replication_lag_s: float | None
+    rpo_lag_s: float | None
+    recovery_points: int
+    suspect_points: int
+    newest_point_at: str | None
+    last_drill_at: str | None
+    cutover: CutoverObservation | None
+    disks: list[DiskStatus]
+    open_jobs: list[Uuid]
+
+
+class RecoveryPointRequest(Document):
+    consistency: Consistency = "crash"
+
+
+class ResyncRequest(Document):
+    """``disks`` empty: every disk of the item."""
+
+    disks: list[Uuid] = Field(default_factory=list)
+    reason: str = Field(default="asked for by the operator", max_length=500)
+
+
+class TestMigrationRequest(Document):
+    """``point``: ``latest`` (cut now), ``latest-processed`` (newest good one), or a cut's identifier."""
+
+    __test__ = False
+    point: str = "latest"
+    allow_suspect: bool = False
+
+
+class MigrationRequest(Document):
+    mode: CutoverMode = "offline-disk"
+
+
+class CancellationRequest(Document):
+    """``delete_disks``: delete the disks that a finished migration made; those of an unfinished one always go."""
+
+    delete_disks: bool = False
+
+
+class RecoveryPointStatus(Document):
+    """``suspect``: why it may miss writes, or null."""
+
+    cut: Uuid
+    taken_at: str
+    age_s: float
+    consistency: Consistency
+    final: bool
+    suspect: str | None
+    disks: list[Uuid]
+
+
+# -- jobs, events, policies, process servers, passphrases -----------------------------------------------------------
+
+
+class JobStatus(Document):
+    """A job. ``problem``: why it failed."""
+
+    id: Uuid
+    kind: str
+    state: Literal["in-progress", "waiting-for-input", "succeeded", "failed", "cancelled"]
+    step: str
+    message: str
+    item: Uuid
+    server: str
+    actor: str
+    created_at: str
+    updated_at: str
+    ended_at: str | None
+    done_bytes: int
+    total_bytes: int
+    rate_bytes_per_s: float | None
+    eta_s: float | None
+    result: RecoveryPointResult | TestMigrationResult | MigrationResult | None = Field(discriminator="kind")
+    problem: JobProblem | None
+
+
+class EventStatus(Document):
+    """Something that happened."""
+
+    id: int
+    at: str
+    actor: str
+    kind: str
+    message: str
+    server: Uuid | None
+    item: Uuid | None
+    job: Uuid | None
+
+
+class Policy(Document):
+    """A replication policy; the defaults are FIELD.md's.
+
+    ``app_consistent_interval_s`` null: off; ``retention_s`` 0: the latest point only.
+    """
+
+    name: str = Field(min_length=1, max_length=100)
+    epoch_interval_s: float = Field(default=1.0, ge=0.2, le=3600.0)
+    recovery_point_interval_s: float = Field(default=300.0, ge=10.0, le=86400.0)
+    app_consistent_interval_s: float | None = Field(default=None, ge=3600.0, le=43200.0)
+    rpo_threshold_s: float = Field(default=900.0, ge=10.0)
+    retention_s: float = Field(default=86400.0, ge=0.0, le=15 * 86400.0)
+    freeze_budget_s: float = Field(default=2.0, gt=0.0, le=30.0)
+
+
+class ProcessServerStatus(Document):
+    id: Uuid
+    hostname: str
+    url: str
+    connected: bool
+    heard_age_s: float | None
+    draining: bool
+    item_count: int
+    observation: ProcessServerObservation | None
+
+
+class PassphraseRequest(Document):
+    valid_for_s: float = Field(default=5 * 86400.0, gt=0.0, le=30 * 86400.0)
+
+
+class PassphraseGrant(Document):
+    """``passphrase`` is told this once."""
+
+    id: str
+    passphrase: str
+    expires_at: str
+
+
+class PassphraseStatus(Document):
+    id: str
+    created_at: str
+    created_by: str
+    expires_at: str
+    used_count: int
+
+
+class SiteStatus(Document):
+    """The configuration server itself: version, authority, store, and how many items are in which state."""
+
+    version: str
+    authority_fingerprint: str
+    store_reachable: bool
+    store_problem: str | None
+    servers: int
+    items_by_state: dict[str, int]

@@ -1,0 +1,83 @@
+"""Process servers as the core sees them: alive, draining, how loaded. Called by the verbs, readiness, health and the reconciler."""
+
+from __future__ import annotations
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from config_server.config import HeartbeatSettings
+from config_server.core.health import ProcessServerFacts
+from config_server.core.placement import Candidate, choose_process_server
+from config_server.core.readiness import ProcessServerReadiness
+from config_server.tables import ProcessServerRow, ProtectedItemRow
+from replication.control_plane import ProcessServerObservation
+
+
+def heartbeat_of(row: ProcessServerRow) -> ProcessServerObservation | None:
+    return None if row.observation is None else ProcessServerObservation.decode(row.observation.encode())
+
+
+def age_s(time_ns: int | None, now_ns: int) -> float | None:
+    """Seconds since, never negative; None if it never was."""
+    return None if time_ns is None else max(0.0, (now_ns - time_ns) / 1e9)
+
+
+async def item_counts(session: AsyncSession) -> dict[str, int]:
+    """Active items by process server."""
+    rows = await session.execute(
+        select(ProtectedItemRow.process_server_id, func.count())
+        .where(ProtectedItemRow.ended_ns.is_(None), ProtectedItemRow.process_server_id.is_not(None))
+        .group_by(ProtectedItemRow.process_server_id)
+    )
+    return {str(server): count for server, count in rows}
+
+
+async def choose(session: AsyncSession, heartbeat: HeartbeatSettings, now_ns: int) -> str | None:
+    """The process server for a new item, or None if none can take one."""
+    counts = await item_counts(session)
+    candidates = []
+    for row in await session.scalars(select(ProcessServerRow)):
+        heard_s, observed = age_s(row.heard_ns, now_ns), heartbeat_of(row)
+        candidates.append(
+            Candidate(
+                identifier=row.id,
+                alive=heard_s is not None and heard_s <= heartbeat.process_server_timeout_s,
+                draining=row.draining,
+                items=counts.get(row.id, 0),
+                spool_free_fraction=0.0 if observed is None else observed.spool_free_fraction,
+            )
+        )
+    return choose_process_server(candidates)
+
+
+async def readiness_of_all(
+    session: AsyncSession, heartbeat: HeartbeatSettings, now_ns: int
+) -> list[ProcessServerReadiness]:
+    found = []
+    for row in await session.scalars(select(ProcessServerRow).order_by(ProcessServerRow.hostname)):
+        observed = heartbeat_of(row)
+        problem = None if observed is None else observed.upload_problem
+        found.append(
+            ProcessServerReadiness(
+                name=row.hostname,
+                heard_age_s=age_s(row.heard_ns, now_ns),
+                timeout_s=heartbeat.process_server_timeout_s,
+                draining=row.draining,
+                spool_free_fraction=None if observed is None else observed.spool_free_fraction,
+                upload_problem=None if problem is None else problem.message,
+            )
+        )
+    return found
+
+
+def health_facts(row: ProcessServerRow, heartbeat: HeartbeatSettings, now_ns: int) -> ProcessServerFacts:
+    observed = heartbeat_of(row)
+    problem = None if observed is None else observed.upload_problem
+    return ProcessServerFacts(
+        name=row.hostname,
+        heard_age_s=age_s(row.heard_ns, now_ns),
+        timeout_s=heartbeat.process_server_timeout_s,
+        spool_free_fraction=None if observed is None else observed.spool_free_fraction,
+        backlog_age_s=0.0 if observed is None else observed.upload_backlog_age_s,
+        upload_problem=None if problem is None else problem.message,
+    )

@@ -1,0 +1,139 @@
+"""Migrations: from the agent's claim of the disks to the proof of identity. Called by ``reconciler/loop.py`` with a job that is open.
+
+``core/cutover.py`` decides; here its decisions are written down. The final cut's identifier is the job's, requests are keyed by the job,
+times are kept in its context: a restart at any point goes on from there. Nothing here deletes or changes a replica or a recovery point.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from config_server import steps
+from config_server.config import HeartbeatSettings
+from config_server.core.cutover import (
+    CutoverFacts,
+    Failed,
+    MakeFinalDisks,
+    Proved,
+    ProveIdentity,
+    WaitForFinalPoint,
+    WaitForSource,
+    Work,
+    next_step,
+)
+from config_server.core.job import JobState
+from config_server.core.protected_item import MigrationFailed, MigrationSucceeded
+from config_server.events import SYSTEM
+from config_server.items import apply_event, item_disks
+from config_server.job_documents import JobProblem, MigrationContext, MigrationParameters, MigrationResult
+from config_server.jobs import context_of, end_job, keep_context, parameters_of, set_progress, set_step
+from config_server.made_disks import FINAL, keep_made, made_disks, plan_disks, results_of
+from config_server.tables import JobRow, MachineRow, ProtectedItemRow, RecoveryPointRow, WriterRequestRow
+from config_server.writer_requests import answer_of, ask_writer, make_disks_key, request_for, request_id
+from replication.store_documents import HashDisk, MadeDisk, MakeDiskItem, MakeDisks, RecoveryPoint
+
+
+async def follow_migration(
+    session: AsyncSession, job: JobRow, item: ProtectedItemRow, heartbeat: HeartbeatSettings, now_ns: int
+) -> None:
+    """One step of a migration, as far as it goes now."""
+    facts = await _facts(session, job, item, heartbeat, now_ns)
+    context = context_of(job, MigrationContext)
+    if facts.point is not None and context.point_ns is None:
+        context = context.model_copy(update={"point_ns": now_ns})
+        keep_context(job, context)
+    match next_step(facts):
+        case WaitForSource(message=message, operator=operator):
+            set_step(job, now_ns, steps.WAITING_FOR_SOURCE, message, waiting_for_input=operator)
+        case WaitForFinalPoint(message=message, done_bytes=done, total_bytes=total):
+            set_step(job, now_ns, steps.SHIPPING, message)
+            set_progress(job, now_ns, done, total)
+        case MakeFinalDisks(message=message, done_bytes=done, total_bytes=total):
+            set_step(job, now_ns, steps.MAKING_DISKS, message)
+            set_progress(job, now_ns, done, total)
+            await _ask_for_disks(session, job, item, now_ns)
+        case ProveIdentity(made=made, message=message, done_bytes=done, total_bytes=total):
+            if context.usable_ns is None:
+                keep_context(job, context.model_copy(update={"usable_ns": now_ns}))
+                await keep_made(session, job, list(made), now_ns)
+            set_step(job, now_ns, steps.HASHING, message)
+            set_progress(job, now_ns, done, total)
+            await _ask_for_hashes(session, job, item, made, now_ns)
+        case Proved(made=made, sha256=sha256):
+            for row in await made_disks(session, job_id=job.id):
+                row.sha256 = sha256.get(row.disk_id)
+            result = await _result(session, job, context, now_ns)
+            apply_event(session, item, MigrationSucceeded(), SYSTEM, now_ns)
+            message = f"{len(made)} disks, each proved identical to its source"
+            end_job(session, job, item, JobState.SUCCEEDED, now_ns, result=result, message=message)
+        case Failed(code=code, message=message, hint=hint, source_released=released):
+            keep_context(job, context.model_copy(update={"released": released}))
+            apply_event(session, item, MigrationFailed(message), SYSTEM, now_ns)
+            problem = JobProblem(code=code, message=message, hint=hint)
+            end_job(session, job, item, JobState.FAILED, now_ns, problem=problem)
+
+
+async def _facts(
+    session: AsyncSession, job: JobRow, item: ProtectedItemRow, heartbeat: HeartbeatSettings, now_ns: int
+) -> CutoverFacts:
+    machine = await session.get_one(MachineRow, item.machine_id)
+    point = await session.get(RecoveryPointRow, (item.id, job.id))
+    make = await request_for(session, make_disks_key(job.id))
+    planned = await made_disks(session, job_id=job.id)
+    hashes = {}
+    for row in planned:
+        asked = await request_for(session, _hash_key(job, row.name))
+        if asked is not None:
+            hashes[row.name] = _work(asked)
+    return CutoverFacts(
+        mode=parameters_of(job, MigrationParameters).mode,
+        disks=[disk.disk_id for disk in await item_disks(session, item.id)],
+        agent_silent=machine.heard_ns is None or now_ns - machine.heard_ns > heartbeat.agent_timeout_s * 1e9,
+        cutover=context_of(job, MigrationContext).cutover,
+        point=None if point is None else RecoveryPoint.decode(point.document.encode()),
+        planned=[MakeDiskItem(disk=row.disk_id, name=row.name) for row in planned],
+        make=None if make is None else _work(make),
+        hashes=hashes,
+    )
+
+
+def _work(row: WriterRequestRow) -> Work:
+    state = cast("Literal['new', 'put', 'succeeded', 'failed']", row.state)
+    return Work(state, answer_of(row), row.problem)
+
+
+def _hash_key(job: JobRow, name: str) -> str:
+    return f"hash-disk/{job.id}/{name}"
+
+
+async def _ask_for_disks(session: AsyncSession, job: JobRow, item: ProtectedItemRow, now_ns: int) -> None:
+    if any(row.unwanted for row in await made_disks(session, item_id=item.id)):
+        set_step(job, now_ns, steps.MAKING_DISKS, "the disks of an earlier attempt are deleted first")
+        return
+    key = make_disks_key(job.id)
+    disks = await plan_disks(session, item, job, FINAL)
+    request = MakeDisks(request=request_id(key), item=item.id, cut=job.id, disks=disks)
+    await ask_writer(session, key, request, now_ns, item_id=item.id, job_id=job.id)
+
+
+async def _ask_for_hashes(
+    session: AsyncSession, job: JobRow, item: ProtectedItemRow, made: tuple[MadeDisk, ...], now_ns: int
+) -> None:
+    for disk in made:
+        key = _hash_key(job, disk.name)
+        request = HashDisk(request=request_id(key), name=disk.name, size_bytes=disk.size_bytes)
+        await ask_writer(session, key, request, now_ns, item_id=item.id, job_id=job.id)
+
+
+async def _result(session: AsyncSession, job: JobRow, context: MigrationContext, now_ns: int) -> MigrationResult:
+    begun_ns = context.claimed_ns or job.created_ns
+    return MigrationResult(
+        cut=job.id,
+        mode=parameters_of(job, MigrationParameters).mode,
+        identity="proved",
+        disks=await results_of(session, job),
+        seconds_to_usable=((context.usable_ns or now_ns) - begun_ns) / 1e9,
+        seconds_to_proof=(now_ns - begun_ns) / 1e9,
+    )

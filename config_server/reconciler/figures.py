@@ -1,0 +1,127 @@
+"""What ``/metrics`` shows of the site, from a snapshot that the reconciler takes. Called by ``reconciler/loop.py`` and the registry.
+
+Ages and lags grow between snapshots by the time that has passed, so that a reconciler that hangs shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from prometheus_client import Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from config_server.core.health import Health
+from config_server.core.job import OPEN_STATES
+from config_server.core.protected_item import State
+from config_server.events import Clock
+from config_server.item_health import disk_facts
+from config_server.items import item_disks
+from config_server.tables import (
+    JobRow,
+    MachineRow,
+    ProcessServerRow,
+    ProtectedItemRow,
+    RecoveryPointRow,
+    WriterRequestRow,
+)
+from config_server.writer_requests import NEW, PUT
+
+_LEVELS: Final = {level.name.lower(): level.value for level in Health}
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """Counts and times of one moment; lags in seconds at ``taken_ns``."""
+
+    taken_ns: int = 0
+    items: dict[str, int] = field(default_factory=dict)
+    jobs: dict[tuple[str, str], int] = field(default_factory=dict)
+    heard_ns: dict[tuple[str, str], int] = field(default_factory=dict)
+    health: dict[str, int] = field(default_factory=dict)
+    replication_lags_s: dict[tuple[str, str], float] = field(default_factory=dict)
+    rpo_lags_s: dict[tuple[str, str], float] = field(default_factory=dict)
+    points: dict[tuple[str, str], int] = field(default_factory=dict)
+    open_requests: int = 0
+    store_reachable: bool = False
+
+
+async def take_snapshot(session: AsyncSession, *, store_reachable: bool, now_ns: int) -> Snapshot:
+    """Read everything that is shown."""
+    snapshot = Snapshot(taken_ns=now_ns, items={state.value: 0 for state in State}, store_reachable=store_reachable)
+    names = {machine.id: machine.hostname for machine in await session.scalars(select(MachineRow))}
+    for machine in await session.scalars(select(MachineRow).where(MachineRow.heard_ns.is_not(None))):
+        snapshot.heard_ns["agent", machine.hostname] = machine.heard_ns or 0
+    for server in await session.scalars(select(ProcessServerRow).where(ProcessServerRow.heard_ns.is_not(None))):
+        snapshot.heard_ns["process-server", server.hostname] = server.heard_ns or 0
+    for item in await session.scalars(select(ProtectedItemRow)):
+        snapshot.items[item.state] += 1
+        if item.ended_ns is not None:
+            continue
+        name = names[item.machine_id]
+        snapshot.health[name] = _LEVELS.get(item.health or "", Health.CRITICAL.value)
+        for row in await item_disks(session, item.id):
+            facts = disk_facts(row, now_ns)
+            if facts.replication_lag_s is not None:
+                snapshot.replication_lags_s[name, row.disk_id] = facts.replication_lag_s
+            if facts.rpo_lag_s is not None:
+                snapshot.rpo_lags_s[name, row.disk_id] = facts.rpo_lag_s
+        counted = await session.execute(
+            select(RecoveryPointRow.suspect.is_not(None), func.count())
+            .where(RecoveryPointRow.item_id == item.id, RecoveryPointRow.state == "available")
+            .group_by(RecoveryPointRow.suspect.is_not(None))
+        )
+        for suspect, count in counted:
+            snapshot.points[name, "suspect" if suspect else "good"] = count
+    jobs = await session.execute(
+        select(JobRow.kind, JobRow.state, func.count())
+        .where(JobRow.state.in_([state.value for state in OPEN_STATES]))
+        .group_by(JobRow.kind, JobRow.state)
+    )
+    for kind, state, count in jobs:
+        snapshot.jobs[kind, state] = count
+    open_requests = await session.scalar(
+        select(func.count()).select_from(WriterRequestRow).where(WriterRequestRow.state.in_((NEW, PUT)))
+    )
+    snapshot.open_requests = open_requests or 0
+    return snapshot
+
+
+class Figures(Collector):
+    """Answers Prometheus from the newest snapshot."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.snapshot = Snapshot()
+
+    def collect(self) -> Iterable[Metric]:
+        shown = self.snapshot
+        since_s = max(0.0, (self._clock() - shown.taken_ns) / 1e9) if shown.taken_ns else 0.0
+        now_ns = self._clock()
+        ages = {key: max(0.0, (now_ns - heard_ns) / 1e9) for key, heard_ns in shown.heard_ns.items()}
+        replication = {key: lag_s + since_s for key, lag_s in shown.replication_lags_s.items()}
+        rpo = {key: lag_s + since_s for key, lag_s in shown.rpo_lags_s.items()}
+        items = [((state,), count) for state, count in shown.items.items()]
+        health = [((name,), level) for name, level in shown.health.items()]
+        yield _family("items", "Protected items by state", ["state"], items)
+        yield _family("jobs", "Open jobs by kind and state", ["kind", "state"], shown.jobs.items())
+        yield _family("heartbeat_age_seconds", "Seconds since a daemon was heard", ["role", "name"], ages.items())
+        yield _family("item_health", "0 healthy, 1 warning, 2 critical", ["server"], health)
+        lag_labels = ["server", "disk"]
+        yield _family("replication_lag_seconds", "Age of the newest applied cut", lag_labels, replication.items())
+        yield _family("rpo_lag_seconds", "Age of the newest recovery point", lag_labels, rpo.items())
+        yield _family("recovery_points", "Recovery points", ["server", "quality"], shown.points.items())
+        yield _family("writer_requests_open", "Requests without a final answer", [], [((), shown.open_requests)])
+        yield _family("store_reachable", "Whether the store answered", [], [((), int(shown.store_reachable))])
+        yield _family("reconciler_age_seconds", "Seconds since the reconciler's last snapshot", [], [((), since_s)])
+
+
+def _family(name: str, text: str, labels: list[str], values: Iterable[tuple[Sequence[str], float]]) -> Metric:
+    family = GaugeMetricFamily(f"blockferry_{name}", text, labels=labels)
+    for key, value in values:
+        family.add_metric(list(key), value)
+    return family

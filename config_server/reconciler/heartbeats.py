@@ -1,0 +1,81 @@
+"""Silence and health: who is no longer heard, who can take an item that waits, whose health changed. Called by ``reconciler/loop.py``."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from config_server import process_servers
+from config_server.config import HeartbeatSettings
+from config_server.desired import publish
+from config_server.events import SYSTEM, record_event
+from config_server.item_health import assess_item
+from config_server.tables import MachineRow, ProcessServerRow, ProtectedItemRow
+
+
+async def notice_silence(session: AsyncSession, heartbeat: HeartbeatSettings, now_ns: int) -> None:
+    """Mark and record agents and process servers that were not heard within their timeouts."""
+    oldest_ns = now_ns - int(heartbeat.agent_timeout_s * 1e9)
+    machines = await session.scalars(select(MachineRow).where(MachineRow.connected, MachineRow.heard_ns < oldest_ns))
+    for machine in list(machines):
+        machine.connected = False
+        message = f"the agent of {machine.hostname} is not heard any more"
+        record_event(session, now_ns, SYSTEM, "disconnected", message, machine_id=machine.id)
+    oldest_ns = now_ns - int(heartbeat.process_server_timeout_s * 1e9)
+    servers = await session.scalars(
+        select(ProcessServerRow).where(ProcessServerRow.connected, ProcessServerRow.heard_ns < oldest_ns)
+    )
+    for server in list(servers):
+        server.connected = False
+        message = f"process server {server.hostname} is not heard any more"
+        record_event(session, now_ns, SYSTEM, "disconnected", message)
+
+
+async def place_waiting_items(session: AsyncSession, heartbeat: HeartbeatSettings, now_ns: int) -> bool:
+    """Give a process server to items that have none; returns whether any got one."""
+    waiting = await session.scalars(
+        select(ProtectedItemRow).where(
+            ProtectedItemRow.ended_ns.is_(None), ProtectedItemRow.process_server_id.is_(None)
+        )
+    )
+    placed = False
+    for item in list(waiting):
+        chosen = await process_servers.choose(session, heartbeat, now_ns)
+        if chosen is None:
+            return placed
+        item.process_server_id = chosen
+        placed = True
+        record_event(
+            session,
+            now_ns,
+            SYSTEM,
+            "placed",
+            f"process server {chosen} takes the item",
+            machine_id=item.machine_id,
+            item_id=item.id,
+        )
+        await publish(session, item.machine_id)
+    return placed
+
+
+async def notice_health(
+    session: AsyncSession, heartbeat: HeartbeatSettings, store_problem: str | None, now_ns: int
+) -> None:
+    """Record when an item's health becomes another, with the worst reason."""
+    for item in list(await session.scalars(select(ProtectedItemRow).where(ProtectedItemRow.ended_ns.is_(None)))):
+        verdict = await assess_item(session, item, heartbeat, store_problem, now_ns)
+        level = verdict.health.name.lower()
+        if item.health == level:
+            continue
+        if item.health is not None or verdict.conditions:
+            reason = f": {verdict.conditions[0].message}" if verdict.conditions else ""
+            record_event(
+                session,
+                now_ns,
+                SYSTEM,
+                "health",
+                f"{item.health or 'unknown'} → {level}{reason}",
+                machine_id=item.machine_id,
+                item_id=item.id,
+            )
+        item.health = level

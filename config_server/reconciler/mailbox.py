@@ -1,0 +1,174 @@
+"""The mailbox between this server and the replica writer: requests into the store, verified answers out of it.
+
+Called by ``reconciler/loop.py``. A request is put with If-None-Match, so that delivering it again after a crash changes nothing. An
+answer counts only if the writer's signature holds and it names the request; others are refused and shown with the request (the writer
+may still replace them). Once an answer is final and written down here, the request is deleted from the store at once and the answer
+after ``answer_keep_s``: a writer that listed the request a moment ago still finds the answer and does not do the work again.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from config_server.database import Database
+from config_server.events import SYSTEM, Clock, record_event
+from config_server.tables import MadeDiskRow, WriterRequestRow
+from config_server.writer_requests import FAILED, NEW, PUT, SUCCEEDED, request_of
+from replication.blob_client.api import BlobClient, BlobContent
+from replication.documents import MAX_DOCUMENT_BYTES, WriterPublicKey
+from replication.errors import Conflict, NotFound, PeerProtocolError
+from replication.store_documents import DeleteDisks, WriterAnswer
+from replication.store_layout import REPLICATION_CONTAINER, answer_name, request_name
+
+_IN_STORE: Final = 0
+_REQUEST_DELETED: Final = 1
+_BOTH_DELETED: Final = 2
+
+_logger = logging.getLogger(__name__)
+
+
+class Mailbox:
+    """Every method is idempotent and makes no store call inside a transaction."""
+
+    def __init__(
+        self, database: Database, store: BlobClient, writer: WriterPublicKey, clock: Clock, answer_keep_s: float
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._writer = writer
+        self._clock = clock
+        self._answer_keep_ns = int(answer_keep_s * 1e9)
+
+    async def deliver(self) -> None:
+        """Put every new request into the store."""
+        for row in await self._rows(NEW):
+            try:
+                await self._store.put_blob(
+                    REPLICATION_CONTAINER, request_name(row.id), row.document.encode(), if_none_match_any=True
+                )
+            except Conflict:
+                _logger.info("request is in the store already", extra={"fields": {"request": row.id, "kind": row.kind}})
+            async with self._database.write() as session:
+                stored = await session.get_one(WriterRequestRow, row.id)
+                if stored.state == NEW:
+                    stored.state = PUT
+
+    async def collect(self) -> bool:
+        """Read the answers to requests that are open; returns whether one became final."""
+        settled = False
+        for row in await self._rows(PUT):
+            try:
+                found = await self._store.get_blob(
+                    REPLICATION_CONTAINER,
+                    answer_name(row.id),
+                    max_bytes=MAX_DOCUMENT_BYTES,
+                    if_none_match=row.answer_etag,
+                )
+            except NotFound:
+                continue
+            if found is not None:
+                settled |= await self._take(row, found)
+        return settled
+
+    async def retire(self) -> None:
+        """Delete what is settled from the store: requests at once, answers later."""
+        async with self._database.read() as session:
+            rows = list(
+                await session.scalars(
+                    select(WriterRequestRow)
+                    .where(WriterRequestRow.state.in_((SUCCEEDED, FAILED)), WriterRequestRow.retired < _BOTH_DELETED)
+                    .order_by(WriterRequestRow.created_ns)
+                )
+            )
+        for row in rows:
+            if row.retired == _IN_STORE:
+                await self._delete(request_name(row.id))
+                await self._set_retired(row.id, _REQUEST_DELETED)
+            elif self._clock() - (row.answered_ns or 0) >= self._answer_keep_ns:
+                await self._delete(answer_name(row.id))
+                await self._set_retired(row.id, _BOTH_DELETED)
+
+    async def _rows(self, state: str) -> list[WriterRequestRow]:
+        async with self._database.read() as session:
+            return list(
+                await session.scalars(
+                    select(WriterRequestRow)
+                    .where(WriterRequestRow.state == state)
+                    .order_by(WriterRequestRow.created_ns)
+                )
+            )
+
+    async def _take(self, row: WriterRequestRow, found: BlobContent) -> bool:
+        try:
+            answer = self._opened(row.id, found.content)
+        except PeerProtocolError as error:
+            await self._refuse(row, found.properties.etag, str(error))
+            return False
+        async with self._database.write() as session:
+            stored = await session.get_one(WriterRequestRow, row.id)
+            if stored.state != PUT:
+                return False
+            stored.answer, stored.answer_etag, stored.problem = (
+                answer.model_dump_json(),
+                found.properties.etag,
+                None,
+            )
+            if answer.state == "in-progress":
+                return False
+            stored.state, stored.answered_ns = answer.state, self._clock()
+            await self._settle(session, stored, answer)
+        return True
+
+    def _opened(self, identifier: str, content: bytes) -> WriterAnswer:
+        answer = self._writer.open_signed(WriterAnswer, content)
+        if answer.request != identifier:
+            raise PeerProtocolError(f"cannot accept the answer: it is to request {answer.request}")
+        return answer
+
+    async def _settle(self, session: AsyncSession, row: WriterRequestRow, answer: WriterAnswer) -> None:
+        """What follows from a final answer wherever the request came from."""
+        request = request_of(row)
+        if answer.state == "succeeded" and isinstance(request, DeleteDisks):
+            await session.execute(
+                update(MadeDiskRow)
+                .where(MadeDiskRow.name.in_(request.names), MadeDiskRow.deleted_ns.is_(None), MadeDiskRow.unwanted)
+                .values(deleted_ns=self._clock())
+            )
+        if answer.state == "failed":
+            problem = answer.problem
+            message = f"{row.kind}: {problem.message if problem else 'no reason given'}"
+            record_event(
+                session, self._clock(), SYSTEM, "writer-failed", message, item_id=row.item_id, job_id=row.job_id
+            )
+
+    async def _refuse(self, row: WriterRequestRow, etag: str, problem: str) -> None:
+        async with self._database.write() as session:
+            stored = await session.get_one(WriterRequestRow, row.id)
+            stored.answer_etag = etag
+            if stored.problem != problem:
+                stored.problem = problem
+                record_event(
+                    session,
+                    self._clock(),
+                    SYSTEM,
+                    "answer-refused",
+                    f"{row.kind}: {problem}",
+                    item_id=row.item_id,
+                    job_id=row.job_id,
+                )
+
+    async def _delete(self, name: str) -> None:
+        try:
+            await self._store.delete_blob(REPLICATION_CONTAINER, name)
+        except NotFound:
+            return
+
+    async def _set_retired(self, identifier: str, retired: int) -> None:
+        async with self._database.write() as session:
+            await session.execute(
+                update(WriterRequestRow).where(WriterRequestRow.id == identifier).values(retired=retired)
+            )

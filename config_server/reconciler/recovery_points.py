@@ -1,0 +1,198 @@
+"""Recovery points: finding the writer's records, verifying them, and pruning by retention. Called by ``reconciler/loop.py``.
+
+A point exists for this server once its signed record was verified; a record that cannot be verified is refused and recorded as an
+event. Points are deleted by the writer at this server's request only (``core/retention.py`` decides), one request an item at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import Final
+
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from config_server.core.job import JobKind, JobState
+from config_server.core.protected_item import DELETING_STATES, State
+from config_server.core.retention import Point, points_to_prune
+from config_server.database import Database
+from config_server.events import SYSTEM, Clock, record_event
+from config_server.incidents import record_incident
+from config_server.job_documents import TestMigrationContext
+from config_server.jobs import context_of, newest_job, open_jobs
+from config_server.tables import PolicyRow, ProtectedItemRow, RecoveryPointRow, WriterRequestRow
+from config_server.writer_requests import FAILED, NEW, PUT, SUCCEEDED, ask_writer, request_id, request_of
+from replication.blob_client.api import BlobClient
+from replication.documents import MAX_DOCUMENT_BYTES, WriterPublicKey
+from replication.errors import NotFound, PeerProtocolError
+from replication.identifiers import CutId, ItemId
+from replication.store_documents import PrunePoints, RecoveryPoint
+from replication.store_layout import RECOVERY_POINTS_CONTAINER, recovery_point_name, recovery_point_prefix
+
+AVAILABLE: Final = "available"
+PRUNING: Final = "pruning"
+DELETED: Final = "deleted"
+MAX_CUTS_A_REQUEST: Final = 200
+ASK_AGAIN_S: Final = 600.0
+
+_logger = logging.getLogger(__name__)
+
+
+class RecoveryPoints:
+    """Every method is idempotent and makes no store call inside a transaction."""
+
+    def __init__(self, database: Database, store: BlobClient, writer: WriterPublicKey, clock: Clock) -> None:
+        self._database = database
+        self._store = store
+        self._writer = writer
+        self._clock = clock
+        self._refused: dict[str, str] = {}
+        """Names of records that were refused, with their etag: read again only if they change."""
+
+    async def find_awaited(self, item_id: str) -> bool:
+        """Look for the points that open jobs wait for, by name; returns whether one was found."""
+        async with self._database.read() as session:
+            jobs = await open_jobs(session, item_id)
+            awaited = [
+                job.id
+                for job in jobs
+                if job.kind in (JobKind.TEST_MIGRATE, JobKind.MIGRATE, JobKind.RECOVERY_POINT)
+                and await session.get(RecoveryPointRow, (item_id, job.id)) is None
+            ]
+        found = False
+        for cut in awaited:
+            found |= await self._fetch(item_id, cut)
+        return found
+
+    async def find_all(self, item_id: str) -> None:
+        """List the item's records and take in the new ones; a known one that is gone is recorded as lost."""
+        listed: dict[str, str] = {}
+        prefix = recovery_point_prefix(ItemId(item_id))
+        async for blob in self._store.list_blobs(RECOVERY_POINTS_CONTAINER, prefix):
+            listed[blob.name.removeprefix(prefix)] = blob.properties.etag
+        async with self._database.read() as session:
+            rows = (await session.scalars(select(RecoveryPointRow).where(RecoveryPointRow.item_id == item_id))).all()
+        known = {row.cut for row in rows if row.state != DELETED}
+        for cut, etag in listed.items():
+            if cut not in known and self._refused.get(prefix + cut) != etag:
+                await self._fetch(item_id, cut)
+        lost = [row.cut for row in rows if row.state == AVAILABLE and row.cut not in listed]
+        if lost:
+            await self._record_lost(item_id, lost)
+
+    async def _fetch(self, item_id: str, cut: str) -> bool:
+        name = recovery_point_name(ItemId(item_id), CutId(cut))
+        try:
+            found = await self._store.get_blob(RECOVERY_POINTS_CONTAINER, name, max_bytes=MAX_DOCUMENT_BYTES)
+        except NotFound:
+            return False
+        if found is None:
+            return False
+        try:
+            point = self._opened(item_id, cut, found.content)
+        except PeerProtocolError as error:
+            self._refused[name] = found.properties.etag
+            digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+            message = f"recovery point record {name} refused ({digest}): {error}"
+            await record_incident(self._database, self._clock(), SYSTEM, "point-refused", message, None)
+            return False
+        await self._take(point)
+        return True
+
+    def _opened(self, item_id: str, cut: str, content: bytes) -> RecoveryPoint:
+        point = self._writer.open_signed(RecoveryPoint, content)
+        if (point.item, point.cut) != (item_id, cut):
+            raise PeerProtocolError(f"cannot accept the recovery point {item_id}/{cut}: it is {point.item}/{point.cut}")
+        return point
+
+    async def _take(self, point: RecoveryPoint) -> None:
+        async with self._database.write() as session:
+            row = await session.get(RecoveryPointRow, (point.item, point.cut))
+            if row is not None:
+                return
+            session.add(
+                RecoveryPointRow(
+                    item_id=point.item,
+                    cut=point.cut,
+                    time_ns=point.time_ns,
+                    consistency=point.consistency,
+                    final=point.final,
+                    document=point.model_dump_json(),
+                    state=AVAILABLE,
+                    found_ns=self._clock(),
+                )
+            )
+
+    async def _record_lost(self, item_id: str, cuts: list[str]) -> None:
+        async with self._database.write() as session:
+            for cut in cuts:
+                row = await session.get_one(RecoveryPointRow, (item_id, cut))
+                if row.state == AVAILABLE:
+                    row.state = DELETED
+                    message = f"recovery point {cut} is gone from the store without having been pruned"
+                    record_event(session, self._clock(), SYSTEM, "point-lost", message, item_id=item_id)
+
+    async def prune(self, item_id: str) -> None:
+        """Take the writer's answer to the last request, then ask for what retention lets go now."""
+        async with self._database.write() as session:
+            if await self._settle(session, item_id):
+                return
+            item = await session.get_one(ProtectedItemRow, item_id)
+            if State(item.state) in DELETING_STATES:
+                return
+            policy = await session.get_one(PolicyRow, item.policy_id)
+            rows = (
+                await session.scalars(
+                    select(RecoveryPointRow).where(
+                        RecoveryPointRow.item_id == item_id, RecoveryPointRow.state == AVAILABLE
+                    )
+                )
+            ).all()
+            points = [Point(row.cut, row.time_ns, row.consistency == "app", row.suspect is not None) for row in rows]
+            cuts = points_to_prune(points, policy.retention_s, await _in_use(session, item_id))[:MAX_CUTS_A_REQUEST]
+            if not cuts:
+                return
+            key = f"prune-points/{item_id}/{hashlib.sha256(' '.join(cuts).encode()).hexdigest()[:16]}/{self._clock()}"
+            request = PrunePoints(request=request_id(key), item=item_id, cuts=cuts)
+            await ask_writer(session, key, request, self._clock(), item_id=item_id)
+            await self._set_state(session, item_id, cuts, PRUNING)
+
+    async def _settle(self, session: AsyncSession, item_id: str) -> bool:
+        """Whether a request to prune is still open; its answer is turned into the points' state."""
+        newest: WriterRequestRow | None = await session.scalar(
+            select(WriterRequestRow)
+            .where(WriterRequestRow.item_id == item_id, WriterRequestRow.kind == "prune-points")
+            .order_by(WriterRequestRow.created_ns.desc())
+            .limit(1)
+        )
+        if newest is not None and newest.state in (NEW, PUT):
+            return True
+        request = None if newest is None else request_of(newest)
+        if newest is None or not isinstance(request, PrunePoints):
+            return False
+        await self._set_state(session, item_id, request.cuts, DELETED if newest.state == SUCCEEDED else AVAILABLE)
+        return newest.state == FAILED and self._clock() - (newest.answered_ns or 0) < int(ASK_AGAIN_S * 1e9)
+
+    @staticmethod
+    async def _set_state(session: AsyncSession, item_id: str, cuts: list[str], state: str) -> None:
+        await session.execute(
+            update(RecoveryPointRow)
+            .where(RecoveryPointRow.item_id == item_id, RecoveryPointRow.cut.in_(cuts))
+            .where(RecoveryPointRow.state == PRUNING if state != PRUNING else RecoveryPointRow.state == AVAILABLE)
+            .values(state=state)
+            .execution_options(synchronize_session=False)
+        )
+
+
+async def _in_use(session: AsyncSession, item_id: str) -> set[str]:
+    """Cuts that a migration or a test migration is working from."""
+    used: set[str] = set()
+    for job in await open_jobs(session, item_id):
+        used.add(job.id)
+        if job.kind == JobKind.TEST_MIGRATE and (cut := context_of(job, TestMigrationContext).cut) is not None:
+            used.add(cut)
+    migration = await newest_job(session, item_id, JobKind.MIGRATE)
+    if migration is not None and migration.state == JobState.SUCCEEDED.value:
+        used.add(migration.id)
+    return used

@@ -1,0 +1,87 @@
+"""Jobs that end by replication itself: enabling, resync, a recovery point. Called by ``reconciler/loop.py`` with a job that is open.
+
+Each function reads its facts anew and may be called any number of times.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from config_server import steps
+from config_server.core.forecast import seeding_forecast
+from config_server.core.job import JobState
+from config_server.core.observation import SEEDED_PHASES
+from config_server.core.protected_item import FAILED_STATES, State
+from config_server.items import item_disks, observation_of
+from config_server.job_documents import JobProblem, RecoveryPointResult, ResyncContext
+from config_server.jobs import context_of, end_job, set_progress, set_step
+from config_server.tables import JobRow, ProtectedItemRow, RecoveryPointRow
+
+
+async def follow_enabling(session: AsyncSession, job: JobRow, item: ProtectedItemRow, now_ns: int) -> None:
+    """Ends when initial replication is over; a failure that the agent can recover from waits for input."""
+    state = State(item.state)
+    if item.seeded_ns is not None:
+        end_job(session, job, item, JobState.SUCCEEDED, now_ns, message="initial replication is over")
+        return
+    if state is State.ENABLING:
+        waiting = "the agent has not taken it up yet" if item.process_server_id else "no process server can take it yet"
+        set_step(job, now_ns, steps.WAITING_FOR_AGENT, waiting)
+        return
+    failed = state in FAILED_STATES
+    set_step(job, now_ns, steps.SEEDING, (item.reason or "") if failed else "", waiting_for_input=failed)
+    disks = [(disk.size_bytes, observation_of(disk)) for disk in await item_disks(session, item.id)]
+    forecast = seeding_forecast(disks)
+    set_progress(
+        job,
+        now_ns,
+        forecast.done_bytes,
+        forecast.total_bytes,
+        rate_bytes_per_s=forecast.rate_bytes_per_s,
+        eta_s=forecast.eta_s,
+    )
+
+
+async def follow_resync(session: AsyncSession, job: JobRow, item: ProtectedItemRow, now_ns: int) -> None:
+    """Ends when every ordered disk replicates in a later generation than when it was ordered."""
+    context = context_of(job, ResyncContext)
+    ordered = {order.disk for order in context.orders}
+    done = total = finished = 0
+    for disk in await item_disks(session, item.id):
+        observed = observation_of(disk)
+        if disk.disk_id not in ordered or observed is None:
+            continue
+        later = (observed.generation or 0) > context.generations.get(disk.disk_id, 0)
+        total += observed.seeding_total_bytes or disk.size_bytes
+        if later and observed.phase in SEEDED_PHASES:
+            finished += 1
+            done += observed.seeding_total_bytes or disk.size_bytes
+        elif later:
+            done += observed.seeding_done_bytes
+    if finished == len(ordered):
+        end_job(session, job, item, JobState.SUCCEEDED, now_ns, message=f"{finished} disks compared and repaired")
+        return
+    set_progress(job, now_ns, done, total)
+
+
+async def follow_recovery_point(
+    session: AsyncSession, job: JobRow, item: ProtectedItemRow, now_ns: int, timeout_s: float
+) -> None:
+    """Ends when the point's record was found and verified; its cut is the job's identifier."""
+    point = await session.get(RecoveryPointRow, (item.id, job.id))
+    if point is not None:
+        result = RecoveryPointResult(cut=point.cut, time_ns=point.time_ns)
+        end_job(session, job, item, JobState.SUCCEEDED, now_ns, result=result)
+    elif (problem := point_overdue(job, item, now_ns, timeout_s)) is not None:
+        end_job(session, job, item, JobState.FAILED, now_ns, problem=problem)
+
+
+def point_overdue(job: JobRow, item: ProtectedItemRow, now_ns: int, timeout_s: float) -> JobProblem | None:
+    """Why a job gives up waiting for a point, or None while it may go on."""
+    if now_ns - job.created_ns <= timeout_s * 1e9:
+        return None
+    return JobProblem(
+        code="no-point",
+        message=f"no recovery point came within {timeout_s:.0f} s; the item is in state {item.state}",
+        hint="see the item's health; an existing point can be used: latest-processed",
+    )
