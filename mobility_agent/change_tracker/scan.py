@@ -106,9 +106,7 @@ class ScanTracker:
         """
         bitmap = DirtyBitmap(self._geometry.granules) if into is None else into
         bitmap.clear_all()
-        self._is_open = True
-        self._late.clear()
-        compared = read = 0
+        compared = read = found = 0
         with self._pool.acquire(0) as buffer:
             for extent, is_hole in self._slices():
                 if self._is_cancelled():
@@ -122,9 +120,12 @@ class ScanTracker:
                     changed = self._reference.changed_in(first, view)
                     read += extent.length_bytes
                 bitmap.mark_runs(changed)
+                found += changed.granule_count
                 compared += extent.length_bytes
-                self._progress(ScanProgress(compared, self._geometry.size_bytes, read, bitmap.count()))
+                self._progress(ScanProgress(compared, self._geometry.size_bytes, read, found))
         bitmap.mark_words(self._marked.words)
+        self._is_open = True
+        self._late.clear()
         return Harvest(bitmap)
 
     def _slices(self) -> Iterator[tuple[Extent, bool]]:
