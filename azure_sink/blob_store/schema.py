@@ -1,0 +1,182 @@
+"""The catalog's tables and how its connections are opened. SQLite in WAL mode, synchronous=FULL: a commit is durable when it returns.
+
+Called by the committer (the one writer) and by the readers. Times are seconds, ETags 100 ns ticks; no foreign keys are enforced by
+SQLite: each module names the invariant it keeps.
+
+``pages`` and ``inherited`` are multi-version: a row is visible to version v of its content if ``born <= v < died``. For one version the
+rows are disjoint. A row of ``pages`` owns its bytes alone. ``inherited`` ranges show the parent content at the parent version.
+``holders`` are the versions that something besides the live blob sees: snapshots and contents copied from here.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from replication.errors import Permanent
+
+CATALOG_NAME: Final = "catalog.sqlite3"
+SCHEMA_VERSION: Final = 1
+LIVE: Final = 2**62
+"""``died`` of a row that nothing has overwritten."""
+
+_WRITER_CACHE_KIB: Final = 16 * 1024
+_READER_CACHE_KIB: Final = 4 * 1024
+_CHECKPOINT_PAGES: Final = 4000
+_WAL_LIMIT_BYTES: Final = 64 * 2**20
+_BUSY_TIMEOUT_S: Final = 30.0
+
+_TABLES: Final = f"""
+CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE containers (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT UNIQUE,                       -- NULL: deleted, being reclaimed
+    etag INTEGER NOT NULL,
+    modified_at INTEGER NOT NULL,
+    metadata TEXT NOT NULL
+);
+CREATE TABLE blobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    container INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    snapshot TEXT NOT NULL,                 -- '~': the live blob
+    blob_type TEXT NOT NULL,
+    content INTEGER NOT NULL,
+    version INTEGER NOT NULL,
+    length INTEGER NOT NULL,
+    etag INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    modified_at INTEGER NOT NULL,
+    metadata TEXT NOT NULL,
+    content_type TEXT NOT NULL,
+    content_encoding TEXT NOT NULL,
+    content_language TEXT NOT NULL,
+    content_disposition TEXT NOT NULL,
+    cache_control TEXT NOT NULL,
+    md5 BLOB,
+    sequence_number INTEGER NOT NULL,
+    lease_id TEXT,
+    lease_duration_s INTEGER,
+    lease_expires_at REAL,
+    lease_breaks_at REAL,
+    copy_id TEXT,
+    copy_source TEXT,
+    copy_total_bytes INTEGER,
+    copy_completed_at INTEGER,
+    UNIQUE (container, name, snapshot)
+);
+CREATE TABLE contents (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    has_head INTEGER NOT NULL,              -- 1 while a live page blob writes it
+    references_ INTEGER NOT NULL,           -- block blobs: blobs and snapshots that show it
+    parent INTEGER,
+    parent_version INTEGER,
+    lineage INTEGER NOT NULL                -- length of the chain of parents
+);
+CREATE TABLE holders (
+    content INTEGER NOT NULL,
+    version INTEGER NOT NULL,
+    kind TEXT NOT NULL,                     -- 'snapshot' (number of a blob) or 'child' (number of a content)
+    number INTEGER NOT NULL,
+    PRIMARY KEY (content, version, kind, number)
+) WITHOUT ROWID;
+CREATE TABLE pages (
+    content INTEGER NOT NULL,
+    start INTEGER NOT NULL,
+    born INTEGER NOT NULL,
+    died INTEGER NOT NULL,
+    length INTEGER NOT NULL,
+    arena INTEGER NOT NULL,
+    arena_offset INTEGER NOT NULL,
+    PRIMARY KEY (content, start, born)
+) WITHOUT ROWID;
+CREATE INDEX pages_by_place ON pages (arena, arena_offset, length);
+CREATE INDEX pages_dead ON pages (content, died) WHERE died < {LIVE};
+CREATE TABLE inherited (
+    content INTEGER NOT NULL,
+    start INTEGER NOT NULL,
+    born INTEGER NOT NULL,
+    died INTEGER NOT NULL,
+    length INTEGER NOT NULL,
+    PRIMARY KEY (content, start, born)
+) WITHOUT ROWID;
+CREATE TABLE chunks (
+    number INTEGER PRIMARY KEY,
+    arena INTEGER NOT NULL,
+    arena_offset INTEGER NOT NULL,
+    length INTEGER NOT NULL,
+    references_ INTEGER NOT NULL            -- rows of segments and uncommitted that show it
+);
+CREATE INDEX chunks_by_place ON chunks (arena, arena_offset, length);
+CREATE TABLE segments (
+    content INTEGER NOT NULL,
+    start INTEGER NOT NULL,
+    chunk INTEGER NOT NULL,
+    length INTEGER NOT NULL,
+    block_id TEXT NOT NULL,                 -- '': written whole by Put Blob
+    PRIMARY KEY (content, start)
+) WITHOUT ROWID;
+CREATE TABLE uncommitted (
+    container INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    block_id TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    chunk INTEGER NOT NULL,
+    length INTEGER NOT NULL,
+    written_at INTEGER NOT NULL,
+    PRIMARY KEY (container, name, block_id)
+) WITHOUT ROWID;
+CREATE INDEX uncommitted_by_age ON uncommitted (written_at);
+CREATE TABLE reclaims (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,                     -- 'container', 'version' (of a page content) or 'segments' (of a block content)
+    target INTEGER NOT NULL,
+    version INTEGER NOT NULL
+);
+INSERT INTO meta VALUES ('last_tick', 0);
+PRAGMA user_version = {SCHEMA_VERSION};
+"""  # noqa: S608 - constants
+
+
+def open_for_writing(directory: Path) -> sqlite3.Connection:
+    """Open the catalog for the one writer, making its tables if the file is new. The caller's thread may be another.
+
+    :raises Permanent: the catalog was written by another version of this program.
+    """
+    connection = sqlite3.connect(
+        directory / CATALOG_NAME, isolation_level=None, check_same_thread=False, timeout=_BUSY_TIMEOUT_S
+    )
+    try:
+        _prepare(connection, directory / CATALOG_NAME)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+    connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
+    found = connection.execute("PRAGMA user_version").fetchone()[0]
+    if found == 0:
+        connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
+    elif found != SCHEMA_VERSION:
+        raise Permanent(f"cannot use the catalog {path}: it has version {found}, this program {SCHEMA_VERSION}")
+
+
+def open_for_reading(directory: Path) -> sqlite3.Connection:
+    """Open a connection that sees the last committed state and can change nothing; for use by one thread at a time."""
+    connection = sqlite3.connect(
+        f"file:{directory / CATALOG_NAME}?mode=ro",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=_BUSY_TIMEOUT_S,
+    )
+    connection.execute("PRAGMA query_only = 1")
+    connection.execute(f"PRAGMA cache_size = -{_READER_CACHE_KIB}")
+    return connection
