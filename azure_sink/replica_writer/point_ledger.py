@@ -107,7 +107,12 @@ class PointLedger:
             if theirs is None:
                 return None
             snapshots[disk] = theirs
-        point = complete_point(snapshots, mark)
+        try:
+            point = complete_point(snapshots, mark)
+        except PeerProtocolError as error:
+            # No point, ever; but the disks' epochs are good, and a later cut will be complete.
+            _logger.warning(str(error), extra={"fields": {"cut": mark.cut, "code": error.code}})
+            return None
         if point is None:
             return None
         try:

@@ -103,6 +103,26 @@ class DyingBlobClient(_Wrapper):
         return await call()
 
 
+class StallingBlobClient(_Wrapper):
+    """A process that is stopped inside its ``at``-th writing call (from 1): the call's effect comes when ``go`` is set, if ever."""
+
+    def __init__(self, inner: BlobClient, at: int) -> None:
+        super().__init__(inner)
+        self.stalled = asyncio.Event()
+        self.go = asyncio.Event()
+        self._calls = 0
+        self._at = at
+
+    async def _call(self, name: str, call: Callable[[], Any]) -> Any:
+        if name in WRITES:
+            self._calls += 1
+            if self._calls == self._at:
+                self.stalled.set()
+            if self._calls >= self._at:
+                await self.go.wait()
+        return await call()
+
+
 @dataclass(slots=True)
 class _Late:
     name: str

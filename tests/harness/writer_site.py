@@ -96,8 +96,10 @@ class WriterSite:
         changed = replace(_SETTINGS, **settings)  # type: ignore[arg-type]
         return cls(random, time, account, WriterIdentity.generate(), new_uuid(random), changed)
 
-    def start(self, client: BlobClient | None = None, *, lease_id: str | None = None) -> ReplicaWriter:
-        """A writer process; without ``client`` it talks to the account itself."""
+    def start(
+        self, client: BlobClient | None = None, *, lease_id: str | None = None, clock: Clock | None = None
+    ) -> ReplicaWriter:
+        """A writer process; without ``client`` it talks to the account itself, without ``clock`` it has the site's."""
         self.registry = CollectorRegistry()
         return ReplicaWriter(
             self.account if client is None else client,
@@ -106,7 +108,7 @@ class WriterSite:
             self.settings,
             WriterMetrics(self.registry),
             self.health,
-            self.time.clock,
+            self.time.clock if clock is None else clock,
         )
 
     def disk(self, size_bytes: int = MIB, item: ItemId | None = None) -> DiskHistory:

@@ -7,6 +7,7 @@ moment they are put.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from random import Random
@@ -17,6 +18,7 @@ import pytest
 from azure_sink.core.replica_metadata import decode_state
 from azure_sink.core.replica_state import Phase, Position
 from azure_sink.replica_writer import epoch_application
+from azure_sink.replica_writer.replica_writer import ReplicaWriter
 from replication.blob_client.api import BlobClient
 from replication.documents import WriterPublicKey
 from replication.epoch_manifest import EpochFlag
@@ -37,8 +39,8 @@ from replication.store_layout import (
     REPLICATION_CONTAINER,
 )
 from tests.harness.epochs import DiskHistory, new_uuid
-from tests.harness.faulty_blob_client import DyingBlobClient, Effect, LossyBlobClient, ProcessDied
-from tests.harness.writer_site import MIB, WriterSite
+from tests.harness.faulty_blob_client import DyingBlobClient, Effect, LossyBlobClient, ProcessDied, StallingBlobClient
+from tests.harness.writer_site import MIB, HandClock, WriterSite
 
 SIZE_BYTES = MIB + 3 * 512
 GROWN_BYTES = 2 * MIB + 512
@@ -180,12 +182,14 @@ class Auditor:
             assert held == self._disks[part.disk].cuts[point.cut]
 
 
-async def catch_up(story: Story, client: BlobClient | None, waited_for: WriterRequest | None) -> None:
+async def catch_up(
+    story: Story, client: BlobClient | None, waited_for: WriterRequest | None, lease_id: str | None = None
+) -> None:
     """One writer process, until nothing is left to do."""
     site = story.site
     inner: BlobClient = site.account if client is None else client
     audited = Auditor(inner, site.account, site, [story.first, story.second]).as_client()
-    writer = site.start(audited)
+    writer = site.start(audited, lease_id=lease_id)
     try:
         for _ in range(40):
             await writer.settle()
@@ -254,3 +258,65 @@ async def test_lost_repeated_and_late_calls_change_nothing(seed: int, monkeypatc
     assert client.counts.lost
     assert client.counts.undecided
     assert client.counts.delayed
+
+
+async def stalled_run(at: int, wake_after: int) -> bool:
+    """A writer is stopped inside its call ``at``; another one takes over; the first wakes ``wake_after`` moments of the story later.
+
+    Its clock has stood still: it believes that its lease is good. False if the story has no such call.
+    """
+    story = await Story.begin(1)
+    site = story.site
+    other = new_uuid(Random(at))
+    sleeper = StallingBlobClient(site.account, at)
+    paused = HandClock()
+    writer = site.start(sleeper.as_client(), clock=paused.clock)
+    working: asyncio.Task[object] | None = None
+    moments = 0
+    async for waited_for in story.tell():
+        if not sleeper.stalled.is_set():
+            working = asyncio.create_task(settle_alone(writer, story, waited_for, paused))
+            stall = asyncio.create_task(sleeper.stalled.wait())
+            await asyncio.wait((working, stall), return_when=asyncio.FIRST_COMPLETED)
+            if not sleeper.stalled.is_set():
+                stall.cancel()
+                await working
+                continue
+        site.time.advance(61)
+        await catch_up(story, None, waited_for, other)
+        moments += 1
+        if moments == wake_after and working is not None:
+            sleeper.go.set()
+            await working
+    if sleeper.stalled.is_set():
+        sleeper.go.set()
+        if working is not None:
+            await working
+        await story.check_end()
+    writer.abandon()
+    return sleeper.stalled.is_set()
+
+
+async def settle_alone(
+    writer: ReplicaWriter, story: Story, waited_for: WriterRequest | None, paused: HandClock
+) -> None:
+    """Like ``catch_up``, for a writer that may be stalled and then finds that it is not alone any more."""
+    for _ in range(3):
+        await writer.settle()
+        if (waited_for is None or await is_answered(story.site, waited_for)) and await is_caught_up(story):
+            return
+        paused.advance(6)
+
+
+@pytest.mark.parametrize("wake_after", [1, 3])
+async def test_stalled_writer_that_wakes_changes_nothing(wake_after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(epoch_application, "GROUP_SEGMENTS", 2)
+    at = wake_after
+    while True:
+        try:
+            if not await stalled_run(at, wake_after):
+                break
+        except Exception as error:
+            raise AssertionError(f"stalled in call {at}") from error
+        at += 3
+    assert at > 100

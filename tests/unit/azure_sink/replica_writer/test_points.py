@@ -1,0 +1,166 @@
+"""Recovery points: snapshots of cuts, complete records, receipts that name the newest one, cuts that never complete. Called by pytest."""
+
+from __future__ import annotations
+
+from random import Random
+
+from azure_sink.replica_writer.disk_follower import Outcome
+from replication.epoch_manifest import ConsistentCut, EpochFlag
+from replication.identifiers import CutId
+from replication.store_layout import RECOVERY_POINTS_CONTAINER
+from tests.harness.epochs import new_uuid
+from tests.harness.writer_site import WriterSite
+
+
+async def test_point_of_one_disk_is_recorded_with_its_snapshot() -> None:
+    site = await WriterSite.make()
+    disk = site.disk()
+    await disk.open_generation()
+    await disk.put(disk.random_batches(2, 3))
+    cut = disk.cut()
+    built = await disk.put(disk.random_batches(1, 2), cut=cut, flags=EpochFlag.APP_CONSISTENT | EpochFlag.FINAL)
+    await disk.put(disk.random_batches(2, 3))
+    await site.start().settle()
+    point = await site.point(disk.item, cut.cut)
+    assert point is not None
+    assert (point.consistency, point.final, point.time_ns) == ("app", True, built.manifest.cut_time_ns)
+    (part,) = point.disks
+    assert (part.disk, part.generation, part.epoch, part.manifest_hash) == (disk.disk, 1, 2, built.hash.hex())
+    assert await site.point_bytes(disk.item, cut.cut, disk.disk) == disk.cuts[cut.cut]
+    assert await site.bytes_of(disk) == disk.model
+    receipt = await site.receipt(disk)
+    assert receipt is not None
+    assert receipt.newest_point is not None
+    assert (receipt.newest_point.cut, receipt.newest_point.epoch) == (cut.cut, 2)
+
+
+async def test_point_of_several_disks_waits_for_the_last_of_them() -> None:
+    site = await WriterSite.make()
+    disks = [site.disk()]
+    disks += [site.disk(item=disks[0].item) for _ in range(2)]
+    for disk in disks:
+        await disk.open_generation()
+    cut = disks[0].cut(*disks[1:])
+    writer = site.start()
+    for disk in disks[:2]:
+        await disk.put(disk.random_batches(1, 2), cut=cut)
+        await disk.put(disk.random_batches(1, 2))
+    await writer.settle()
+    assert await site.point(disks[0].item, cut.cut) is None
+    early = await site.receipt(disks[0])
+    assert early is not None
+    assert early.newest_point is None
+    assert early.epoch == 2, "the others go on meanwhile"
+    await disks[2].put(disks[2].random_batches(1, 2), cut=cut)
+    await writer.settle()
+    for disk in disks:
+        assert await site.point_bytes(disk.item, cut.cut, disk.disk) == disk.cuts[cut.cut]
+        receipt = await site.receipt(disk)
+        assert receipt is not None
+        assert receipt.newest_point is not None
+        assert receipt.newest_point.cut == cut.cut
+
+
+async def test_snapshot_exists_before_the_next_epoch_is_applied() -> None:
+    site = await WriterSite.make()
+    disk = site.disk()
+    await disk.open_generation()
+    cuts = []
+    for _ in range(5):
+        cut = disk.cut()
+        cuts.append(cut.cut)
+        await disk.put(disk.random_batches(1, 2), cut=cut)
+        await disk.put(disk.random_batches(1, 2))
+    await site.start().settle()
+    for cut_id in cuts:
+        assert await site.point_bytes(disk.item, cut_id, disk.disk) == disk.cuts[cut_id]
+
+
+async def test_cut_that_is_never_completed_is_dropped_only_after_a_later_point() -> None:
+    site = await WriterSite.make()
+    first = site.disk()
+    second = site.disk(item=first.item)
+    for disk in (first, second):
+        await disk.open_generation()
+    abandoned, complete = first.cut(second), first.cut(second)
+    await first.put(first.random_batches(1, 2), cut=abandoned)
+    await second.put_void()
+    await second.put(second.random_batches(1, 1))
+    writer = site.start()
+    await writer.settle()
+    assert len(await site.snapshots(first)) == 1, "kept as long as no later point is complete"
+    await site.start().settle()
+    assert len(await site.snapshots(first)) == 1, "also over a restart"
+    writer = site.start()
+    await first.put(first.random_batches(1, 2), cut=complete)
+    await writer.settle()
+    assert len(await site.snapshots(first)) == 2
+    await second.put(second.random_batches(1, 2), cut=complete)
+    await writer.settle()
+    site.time.advance(10)
+    await writer.settle()
+    assert len(await site.snapshots(first)) == 1
+    assert len(await site.snapshots(second)) == 1
+    assert await site.names(RECOVERY_POINTS_CONTAINER) == [f"{first.item}/{complete.cut}"]
+    for disk in (first, second):
+        assert await site.point_bytes(disk.item, complete.cut, disk.disk) == disk.cuts[complete.cut]
+
+
+async def test_disks_held_by_two_writers_complete_a_point_together() -> None:
+    site = await WriterSite.make()
+    first = site.disk()
+    second = site.disk(item=first.item)
+    await first.open_generation()
+    one = site.start(lease_id=new_uuid(Random(1)))
+    await one.settle()
+    await second.open_generation()
+    other = site.start(lease_id=new_uuid(Random(2)))
+    assert await other.settle() == {first.disk: Outcome.STANDBY, second.disk: Outcome.IDLE}
+    cut = first.cut(second)
+    await first.put(first.random_batches(1, 2), cut=cut)
+    await second.put(second.random_batches(1, 2), cut=cut)
+    await one.settle()
+    assert await site.point(first.item, cut.cut) is None
+    await other.settle()
+    assert await site.point(first.item, cut.cut) is not None
+    site.time.advance(6)
+    await one.settle()
+    receipt = await site.receipt(first)
+    assert receipt is not None
+    assert receipt.newest_point is not None, "the first writer finds the record that the other one put"
+
+
+async def test_disks_that_disagree_about_their_cut_make_no_point() -> None:
+    site = await WriterSite.make()
+    first = site.disk()
+    second = site.disk(item=first.item)
+    third = site.disk(item=first.item)
+    for disk in (first, second):
+        await disk.open_generation()
+    cut = CutId(new_uuid(site.random))
+    mine = ConsistentCut(cut, first.item, (first.disk, second.disk))
+    theirs = ConsistentCut(cut, first.item, (first.disk, second.disk, third.disk))
+    await first.put(first.random_batches(1, 1), cut=mine)
+    await second.put(second.random_batches(1, 1), cut=theirs)
+    await second.put(second.random_batches(1, 1))
+    outcomes = await site.start().settle()
+    assert set(outcomes.values()) == {Outcome.IDLE}, "the epochs themselves are good"
+    assert await site.bytes_of(second) == second.model
+    assert await site.names(RECOVERY_POINTS_CONTAINER) == []
+
+
+async def test_newest_point_survives_a_change_of_writer() -> None:
+    site = await WriterSite.make()
+    disk = site.disk()
+    await disk.open_generation()
+    cut = disk.cut()
+    await disk.put(disk.random_batches(1, 2), cut=cut)
+    await site.start().settle()
+    await disk.put(disk.random_batches(1, 2))
+    site.time.advance(60)
+    await site.start(lease_id=new_uuid(site.random)).settle()
+    receipt = await site.receipt(disk)
+    assert receipt is not None
+    assert receipt.epoch == 2
+    assert receipt.newest_point is not None
+    assert receipt.newest_point.cut == cut.cut
