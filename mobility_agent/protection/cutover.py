@@ -14,8 +14,9 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
+from mobility_agent.block_device.buffers import BufferPool
 from mobility_agent.protection.disk_session import DiskSession
 from mobility_agent.protection.point_coordinator import PointCoordinator
 from mobility_agent.shipping.epoch_shipper import finished_in
@@ -33,20 +34,10 @@ _HASH_SLICE_BYTES: Final = 4 * 1024 * 1024
 _logger = logging.getLogger(__name__)
 
 
-class Claim(Protocol):
-    """An exclusive claim on a disk that is held until it is closed (``block_device.claim``)."""
+class HeldClaim(Protocol):
+    """An exclusive claim on a disk that is held until it is released (``block_device.claim.Claim``)."""
 
-    def close(self) -> None: ...
-
-
-class HashBuffer(Protocol):
-    """A page-aligned buffer to read through."""
-
-    view: memoryview
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
+    def release(self) -> None: ...
 
 
 class Cutover:
@@ -58,8 +49,7 @@ class Cutover:
         item: ItemId,
         sessions: Mapping[DiskId, DiskSession],
         coordinator: PointCoordinator,
-        claim: Callable[[DiskSession], Claim],
-        new_buffer: Callable[[int], HashBuffer],
+        claim: Callable[[DiskSession], HeldClaim],
     ) -> None:
         """:param claim: claims a session's disk or raises Refused or Conflict with who holds it."""
         self._desired = desired
@@ -67,7 +57,6 @@ class Cutover:
         self.sessions = dict(sessions)
         self._coordinator = coordinator
         self._claim = claim
-        self._new_buffer = new_buffer
         self._cut = CutId(str(uuid.uuid4()))
         self.observation = CutoverObservation(job=desired.job, state="waiting-for-disk")
 
@@ -103,7 +92,7 @@ class Cutover:
                     self._note(problem=Problem(code=error.code, message=str(error), hint=error.hint))
                     await asyncio.sleep(_CLAIM_RETRY_S)
                 else:
-                    held.callback(claim.close)
+                    held.callback(claim.release)
                     self._note(problem=None)
                     break
 
@@ -111,8 +100,15 @@ class Cutover:
         self._note(state="shipping")
         for disk in sorted(self.sessions):
             await held.enter_async_context(self.sessions[disk].gap)
+        # The claim keeps writers away; a tracker that cannot prove quiet is not asked, the comparison of hashes tells.
+        claimed_suffices = not all(session.parts.tracker.proves_quiet for session in self.sessions.values())
         outcome = await self._coordinator.cut_held(
-            self._item, self.sessions, self._cut, flags=EpochFlag.FINAL, freeze_budget_s=CLAIM_DEADLINE_S
+            self._item,
+            self.sessions,
+            self._cut,
+            flags=EpochFlag.FINAL,
+            freeze_budget_s=CLAIM_DEADLINE_S,
+            quiesced=claimed_suffices,
         )
         if not outcome.made:
             raise PeerUnavailable(
@@ -149,7 +145,7 @@ class Cutover:
     async def _hash(self, session: DiskSession) -> str:
         digest = hashlib.sha256()
         size_bytes = session.ledger.geometry.size_bytes
-        with self._new_buffer(_HASH_SLICE_BYTES) as buffer:
+        with BufferPool(1, _HASH_SLICE_BYTES).acquire(0) as buffer:
             for offset in range(0, size_bytes, _HASH_SLICE_BYTES):
                 extent = Extent(offset, min(_HASH_SLICE_BYTES, size_bytes - offset))
                 view = buffer.view[: extent.length_bytes]

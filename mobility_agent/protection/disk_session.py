@@ -50,6 +50,8 @@ class SessionLimits:
     epoch_bytes: int
     unconfirmed_epochs: int
     epoch_interval_s: float
+    scan_interval_s: float
+    """The epoch interval of a tracker whose harvest reads the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +137,18 @@ class DiskSession:
         async with self._ledger_changed:
             await self._ledger_changed.wait_for(lambda: len(self.ledger.epochs) <= self.limits.unconfirmed_epochs)
         if self.ledger.open_epoch is None and not self.ledger.pending.any():
-            if self._harvest_reads_disk:
-                # A scan compares with confirmed digests only: what is on its way would be found again.
-                async with self._ledger_changed:
-                    await self._ledger_changed.wait_for(lambda: not self.ledger.epochs)
-            wait_s = self._last_harvest_s + self.limits.epoch_interval_s - time.monotonic()
+            await self.ready_to_harvest()
+            limits = self.limits
+            interval_s = limits.scan_interval_s if self._harvest_reads_disk else limits.epoch_interval_s
+            wait_s = self._last_harvest_s + interval_s - time.monotonic()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
+
+    async def ready_to_harvest(self) -> None:
+        """A scan compares with confirmed digests only: what is on its way would be found again, so it waits until nothing is."""
+        if self._harvest_reads_disk:
+            async with self._ledger_changed:
+                await self._ledger_changed.wait_for(lambda: not self.ledger.epochs)
 
     async def ship_next(self) -> int:
         """Ship one ordinary epoch if anything changed; the caller holds ``gap``. Returns the bytes its granules cover."""

@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final
 
-from mobility_agent.protection.cutover import Claim, Cutover, HashBuffer
+from mobility_agent.protection.cutover import Cutover, HeldClaim
 from mobility_agent.protection.disk_session import DiskSession
 from mobility_agent.protection.disk_supervisor import DiskEnvironment, DiskSupervisor
 from mobility_agent.protection.point_coordinator import PointCoordinator, PointOutcome
@@ -41,8 +41,7 @@ class ItemEnvironment:
     coordinator: PointCoordinator
     quiesced: Callable[[], AbstractAsyncContextManager[None]] | None
     """Runs the operator's pre hook on entering and the post hook on leaving; None if none is configured."""
-    claim: Callable[[DiskSession], Claim]
-    new_buffer: Callable[[int], HashBuffer]
+    claim: Callable[[DiskSession], HeldClaim]
 
 
 class ItemSession:
@@ -119,7 +118,6 @@ class ItemSession:
                 sessions,
                 self._environment.coordinator,
                 self._environment.claim,
-                self._environment.new_buffer,
             )
             self._cutover_task = tasks.create_task(self._cutover.run())
 
@@ -203,7 +201,13 @@ async def _ended(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task])
 
 
-def structure_of(desired: DesiredItem) -> tuple[str, Sequence[str], str, str | None]:
-    """What must stay the same for an ``ItemSession`` to go on: item, disks, goal and process server."""
+def runs(desired: DesiredItem) -> bool:
+    """Whether disks shall be worked on: replicated, or held for a cutover."""
+    return desired.goal == "replicate" or (desired.goal == "hold" and desired.cutover is not None)
+
+
+def structure_of(desired: DesiredItem) -> tuple[str, Sequence[str], bool, float, str | None]:
+    """What must stay the same for an ``ItemSession`` to go on: item, disks, whether they run, epoch interval, process server."""
     address = desired.process_server
-    return desired.item, tuple(desired.disks), desired.goal, None if address is None else address.url
+    url = None if address is None else address.url
+    return desired.item, tuple(desired.disks), runs(desired), desired.timing.epoch_interval_s, url

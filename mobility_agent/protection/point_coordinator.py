@@ -8,10 +8,12 @@ again and the rounds go on, up to ``attempts``.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
@@ -19,7 +21,8 @@ from typing import Final
 from mobility_agent.change_tracker.interface import DoubtKind, Harvest
 from mobility_agent.core.epoch_ledger import Epoch, EpochLedger
 from mobility_agent.protection.disk_session import DiskSession
-from mobility_agent.quiesce.interface import Freezer, Mount
+from mobility_agent.quiesce.file_systems import write_back
+from mobility_agent.quiesce.interface import Freeze, Freezer, FreezeResult, Mount
 from mobility_agent.task_groups import together
 from replication.dirty_bitmap import DirtyBitmap, GranuleRuns
 from replication.epoch_manifest import ConsistentCut, EpochFlag
@@ -82,6 +85,25 @@ class _DiskRound:
     image: PointImage | None = None
 
 
+@dataclass(slots=True)
+class _NoFreeze:
+    """Disks without a mounted file system: only the tracker says whether they stand still."""
+
+    deadline_s: float
+    result: FreezeResult | None = None
+
+    def remaining_s(self) -> float:
+        return self.deadline_s - time.monotonic()
+
+
+@contextlib.contextmanager
+def _nothing_to_freeze(budget_s: float) -> Iterator[Freeze]:
+    started_s = time.monotonic()
+    freeze = _NoFreeze(started_s + budget_s)
+    yield freeze
+    freeze.result = FreezeResult(is_point=True, duration_s=time.monotonic() - started_s)
+
+
 class PointCoordinator:
     """Cuts points of one item's disks, one at a time."""
 
@@ -132,8 +154,11 @@ class PointCoordinator:
         reason = ""
         for attempt in range(MAX_ATTEMPTS):
             await self._precopy(sessions)
+            for session in sessions.values():
+                await session.ready_to_harvest()
             rounds = [_DiskRound(session, self._bitmap_of(session)) for _, session in sorted(sessions.items())]
-            mounts = self._find_mounts(sorted(sessions))
+            mounts = await asyncio.to_thread(self._find_mounts, sorted(sessions))
+            await asyncio.to_thread(write_back, mounts)
             reason, cut_time_ns, frozen_s = self._freeze_and_read(rounds, mounts, freeze_budget_s, quiesced=quiesced)
             together = ConsistentCut(cut, item, tuple(sorted(sessions)))
             epochs = [await self._keep(part, reason, flags, cut_time_ns, together) for part in rounds]
@@ -169,7 +194,7 @@ class PointCoordinator:
         """(why it is no point or "", cut time, seconds frozen). Blocks the event loop on purpose: see the module's docstring."""
         reason = ""
         started_s = time.monotonic()
-        with self._freezer.frozen(mounts, budget_s) as freeze:
+        with self._freezer.frozen(mounts, budget_s) if mounts else _nothing_to_freeze(budget_s) as freeze:
             cut_time_ns = time.time_ns()
             for part in rounds:
                 part.harvest = part.session.parts.tracker.begin_harvest(part.bitmap)

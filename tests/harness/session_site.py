@@ -110,7 +110,9 @@ class SessionSite:
         shipper = EpochShipper(
             self.sink, ShippingBuffers(3, 4 * GRANULARITY_BYTES), executor, figures, window=2, on_peer=_ignore
         )
-        limits = SessionLimits(epoch_bytes=self.epoch_bytes, unconfirmed_epochs=3, epoch_interval_s=0.0)
+        limits = SessionLimits(
+            epoch_bytes=self.epoch_bytes, unconfirmed_epochs=3, epoch_interval_s=0.0, scan_interval_s=0.0
+        )
         self.session = DiskSession(self._parts, shipper, limits, asyncio.Semaphore(1))
         self._task = asyncio.create_task(self.session.run())
         return self.session

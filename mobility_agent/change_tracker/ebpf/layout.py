@@ -98,7 +98,7 @@ class ControlRecord(ctypes.Structure):
         ("size_bytes", ctypes.c_uint64),
         ("granularity_bytes", ctypes.c_uint64),
         ("base_accounted", ctypes.c_uint64 * 2),  # the kernel's sectors when counting began
-        ("base_issued", ctypes.c_uint64 * 2),
+        ("base_issued", ctypes.c_int64 * 2),  # net of requeues: negative if what was issued before is requeued
         ("base_completed", ctypes.c_uint64 * 2),
         ("forgiven_completed", ctypes.c_int64 * 2),  # deficits that were dealt with
         ("forgiven_issued", ctypes.c_int64 * 2),

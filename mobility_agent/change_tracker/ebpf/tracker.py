@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -81,10 +82,19 @@ class _Flip:
 
 
 class EbpfTracker:
-    """``ChangeTracker`` for a whole block device driven by blk-mq. Use ``attach``."""
+    """``ChangeTracker`` for a whole block device driven by blk-mq. Use ``attach``; the constructor is for it and for tests.
+
+    ``wait_for_programs`` returns when every program run that had begun is over.
+    """
 
     def __init__(
-        self, device: Path, geometry: Geometry, kernel: KernelCounters, kernel_objects: KernelObjects, pins: Pins | None
+        self,
+        device: Path,
+        geometry: Geometry,
+        kernel: KernelCounters,
+        kernel_objects: KernelObjects,
+        pins: Pins | None,
+        wait_for_programs: Callable[[], None] = bpf_syscall.membarrier,
     ) -> None:
         self._device = device
         self._geometry = geometry
@@ -92,7 +102,8 @@ class EbpfTracker:
         self._objects = kernel_objects
         self._pins = pins
         self._control = kernel_objects.control
-        self._halves = Halves(kernel_objects.words, self._control, BitmapLayout(geometry), bpf_syscall.membarrier)
+        self._wait_for_programs = wait_for_programs
+        self._halves = Halves(kernel_objects.words, self._control, BitmapLayout(geometry), wait_for_programs)
         self._continued = False
         self._closed = False
         self._stage = _Stage.NONE
@@ -156,14 +167,16 @@ class EbpfTracker:
         if not self._kernel.statistics_on():
             self._kernel.switch_statistics(on=True)
             control.statistics_was_off = 1
-        # Our counters first, then the kernel's: the base may hide a loss in this window, but never invents one.
+        # Our counters first, then the kernel's: the base may hide a loss in this window, but never invents one. The grace
+        # period between lets those be accounted for that were counted (both happen in one softirq).
         counters = self._objects.totals()
+        self._wait_for_programs()
         accounted = self._kernel.accounted_sectors()
         for group in range(2):
             control.base_accounted[group] = accounted[group]
             control.base_issued[group] = counters.issued[group] - counters.requeued[group]
             control.base_completed[group] = counters.completed[group]
-        bpf_syscall.membarrier()
+        self._wait_for_programs()
         at_rest = self._kernel.writes_in_flight() == 0 and is_exact(Ledger(), self._readings())
         control.window_flags = Window.CLEAN if at_rest else Window.INEXACT_BASE
         if self._pins is not None:
@@ -290,7 +303,7 @@ class EbpfTracker:
             return True
         if any(count > 0 for count in (*ledger.completion_deficit(readings), *ledger.issue_deficit(readings))):
             return False
-        bpf_syscall.membarrier()
+        self._wait_for_programs()
         if self._readings() != readings or self._kernel.writes_in_flight():
             return False
         verdict = at_inexact_rest(ledger, readings, lasting=readings == self._last_rest)

@@ -1,0 +1,141 @@
+"""The command line of ``mobility-agent``: run the daemon, enrol, show the disks that can be protected.
+
+Called by ``__main__``. Exit codes: 0 done, 1 failed, 2 wrong use or unusable configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from mobility_agent import daemon
+from mobility_agent.block_device.machine_facts import read_machine_facts
+from mobility_agent.config import DEFAULT_CONFIG_PATH, AgentSettings
+from mobility_agent.inventory import find_disks, take_inventory
+from replication.enrolment import enrol as enrol_with
+from replication.errors import BlockferryError, InvalidInput
+from replication.service.cli import daemon_options, fail, load_or_exit, version_option
+from replication.service.logs import configure_logging
+from replication.service.runtime import run_daemon
+from replication.settings import load_settings
+from replication.tls_identity import Role
+
+PROGRAM: Final = "mobility-agent"
+MAX_PASSPHRASE_FILE_BYTES: Final = 4096
+
+
+@click.group(invoke_without_command=True)
+@daemon_options(DEFAULT_CONFIG_PATH)
+@version_option(PROGRAM)
+@click.pass_context
+def main(context: click.Context, config_path: Path, check_config: bool) -> None:
+    """Agent of a protected server: tracks the dirty blocks of its disks and ships them to a process server."""
+    if context.invoked_subcommand is None:
+        _run(config_path, check_config=check_config)
+
+
+@main.command()
+@daemon_options(DEFAULT_CONFIG_PATH)
+def run(config_path: Path, check_config: bool) -> None:
+    """Replicate until SIGTERM."""
+    _run(config_path, check_config=check_config)
+
+
+def _run(config_path: Path, *, check_config: bool) -> None:
+    settings = load_or_exit(AgentSettings, config_path, check_only=check_config)
+    configure_logging(PROGRAM, log_format=settings.log.format, level=settings.log.level)
+    sys.exit(run_daemon(PROGRAM, functools.partial(daemon.run, settings)))
+
+
+@main.command()
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_CONFIG_PATH,
+    show_default=True,
+    help="Configuration file (YAML).",
+)
+@click.option("--fingerprint", required=True, help="SHA-256 fingerprint of the site's authority.")
+@click.option(
+    "--passphrase-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="File with the enrolment passphrase; `-` reads standard input.",
+)
+def enrol(config_path: Path, fingerprint: str, passphrase_file: Path) -> None:
+    """Get a certificate from the configuration server. The passphrase is sent only after the authority's fingerprint matched."""
+    settings = load_or_exit(AgentSettings, config_path, check_only=False)
+    try:
+        facts = read_machine_facts()
+        name = asyncio.run(
+            enrol_with(
+                settings.config_server.url,
+                fingerprint,
+                _passphrase(passphrase_file),
+                Role.AGENT,
+                facts.hostname,
+                facts.fingerprint,
+                settings.identity_dir,
+            )
+        )
+    except BlockferryError as error:
+        fail(error)
+    click.echo(f"enrolled as {name.urn}")
+
+
+def _passphrase(path: Path) -> str:
+    try:
+        text = sys.stdin.read(MAX_PASSPHRASE_FILE_BYTES) if str(path) == "-" else path.read_text()
+    except OSError as error:
+        raise InvalidInput(f"cannot read the passphrase file {path}: {error.strerror}") from error
+    if not text.strip():
+        raise InvalidInput(f"cannot use the passphrase file {path}: it is empty")
+    return text.strip()
+
+
+@main.command()
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Configuration file, for the plain files that it lists as disks.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the whole inventory as JSON.")
+def disks(config_path: Path | None, as_json: bool) -> None:
+    """List the disks of this machine: what can be protected, and why not. What is replicated is the whole block device."""
+    try:
+        files = () if config_path is None else load_settings(AgentSettings, config_path).disk_files
+        facts = read_machine_facts()
+        if as_json:
+            click.echo(json.dumps(take_inventory(facts, files).model_dump(mode="json"), indent=2))
+            return
+        found, unusable = find_disks(facts, files)
+    except BlockferryError as error:
+        fail(error)
+    table = Table(box=None, header_style="bold")
+    for title in ("PATH", "SIZE", "KIND", "CONTENT", "MOUNTED AT", "PROTECTABLE", "DISK"):
+        table.add_column(title, overflow="fold")
+    for disk in found:
+        judged = disk.protectability
+        table.add_row(
+            str(disk.path),
+            f"{disk.size_bytes / 2**30:.1f} GiB",
+            disk.kind.value,
+            ", ".join(disk.contents) or "-",
+            ", ".join(mount.mount_point for mount in disk.mounts) or "-",
+            "yes" if judged.is_protectable else f"no: {judged.why_not}; {judged.remedy}",
+            disk.disk,
+        )
+    for file in unusable:
+        table.add_row(str(file.path), "-", "file", "-", "-", f"no: {file.reason}", "-")
+    Console().print(table)

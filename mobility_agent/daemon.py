@@ -1,0 +1,291 @@
+"""Composition root of the agent: builds the real objects, hands them inward, and follows the desired state until asked to stop.
+
+Called by ``cli``. Four tasks: report the inventory, report observations, wait for desired state, and run the protected item
+accordingly. The newest desired state is kept on disk, so that replication goes on after a restart while the configuration server is down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import functools
+import logging
+import mmap
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from mobility_agent.block_device.claim import Claim
+from mobility_agent.block_device.machine_facts import MachineFacts, read_machine_facts
+from mobility_agent.config import AgentSettings
+from mobility_agent.config_server_client import ConfigServerClient
+from mobility_agent.inventory import locate_disk, take_inventory
+from mobility_agent.observations import DiskMetrics, observe_item
+from mobility_agent.protection.disk_session import DiskSession, SessionLimits
+from mobility_agent.protection.disk_supervisor import DiskEnvironment
+from mobility_agent.protection.item_session import ItemEnvironment, ItemSession, runs, structure_of
+from mobility_agent.protection.point_coordinator import PointCoordinator
+from mobility_agent.quiesce.file_systems import file_systems_on
+from mobility_agent.quiesce.freeze_guard import FreezeGuard
+from mobility_agent.quiesce.hooks import QuiesceHooks
+from mobility_agent.quiesce.interface import Mount
+from mobility_agent.quiesce.locked_memory import LockedBuffer
+from mobility_agent.shipping.epoch_shipper import ShippingBuffers
+from mobility_agent.shipping.process_server_client import ProcessServerClient
+from mobility_agent.tracker_choice import discard_tracking, open_tracker
+from replication import __version__
+from replication.control_plane import AgentDesired, AgentObservation
+from replication.durable_file import DurableFile, make_directory_durably
+from replication.errors import BlockferryError, Refused, Retryable, SettingsError
+from replication.identifiers import DiskId
+from replication.service.health import HealthBoard, HealthState
+from replication.service.observability import make_registry, start_observability
+from replication.service.runtime import Lifecycle
+from replication.tls_identity import TlsIdentity
+
+DESIRED_WAIT_S: Final = 30.0
+INVENTORY_INTERVAL_S: Final = 300.0
+RETRY_S: Final = 2.0
+_DESIRED_FILE: Final = "desired.json"
+_LOCK_FILE: Final = "lock"
+_DISKS_DIRECTORY: Final = "disks"
+
+_logger = logging.getLogger(__name__)
+
+
+async def run(settings: AgentSettings, lifecycle: Lifecycle) -> None:
+    """Serve until ``lifecycle.stopping``.
+
+    :raises SettingsError: if the agent is not enrolled, or another one uses the state directory.
+    """
+    identity = TlsIdentity(settings.identity_dir)
+    if not identity.exists():
+        raise SettingsError(
+            f"cannot run: there is no identity in {settings.identity_dir}", hint="run `mobility-agent enrol` first"
+        )
+    make_directory_durably(settings.state_dir)
+    with contextlib.ExitStack() as held:
+        held.callback(os.close, _lock_state(settings.state_dir))
+        agent = Agent(settings, identity, held)
+        await agent.run(lifecycle)
+
+
+def _lock_state(directory: Path) -> int:
+    descriptor = os.open(directory / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise SettingsError(
+            f"cannot use {directory}: another agent runs on it", hint="stop it, or choose another state_dir"
+        ) from None
+    return descriptor
+
+
+class Agent:
+    """The running agent."""
+
+    def __init__(self, settings: AgentSettings, identity: TlsIdentity, held: contextlib.ExitStack) -> None:
+        self._settings = settings
+        self._facts: MachineFacts = read_machine_facts()
+        self._tls = identity.client_context()
+        self._control = ConfigServerClient(settings.config_server.url, self._tls)
+        self._board = HealthBoard()
+        self._metrics = DiskMetrics()
+        self._desired_file = DurableFile(settings.state_dir / _DESIRED_FILE)
+        self._desired = self._remembered_desired()
+        self._desired_changed = asyncio.Event()
+        self._item: ItemSession | None = None
+        self._freeze_guard = FreezeGuard()
+        held.callback(self._freeze_guard.close)
+        self._memory = _reserve(settings.quiesce.last_round_bytes)
+
+    def _remembered_desired(self) -> AgentDesired:
+        content = self._desired_file.read()
+        return AgentDesired(revision=0, item=None) if content is None else AgentDesired.decode(content)
+
+    async def run(self, lifecycle: Lifecycle) -> None:
+        registry = make_registry()
+        registry.register(self._metrics)
+        observability = await start_observability(self._settings.observability, self._board, registry)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [
+                    tasks.create_task(self._report_inventory()),
+                    tasks.create_task(self._report_observations()),
+                    tasks.create_task(self._follow_desired()),
+                    tasks.create_task(self._run_items()),
+                ]
+                lifecycle.ready()
+                await lifecycle.stopping.wait()
+                for task in running:
+                    task.cancel()
+        finally:
+            await self._control.close()
+            await observability.close()
+
+    # ---- control plane
+
+    async def _report_inventory(self) -> None:
+        while True:
+            try:
+                inventory = await asyncio.to_thread(take_inventory, self._facts, self._settings.disk_files)
+                await self._control.put_inventory(inventory)
+                await asyncio.sleep(INVENTORY_INTERVAL_S)
+            except BlockferryError as error:
+                _logger.warning("cannot report the inventory", extra={"fields": {"error": str(error)}})
+                await asyncio.sleep(RETRY_S)
+
+    async def _report_observations(self) -> None:
+        while True:
+            try:
+                await self._control.post_observation(self._observe())
+                self._board.report("config-server", HealthState.OK)
+            except BlockferryError as error:
+                self._board.report("config-server", HealthState.DEGRADED, str(error))
+            self._report_health()
+            await asyncio.sleep(self._settings.heartbeat_s)
+
+    def _observe(self) -> AgentObservation:
+        item = self._item
+        return AgentObservation(
+            agent_version=__version__,
+            machine_fingerprint=self._facts.fingerprint,
+            revision=self._desired.revision,
+            disks=[] if item is None else observe_item(item),
+            cutover=None if item is None else item.cutover,
+        )
+
+    def _report_health(self) -> None:
+        item = self._item
+        for supervisor in () if item is None else item.supervisors.values():
+            problem = supervisor.problem
+            state = HealthState.OK if problem is None else HealthState.DEGRADED
+            self._board.report(f"disk {supervisor.disk}", state, "" if problem is None else problem.message)
+
+    async def _follow_desired(self) -> None:
+        while True:
+            try:
+                desired = await self._control.desired(self._desired.revision, DESIRED_WAIT_S)
+            except BlockferryError as error:
+                _logger.debug("cannot ask for the desired state", extra={"fields": {"error": str(error)}})
+                await asyncio.sleep(error.retry_after_s or RETRY_S if isinstance(error, Retryable) else RETRY_S)
+                continue
+            if desired is not None and desired != self._desired:
+                await asyncio.to_thread(self._desired_file.replace, desired.encode())
+                self._desired = desired
+                self._desired_changed.set()
+
+    # ---- the protected item
+
+    async def _run_items(self) -> None:
+        """Run the item that is desired; end and begin anew when its structure changes."""
+        running: asyncio.Task[None] | None = None
+        try:
+            while True:
+                wanted = self._desired.item
+                present = None if self._item is None else structure_of(self._item.desired)
+                if wanted is None or structure_of(wanted) != present:
+                    await _ended(running)
+                    running = None
+                    self._forget_item()
+                    if wanted is None:
+                        await asyncio.to_thread(self._discard_everything)
+                    else:
+                        self._item = self._metrics.item = ItemSession(wanted, self._item_environment())
+                        if runs(wanted) and wanted.process_server is not None:
+                            running = asyncio.create_task(self._replicate(self._item, wanted.process_server.url))
+                elif self._item is not None:
+                    self._item.update(wanted)
+                await self._desired_changed.wait()
+                self._desired_changed.clear()
+        finally:
+            await _ended(running)
+
+    async def _replicate(self, item: ItemSession, url: str) -> None:
+        shipping = self._settings.shipping
+        uplink = ProcessServerClient(
+            url,
+            self._tls,
+            connections=shipping.buffers + 2 * len(item.supervisors),
+            timeout_s=shipping.request_timeout_s,
+        )
+        try:
+            await item.run(uplink)
+        finally:
+            await uplink.close()
+
+    def _forget_item(self) -> None:
+        for supervisor in () if self._item is None else self._item.supervisors.values():
+            self._board.forget(f"disk {supervisor.disk}")
+        self._item = self._metrics.item = None
+
+    def _discard_everything(self) -> None:
+        """Nothing is protected any more: no tracker, bitmap or digest table stays behind. Blocks."""
+        directory = self._settings.state_dir / _DISKS_DIRECTORY
+        for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+            discard_tracking(self._settings.tracker, DiskId(path.name))
+            shutil.rmtree(path)
+
+    def _item_environment(self) -> ItemEnvironment:
+        settings = self._settings
+        shipping, tracker = settings.shipping, settings.tracker
+        hooks = None
+        if settings.quiesce.pre or settings.quiesce.post:
+            hooks = QuiesceHooks(settings.quiesce.pre, settings.quiesce.post, settings.quiesce.hook_timeout_s)
+        wanted = self._desired.item
+        interval_s = 1.0 if wanted is None else wanted.timing.epoch_interval_s
+        disks = DiskEnvironment(
+            state_dir=settings.state_dir,
+            granularity_bytes=tracker.granularity_bytes,
+            locate=self._locate,
+            open_tracker=functools.partial(open_tracker, tracker),
+            config_server=self._control,
+            buffers=ShippingBuffers(shipping.buffers, shipping.batch_bytes),
+            batches_in_flight=shipping.batches_in_flight,
+            limits=SessionLimits(
+                epoch_bytes=shipping.epoch_bytes,
+                unconfirmed_epochs=shipping.unconfirmed_epochs,
+                epoch_interval_s=interval_s,
+                scan_interval_s=tracker.scan_interval_s,
+            ),
+            seeding_slots=asyncio.Semaphore(shipping.seeding_disks),
+        )
+        return ItemEnvironment(
+            disks=disks,
+            coordinator=PointCoordinator(self._freeze_guard, self._memory, self._mounts_of),
+            quiesced=None if hooks is None else hooks.quiesced,
+            claim=_claim,
+        )
+
+    def _locate(self, disk: DiskId) -> Path:
+        return locate_disk(disk, self._facts, self._settings.disk_files).path
+
+    def _mounts_of(self, disks: Sequence[DiskId]) -> Sequence[Mount]:
+        return file_systems_on([self._locate(disk) for disk in disks])
+
+
+def _reserve(size_bytes: int) -> memoryview:
+    """Memory for the last round of a point, locked; without the privilege unlocked, since nothing can be frozen then either."""
+    try:
+        return LockedBuffer(size_bytes).view
+    except Refused as error:
+        _logger.warning("no file system can be frozen", extra={"fields": {"reason": str(error)}})
+        return memoryview(mmap.mmap(-1, size_bytes))
+
+
+def _claim(session: DiskSession) -> Claim:
+    return Claim(session.parts.reader.path)
+
+
+async def _ended(task: asyncio.Task[None] | None) -> None:
+    """Cancel and await; what it failed with is logged, since nobody else will hear of it."""
+    if task is None:
+        return
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _logger.error("replication ended with an error", exc_info=error)

@@ -1,0 +1,75 @@
+"""Which change tracker a disk gets, and which ones work on this machine.
+
+Called by ``daemon`` (opens trackers for the disk supervisors) and ``inventory``. ``auto`` takes ``ebpf`` where kernel, device and privilege
+allow it, else ``scan``; the reason for falling back is logged and shown to the operator, never hidden (P3).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+from mobility_agent.block_device.reader import DiskReader
+from mobility_agent.change_tracker.ebpf.pins import Pins
+from mobility_agent.change_tracker.ebpf.support import why_not_machine, why_not_trackable
+from mobility_agent.change_tracker.ebpf.tracker import EbpfTracker
+from mobility_agent.change_tracker.interface import ChangeTracker
+from mobility_agent.change_tracker.scan import ScanTracker
+from mobility_agent.config import TrackerSettings
+from mobility_agent.shipping.digest_table import DigestTable
+from replication.control_plane import TrackerAvailability, TrackerKind
+from replication.dirty_bitmap import Geometry
+from replication.errors import Refused, Unsupported
+from replication.identifiers import DiskId
+
+_PRIVILEGE: Final = "it needs root, or CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN for the pins"
+
+_logger = logging.getLogger(__name__)
+
+
+def tracker_availability() -> list[TrackerAvailability]:
+    """Each tracker and, if it does not work on this machine, why not."""
+    reason = why_not_machine() or ("" if os.geteuid() == 0 else _PRIVILEGE)
+    return [
+        TrackerAvailability(kind="ebpf", available=not reason, reason=reason),
+        TrackerAvailability(kind="scan", available=True),
+    ]
+
+
+def trackers_for(path: Path) -> list[TrackerKind]:
+    """The trackers that work for one disk, the preferred one first."""
+    return ["scan"] if why_not_trackable(path) else ["ebpf", "scan"]
+
+
+def open_tracker(
+    settings: TrackerSettings, disk: DiskId, reader: DiskReader, geometry: Geometry, table: DigestTable
+) -> ChangeTracker:
+    """Attach the tracker that the settings ask for; ``auto`` falls back to ``scan``.
+
+    :raises Unsupported: if ``ebpf`` was asked for and does not work here.
+    :raises Refused: if it lacks the privilege.
+    """
+    if settings.kind != "scan":
+        try:
+            return EbpfTracker.attach(
+                reader.path,
+                granularity_bytes=geometry.granularity_bytes,
+                pin_directory=settings.pin_root / disk,
+            )
+        except (Unsupported, Refused) as error:
+            if settings.kind == "ebpf":
+                raise
+            _logger.warning(
+                "writes cannot be tracked in the kernel: the disk is scanned",
+                extra={"fields": {"disk": disk, "reason": str(error)}},
+            )
+    return ScanTracker(reader, geometry, table)
+
+
+def discard_tracking(settings: TrackerSettings, disk: DiskId) -> None:
+    """Leave nothing of a disk's tracking behind, whether or not the disk is still there."""
+    pins = Pins(settings.pin_root / disk)
+    if pins.exist():
+        pins.remove()
