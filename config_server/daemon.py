@@ -53,9 +53,11 @@ class RunningSite:
 
 @contextlib.asynccontextmanager
 async def running_site(
-    settings: Settings, store: BlobClient, clock: Clock = time.time_ns
+    settings: Settings, store: BlobClient, clock: Clock = time.time_ns, *, reconcile: bool = True
 ) -> AsyncIterator[RunningSite]:
     """Start everything; on return of the block everything is stopped and closed.
+
+    Without ``reconcile`` the caller drives the reconciler, pass by pass.
 
     :raises SettingsError: if the state was not initialized, or an address cannot be bound.
     """
@@ -108,8 +110,8 @@ async def running_site(
         )
         stack.push_async_callback(server.close)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        task = tasks.create_task(reconciler.run())
-        stack.callback(task.cancel)
+        if reconcile:
+            stack.callback(tasks.create_task(reconciler.run()).cancel)
         yield RunningSite(site, server, reconciler, observability)
 
 

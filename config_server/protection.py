@@ -26,7 +26,15 @@ from config_server.desired import publish
 from config_server.events import Actor, record_event
 from config_server.generations import newest_generation
 from config_server.inventories import inventory_of
-from config_server.items import active_item, apply_event, find_item, find_machine, item_disks, observed_progress
+from config_server.items import (
+    active_item,
+    apply_event,
+    find_item,
+    find_machine,
+    item_disks,
+    observation_of,
+    observed_progress,
+)
 from config_server.job_documents import (
     DeletionContext,
     NoContext,
@@ -160,16 +168,18 @@ async def resync(
     :raises Conflict: if the item's state does not allow it. :raises InvalidInput: if a disk is not the item's.
     """
     item = await find_item(session, server)
-    own = [disk.disk_id for disk in await item_disks(session, item.id)]
+    rows = await item_disks(session, item.id)
+    own = [disk.disk_id for disk in rows]
     unknown = set(disks) - set(own)
     if unknown:
         raise InvalidInput(f"cannot resynchronize {min(unknown)}: it is not a disk of this item")
     chosen = [disk for disk in own if not disks or disk in disks]
     apply_event(session, item, ResyncRequested(), actor, now_ns)
+    observed = {row.disk_id: found.generation for row in rows if (found := observation_of(row)) is not None}
     generations = {}
     for disk in chosen:
         newest = await newest_generation(session, disk)
-        generations[disk] = 0 if newest is None else newest.generation
+        generations[disk] = max(0 if newest is None else newest.generation, observed.get(disk) or 0)
     job = await start_job(
         session,
         item,

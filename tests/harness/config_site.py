@@ -67,6 +67,7 @@ class Lab:
     fingerprint: str
     directory: Path
     identities: dict[str, TlsIdentity] = field(default_factory=dict)
+    sessions: dict[str, aiohttp.ClientSession] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -99,10 +100,10 @@ class Lab:
             if isinstance(body, Document)
             else json.dumps(body).encode()
         )
-        async with (
-            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self.tls(identity))) as session,
-            session.request(method, self.url + path, data=content, headers=headers) as response,
-        ):
+        who = "" if identity is None else str(identity.directory)
+        if who not in self.sessions:
+            self.sessions[who] = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self.tls(identity)))
+        async with self.sessions[who].request(method, self.url + path, data=content, headers=headers) as response:
             return Reply(response.status, dict(response.headers), await response.read())
 
     async def administer(self, method: str, path: str, body: dict[str, Any] | None = None) -> Reply:
@@ -141,6 +142,7 @@ async def running_lab(
     writer: WriterIdentity | None = None,
     clock: Callable[[], int] = time.time_ns,
     change: Callable[[Settings], Settings] = lambda settings: settings,
+    reconcile: bool = True,
 ) -> AsyncIterator[Lab]:
     """Initialize ``directory`` if it is new, and serve. Entering again with the same directory, store and writer is a restart."""
     writer = writer or WriterIdentity.generate()
@@ -149,5 +151,10 @@ async def running_lab(
     token_file = directory / "token"
     if installed.token is not None:
         token_file.write_text(installed.token)
-    async with running_site(settings, store, clock) as running:
-        yield Lab(running, settings, writer, store, token_file.read_text(), installed.fingerprint, directory)
+    async with running_site(settings, store, clock, reconcile=reconcile) as running:
+        lab = Lab(running, settings, writer, store, token_file.read_text(), installed.fingerprint, directory)
+        try:
+            yield lab
+        finally:
+            for session in lab.sessions.values():
+                await session.close()
