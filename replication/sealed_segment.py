@@ -14,6 +14,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import zstandard
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -128,12 +129,13 @@ class SegmentSealer:
 
 
 class SegmentOpener:
-    """Decrypts and decompresses segments into buffers of its own; one per thread. Holds about 17 MiB."""
+    """Decrypts and decompresses segments into buffers of its own; one per thread. Holds up to 17 MiB."""
 
     def __init__(self) -> None:
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=2**24)
-        self._compressed = bytearray(MAX_SEGMENT_BYTES)
-        self._frame = bytearray(MAX_FRAME_BYTES)
+        # np.empty and not bytearray: only what segments really fill becomes resident.
+        self._compressed = np.empty(MAX_SEGMENT_BYTES, dtype=np.uint8).data
+        self._frame = np.empty(MAX_FRAME_BYTES, dtype=np.uint8).data
 
     def open(self, content: memoryview, data_key: bytes, *, expected: BatchKey, expected_tag: bytes) -> memoryview:
         """Return the batch frame inside ``content``: a view into this opener, valid until the next call.
@@ -157,14 +159,14 @@ class SegmentOpener:
             )
         associated = bytes(content[:HEADER_BYTES])
         segment_key, nonce = segment_key_and_nonce(data_key, header.salt, associated)
-        compressed = memoryview(self._compressed)[: header.compressed_bytes]
+        compressed = self._compressed[: header.compressed_bytes]
         try:
             AESGCM(segment_key).decrypt_into(nonce, content[HEADER_BYTES:], associated, compressed)
         except InvalidTag as error:
             raise IntegrityError(
                 "cannot open a segment: authentication failed", disk=expected.disk, epoch=expected.epoch
             ) from error
-        frame = memoryview(self._frame)[: header.frame_bytes]
+        frame = self._frame[: header.frame_bytes]
         self._decompress(compressed, frame, expected)
         return frame
 

@@ -11,6 +11,8 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+import numpy as np
+
 from azure_sink.replica_writer.clock import Clock
 from azure_sink.replica_writer.failures import SegmentMissing, patiently
 from replication.batch_frame import ParsedBatch, parse_batch
@@ -30,7 +32,8 @@ class SegmentSlot:
     """Room for one segment on its way from the store to the replica. Its batch's data stays valid until the slot is used again."""
 
     def __init__(self) -> None:
-        self.buffer = bytearray(MAX_SEGMENT_BYTES)
+        # np.empty and not bytearray: only what segments really fill becomes resident.
+        self.buffer = np.empty(MAX_SEGMENT_BYTES, dtype=np.uint8).data
         self._opener = SegmentOpener()
 
     def open(self, key: BatchKey, named: ManifestSegment, data_key: bytes) -> ParsedBatch:
@@ -38,7 +41,7 @@ class SegmentSlot:
 
         :raises PeerProtocolError: (or ``IntegrityError``) if it is not exactly the segment that the manifest names.
         """
-        content = memoryview(self.buffer)[: named.segment_bytes].toreadonly()
+        content = self.buffer[: named.segment_bytes].toreadonly()
         frame = self._opener.open(content, data_key, expected=key, expected_tag=named.tag)
         batch = parse_batch(frame, expected=key)
         if batch.digest != named.batch_digest:
@@ -116,7 +119,7 @@ class SegmentReader:
             raise
 
     async def _fetch(self, slot: SegmentSlot, key: BatchKey, named: ManifestSegment) -> None:
-        target = memoryview(slot.buffer)[: named.segment_bytes]
+        target = slot.buffer[: named.segment_bytes]
         try:
             properties = await self._client.get_blob_into(REPLICATION_CONTAINER, segment_name(key), target)
         except BlobNotFound as error:
