@@ -121,6 +121,10 @@ class BlobStore:
         """Why nothing can be changed any more until a restart; None while all is well."""
         return self._committer.failure
 
+    def now(self) -> float:
+        """The store's clock: seconds since the epoch."""
+        return self._clock()
+
     def figures(self) -> ArenaFigures:
         """Space on disk, for metrics. Looks at each arena's inode."""
         return self._arenas.figures()
@@ -186,9 +190,12 @@ class BlobStore:
 
     def _checked_for_read(self, connection: sqlite3.Connection, address: Address, guard: Guard) -> BlobRecord:
         record = blob_rows.require_blob(connection, address.container, address.name, address.snapshot)
+        self._check_read(record, guard)
+        return record
+
+    def _check_read(self, record: BlobRecord, guard: Guard) -> None:
         check_read(guard.conditions, record.present)
         leases.check_use(record.lease, self._clock(), guard.lease_id, writes=False)
-        return record
 
     async def read_blob(self, address: Address, guard: Guard = NO_GUARD) -> BlobReading:
         """The blob's present state, to be streamed."""
@@ -237,8 +244,14 @@ class BlobStore:
     ) -> BlobRecord:
         return await self._commit(lambda t: block_blobs.put_block_list(t, address, new, choices, guard))
 
-    async def get_block_lists(self, address: Address) -> BlockLists:
-        return await self._readers.run(lambda c: block_blobs.block_lists(c, address))
+    async def get_block_lists(self, address: Address, guard: Guard = NO_GUARD) -> BlockLists:
+        def read(connection: sqlite3.Connection) -> BlockLists:
+            lists = block_blobs.block_lists(connection, address)
+            if lists.record is not None:
+                self._check_read(lists.record, guard)
+            return lists
+
+        return await self._readers.run(read)
 
     async def drop_stale_blocks(self) -> None:
         """Discard blocks that were put a week ago or earlier and never committed."""

@@ -63,6 +63,7 @@ class StorageCode(enum.StrEnum):
     MISSING_REQUIRED_QUERY_PARAMETER = "MissingRequiredQueryParameter"
     MULTIPLE_CONDITION_HEADERS_NOT_SUPPORTED = "MultipleConditionHeadersNotSupported"
     NO_AUTHENTICATION_INFORMATION = "NoAuthenticationInformation"
+    NO_PENDING_COPY_OPERATION = "NoPendingCopyOperation"
     NOT_IMPLEMENTED = "NotImplemented"
     OPERATION_TIMED_OUT = "OperationTimedOut"
     OUT_OF_RANGE_INPUT = "OutOfRangeInput"
