@@ -139,18 +139,26 @@ class DiskFollower:
         try:
             outcome = await self._step()
         except FenceLost as error:
-            self._replica = None
-            self._parts.metrics.fences_lost.inc()
-            _logger.warning(str(error), extra={"fields": {"disk": self.disk, "code": error.code}})
-            return Outcome.LOST
+            return self._lose(error)
         except ReplicaHeld:
             self._replica = None
+            self._note_recovery()
             return Outcome.STANDBY
         except BlockferryError as error:
-            await self._note_trouble(error)
+            try:
+                await self._note_trouble(error)
+            except FenceLost as lost:
+                return self._lose(lost)  # no trouble, but another writer at work
             return Outcome.TROUBLED
         self._note_recovery()
         return outcome
+
+    def _lose(self, error: FenceLost) -> Outcome:
+        self._replica = None
+        self._note_recovery()
+        self._parts.metrics.fences_lost.inc()
+        _logger.warning(str(error), extra={"fields": {"disk": self.disk, "code": error.code}})
+        return Outcome.LOST
 
     async def _step(self) -> Outcome:
         replica = await self._held()
@@ -391,6 +399,8 @@ class DiskFollower:
             return  # it passes by itself, and the store that should hear of it is what fails
         try:
             await self._state_problem(error)
+        except FenceLost:
+            raise
         except BlockferryError as failure:
             _logger.warning(str(failure), extra={"fields": {"disk": self.disk, "code": failure.code}})
 
