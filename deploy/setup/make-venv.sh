@@ -30,11 +30,7 @@ if [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && runs pip; then
     exit 0
 fi
 
-# Settings of pip.conf that would send the packages elsewhere, or second-guess the lock, are switched off; how this machine reaches
-# its package index (index-url, proxy, cert, ...) stays as it is. No compiler is expected: wheels only, unless the caller says otherwise.
 unset PYTHONHOME PYTHONPATH
-export PIP_USER=0 PIP_TARGET='' PIP_PREFIX='' PIP_ROOT='' PIP_CONSTRAINT='' PIP_REQUIRE_VIRTUALENV=0
-export PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ONLY_BINARY=${PIP_ONLY_BINARY-:all:}
 
 # Another place's scripts name another interpreter, and an interrupted installation may lack any file: start from nothing then.
 if [[ -e $unfinished ]] || ! runs pip || ! grep -qsF "$venv/bin/python" "$venv/bin/pip"; then
@@ -53,6 +49,28 @@ fi
 rm -f "$stamp"
 touch "$unfinished"
 echo "venv: installing $(grep -c '==' requirements.lock) packages from requirements.lock"
+
+# Of pip's configuration, in files and PIP_..., only that counts by which this machine reaches its package index. The rest could send
+# the packages elsewhere (user, target, prefix) or argue with the lock (constraint).
+kept='index-url extra-index-url trusted-host find-links no-index cert client-cert proxy timeout default-timeout retries
+    cache-dir no-cache-dir keyring-provider use-feature only-binary no-binary'
+configured=$("$venv/bin/python" -m pip config list 2>/dev/null | "$venv/bin/python" -c '
+import ast, re, shlex, sys
+kept, weights, found = sys.argv[1].split(), ["global", "install", ":env:"], {}
+for line in sys.stdin:
+    match = re.match(r"([a-z:]+)\.([a-z-]+)=(.*)$", line)
+    if match and match[1] in weights and match[2] in kept:
+        found[weights.index(match[1]), match[2]] = ast.literal_eval(match[3])
+for (_, name), value in sorted(found.items()):
+    variable = "PIP_" + name.upper().replace("-", "_")
+    print(f"export {variable}={shlex.quote(value)}")
+' "$kept")
+while IFS= read -r name; do unset "$name"; done < <(compgen -e PIP_)
+eval "$configured"
+export PIP_CONFIG_FILE=/dev/null PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# No compiler is expected: wheels only, unless the configuration asks for something else.
+[[ -n ${PIP_NO_BINARY:-} ]] || export PIP_ONLY_BINARY=${PIP_ONLY_BINARY:-:all:}
+
 {
     "$venv/bin/python" -m pip install --quiet --require-hashes --requirement requirements.lock &&
         "$venv/bin/python" -m pip install --quiet --no-deps --no-build-isolation --editable .
