@@ -84,7 +84,7 @@ class BlobService:
             raise
         except TimeoutError as error:
             raise _cut(http, "the client stalled") from error
-        except Exception as error:
+        except Exception as error:  # whatever it is, the client gets an answer or a cut connection
             if not isinstance(error, BlockferryError):
                 _logger.exception("request failed", extra={"fields": {"operation": name[0], "path": http.raw_path}})
             answer = answer_for(error)

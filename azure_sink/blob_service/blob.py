@@ -1,4 +1,7 @@
-"""What is the same for every type of blob: get, properties, delete, metadata, headers."""
+"""What is the same for every type of blob: get, properties, delete, metadata, headers.
+
+Called by ``router.py``; each handler parses, calls the store and answers.
+"""
 
 from __future__ import annotations
 

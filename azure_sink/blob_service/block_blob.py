@@ -1,4 +1,7 @@
-"""Block blobs: Put Blob, Put Block, Put Block List, Get Block List."""
+"""Block blobs: Put Blob, Put Block, Put Block List, Get Block List.
+
+Called by ``router.py``; each handler parses, calls the store and answers.
+"""
 
 from __future__ import annotations
 

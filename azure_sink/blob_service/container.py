@@ -1,4 +1,7 @@
-"""Containers: create, delete, properties, metadata, List Blobs. There are no leases, policies or public access on containers."""
+"""Containers: create, delete, properties, metadata, List Blobs. There are no leases, policies or public access on containers.
+
+Called by ``router.py``; each handler parses, calls the store and answers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Copy Blob within the account: it shares bytes with its source, so it has succeeded when it answers, whatever the size."""
+"""Copy Blob within the account: it shares bytes with its source, so it has succeeded when it answers, whatever the size.
+
+Called by ``router.py``; each handler parses, calls the store and answers.
+"""
 
 from __future__ import annotations
 

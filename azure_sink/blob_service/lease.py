@@ -1,4 +1,7 @@
-"""Lease Blob: acquire, renew, change, release, break."""
+"""Lease Blob: acquire, renew, change, release, break.
+
+Called by ``router.py``; each handler parses, calls the store and answers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Page blobs: create, Put Page (update and clear), Get Page Ranges (with comparison to a snapshot)."""
+"""Page blobs: create, Put Page (update and clear), Get Page Ranges (with comparison to a snapshot).
+
+Called by ``router.py``; each handler parses, calls the store and answers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The account itself: List Containers, and Get Blob Service Properties (nothing in them can be switched on)."""
+"""The account itself: List Containers, and Get Blob Service Properties (nothing in them can be switched on).
+
+Called by ``router.py``; each handler parses, calls the store and answers.
+"""
 
 from __future__ import annotations
 

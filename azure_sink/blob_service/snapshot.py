@@ -1,4 +1,7 @@
-"""Snapshot Blob. It costs the same whatever the blob's size; the snapshot shares all bytes until they are overwritten."""
+"""Snapshot Blob. It costs the same whatever the blob's size; the snapshot shares all bytes until they are overwritten.
+
+Called by ``router.py``; each handler parses, calls the store and answers.
+"""
 
 from __future__ import annotations
 
