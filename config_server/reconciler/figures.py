@@ -20,8 +20,8 @@ from config_server.core.job import OPEN_STATES
 from config_server.core.protected_item import State
 from config_server.events import Clock
 from config_server.item_health import disk_facts
-from config_server.items import item_disks
 from config_server.tables import (
+    ItemDiskRow,
     JobRow,
     MachineRow,
     ProcessServerRow,
@@ -58,25 +58,27 @@ async def take_snapshot(session: AsyncSession, *, store_reachable: bool, now_ns:
         snapshot.heard_ns["agent", machine.hostname] = machine.heard_ns or 0
     for server in await session.scalars(select(ProcessServerRow).where(ProcessServerRow.heard_ns.is_not(None))):
         snapshot.heard_ns["process-server", server.hostname] = server.heard_ns or 0
+    servers: dict[str, str] = {}
     for item in await session.scalars(select(ProtectedItemRow)):
         snapshot.items[item.state] += 1
-        if item.ended_ns is not None:
-            continue
-        name = names[item.machine_id]
-        snapshot.health[name] = _LEVELS.get(item.health or "", Health.CRITICAL.value)
-        for row in await item_disks(session, item.id):
-            facts = disk_facts(row, now_ns)
-            if facts.replication_lag_s is not None:
-                snapshot.replication_lags_s[name, row.disk_id] = facts.replication_lag_s
-            if facts.rpo_lag_s is not None:
-                snapshot.rpo_lags_s[name, row.disk_id] = facts.rpo_lag_s
-        counted = await session.execute(
-            select(RecoveryPointRow.suspect.is_not(None), func.count())
-            .where(RecoveryPointRow.item_id == item.id, RecoveryPointRow.state == "available")
-            .group_by(RecoveryPointRow.suspect.is_not(None))
-        )
-        for suspect, count in counted:
-            snapshot.points[name, "suspect" if suspect else "good"] = count
+        if item.ended_ns is None:
+            servers[item.id] = names[item.machine_id]
+            snapshot.health[names[item.machine_id]] = _LEVELS.get(item.health or "", Health.CRITICAL.value)
+    for row in await session.scalars(select(ItemDiskRow).where(ItemDiskRow.observation.is_not(None))):
+        facts = disk_facts(row, now_ns)
+        if row.item_id in servers and facts.replication_lag_s is not None:
+            snapshot.replication_lags_s[servers[row.item_id], row.disk_id] = facts.replication_lag_s
+        if row.item_id in servers and facts.rpo_lag_s is not None:
+            snapshot.rpo_lags_s[servers[row.item_id], row.disk_id] = facts.rpo_lag_s
+    suspect = RecoveryPointRow.suspect.is_not(None)
+    counted = await session.execute(
+        select(RecoveryPointRow.item_id, suspect, func.count())
+        .where(RecoveryPointRow.state == "available")
+        .group_by(RecoveryPointRow.item_id, suspect)
+    )
+    for item_id, is_suspect, count in counted:
+        if item_id in servers:
+            snapshot.points[servers[item_id], "suspect" if is_suspect else "good"] = count
     jobs = await session.execute(
         select(JobRow.kind, JobRow.state, func.count())
         .where(JobRow.state.in_([state.value for state in OPEN_STATES]))

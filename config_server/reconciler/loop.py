@@ -1,10 +1,10 @@
 """The reconciler: what is desired becomes requests to the writer; answers, points and observations become state; jobs go on.
 
-Called by ``daemon.py``; woken by the API after each change. One pass does every step for the
-items that have open jobs, and every ``point_interval_s`` for all; every step reads its facts anew, is
-idempotent, and commits on its own, so that a restart at any point continues. What the store or an item's step complains of is shown
-(health board, job) and tried again in the next pass; it does not keep the other items waiting. One leader runs it: this process is the
-only one on an SQLite database.
+Called by ``daemon.py``; woken by the API after each change. One pass follows the items on which something is
+to be done; every ``point_interval_s`` it also looks for new recovery points, prunes, and judges the health of all. Every step reads its
+facts anew, is idempotent, and commits on its own, so that a restart at any point continues. What the store or an item's step complains of
+is shown (health board, job) and tried again in the next pass; it does not keep the other items waiting. One leader runs it: this process
+is the only one on an SQLite database.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterator
 from typing import Final
 
-from sqlalchemy import select
+from sqlalchemy import select, union
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -36,7 +36,7 @@ from config_server.reconciler.mailbox import Mailbox
 from config_server.reconciler.recovery_points import RecoveryPoints
 from config_server.reconciler.replication_jobs import follow_enabling, follow_recovery_point, follow_resync
 from config_server.store_status import StoreStatus
-from config_server.tables import JobRow, ProtectedItemRow
+from config_server.tables import JobRow, MadeDiskRow, ProtectedItemRow
 from replication.blob_client.api import BlobClient
 from replication.documents import WriterPublicKey
 from replication.errors import BlockferryError
@@ -45,6 +45,9 @@ from replication.store_layout import CONTAINERS
 
 MIN_GAP_S: Final = 0.05
 """However often it is woken, passes are at least this far apart."""
+
+ROUNDS_BETWEEN_THOROUGH: Final = 12
+"""Items on which nothing is to be done are followed only in every so manieth round, as a safety net."""
 
 _logger = logging.getLogger(__name__)
 
@@ -78,6 +81,7 @@ class Reconciler:
         self._woken = asyncio.Event()
         self._containers_made = False
         self._round_due_ns = 0
+        self._rounds = 0
         self.figures = Figures(clock)
 
     def wake(self) -> None:
@@ -106,14 +110,18 @@ class Reconciler:
             placed = await place_waiting_items(session, self._heartbeat, self._clock())
         if placed:
             self._feed.wake()
-        round_trip = self._clock() >= self._round_due_ns
-        items = await self._items(only_with_jobs=not round_trip)
-        await self._exchange_with_store(items, everything=round_trip)
-        for item_id in items:
+        look_around = self._clock() >= self._round_due_ns
+        async with self._database.read() as session:
+            every_item = await _items(session)
+            busy = await _busy_items(session)
+        await self._exchange_with_store(busy, every_item if look_around else [])
+        thorough = look_around and self._rounds % ROUNDS_BETWEEN_THOROUGH == 0
+        for item_id in every_item if thorough else busy:
             await self._follow_item(item_id)
         with self._store_watched():
             await self._mailbox.deliver()
-        if round_trip:
+        if look_around:
+            self._rounds += 1
             self._round_due_ns = self._clock() + int(self._settings.point_interval_s * 1e9)
             await self._look_around()
 
@@ -142,7 +150,7 @@ class Reconciler:
             self._status.answered(self._clock())
             self._board.report("store", HealthState.OK)
 
-    async def _exchange_with_store(self, items: list[str], *, everything: bool) -> None:
+    async def _exchange_with_store(self, busy: list[str], looked_at: list[str]) -> None:
         with self._store_watched():
             if not self._containers_made:
                 for container in CONTAINERS:
@@ -151,24 +159,13 @@ class Reconciler:
             await self._mailbox.deliver()
             await self._mailbox.collect()
             await self._mailbox.retire()
-            for item_id in items:
+            for item_id in busy:
                 await self._points.find_awaited(item_id)
-                if everything:
-                    await self._points.find_all(item_id)
-                    await self._points.prune(item_id)
+            for item_id in looked_at:
+                await self._points.find_all(item_id)
+                await self._points.prune(item_id)
 
     # -- items ------------------------------------------------------------------------------------------------
-
-    async def _items(self, *, only_with_jobs: bool) -> list[str]:
-        """Items that have not ended, oldest first."""
-        query = select(ProtectedItemRow.id).where(ProtectedItemRow.ended_ns.is_(None))
-        if only_with_jobs:
-            states = [state.value for state in OPEN_STATES]
-            query = query.where(
-                select(JobRow.id).where(JobRow.item_id == ProtectedItemRow.id, JobRow.state.in_(states)).exists()
-            )
-        async with self._database.read() as session:
-            return list(await session.scalars(query.order_by(ProtectedItemRow.created_ns)))
 
     async def _follow_item(self, item_id: str) -> None:
         published = False
@@ -214,3 +211,16 @@ class Reconciler:
             case JobKind.COMPLETE | JobKind.STOP:
                 await follow_deletion(session, job, item, self._heartbeat, now_ns)
         return await publish(session, item.machine_id)
+
+
+async def _items(session: AsyncSession) -> list[str]:
+    """Items that have not ended, oldest first."""
+    query = select(ProtectedItemRow.id).where(ProtectedItemRow.ended_ns.is_(None))
+    return list(await session.scalars(query.order_by(ProtectedItemRow.created_ns)))
+
+
+async def _busy_items(session: AsyncSession) -> list[str]:
+    """Items on which something is to be done: an open job, or disks to be deleted."""
+    jobs = select(JobRow.item_id).where(JobRow.state.in_([state.value for state in OPEN_STATES]))
+    disks = select(MadeDiskRow.item_id).where(MadeDiskRow.unwanted, MadeDiskRow.deleted_ns.is_(None))
+    return sorted(set(await session.scalars(union(jobs, disks))))

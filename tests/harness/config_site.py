@@ -6,9 +6,12 @@ Called by tests of the configuration server, of enrolment and of ``migratectl``.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
+import shutil
 import ssl
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -27,6 +30,8 @@ from replication.documents import Document, WriterIdentity
 from replication.enrolment import enrol
 from replication.service.observability import ObservabilitySettings
 from replication.tls_identity import PeerName, Role, TlsIdentity
+
+_initialized: list[Path] = []
 
 
 def lab_settings(state_dir: Path, writer: WriterIdentity) -> Settings:
@@ -134,6 +139,17 @@ class Lab:
         return result
 
 
+async def _initialized_directory() -> Path:
+    """What ``config-server init`` leaves behind, made once a process and copied for each lab."""
+    if not _initialized:
+        directory = Path(tempfile.mkdtemp(prefix="config-lab-"))
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        installed = await initialize(lab_settings(directory, WriterIdentity.generate()), time.time_ns)
+        (directory / "first-token").write_text(installed.token or "")
+        _initialized.append(directory)
+    return _initialized[0]
+
+
 @contextlib.asynccontextmanager
 async def running_lab(
     directory: Path,
@@ -147,10 +163,10 @@ async def running_lab(
     """Initialize ``directory`` if it is new, and serve. Entering again with the same directory, store and writer is a restart."""
     writer = writer or WriterIdentity.generate()
     settings = change(lab_settings(directory / "state", writer))
+    token_file = settings.state_dir / "first-token"
+    if not settings.state_dir.exists():
+        shutil.copytree(await _initialized_directory(), settings.state_dir)
     installed = await initialize(settings, clock)
-    token_file = directory / "token"
-    if installed.token is not None:
-        token_file.write_text(installed.token)
     async with running_site(settings, store, clock, reconcile=reconcile) as running:
         lab = Lab(running, settings, writer, store, token_file.read_text(), installed.fingerprint, directory)
         try:

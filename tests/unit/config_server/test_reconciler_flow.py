@@ -77,7 +77,7 @@ class Site:
 
     async def settle(self) -> None:
         """Let server and writer work until nothing more is to be done."""
-        for _ in range(6):
+        for _ in range(4):
             await self.lab.running.reconciler.run_once()
             await self.writer.work()
 
