@@ -1,6 +1,8 @@
 """Enrolment, client side: from an address, a fingerprint and a passphrase to a TLS identity on disk.
 
-Called by ``mobility-agent`` and ``process-server`` (their ``enrol`` commands). Order of trust (R11): the authorities are fetched from a
+Called by ``mobility-agent`` and ``process-server`` (their ``enrol`` commands) and by ``migratectl login`` (``fetch_authority``).
+
+Order of trust (R11): the authorities are fetched from a
 server that is not trusted yet; the one whose SHA-256 fingerprint the operator gave is kept, all others are dropped; only a connection
 that this authority vouches for gets to see the passphrase. The private key is made here, is durable before it is used, and never leaves:
 an enrolment that was cut off is repeated with the same key, which is how the server knows its earlier caller again.
@@ -70,7 +72,7 @@ async def enrol(
     :raises PeerProtocolError: if its answer makes no sense.
     """
     base = _base_url(url)
-    wanted = normalized_fingerprint(authority_fingerprint)
+    normalized_fingerprint(authority_fingerprint)
     if role not in ENROLLING_ROLES:
         raise InvalidInput(f"cannot enrol as {role}", hint="agents and process servers enrol")
     identity = TlsIdentity(directory)
@@ -80,7 +82,7 @@ async def enrol(
             hint="remove the directory to enrol anew; the configuration server must allow the re-enrolment",
         )
     key = _durable_key(identity)
-    authority = await _matching_authority(base, wanted)
+    authority = await fetch_authority(base, authority_fingerprint)
     request = EnrolmentRequest(
         role="agent" if role is Role.AGENT else "process-server",
         passphrase=passphrase,
@@ -125,8 +127,13 @@ def _durable_key(identity: TlsIdentity) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-async def _matching_authority(base: str, wanted: str) -> x509.Certificate:
-    """Fetch the authorities over a connection that proves nothing, and keep the one that the operator named."""
+async def fetch_authority(url: str, authority_fingerprint: str) -> x509.Certificate:
+    """Fetch the authorities over a connection that proves nothing, and return the one of this fingerprint.
+
+    :raises Refused: if none has it. :raises InvalidInput: for a ``url`` or fingerprint that cannot be used.
+    :raises PeerUnavailable: if the server does not answer. :raises PeerProtocolError: if its answer makes no sense.
+    """
+    base, wanted = _base_url(url), normalized_fingerprint(authority_fingerprint)
     unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unverified.minimum_version = ssl.TLSVersion.TLSv1_3
     unverified.check_hostname = False  # nothing is sent, and what is received is compared with the fingerprint
@@ -143,7 +150,7 @@ async def _matching_authority(base: str, wanted: str) -> x509.Certificate:
             return certificate
     raise Refused(
         f"cannot trust {base}: its authority's fingerprint is "
-        f"{', '.join(fingerprint(certificate) for certificate in offered)}, not {wanted}; the passphrase was not sent",
+        f"{', '.join(fingerprint(certificate) for certificate in offered)}, not {wanted}; nothing was sent",
         hint="compare with `config-server show-fingerprint` on the appliance; if they differ, somebody is in between",
     )
 

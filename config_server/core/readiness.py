@@ -158,7 +158,7 @@ def _disks(inventory: MachineInventory, chosen: Collection[str] | None) -> Itera
     known = {name for disk in inventory.disks for name in (disk.disk, disk.path)}
     for name in sorted(set(chosen or ()) - known):
         yield Check(
-            f"disk {name}", Grade.BLOCKER, "the server has no such disk", "`migratectl servers SERVER` lists them"
+            f"disk {name}", Grade.BLOCKER, "the server has no such disk", "`migratectl servers show SERVER` lists them"
         )
     selected = chosen_disks(inventory, chosen)
     if not selected:

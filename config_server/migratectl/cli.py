@@ -1,0 +1,67 @@
+"""The command ``migratectl``: its global options and its commands. Called by ``__main__.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from config_server.migratectl import item_commands, site_commands
+from config_server.migratectl.invocation import Invocation
+from replication.service.cli import version_option
+
+EPILOG = (
+    "Exit codes: 0 done; 1 failed or refused; 2 wrong use; 3 the check found a blocker; 4 the wait timed out; "
+    "5 the job failed; 6 the server cannot be reached."
+)
+
+
+@click.group(epilog=EPILOG)
+@click.option("--url", envvar="BLOCKFERRY_URL", help="https://HOST[:PORT] of the configuration server.")
+@click.option(
+    "--token-file",
+    envvar="BLOCKFERRY_TOKEN_FILE",
+    type=click.Path(path_type=Path),
+    help="File with the administrator's token.",
+)
+@click.option(
+    "--authority",
+    envvar="BLOCKFERRY_AUTHORITY",
+    type=click.Path(path_type=Path),
+    help="File with the site's authority (PEM), as `config-server show-authority` prints it.",
+)
+@version_option("migratectl")
+@click.pass_context
+def main(context: click.Context, url: str | None, token_file: Path | None, authority: Path | None) -> None:
+    """Protect servers, test their migration, migrate them."""
+    context.obj = Invocation(url, token_file, authority)
+
+
+for command in (
+    site_commands.login,
+    site_commands.site,
+    site_commands.servers,
+    site_commands.check,
+    item_commands.protect,
+    item_commands.status,
+    item_commands.recovery_points,
+    item_commands.create_recovery_point,
+    item_commands.test_migrate,
+    item_commands.cleanup,
+    item_commands.migrate,
+    item_commands.cancel,
+    item_commands.complete,
+    item_commands.pause,
+    item_commands.resume,
+    item_commands.stop_replication,
+    item_commands.resync,
+    item_commands.jobs,
+    site_commands.events,
+    site_commands.policies,
+    site_commands.set_policy,
+    site_commands.process_servers,
+    site_commands.create_enrolment_passphrase,
+    site_commands.enrolment_passphrases,
+    site_commands.revoke_enrolment_passphrase,
+):
+    main.add_command(command)

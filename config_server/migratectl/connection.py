@@ -1,0 +1,185 @@
+"""Reaching the configuration server: where it is, whom to trust, which token; and one request. Called by every command.
+
+Options come before environment variables (``BLOCKFERRY_URL``, ``BLOCKFERRY_TOKEN_FILE``, ``BLOCKFERRY_AUTHORITY``), and these before
+``migratectl.yaml`` in ``$XDG_CONFIG_HOME/blockferry`` (``~/.config/blockferry``), which ``migratectl login`` writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+import aiohttp
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from replication.documents import Document
+from replication.errors import InvalidInput, PeerProtocolError, PeerUnavailable, SettingsError
+from replication.service.problem import error_from_problem
+from replication.settings import load_settings
+
+CONFIG_NAME: Final = "migratectl.yaml"
+AUTHORITY_NAME: Final = "authority.pem"
+REQUEST_TIMEOUT_S: Final = 60.0
+MAX_ANSWER_BYTES: Final = 64 * 2**20
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def config_directory() -> Path:
+    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(base) / "blockferry"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """The file that ``login`` writes; every key is optional."""
+
+    url: str | None = None
+    token_file: Path | None = None
+    authority: Path | None = None
+
+
+def stored_settings() -> ClientSettings:
+    """:raises SettingsError: if the file is there but cannot be used."""
+    path = config_directory() / CONFIG_NAME
+    return load_settings(ClientSettings, path) if path.exists() else ClientSettings()
+
+
+def stored_settings_text(settings: ClientSettings) -> str:
+    values = {"url": settings.url, "token_file": settings.token_file, "authority": settings.authority}
+    return yaml.safe_dump({name: str(value) for name, value in values.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Where to connect, completely."""
+
+    url: str
+    token: str
+    authority: Path
+
+    @classmethod
+    def resolve(cls, url: str | None, token_file: Path | None, authority: Path | None) -> Connection:
+        """Complete what was given by what ``login`` stored.
+
+        :raises SettingsError: if something is missing or cannot be read.
+        """
+        stored = stored_settings()
+        url = url or stored.url
+        token_file = token_file or stored.token_file
+        authority = authority or stored.authority
+        missing = [
+            name
+            for name, value in (("--url", url), ("--token-file", token_file), ("--authority", authority))
+            if not value
+        ]
+        if url is None or token_file is None or authority is None:
+            raise SettingsError(
+                f"cannot reach the configuration server without {', '.join(missing)}",
+                hint="`migratectl login` stores them; or BLOCKFERRY_URL, BLOCKFERRY_TOKEN_FILE, BLOCKFERRY_AUTHORITY",
+            )
+        if not url.startswith("https://"):
+            raise SettingsError(f"cannot use {url[:200]!r} as address", hint="expected https://HOST[:PORT]")
+        try:
+            token = token_file.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"cannot read the token file {token_file}: {error}") from error
+        return cls(url.rstrip("/"), token, authority)
+
+    def tls(self) -> ssl.SSLContext:
+        """:raises SettingsError: if the authority's file cannot be used."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        try:
+            context.load_verify_locations(self.authority)
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError(f"cannot use the authority {self.authority}: {error}") from error
+        return context
+
+
+class ConfigServer:
+    """An open connection; use as an asynchronous context."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {self._connection.token}"},
+            connector=aiohttp.TCPConnector(ssl=self._connection.tls()),
+            timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S),
+        )
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def get(self, path: str, kind: type[ModelT], **query: str | int | None) -> ModelT:
+        """:raises BlockferryError: what the server answered, or that it does not."""
+        return _read(kind, await self._exchange("GET", path, None, query))
+
+    async def send(self, method: str, path: str, kind: type[ModelT], body: Document | None = None) -> ModelT:
+        """:raises BlockferryError: what the server answered, or that it does not."""
+        return _read(kind, await self._exchange(method, path, body, {}))
+
+    async def order(self, method: str, path: str, body: Document | None = None) -> None:
+        """A request whose answer has no content."""
+        await self._exchange(method, path, body, {})
+
+    async def _exchange(
+        self, method: str, path: str, body: Document | None, query: dict[str, str | int | None]
+    ) -> bytes:
+        if self._session is None:
+            raise AssertionError("the connection is not open")
+        url = f"{self._connection.url}/api/v1{path}"
+        parameters = {name: str(value) for name, value in query.items() if value is not None}
+        content = None if body is None else body.encode()
+        try:
+            async with self._session.request(method, url, data=content, params=parameters) as response:
+                answer = await response.content.read(MAX_ANSWER_BYTES)
+                while chunk := await response.content.read(MAX_ANSWER_BYTES):
+                    answer += chunk
+                    if len(answer) > MAX_ANSWER_BYTES:
+                        raise PeerProtocolError(f"cannot use the answer of {url}: too long")
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise PeerUnavailable(
+                f"cannot reach the configuration server {self._connection.url}: {str(error) or type(error).__name__}",
+                hint="check --url, the firewall, and that --authority is this server's authority",
+            ) from error
+        if response.status >= 400:
+            raise error_from_problem(response.status, answer, self._connection.url)
+        return answer
+
+
+def _read(kind: type[ModelT], content: bytes) -> ModelT:
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        raise PeerProtocolError(
+            f"cannot read the server's answer as {kind.__name__}: {error.errors()[0]['msg']}",
+            hint="server and migratectl should have the same version",
+        ) from error
+
+
+def as_json(document: BaseModel) -> str:
+    """For ``--json``: indented, stable order of fields."""
+    return json.dumps(document.model_dump(mode="json"), indent=2)
+
+
+def path_part(text: str) -> str:
+    """A name as one part of a path.
+
+    :raises InvalidInput: for a name that cannot be one.
+    """
+    if not text or "/" in text or text in (".", "..") or any(sign in text for sign in "?#%"):
+        raise InvalidInput(f"cannot use {text[:100]!r} as a name")
+    return text

@@ -1,0 +1,159 @@
+"""How things look: sizes, rates, durations, tables. Called by the commands; plain text where the output is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from config_server.operator_plane import DiskStatus, HealthLevel, ItemStatus
+
+PLAIN_WIDTH: Final = 200
+Cell = str | Text
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_COLOURS: Final[dict[str, str]] = {
+    "healthy": "green",
+    "ok": "green",
+    "succeeded": "green",
+    "warning": "yellow",
+    "waiting-for-input": "yellow",
+    "critical": "red",
+    "blocker": "red",
+    "failed": "red",
+}
+
+
+def make_console() -> Console:
+    """For standard output; a table that goes into a file or a pipe is not cut to 80 columns."""
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=PLAIN_WIDTH)
+
+
+def size(count: float | None) -> str:
+    if count is None:
+        return "-"
+    value, unit = float(count), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.0f} {_UNITS[unit]}" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def rate(bytes_per_s: float | None) -> str:
+    return "-" if not bytes_per_s else f"{size(bytes_per_s)}/s"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    whole = round(seconds)
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def percent(fraction: float) -> str:
+    return "100 %" if fraction >= 1 else f"{min(fraction, 0.999):.1%}".replace("%", " %")
+
+
+def coloured(word: str) -> Text:
+    return Text(word, style=_COLOURS.get(word, ""))
+
+
+def table(*columns: str, rows: Sequence[Sequence[Cell]]) -> Table:
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return made
+
+
+def item_tables(items: Sequence[ItemStatus]) -> list[Table]:
+    """Status: a line for each server, a line for each disk, and why not everything is healthy."""
+    servers = table(
+        "SERVER",
+        "STATE",
+        "HEALTH",
+        "GOING",
+        "DONE",
+        "RATE",
+        "ETA",
+        "LAG",
+        "RPO LAG",
+        "POINTS",
+        rows=[_item_row(item) for item in items],
+    )
+    disks = table(
+        "SERVER",
+        "DISK",
+        "PHASE",
+        "DONE",
+        "BYTES",
+        "RATE",
+        "ETA",
+        "LAG",
+        "RPO LAG",
+        "TRACKER",
+        "CHANGED",
+        "READ",
+        "SENT",
+        rows=[_disk_row(item.server, disk) for item in items for disk in item.disks],
+    )
+    tables = [servers, disks]
+    reasons: list[list[Cell]] = [
+        [item.server, coloured(condition.health), condition.message, condition.remedy]
+        for item in items
+        for condition in item.conditions
+    ]
+    if reasons:
+        tables.append(table("SERVER", "HEALTH", "WHY", "REMEDY", rows=reasons))
+    return tables
+
+
+def _item_row(item: ItemStatus) -> list[Cell]:
+    points = str(item.recovery_points) + (f" ({item.suspect_points} suspect)" if item.suspect_points else "")
+    return [
+        item.server,
+        item.state,
+        coloured(item.health),
+        item.going,
+        percent(item.fraction),
+        rate(item.rate_bytes_per_s),
+        duration(item.eta_s) if item.fraction < 1 else "-",
+        duration(item.replication_lag_s),
+        duration(item.rpo_lag_s),
+        points,
+    ]
+
+
+def _disk_row(server: str, disk: DiskStatus) -> list[Cell]:
+    observed = disk.observation
+    if observed is None:
+        return [server, disk.path, disk.phase, "-", size(disk.size_bytes), *["-"] * 8]
+    tracker = f"{observed.tracker_kind or '-'} {observed.tracker_health}"
+    return [
+        server,
+        disk.path,
+        disk.phase,
+        percent(disk.fraction),
+        f"{size(observed.seeding_done_bytes)} of {size(observed.seeding_total_bytes or disk.size_bytes)}",
+        rate(observed.send_rate_bytes_per_s),
+        duration(observed.eta_s) if disk.fraction < 1 else "-",
+        duration(disk.replication_lag_s),
+        duration(disk.rpo_lag_s),
+        tracker,
+        size(observed.changed_bytes),
+        size(observed.read_bytes),
+        size(observed.sent_bytes),
+    ]
+
+
+def health_word(level: HealthLevel | None) -> Text:
+    return Text("-") if level is None else coloured(level)

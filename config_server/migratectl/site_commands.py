@@ -1,0 +1,358 @@
+"""Commands on the site: login, servers, check, policies, process servers, passphrases, events. Called by ``cli.py``."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import click
+from cryptography.hazmat.primitives import serialization
+from rich.console import Console
+
+from config_server.migratectl.connection import (
+    AUTHORITY_NAME,
+    CONFIG_NAME,
+    ClientSettings,
+    ConfigServer,
+    Connection,
+    as_json,
+    config_directory,
+    path_part,
+    stored_settings_text,
+)
+from config_server.migratectl.invocation import (
+    EXIT_NOT_READY,
+    Invocation,
+    fail,
+    guarded,
+    json_option,
+    pass_invocation,
+    show,
+)
+from config_server.migratectl.rendering import Cell, coloured, duration, health_word, make_console, rate, size, table
+from config_server.operator_plane import (
+    EventStatus,
+    Page,
+    PassphraseGrant,
+    PassphraseRequest,
+    PassphraseStatus,
+    Policy,
+    ProcessServerStatus,
+    ReadinessReport,
+    ServerDetail,
+    ServerSummary,
+    SiteStatus,
+)
+from replication.durable_file import DurableFile, make_directory_durably
+from replication.enrolment import fetch_authority
+from replication.errors import BlockferryError
+from replication.settings import parse_duration
+
+FOLLOW_S = 1.0
+
+
+@click.command()
+@click.option("--url", required=True, help="https://HOST[:PORT] of the configuration server.")
+@click.option("--fingerprint", required=True, help="As `config-server show-fingerprint` prints it on the appliance.")
+@click.option(
+    "--token-file", required=True, type=click.Path(path_type=Path), help="File with the administrator's token."
+)
+def login(url: str, fingerprint: str, token_file: Path) -> None:
+    """Compare the authority's fingerprint and store address, authority and token file for later commands."""
+
+    async def act() -> SiteStatus:
+        authority = await fetch_authority(url, fingerprint)
+        directory = config_directory()
+        make_directory_durably(directory)
+        pem = directory / AUTHORITY_NAME
+        DurableFile(pem).replace(authority.public_bytes(serialization.Encoding.PEM))
+        async with ConfigServer(Connection.resolve(url, token, pem)) as server:
+            found = await server.get("/site", SiteStatus)
+        text = stored_settings_text(ClientSettings(url.rstrip("/"), token, pem))
+        DurableFile(directory / CONFIG_NAME).replace(text.encode())
+        return found
+
+    token = token_file.resolve()
+    found = guarded(act)
+    click.echo(f"logged in at {url} (version {found.version}); stored in {config_directory() / CONFIG_NAME}")
+
+
+@click.command()
+@json_option
+@pass_invocation
+def site(invocation: Invocation, as_json_wanted: bool) -> None:
+    """Version, authority, store, and how many items are in which state."""
+    found = invocation.run(lambda server: server.get("/site", SiteStatus))
+
+    def tell(console: Console) -> None:
+        console.print(f"version:      {found.version}")
+        console.print(f"authority:    {found.authority_fingerprint}")
+        console.print(
+            f"store:        {'reachable' if found.store_reachable else found.store_problem or 'not asked yet'}"
+        )
+        console.print(f"servers:      {found.servers}")
+        for state, count in sorted(found.items_by_state.items()):
+            console.print(f"{count:>4} {state}")
+
+    show(found, as_json_wanted=as_json_wanted, otherwise=tell)
+
+
+@click.group(invoke_without_command=True)
+@json_option
+@click.pass_context
+def servers(context: click.Context, as_json_wanted: bool) -> None:
+    """List the servers whose agents have enrolled; see also `servers show`."""
+    if context.invoked_subcommand is not None:
+        return
+    invocation = context.find_object(Invocation)
+    if invocation is None:
+        raise AssertionError("the group sets it")
+    page = invocation.run(_all_servers)
+    rows: list[list[Cell]] = [
+        [
+            server.hostname,
+            server.item.state if server.item else "not protected",
+            health_word(server.item.health if server.item else None),
+            f"{server.disk_count} ({size(server.disk_bytes)})",
+            server.platform or "-",
+            server.operating_system or "-",
+            "-" if server.heard_age_s is None else duration(server.heard_age_s),
+        ]
+        for server in page.items
+    ]
+    show(
+        page,
+        as_json_wanted=as_json_wanted,
+        otherwise=lambda console: console.print(
+            table("SERVER", "STATE", "HEALTH", "DISKS", "PLATFORM", "SYSTEM", "HEARD AGO", rows=rows)
+        ),
+    )
+
+
+async def _all_servers(server: ConfigServer) -> Page[ServerSummary]:
+    items: list[ServerSummary] = []
+    after: str | None = None
+    while True:
+        page = await server.get("/servers", Page[ServerSummary], after=after, limit=1000)
+        items += page.items
+        if page.next is None:
+            return Page[ServerSummary](items=items)
+        after = page.next
+
+
+@servers.command("show")
+@click.argument("server")
+@json_option
+@pass_invocation
+def show_server(invocation: Invocation, server: str, as_json_wanted: bool) -> None:
+    """A server's inventory: system, trackers, disks with what is on them."""
+    found = invocation.run(lambda connection: connection.get(f"/servers/{path_part(server)}", ServerDetail))
+
+    def tell(console: Console) -> None:
+        inventory = found.inventory
+        if inventory is None:
+            console.print(f"{found.server.hostname}: no inventory yet")
+            return
+        console.print(
+            f"{inventory.hostname}: {inventory.operating_system}, kernel {inventory.kernel}, {inventory.platform}"
+        )
+        console.print(f"{inventory.cpu_count} CPUs, {size(inventory.memory_bytes)}, {', '.join(inventory.addresses)}")
+        for tracker in inventory.trackers:
+            console.print(f"tracker {tracker.kind}: {'available' if tracker.available else tracker.reason}")
+        rows = [
+            [
+                disk.path,
+                disk.disk,
+                size(disk.size_bytes),
+                ", ".join(disk.content),
+                disk.not_protectable or "can be protected",
+            ]
+            for disk in inventory.disks
+        ]
+        console.print(table("DISK", "IDENTIFIER", "SIZE", "CONTENT", "PROTECTION", rows=rows))
+
+    show(found, as_json_wanted=as_json_wanted, otherwise=tell)
+
+
+@servers.command("allow-reenrolment")
+@click.argument("server")
+@pass_invocation
+def allow_reenrolment(invocation: Invocation, server: str) -> None:
+    """Let a reinstalled server enrol anew, once, within an hour."""
+    invocation.run(lambda connection: connection.order("POST", f"/servers/{path_part(server)}/reenrolment"))
+    click.echo(f"{server} may enrol anew once within an hour")
+
+
+@click.command()
+@click.argument("server")
+@click.option("--disk", "disks", multiple=True, help="Only these disks (path or identifier); may be repeated.")
+@json_option
+@pass_invocation
+def check(invocation: Invocation, server: str, disks: tuple[str, ...], as_json_wanted: bool) -> None:
+    """Say whether protecting SERVER will work, and why not; exits 3 if something stands against it."""
+    path = f"/servers/{path_part(server)}/readiness"
+    report = invocation.run(
+        lambda connection: connection.get(path, ReadinessReport, disks=",".join(disks) if disks else None)
+    )
+    rows: list[list[Cell]] = [[coloured(item.grade), item.name, item.message, item.remedy] for item in report.checks]
+
+    def tell(console: Console) -> None:
+        console.print(table("VERDICT", "CHECK", "FOUND", "REMEDY", rows=rows))
+        console.print(
+            f"{report.server} can be protected" if report.ready else f"{report.server} cannot be protected yet"
+        )
+
+    show(report, as_json_wanted=as_json_wanted, otherwise=tell)
+    if not report.ready:
+        sys.exit(EXIT_NOT_READY)
+
+
+@click.command("process-servers")
+@json_option
+@pass_invocation
+def process_servers(invocation: Invocation, as_json_wanted: bool) -> None:
+    """List the process servers with their load."""
+    page = invocation.run(lambda server: server.get("/process-servers", Page[ProcessServerStatus]))
+    rows = []
+    for server in page.items:
+        observed = server.observation
+        rows.append(
+            [
+                server.hostname,
+                server.url,
+                "-" if server.heard_age_s is None else duration(server.heard_age_s),
+                str(server.item_count),
+                "-" if observed is None else f"{observed.spool_free_fraction:.0%} free",
+                "-" if observed is None else size(observed.upload_backlog_bytes),
+                "-" if observed is None else rate(observed.upload_rate_bytes_per_s),
+            ]
+        )
+    show(
+        page,
+        as_json_wanted=as_json_wanted,
+        otherwise=lambda console: console.print(
+            table("PROCESS SERVER", "ADDRESS", "HEARD AGO", "ITEMS", "SPOOL", "BACKLOG", "UPLOAD", rows=rows)
+        ),
+    )
+
+
+@click.command()
+@json_option
+@pass_invocation
+def policies(invocation: Invocation, as_json_wanted: bool) -> None:
+    """List the replication policies."""
+    page = invocation.run(lambda server: server.get("/policies", Page[Policy]))
+    rows = [
+        [
+            policy.name,
+            duration(policy.recovery_point_interval_s),
+            "off" if policy.app_consistent_interval_s is None else duration(policy.app_consistent_interval_s),
+            duration(policy.retention_s) if policy.retention_s else "latest only",
+            duration(policy.rpo_threshold_s),
+        ]
+        for policy in page.items
+    ]
+    show(
+        page,
+        as_json_wanted=as_json_wanted,
+        otherwise=lambda console: console.print(
+            table("POLICY", "CRASH-CONSISTENT", "APP-CONSISTENT", "RETENTION", "RPO THRESHOLD", rows=rows)
+        ),
+    )
+
+
+@click.command("set-policy")
+@click.argument("name")
+@click.option("--recovery-point-interval", help="Such as 5 min; at least 10 s.")
+@click.option("--epoch-interval", help="Such as 1 s.")
+@click.option("--app-consistent-interval", help="1 h to 12 h, or off.")
+@click.option("--rpo-threshold", help="Above it an item is no longer healthy.")
+@click.option("--retention", help="Up to 15 d; 0 keeps the latest point only.")
+@click.option("--freeze-budget", help="How long a file system may be frozen.")
+@json_option
+@pass_invocation
+def set_policy(invocation: Invocation, /, name: str, as_json_wanted: bool, **changes: str | None) -> None:
+    """Make the policy NAME, or change it; what is not given stays (or is the default)."""
+
+    async def act(server: ConfigServer) -> Policy:
+        present = {policy.name: policy for policy in (await server.get("/policies", Page[Policy])).items}
+        values = present.get(name, Policy(name=name)).model_dump()
+        for option, text in changes.items():
+            if text is not None:
+                values[f"{option}_s"] = None if text == "off" else parse_duration(text)
+        policy = Policy.decode(Policy.model_construct(**values).encode())
+        if name in present:
+            return await server.send("PUT", f"/policies/{path_part(name)}", Policy, policy)
+        return await server.send("POST", "/policies", Policy, policy)
+
+    policy = invocation.run(act)
+    show(policy, as_json_wanted=as_json_wanted, otherwise=lambda console: console.print(f"policy {policy.name} is set"))
+
+
+@click.command("create-enrolment-passphrase")
+@click.option("--valid-for", default="5 d", show_default=True, help="Such as 8 h; at most 30 d.")
+@json_option
+@pass_invocation
+def create_enrolment_passphrase(invocation: Invocation, valid_for: str, as_json_wanted: bool) -> None:
+    """Print a new passphrase with which agents and process servers enrol; it is told this once."""
+    try:
+        request = PassphraseRequest(valid_for_s=parse_duration(valid_for))
+    except BlockferryError as error:
+        fail(error)
+    grant = invocation.run(lambda server: server.send("POST", "/enrolment-passphrases", PassphraseGrant, request))
+    show(grant, as_json_wanted=as_json_wanted, otherwise=lambda _console: click.echo(grant.passphrase))
+
+
+@click.command("enrolment-passphrases")
+@json_option
+@pass_invocation
+def enrolment_passphrases(invocation: Invocation, as_json_wanted: bool) -> None:
+    """List the valid enrolment passphrases, without their text."""
+    page = invocation.run(lambda server: server.get("/enrolment-passphrases", Page[PassphraseStatus]))
+    rows = [[row.id, row.created_at, row.created_by, row.expires_at, str(row.used_count)] for row in page.items]
+    show(
+        page,
+        as_json_wanted=as_json_wanted,
+        otherwise=lambda console: console.print(table("ID", "CREATED", "BY", "EXPIRES", "USED", rows=rows)),
+    )
+
+
+@click.command("revoke-enrolment-passphrase")
+@click.argument("identifier")
+@pass_invocation
+def revoke_enrolment_passphrase(invocation: Invocation, identifier: str) -> None:
+    """Revoke a passphrase by its public identifier."""
+    invocation.run(lambda server: server.order("DELETE", f"/enrolment-passphrases/{path_part(identifier)}"))
+    click.echo(f"passphrase {identifier} is revoked")
+
+
+@click.command()
+@click.option("--server", default=None, help="Only of this server.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000))
+@click.option("--follow", is_flag=True, help="Go on printing new events.")
+@json_option
+@pass_invocation
+def events(invocation: Invocation, server: str | None, limit: int, follow: bool, as_json_wanted: bool) -> None:
+    """What happened, when and through whom, oldest first."""
+    console = make_console()
+
+    async def act(connection: ConfigServer) -> None:
+        page = await connection.get("/events", Page[EventStatus], server=server, limit=limit)
+        if as_json_wanted and not follow:
+            click.echo(as_json(page))
+            return
+        while True:
+            for event in page.items:
+                if as_json_wanted:
+                    click.echo(event.model_dump_json())
+                else:
+                    console.print(f"{event.at}  {event.actor}  {event.kind}: {event.message}")
+            if not follow:
+                return
+            await asyncio.sleep(FOLLOW_S)
+            page = await connection.get(
+                "/events", Page[EventStatus], server=server, limit=limit, after=page.next or "0"
+            )
+
+    invocation.run(act)
