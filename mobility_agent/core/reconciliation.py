@@ -21,6 +21,10 @@ is accounted (or later, masked): never before.
 - A run that the kernel skipped since the program was running already (``missed_runs``): as completions lost.
 - Overflow, passthrough, statistics switched off: RESYNC.
 
+The base from which counts run is taken so that completions are exact or show a deficit, never a surplus that could hide a
+loss. Issues cannot be: what is in flight when counting begins was never counted. So until the first rest an issue deficit
+may be false; it then merely turns a REDIRTIED into a RESYNC.
+
 Invariant: a request whose data may have landed after the harvest that its mark was in, is in a later harvest, or in the
 suspects with its account open, or covered by a RESYNC doubt.
 """
@@ -41,8 +45,9 @@ class Window(enum.IntFlag):
     """What is known about the window that is open. Persisted as a number: never renumber."""
 
     CLEAN = 0
-    INEXACT_BASE = 1
-    """Counting began, or resumed, with requests under way: the first rest makes the base exact."""
+    BEGAN_UNDER_WAY = 1
+    """Counting began with requests in flight: they are accounted for without having been counted as issued. Until the first
+    rest, issue deficits may be theirs."""
     ISSUES_LOST = 2
     COMPLETIONS_LOST = 4
 
@@ -70,7 +75,6 @@ CAUSE_SENTENCES: Final = {
     Cause.PINS_UNUSABLE: "the earlier tracking was of another device or version and was discarded",
 }
 LOST_COMPLETIONS: Final = "completions of {sectors} sectors were not seen; all that can be affected is dirty again"
-INEXACT_BASE_SENTENCE: Final = "counting had begun with writes under way; all that can be affected is dirty again"
 MISSED_RUNS: Final = "{runs} runs of a tracking program were skipped; all that can be affected is dirty again"
 
 
@@ -147,8 +151,7 @@ def reconcile(ledger: Ledger, readings: Readings) -> Verdict:
         cause = Cause.MARKS_LOST
     if cause is not Cause.NONE:
         # A resync covers all that came before; what is masked as yet will open doubt again.
-        kept = Window.INEXACT_BASE if not readings.statistics_on else window & Window.INEXACT_BASE
-        return Verdict(replace(settled_ledger, window=kept), resync=cause)
+        return Verdict(replace(settled_ledger, window=window & Window.BEGAN_UNDER_WAY), resync=cause)
     if any(completions):
         return Verdict(settled_ledger, redirty_reason=LOST_COMPLETIONS.format(sectors=sum(completions)))
     if missed > 0:
@@ -174,21 +177,34 @@ def at_exact_rest(ledger: Ledger) -> Ledger:
 
 
 def at_inexact_rest(ledger: Ledger, readings: Readings, *, lasting: bool) -> Verdict:
-    """Nothing is in flight, nothing moves, no deficit is left, and yet there is a surplus.
+    """Nothing is in flight and nothing moves, no deficit is left, and yet there is a surplus. It never ends suspicion.
 
-    In a window with an inexact base that is the base's fault: take this reading as exact. Else, if it is ``lasting``
-    (the same at two harvests with not one request between), the kernel's statistics stood still while writes went on.
+    A surplus of issues is what began under way, or a lost run of the requeue program: this reading is the new base. A surplus
+    of completions that is ``lasting`` (the same at two harvests, with not one request between) means that the kernel's
+    statistics stood still while writes went on.
     """
-    if Window.INEXACT_BASE not in ledger.window and not lasting:
+    began_under_way = Window.BEGAN_UNDER_WAY in ledger.window
+    if not began_under_way and not lasting:
         return Verdict(ledger)
+    completions = ledger.completion_deficit(readings) if lasting else NO_SECTORS
     rebased = replace(
+        ledger,
+        forgiven_completed=_sum(ledger.forgiven_completed, completions),
+        forgiven_issued=_sum(ledger.forgiven_issued, ledger.issue_deficit(readings)),
+        window=ledger.window & ~Window.BEGAN_UNDER_WAY,
+    )
+    return Verdict(rebased, resync=Cause.STATISTICS_STOOD_STILL if any(completions) else Cause.NONE)
+
+
+def rebased(ledger: Ledger, readings: Readings) -> Ledger:
+    """Counting resumes here, with requests that may be under way. ``readings`` must be such that no completion lies between
+    what the kernel and what the programs counted; what was lost before is covered by a resync."""
+    return replace(
         ledger,
         forgiven_completed=_sum(ledger.forgiven_completed, ledger.completion_deficit(readings)),
         forgiven_issued=_sum(ledger.forgiven_issued, ledger.issue_deficit(readings)),
-        window=Window.CLEAN,
+        window=Window.BEGAN_UNDER_WAY,
     )
-    unexplained = any(ledger.completion_deficit(readings)) and Window.INEXACT_BASE not in ledger.window
-    return Verdict(rebased, resync=Cause.STATISTICS_STOOD_STILL if unexplained else Cause.NONE)
 
 
 def _difference(accounted: Groups, seen: Groups, forgiven: Groups) -> Groups:

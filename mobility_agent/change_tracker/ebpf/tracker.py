@@ -17,12 +17,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 from mobility_agent.block_device.kernel_counters import KernelCounters
 from mobility_agent.change_tracker.ebpf import bpf_syscall, objects
 from mobility_agent.change_tracker.ebpf.halves import Halves
-from mobility_agent.change_tracker.ebpf.layout import BitmapLayout
+from mobility_agent.change_tracker.ebpf.layout import BitmapLayout, CpuCounters
 from mobility_agent.change_tracker.ebpf.objects import DeviceIdentity, KernelObjects
 from mobility_agent.change_tracker.ebpf.pins import Pins
 from mobility_agent.change_tracker.ebpf.support import require_trackable
@@ -36,7 +36,6 @@ from mobility_agent.change_tracker.interface import (
 )
 from mobility_agent.core.reconciliation import (
     CAUSE_SENTENCES,
-    INEXACT_BASE_SENTENCE,
     Cause,
     Groups,
     Ledger,
@@ -46,10 +45,14 @@ from mobility_agent.core.reconciliation import (
     at_exact_rest,
     at_inexact_rest,
     is_exact,
+    rebased,
     reconcile,
 )
 from replication.dirty_bitmap import DEFAULT_GRANULARITY_BYTES, DirtyBitmap, Geometry, GranuleRuns
 from replication.errors import Refused
+
+_SIMULTANEOUS_TRIES: Final = 1000
+_TRIES_WITH_GRACE: Final = 3
 
 
 class _Stage(enum.Enum):
@@ -167,18 +170,12 @@ class EbpfTracker:
         if not self._kernel.statistics_on():
             self._kernel.switch_statistics(on=True)
             control.statistics_was_off = 1
-        # Our counters first, then the kernel's: the base may hide a loss in this window, but never invents one. The grace
-        # period between lets those be accounted for that were counted (both happen in one softirq).
-        counters = self._objects.totals()
-        self._wait_for_programs()
-        accounted = self._kernel.accounted_sectors()
+        accounted, counters = self._simultaneous_counts()
         for group in range(2):
             control.base_accounted[group] = accounted[group]
             control.base_issued[group] = counters.issued[group] - counters.requeued[group]
             control.base_completed[group] = counters.completed[group]
-        self._wait_for_programs()
-        at_rest = self._kernel.writes_in_flight() == 0 and is_exact(Ledger(), self._readings())
-        control.window_flags = Window.CLEAN if at_rest else Window.INEXACT_BASE
+        control.window_flags = Window.BEGAN_UNDER_WAY
         if self._pins is not None:
             self._pins.publish(self._objects.descriptors)
 
@@ -257,10 +254,13 @@ class EbpfTracker:
         accounted = self._kernel.accounted_sectors()
         self._flip = _Flip(self._objects.totals().runs, accounted)
         self._halves.flip()
-        verdict = reconcile(self._ledger(), self._readings_with(accounted, statistics_on=statistics_on))
-        self._settle(verdict, verdict.redirty_reason)
+        readings = self._readings_of(accounted, self._objects.totals(), statistics_on=statistics_on)
+        verdict = reconcile(self._ledger(), readings)
+        self._settle(verdict)
         if not statistics_on:
             self._kernel.switch_statistics(on=True)
+            accounted, counters = self._simultaneous_counts()
+            self._store(rebased(self._ledger(), self._readings_of(accounted, counters, statistics_on=True)))
         rested = self._look_for_rest()
         self._halves.collect(bitmap)
         if not rested:
@@ -282,12 +282,12 @@ class EbpfTracker:
             return Doubt(DoubtKind.RESYNC, CAUSE_SENTENCES[cause])
         return Doubt(DoubtKind.REDIRTIED, self._redirty_reason) if self._redirty_reason else NO_DOUBT
 
-    def _settle(self, verdict: Verdict, redirty_reason: str) -> None:
+    def _settle(self, verdict: Verdict) -> None:
         """Store what the verdict demands, and only then that it was dealt with: killed in between, it is found again."""
         if verdict.resync is not Cause.NONE:
             self._control.resync_cause = verdict.resync
-        if redirty_reason:
-            self._redirty_reason = redirty_reason
+        if verdict.redirty_reason:
+            self._redirty_reason = verdict.redirty_reason
             self._halves.carry_suspects()
         self._store(verdict.ledger)
 
@@ -308,11 +308,9 @@ class EbpfTracker:
             return False
         verdict = at_inexact_rest(ledger, readings, lasting=readings == self._last_rest)
         self._last_rest = readings
-        if verdict.ledger == ledger:
-            return False
-        self._settle(verdict, INEXACT_BASE_SENTENCE)
-        self._halves.clear_suspects()
-        return True
+        if verdict.ledger != ledger:
+            self._settle(verdict)
+        return False
 
     # -- questions asked while frozen (R9) ------------------------------------------------------------------------
 
@@ -365,13 +363,31 @@ class EbpfTracker:
                 hint="the disk was detached; protect the new one, or attach the old one again and resynchronize",
             )
 
+    def _simultaneous_counts(self) -> tuple[Groups, CpuCounters]:
+        """The kernel's sectors and our counters with no completion between them.
+
+        First with a grace period, in which those are accounted for that were counted (both happen in one softirq). Under a
+        load that leaves no such gap, without; and at last ours are the later ones: then a deficit shows that is none, but
+        none is hidden.
+        """
+        for attempt in range(_SIMULTANEOUS_TRIES):
+            before = self._objects.totals()
+            if attempt < _TRIES_WITH_GRACE:
+                self._wait_for_programs()
+            accounted = self._kernel.accounted_sectors()
+            counters = self._objects.totals()
+            if _pair(before.completed) == _pair(counters.completed):
+                break
+        return accounted, counters
+
     def _readings(self) -> Readings:
         statistics_on = self._kernel.statistics_on()
-        return self._readings_with(self._kernel.accounted_sectors(), statistics_on=statistics_on)
+        accounted = self._kernel.accounted_sectors()
+        return self._readings_of(accounted, self._objects.totals(), statistics_on=statistics_on)
 
-    def _readings_with(self, accounted: Groups, *, statistics_on: bool) -> Readings:
-        """``accounted`` was read before: the order that ``core/reconciliation`` relies on."""
-        totals, control = self._objects.totals(), self._control
+    def _readings_of(self, accounted: Groups, totals: CpuCounters, *, statistics_on: bool) -> Readings:
+        """``accounted`` was read before ``totals``: the order that ``core/reconciliation`` relies on."""
+        control = self._control
         return Readings(
             accounted=_less(accounted, control.base_accounted),
             issued=_less(_less(totals.issued, totals.requeued), control.base_issued),
