@@ -152,9 +152,13 @@ class ArenaSet:
             self._unwritten_bytes += room
             return taken
 
-    def _check_space(self, room: int) -> None:
+    def has_room(self, room: int = BLOCK_BYTES) -> bool:
+        """Whether ``room`` bytes could be taken without touching the reserve."""
         status = os.statvfs(self._directory)
-        if status.f_bavail * status.f_frsize - self._unwritten_bytes - room < self._reserve_bytes:
+        return status.f_bavail * status.f_frsize - self._unwritten_bytes - room >= self._reserve_bytes
+
+    def _check_space(self, room: int) -> None:
+        if not self.has_room(room):
             raise StoreFull(
                 "cannot store the body: the file system of the blob store is full",
                 retry_after_s=FULL_RETRY_AFTER_S,

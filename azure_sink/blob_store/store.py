@@ -125,6 +125,10 @@ class BlobStore:
         """The store's clock: seconds since the epoch."""
         return self._clock()
 
+    def has_room(self) -> bool:
+        """Whether a body of some size would be accepted."""
+        return self._arenas.has_room()
+
     def figures(self) -> ArenaFigures:
         """Space on disk, for metrics. Looks at each arena's inode."""
         return self._arenas.figures()

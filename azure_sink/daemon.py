@@ -1,0 +1,117 @@
+"""Composition root of the sink: builds the real objects, hands them inward, serves until told to stop. Called by ``cli.py``.
+
+``running_blob_service`` is the Blob service without a command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+
+from azure_sink.blob_service.app import Account, BlobService
+from azure_sink.blob_service.metrics import ArenaCollector, BlobMetrics
+from azure_sink.blob_store.store import BlobStore, StoreOptions
+from azure_sink.config import BlobSettings, Settings
+from replication.errors import Permanent, SettingsError
+from replication.service.health import HealthBoard, HealthState
+from replication.service.https import ListenAddress, RunningServer, start_server
+from replication.service.observability import make_registry, start_observability
+from replication.service.runtime import Lifecycle
+
+WATCH_INTERVAL_S: Final = 5.0
+STALE_BLOCKS_INTERVAL_S: Final = 24 * 3600.0
+_CHECK: Final = "blob-store"
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningBlobService:
+    """A Blob service that answers. ``server.port`` is the bound port."""
+
+    store: BlobStore
+    server: RunningServer
+
+
+def _server_tls(settings: BlobSettings) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(
+            f"cannot use the TLS certificate {settings.tls_cert} with the key {settings.tls_key}: {error}"
+        ) from error
+    return context
+
+
+@contextlib.asynccontextmanager
+async def running_blob_service(
+    settings: BlobSettings, board: HealthBoard, registry: CollectorRegistry
+) -> AsyncIterator[RunningBlobService]:
+    """Serve until the context is left; then requests end, what was begun is committed, the store is closed.
+
+    :raises SettingsError: key, certificate, address or state directory cannot be used.
+    :raises Permanent: inside the context, as an exception group: the store failed and needs a restart.
+    """
+    keys, tls = settings.read_keys(), _server_tls(settings)
+    metrics = BlobMetrics(registry)
+    options = StoreOptions(
+        arena_bytes=settings.arena_bytes,
+        reserve_bytes=settings.reserve_bytes,
+        on_group=metrics.group_size.observe,
+    )
+    loop = asyncio.get_running_loop()
+    store = await loop.run_in_executor(None, BlobStore.open, settings.state_dir, options)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(loop.run_in_executor, None, store.close)
+        registry.register(ArenaCollector(store.figures))
+        service = BlobService(store, Account(settings.account, keys), settings.limits, metrics)
+        server = await start_server(service.application(), ListenAddress.parse(settings.listen), tls)
+        stack.push_async_callback(server.close)
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        stack.callback(tasks.create_task(_watch(store, board)).cancel)
+        stack.callback(tasks.create_task(_drop_stale_blocks(store)).cancel)
+        _logger.info(
+            "blob service listens",
+            extra={"fields": {"address": f"{server.host}:{server.port}", "account": settings.account}},
+        )
+        yield RunningBlobService(store, server)
+
+
+async def _watch(store: BlobStore, board: HealthBoard) -> None:
+    """Report the store's state; a store that cannot commit any more ends the daemon, so that it is started anew."""
+    while True:
+        if store.failure is not None:
+            board.report(_CHECK, HealthState.FAILED, store.failure)
+            raise Permanent(f"cannot go on with the blob store: {store.failure}")
+        if store.has_room():
+            board.report(_CHECK, HealthState.OK)
+        else:
+            board.report(_CHECK, HealthState.DEGRADED, "the file system is full: bodies are refused, deleting goes on")
+        await asyncio.sleep(WATCH_INTERVAL_S)
+
+
+async def _drop_stale_blocks(store: BlobStore) -> None:
+    while True:
+        await store.drop_stale_blocks()
+        await asyncio.sleep(STALE_BLOCKS_INTERVAL_S)
+
+
+async def run_blob(settings: Settings, lifecycle: Lifecycle) -> None:
+    """``azure-sink blob``: serve until ``lifecycle`` says stop."""
+    registry, board = make_registry(), HealthBoard()
+    async with running_blob_service(settings.required_blob(), board, registry):
+        observability = await start_observability(settings.observability, board, registry)
+        try:
+            lifecycle.ready()
+            await lifecycle.stopping.wait()
+        finally:
+            await observability.close()
