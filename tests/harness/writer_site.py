@@ -80,7 +80,7 @@ class WriterSite:
 
     random: Random
     time: HandClock
-    account: MemoryBlobClient
+    account: BlobClient
     identity: WriterIdentity
     lease_id: str
     settings: WriterSettings = _SETTINGS
@@ -89,9 +89,14 @@ class WriterSite:
 
     @classmethod
     async def make(cls, seed: int = 0, **settings: int) -> WriterSite:
-        random = Random(seed)
+        """On an account in memory; ``settings`` are the writer's."""
         time = HandClock()
-        account = MemoryBlobClient(time.now)
+        return await cls.on(MemoryBlobClient(time.now), time, seed, **settings)
+
+    @classmethod
+    async def on(cls, account: BlobClient, time: HandClock, seed: int = 0, **settings: int) -> WriterSite:
+        """On any account whose leases follow ``time``."""
+        random = Random(seed)
         await make_containers(account)
         changed = replace(_SETTINGS, **settings)  # type: ignore[arg-type]
         return cls(random, time, account, WriterIdentity.generate(), new_uuid(random), changed)
