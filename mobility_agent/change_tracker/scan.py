@@ -21,7 +21,7 @@ from mobility_agent.block_device.buffers import BufferPool
 from mobility_agent.block_device.reader import DiskReader
 from mobility_agent.change_tracker.interface import Harvest, ReferenceDigests, TrackerState, TrackerStatus
 from replication.dirty_bitmap import DirtyBitmap, Geometry, GranuleRuns
-from replication.errors import InvalidInput, Retryable
+from replication.errors import InvalidInput, ResyncRequired, Retryable
 from replication.extents import Extent, split
 
 SLICE_BYTES: Final = 4 * 1024 * 1024
@@ -106,6 +106,7 @@ class ScanTracker:
         """
         bitmap = DirtyBitmap(self._geometry.granules) if into is None else into
         bitmap.clear_all()
+        self._require_whole_disk()
         compared = read = found = 0
         with self._pool.acquire(0) as buffer:
             for extent, is_hole in self._slices():
@@ -123,10 +124,20 @@ class ScanTracker:
                 found += changed.granule_count
                 compared += extent.length_bytes
                 self._progress(ScanProgress(compared, self._geometry.size_bytes, read, found))
+        self._require_whole_disk()
         bitmap.mark_words(self._marked.words)
         self._is_open = True
         self._late.clear()
         return Harvest(bitmap)
+
+    def _require_whole_disk(self) -> None:
+        """What is missing at the end of a file would look like a hole."""
+        size_bytes = self._reader.current_size_bytes()
+        if size_bytes < self._geometry.size_bytes:
+            raise ResyncRequired(
+                f"cannot scan {self._reader.path}: it became smaller, from {self._geometry.size_bytes} to {size_bytes} bytes",
+                hint="protect the disk anew",
+            )
 
     def _slices(self) -> Iterator[tuple[Extent, bool]]:
         """(extent, whether it is a hole), granule-aligned and in order, from the first to the last byte of the disk."""
