@@ -1,13 +1,15 @@
-"""The command ``azure-sink``: ``blob`` serves the Blob service. Called by ``__main__.py``.
+"""The command ``azure-sink``: ``blob``, ``writer`` or ``all`` as a daemon, and what is done by hand. Called by ``__main__.py``.
 
 Exit codes: 0 stopped as asked, 1 failed, 2 wrong use or unusable configuration.
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import sys
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,16 @@ import click
 
 from azure_sink import daemon
 from azure_sink.config import DEFAULT_CONFIG, BlobSettings, Settings
-from replication.errors import SettingsError
+from azure_sink.export import DiskExport, ExportedDisk
+from azure_sink.replica_writer.state_directory import StateDirectory
+from replication.blob_client.http_client import HttpBlobClient
+from replication.blob_client.settings import BlobEndpointSettings
+from replication.documents import WriterIdentity
+from replication.errors import BlockferryError, SettingsError
 from replication.service.cli import daemon_options, fail, load_or_exit, version_option
 from replication.service.logs import configure_logging
 from replication.service.observability import ObservabilitySettings
-from replication.service.runtime import run_daemon
+from replication.service.runtime import Lifecycle, run_daemon
 
 PROGRAM = "azure-sink"
 _file = functools.partial(click.Path, path_type=Path)
@@ -92,3 +99,124 @@ def _with_options(settings: Settings, given: dict[str, Any], observability: str 
     if observability is not None:
         settings = dataclasses.replace(settings, observability=ObservabilitySettings(observability))
     return settings
+
+
+@main.command()
+@daemon_options(DEFAULT_CONFIG)
+def writer(config_path: Path, check_config: bool) -> None:
+    """Write replicas of what process servers have uploaded to a Blob endpoint."""
+    _run_daemon(config_path, check_config, (Settings.required_writer,), daemon.run_writer)
+
+
+@main.command("all")
+@daemon_options(DEFAULT_CONFIG)
+def serve_all(config_path: Path, check_config: bool) -> None:
+    """Serve blobs and write replicas in one process."""
+    _run_daemon(config_path, check_config, (Settings.required_blob, Settings.required_writer), daemon.run_all)
+
+
+def _run_daemon(
+    config_path: Path,
+    check_config: bool,
+    needed: Sequence[Callable[[Settings], object]],
+    run: Callable[[Settings, Lifecycle], Awaitable[None]],
+) -> None:
+    settings = load_or_exit(Settings, config_path, check_only=False)
+    try:
+        for section in needed:
+            section(settings)
+    except SettingsError as error:
+        fail(error)
+    if check_config:
+        click.echo(f"{config_path}: the configuration can be used")
+        return
+    configure_logging(PROGRAM, log_format=settings.log.format, level=settings.log.level)
+    sys.exit(run_daemon(PROGRAM, functools.partial(run, settings)))
+
+
+_config = click.option(
+    "--config",
+    "config_path",
+    type=_file(),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    help="Configuration file (YAML).",
+)
+
+
+def _identity(config_path: Path, load: Callable[[StateDirectory], WriterIdentity]) -> WriterIdentity:
+    settings = load_or_exit(Settings, config_path, check_only=False)
+    try:
+        return load(StateDirectory(settings.required_writer().state_dir))
+    except BlockferryError as error:
+        fail(error)
+
+
+@main.command()
+@_config
+def init(config_path: Path) -> None:
+    """Make the replica writer's identity, unless it is there, and print its public key."""
+    click.echo(_identity(config_path, StateDirectory.load_or_make_identity).public.encode())
+
+
+@main.command("show-writer-key")
+@_config
+def show_writer_key(config_path: Path) -> None:
+    """Print the replica writer's public key: the line that the configuration server is given."""
+    click.echo(_identity(config_path, StateDirectory.load_identity).public.encode())
+
+
+@main.command()
+@_config
+@click.option(
+    "--endpoint", help="https://HOST:PORT/ACCOUNT; without it the configuration's section writer.store is used."
+)
+@click.option("--account", help="Name of the storage account at --endpoint.")
+@click.option("--key-file", type=_file(), help="File with the account's key (base64).")
+@click.option("--ca-file", type=_file(), help="Authorities that the endpoint's certificate is checked with (PEM).")
+@click.option("--snapshot", help="Export this snapshot and not the blob as it is.")
+@click.option("--raw", is_flag=True, help="The disk's bytes alone, without the VHD's padding and footer.")
+@click.option("--sha256", "with_sha256", is_flag=True, help="Print the SHA-256 of the file as well.")
+@click.argument("blob", metavar="CONTAINER/BLOB")
+@click.argument("out", type=_file())
+def export(
+    config_path: Path,
+    endpoint: str | None,
+    account: str | None,
+    key_file: Path | None,
+    ca_file: Path | None,
+    snapshot: str | None,
+    raw: bool,
+    with_sha256: bool,
+    blob: str,
+    out: Path,
+) -> None:
+    """Download a made disk (or a replica's snapshot) into a sparse file: a fixed VHD, or a raw image."""
+    container, separator, name = blob.partition("/")
+    if not separator or not container or not name:
+        raise click.BadParameter("expected CONTAINER/BLOB, such as disks/web01-Test", param_hint="CONTAINER/BLOB")
+    try:
+        if endpoint is None:
+            store = load_or_exit(Settings, config_path, check_only=False).required_writer().store
+        elif account is None or key_file is None:
+            raise SettingsError("cannot use --endpoint without --account and --key-file")
+        else:
+            store = BlobEndpointSettings(endpoint, account, key_file, ca_file)
+        exported = asyncio.run(_export(store, (container, name, snapshot), out, raw=raw, with_sha256=with_sha256))
+    except BlockferryError as error:
+        fail(error)
+    click.echo(f"{out}: {exported.size_bytes} bytes, {exported.read_bytes} of them read from the store")
+    if exported.sha256 is not None:
+        click.echo(f"sha256: {exported.sha256}")
+
+
+async def _export(
+    store: BlobEndpointSettings, source: tuple[str, str, str | None], out: Path, *, raw: bool, with_sha256: bool
+) -> ExportedDisk:
+    with click.progressbar(length=1000, label="exporting", file=sys.stderr) as bar:
+
+        def progress(done_bytes: int, total_bytes: int) -> None:
+            bar.update(done_bytes * 1000 // total_bytes - bar.pos)
+
+        async with HttpBlobClient(store) as client:
+            return await DiskExport(client, *source).run(out, raw=raw, with_sha256=with_sha256, progress=progress)

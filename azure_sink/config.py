@@ -1,6 +1,7 @@
 """Settings of the sink: one frozen dataclass a section. Called by ``cli.py``; read by ``daemon.py``.
 
-A sample with every key is ``deploy/config/azure-sink.yaml``; docs/blob-service.md explains the section ``blob``.
+A sample with every key is ``deploy/config/azure-sink.yaml``; docs/blob-service.md explains the section ``blob``,
+docs/replica-writer.md the section ``writer``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Final
 from azure_sink.blob_service.operation import ServiceLimits
 from azure_sink.blob_store.arenas import DEFAULT_ARENA_BYTES, DEFAULT_RESERVE_BYTES
 from azure_sink.blob_store.values import MIB
+from azure_sink.replica_writer.settings import WriterSettings
 from replication.blob_client.settings import check_account_name, parse_account_key, read_account_key
 from replication.errors import SettingsError
 from replication.service.https import ListenAddress
@@ -77,9 +79,10 @@ class BlobSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The whole file; ``azure-sink blob`` needs the section ``blob``."""
+    """The whole file; ``azure-sink blob`` needs the section ``blob``, ``azure-sink writer`` the section ``writer``, ``all`` both."""
 
     blob: BlobSettings | None = None
+    writer: WriterSettings | None = None
     observability: ObservabilitySettings = field(default_factory=lambda: ObservabilitySettings(DEFAULT_OBSERVABILITY))
     log: LogSettings = field(default_factory=LogSettings)
 
@@ -88,3 +91,9 @@ class Settings:
         if self.blob is None:
             raise SettingsError("cannot do without the section 'blob'", hint="see deploy/config/azure-sink.yaml")
         return self.blob
+
+    def required_writer(self) -> WriterSettings:
+        """:raises SettingsError: the section is missing."""
+        if self.writer is None:
+            raise SettingsError("cannot do without the section 'writer'", hint="see deploy/config/azure-sink.yaml")
+        return self.writer

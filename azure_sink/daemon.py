@@ -1,6 +1,6 @@
 """Composition root of the sink: builds the real objects, hands them inward, serves until told to stop. Called by ``cli.py``.
 
-``running_blob_service`` is the Blob service without a command line.
+``running_blob_service`` is the Blob service without a command line, ``running_writer`` the replica writer.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +19,13 @@ from azure_sink.blob_service.app import Account, BlobService
 from azure_sink.blob_service.metrics import ArenaCollector, BlobMetrics
 from azure_sink.blob_store.store import BlobStore, StoreOptions
 from azure_sink.config import BlobSettings, Settings
+from azure_sink.replica_writer.metrics import WriterMetrics
+from azure_sink.replica_writer.replica_writer import ReplicaWriter
+from azure_sink.replica_writer.settings import WriterSettings
+from azure_sink.replica_writer.state_directory import StateDirectory
+from replication.blob_client.api import BlobClient
+from replication.blob_client.http_client import HttpBlobClient
+from replication.blob_client.settings import BlobEndpointSettings
 from replication.errors import Permanent, SettingsError
 from replication.service.health import HealthBoard, HealthState
 from replication.service.https import ListenAddress, RunningServer, start_server
@@ -28,6 +35,9 @@ from replication.service.runtime import Lifecycle
 WATCH_INTERVAL_S: Final = 5.0
 STALE_BLOCKS_INTERVAL_S: Final = 24 * 3600.0
 _CHECK: Final = "blob-store"
+
+StoreOpener = Callable[[BlobEndpointSettings], contextlib.AbstractAsyncContextManager[BlobClient]]
+"""How the writer gets at its store: over HTTPS, or (a later seam of ``all``) in process over the ``BlobStore`` itself."""
 
 _logger = logging.getLogger(__name__)
 
@@ -109,9 +119,57 @@ async def run_blob(settings: Settings, lifecycle: Lifecycle) -> None:
     """``azure-sink blob``: serve until ``lifecycle`` says stop."""
     registry, board = make_registry(), HealthBoard()
     async with running_blob_service(settings.required_blob(), board, registry):
-        observability = await start_observability(settings.observability, board, registry)
-        try:
-            lifecycle.ready()
-            await lifecycle.stopping.wait()
-        finally:
-            await observability.close()
+        await _observed(settings, board, registry, lifecycle)
+
+
+@contextlib.asynccontextmanager
+async def running_writer(
+    settings: WriterSettings,
+    board: HealthBoard,
+    registry: CollectorRegistry,
+    open_store: StoreOpener = HttpBlobClient,
+) -> AsyncIterator[ReplicaWriter]:
+    """Write replicas until the context is left; then the leases are given back. A store that does not answer is waited for.
+
+    :raises SettingsError: the state directory, the account key or the CA file cannot be used, or another writer runs on the directory.
+    """
+    directory = StateDirectory(settings.state_dir)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(directory.locked())
+        identity = directory.load_or_make_identity()
+        client = await stack.enter_async_context(open_store(settings.store))
+        writer = ReplicaWriter(
+            client, identity, directory.load_or_make_lease_id(), settings, WriterMetrics(registry), board
+        )
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        stack.callback(tasks.create_task(writer.run()).cancel)
+        _logger.info(
+            "replica writer runs",
+            extra={"fields": {"store": settings.store.url, "writer_key": identity.public.key_id}},
+        )
+        yield writer
+
+
+async def run_writer(settings: Settings, lifecycle: Lifecycle) -> None:
+    """``azure-sink writer``: work until ``lifecycle`` says stop."""
+    registry, board = make_registry(), HealthBoard()
+    async with running_writer(settings.required_writer(), board, registry):
+        await _observed(settings, board, registry, lifecycle)
+
+
+async def run_all(settings: Settings, lifecycle: Lifecycle) -> None:
+    """``azure-sink all``: both in one process, the writer as a client of the service's own HTTPS endpoint."""
+    blob, writer = settings.required_blob(), settings.required_writer()
+    registry, board = make_registry(), HealthBoard()
+    async with running_blob_service(blob, board, registry), running_writer(writer, board, registry):
+        await _observed(settings, board, registry, lifecycle)
+
+
+async def _observed(settings: Settings, board: HealthBoard, registry: CollectorRegistry, lifecycle: Lifecycle) -> None:
+    """Serve health and metrics, say that the daemon is ready, wait until it shall stop."""
+    observability = await start_observability(settings.observability, board, registry)
+    try:
+        lifecycle.ready()
+        await lifecycle.stopping.wait()
+    finally:
+        await observability.close()
