@@ -18,7 +18,7 @@ import base64
 import binascii
 import hashlib
 import hmac
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 from urllib.parse import unquote_plus
 
@@ -106,7 +106,7 @@ def authorization(account: str, key: bytes, method: str, raw_target: str, header
 
 
 def is_signed_by(
-    keys: Iterable[bytes], account: str, shown: str, method: str, raw_target: str, headers: Mapping[str, str]
+    keys: Sequence[bytes], account: str, shown: str, method: str, raw_target: str, headers: Mapping[str, str]
 ) -> bool:
     """Whether ``shown`` (the base64 after ``ACCOUNT:``) is the signature of the request by one of ``keys``.
 
@@ -116,9 +116,8 @@ def is_signed_by(
         given = base64.b64decode(shown, validate=True)
     except (binascii.Error, ValueError):
         return False
-    matched = False
-    texts = {string_to_sign(account, method, raw_target, headers, order=o) for o in (_service_order, _code_point_order)}
-    for key in keys:
-        for text in texts:
-            matched |= hmac.compare_digest(given, hmac.digest(key, text.encode(), hashlib.sha256))
-    return matched
+    for order in (_service_order, _code_point_order):
+        text = string_to_sign(account, method, raw_target, headers, order=order).encode()
+        if any(hmac.compare_digest(given, hmac.digest(key, text, hashlib.sha256)) for key in keys):
+            return True
+    return False

@@ -36,7 +36,7 @@ def endpoint_of(operation: Operation) -> str:
 async def list_containers(operation: Operation) -> web.StreamResponse:
     request = operation.request
     limit = request.max_results()
-    includes = request.includes(("metadata",))
+    includes = request.includes(("metadata", "deleted", "system"))
     prefix, marker = request.query.get("prefix", ""), request.query.get("marker", "")
     found, next_marker = await operation.store.list_containers(prefix, marker, limit)
     parts = [f"<EnumerationResults ServiceEndpoint={quoteattr(endpoint_of(operation))}>"]
