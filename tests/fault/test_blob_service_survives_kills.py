@@ -1,0 +1,162 @@
+"""The Blob service killed again and again under parallel writes: whatever it acknowledged is there, with its bytes.
+
+The moment of each kill is an acknowledgement's number drawn from a seed (printed), with all other workers' requests under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from azure_sink.blob_store.store import BlobStore
+from replication.blob_client.api import BlobClient
+from replication.blob_client.failures import BlobNotFound
+from replication.blob_client.http_client import HttpBlobClient
+from replication.errors import PeerUnavailable
+from tests.harness.blob_process import BlobProcess
+from tests.harness.blob_store_tools import unreferenced_blocks
+
+PAGE = 512
+DISK_PAGES = 256
+WORKERS = 6
+KILLS = int(os.environ.get("BLOCKFERRY_KILLS", "5"))
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@dataclass
+class Acknowledged:
+    """What the service has promised one worker. ``doubt`` is the one thing it was asked when it died."""
+
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    deleted: set[str] = field(default_factory=set)
+    disk: bytearray = field(default_factory=lambda: bytearray(DISK_PAGES * PAGE))
+    snapshots: dict[str, bytes] = field(default_factory=dict)
+    applied: int = 0
+    doubt: tuple[str, int, bytes] | None = None
+
+
+class Bomb:
+    """Counts acknowledgements and kills the process at the given one."""
+
+    def __init__(self, process: BlobProcess, acknowledgements: int) -> None:
+        self._process = process
+        self._left = acknowledgements
+
+    def acknowledged(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._process.kill()
+
+
+async def work(client: BlobClient, number: int, known: Acknowledged, chance: random.Random, bomb: Bomb) -> None:
+    """Write until the connection breaks. A thing is noted as promised only after its answer."""
+    disk = f"disk-{number}"
+    step = 0
+    while True:
+        step += 1
+        match chance.choice(("put", "put", "pages", "pages", "pages", "clear", "snapshot", "metadata", "delete")):
+            case "put":
+                name, body = f"{number}/{chance.random()}", chance.randbytes(chance.choice((10, 5_000, 300_000)))
+                known.doubt = ("put", 0, name.encode())
+                await client.put_blob("lab", name, body, if_none_match_any=True)
+                known.blobs[name] = body
+            case "pages" | "clear" as kind:
+                start = chance.randrange(DISK_PAGES)
+                pages = min(chance.randint(1, 40), DISK_PAGES - start)
+                body = chance.randbytes(pages * PAGE) if kind == "pages" else bytes(pages * PAGE)
+                known.doubt = ("pages", start * PAGE, body)
+                if kind == "pages":
+                    await client.put_pages("lab", disk, start * PAGE, body)
+                else:
+                    await client.clear_pages("lab", disk, start * PAGE, pages * PAGE)
+                known.disk[start * PAGE : start * PAGE + len(body)] = body
+            case "snapshot":
+                known.doubt = ("snapshot", 0, b"")
+                taken = await client.snapshot_blob("lab", disk)
+                known.snapshots[taken] = bytes(known.disk)
+            case "metadata":
+                known.doubt = ("metadata", known.applied + 1, b"")
+                await client.set_metadata("lab", disk, {"applied": str(known.applied + 1)})
+                known.applied += 1
+            case "delete" if known.blobs:
+                name = chance.choice(sorted(known.blobs))
+                known.doubt = ("delete", 0, name.encode())
+                await client.delete_blob("lab", name)
+                del known.blobs[name]
+                known.deleted.add(name)
+            case _:
+                continue
+        known.doubt = None
+        bomb.acknowledged()
+
+
+async def content(client: BlobClient, name: str, snapshot: str | None = None) -> bytes | None:
+    try:
+        found = await client.get_blob("lab", name, max_bytes=2**20, snapshot=snapshot)
+    except BlobNotFound:
+        return None
+    assert found is not None
+    return found.content
+
+
+async def check(client: BlobClient, number: int, known: Acknowledged) -> None:
+    """Everything promised is there; the thing in doubt happened whole or not at all."""
+    kind, offset, detail = known.doubt or ("", 0, b"")
+    for name, body in list(known.blobs.items()):
+        found = await content(client, name)
+        if kind == "delete" and name.encode() == detail and found is None:
+            del known.blobs[name]
+            continue
+        assert found == body
+    for name in known.deleted:
+        assert await content(client, name) is None
+    found = await content(client, f"disk-{number}")
+    assert found is not None
+    if kind == "pages" and found[offset : offset + len(detail)] == detail:
+        known.disk[offset : offset + len(detail)] = detail
+    assert found == known.disk
+    for snapshot, image in known.snapshots.items():
+        assert await content(client, f"disk-{number}", snapshot) == image
+    properties = await client.head_blob("lab", f"disk-{number}")
+    applied = int(properties.metadata["applied"])
+    assert applied == known.applied or (kind == "metadata" and applied == offset)
+    known.applied = applied
+    known.doubt = None
+
+
+async def test_nothing_acknowledged_is_lost_by_kills(tmp_path: Path) -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    known = [Acknowledged() for _ in range(WORKERS)]
+    with BlobProcess(tmp_path) as process:
+        await process.start()
+        async with HttpBlobClient(process.endpoint()) as client:
+            await client.create_container("lab")
+            for number in range(WORKERS):
+                await client.create_page_blob("lab", f"disk-{number}", DISK_PAGES * PAGE, metadata={"applied": "0"})
+        for _ in range(KILLS):
+            async with HttpBlobClient(process.endpoint()) as client:
+                bomb = Bomb(process, chance.randint(5, 80))
+                ends = await asyncio.gather(
+                    *(work(client, n, known[n], random.Random(chance.random()), bomb) for n in range(WORKERS)),
+                    return_exceptions=True,
+                )
+            assert [type(end) for end in ends] == [PeerUnavailable] * WORKERS, ends
+            await process.start()
+            async with HttpBlobClient(process.endpoint()) as client:
+                for number in range(WORKERS):
+                    await check(client, number, known[number])
+        assert await process.stop() == 0
+    store = BlobStore.open(process.state)
+    try:
+        assert store.wait_until_quiet(60.0)
+        assert unreferenced_blocks(process.state) == set()
+    finally:
+        store.close()
