@@ -35,9 +35,9 @@ _logger = logging.getLogger(__name__)
 
 
 class HeldClaim(Protocol):
-    """An exclusive claim on a disk that is held until it is released (``block_device.claim.Claim``)."""
+    """An exclusive claim on a disk that is held until it is closed (``block_device.claim.Claim``)."""
 
-    def release(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class Cutover:
@@ -92,7 +92,7 @@ class Cutover:
                     self._note(problem=Problem(code=error.code, message=str(error), hint=error.hint))
                     await asyncio.sleep(_CLAIM_RETRY_S)
                 else:
-                    held.callback(claim.release)
+                    held.callback(claim.close)
                     self._note(problem=None)
                     break
 

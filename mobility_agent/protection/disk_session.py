@@ -96,6 +96,8 @@ class DiskSession:
         self._last_harvest_s = float("-inf")
         self._begun: tuple[EpochId, AttemptNumber] | None = None
         """The newest attempt whose reading was begun."""
+        self._put: set[bytes] = set()
+        """Sealed manifests that the process server has acknowledged to this session."""
         if self.ledger.applied_cut_time_ns:
             self.figures.newest_applied_cut_ns = self.ledger.applied_cut_time_ns
 
@@ -133,9 +135,8 @@ class DiskSession:
             await self.ship_next()
 
     async def _wait_for_turn(self) -> None:
-        """Until there is room for another unconfirmed epoch and, if nothing is known to be pending, the epoch interval is over."""
-        async with self._ledger_changed:
-            await self._ledger_changed.wait_for(lambda: len(self.ledger.epochs) <= self.limits.unconfirmed_epochs)
+        """Until there is room and, if nothing is known to be pending, the epoch interval is over."""
+        await self.wait_for_room()
         if self.ledger.open_epoch is None and not self.ledger.pending.any():
             await self.ready_to_harvest()
             limits = self.limits
@@ -143,6 +144,13 @@ class DiskSession:
             wait_s = self._last_harvest_s + interval_s - time.monotonic()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
+
+    async def wait_for_room(self) -> None:
+        """Until another epoch may be cut. One that has to be shipped again needs no room: it has its place already."""
+        async with self._ledger_changed:
+            await self._ledger_changed.wait_for(
+                lambda: self.ledger.open_epoch is not None or len(self.ledger.epochs) <= self.limits.unconfirmed_epochs
+            )
 
     async def ready_to_harvest(self) -> None:
         """A scan compares with confirmed digests only: what is on its way would be found again, so it waits until nothing is."""
@@ -152,6 +160,7 @@ class DiskSession:
 
     async def ship_next(self) -> int:
         """Ship one ordinary epoch if anything changed; the caller holds ``gap``. Returns the bytes its granules cover."""
+        await self._put_sealed_manifests()
         epoch = await self._reopened_epoch() or await self.cut_ordinary()
         if epoch is None:
             return 0
@@ -253,9 +262,10 @@ class DiskSession:
         self.figures.epochs_sealed += 1
         await self._put_manifest(sealed)
 
-    async def _put_sealed_manifests(self) -> None:
+    async def _put_sealed_manifests(self, *, again: bool = False) -> None:
+        """Put the sealed manifests that this session has not put yet (one cut off between sealing and putting); with ``again`` all."""
         for epoch in list(self.ledger.sealed_epochs):
-            if not await self._put_manifest(epoch):
+            if (again or epoch.manifest not in self._put) and not await self._put_manifest(epoch):
                 return
 
     async def _put_manifest(self, epoch: Epoch) -> bool:
@@ -273,6 +283,7 @@ class DiskSession:
         except ManifestSuperseded:
             await self._adopt_decided_manifests()
             return False
+        self._put = {other.manifest for other in self.ledger.sealed_epochs} & (self._put | {epoch.manifest})
         return True
 
     async def _open_again(self, number: EpochId) -> None:
@@ -280,6 +291,7 @@ class DiskSession:
             if any(epoch.number == number for epoch in self.ledger.epochs):
                 self.ledger.begin_attempt(number)
                 await self._save()
+        await self._tell_ledger_changed()
 
     async def _adopt_decided_manifests(self) -> None:
         """The first manifest decides (R5): take over those that are in the store, and open the first undecided epoch again."""
@@ -315,7 +327,7 @@ class DiskSession:
                 quiet_since_s = time.monotonic()
             elif time.monotonic() - quiet_since_s >= RESEND_MANIFESTS_AFTER_S:
                 async with self.gap:
-                    await self._put_sealed_manifests()
+                    await self._put_sealed_manifests(again=True)
                 quiet_since_s = time.monotonic()
 
     async def _take_receipt(self, receipt: Receipt) -> None:
@@ -333,8 +345,7 @@ class DiskSession:
         if receipt.newest_point is not None:
             self.figures.newest_point_ns = receipt.newest_point.time_ns
             self.figures.newest_point_cut = receipt.newest_point.cut
-        async with self._ledger_changed:
-            self._ledger_changed.notify_all()
+        await self._tell_ledger_changed()
         if receipt.closed:
             raise ResyncRequired("cannot go on: the sink has closed this generation", disk=self.parts.disk)
 
@@ -356,6 +367,10 @@ class DiskSession:
             await self._ledger_changed.wait_for(lambda: self.ledger.applied_epoch >= number)
 
     # ---- helpers
+
+    async def _tell_ledger_changed(self) -> None:
+        async with self._ledger_changed:
+            self._ledger_changed.notify_all()
 
     async def _save(self) -> None:
         await self._in_executor(lambda: self.parts.journal.save(self.ledger))

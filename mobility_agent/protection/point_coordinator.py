@@ -183,6 +183,7 @@ class PointCoordinator:
     async def _precopy(self, sessions: Mapping[DiskId, DiskSession]) -> None:
         """Ordinary epochs until one round is small enough that the next, frozen one will be."""
         for _ in range(MAX_PRECOPY_ROUNDS):
+            await together(session.wait_for_room() for session in sessions.values())
             shipped = await together(session.ship_next() for session in sessions.values())
             left = sum(session.ledger.pending_bytes() for session in sessions.values())
             if left == 0 and sum(shipped) <= self._memory.nbytes // 4:

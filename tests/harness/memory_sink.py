@@ -120,11 +120,11 @@ class MemorySink:
     async def receipt(self, key: GenerationKey, after_epoch: EpochId, wait_s: float) -> bytes | None:
         assert key == self.generation
         self._fail_if_asked()
-        async with self.changed:
-            try:
-                await asyncio.wait_for(self.changed.wait_for(lambda: self.applied_epoch > after_epoch), wait_s)
-            except TimeoutError:
-                return None
+        try:
+            async with asyncio.timeout(wait_s), self.changed:
+                await self.changed.wait_for(lambda: self.applied_epoch > after_epoch)
+        except TimeoutError:
+            return None
         return self.writer.sign(
             Receipt(
                 disk=DiskId(key.disk),

@@ -1,0 +1,65 @@
+"""Before anything is started: is there enough disk space and memory, and are ports free? Says what is missing and what to do.
+
+Called by ``__main__``. Touches nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+GIB: Final = 2**30
+NEEDED_DISK_BYTES: Final = 12 * GIB
+NEEDED_MEMORY_BYTES: Final = 1 * GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """``problems`` is empty if the demo can run; ``is_root`` decides its mode."""
+
+    is_root: bool
+    problems: tuple[str, ...]
+
+
+def check(directory: Path) -> Preflight:
+    problems = []
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
+    if free < NEEDED_DISK_BYTES:
+        problems.append(
+            f"{directory} has {free / GIB:.1f} GiB free, {NEEDED_DISK_BYTES / GIB:.0f} GiB are needed: "
+            "make room, or choose another directory with DEMO_DIR=…"
+        )
+    available = available_memory_bytes()
+    if available < NEEDED_MEMORY_BYTES:
+        problems.append(
+            f"{available / GIB:.1f} GiB of memory are available, {NEEDED_MEMORY_BYTES / GIB:.0f} GiB are needed"
+        )
+    return Preflight(os.geteuid() == 0, tuple(problems))
+
+
+def available_memory_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return 0
+
+
+def free_ports(count: int) -> list[int]:
+    """Unprivileged loopback ports that nobody listens on; held open together while choosing, so that they differ.
+
+    :raises OSError: if the kernel has none left.
+    """
+    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
