@@ -1,0 +1,1 @@
+"""Control: what the configuration server is asked and told."""

@@ -1,0 +1,55 @@
+"""A token bucket over bytes with debt: exact arithmetic, the clock is the caller's.
+
+Called by ``throttle.py``. A taker may go as soon as the level is not negative and takes its whole amount at once, into debt if need
+be; the debt is paid off before the next one goes. So over any time T no more than T times the rate + burst + one amount is granted, and in
+the long run exactly the rate.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+BURST_S: Final = 0.05
+"""How much an idle bucket saves up, in seconds of its rate."""
+
+
+class TokenBucket:
+    """``rate_bytes_per_s`` None: unlimited. ``now_s`` must not go backwards; if it does, no tokens are added."""
+
+    def __init__(self, rate_bytes_per_s: float | None, now_s: float) -> None:
+        self._rate = rate_bytes_per_s
+        self._level = 0.0
+        self._at_s = now_s
+
+    @property
+    def rate_bytes_per_s(self) -> float | None:
+        return self._rate
+
+    def _settle(self, now_s: float) -> None:
+        elapsed_s = max(0.0, now_s - self._at_s)
+        self._at_s = max(self._at_s, now_s)
+        if self._rate is not None:
+            self._level = min(self._rate * BURST_S, self._level + elapsed_s * self._rate)
+
+    def set_rate(self, rate_bytes_per_s: float | None, now_s: float) -> None:
+        """Change the rate from now on. A debt stays a debt in bytes; becoming unlimited forgives it."""
+        self._settle(now_s)
+        self._rate = rate_bytes_per_s
+        if rate_bytes_per_s is None:
+            self._level = 0.0
+        else:
+            self._level = min(self._level, rate_bytes_per_s * BURST_S)
+
+    def delay_s(self, now_s: float) -> float:
+        """Seconds until the next taker may go: 0 for now."""
+        if self._rate is None:
+            return 0.0
+        self._settle(now_s)
+        return 0.0 if self._level >= 0 else -self._level / self._rate
+
+    def take(self, amount_bytes: int, now_s: float) -> None:
+        """Take ``amount_bytes``; the caller has waited ``delay_s`` first."""
+        if self._rate is None:
+            return
+        self._settle(now_s)
+        self._level -= amount_bytes

@@ -1,0 +1,1 @@
+"""Intake: what agents send and ask for over HTTPS with mutual TLS."""
