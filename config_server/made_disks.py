@@ -25,10 +25,10 @@ FINAL: Purpose = "final"
 
 
 async def plan_disks(
-    session: AsyncSession, item: ProtectedItemRow, job: JobRow, purpose: Purpose
+    session: AsyncSession, item: ProtectedItemRow, job: JobRow, cut: str, purpose: Purpose
 ) -> list[MakeDiskItem]:
-    """Which disks to make for a job, under which names; the same at each call."""
-    planned = await made_disks(session, job_id=job.id)
+    """Which disks to make for a job from a cut, under which names; the same at each call."""
+    planned = await made_disks(session, job_id=job.id, cut=cut)
     if not planned:
         machine = await session.get_one(MachineRow, item.machine_id)
         taken = set(await session.scalars(select(MadeDiskRow.name).where(MadeDiskRow.deleted_ns.is_(None))))
@@ -38,6 +38,7 @@ async def plan_disks(
                 id=str(uuid.uuid4()),
                 item_id=item.id,
                 job_id=job.id,
+                cut=cut,
                 disk_id=disk.disk_id,
                 purpose=purpose,
                 name=name,
@@ -51,12 +52,19 @@ async def plan_disks(
 
 
 async def made_disks(
-    session: AsyncSession, *, job_id: str | None = None, item_id: str | None = None, purpose: Purpose | None = None
+    session: AsyncSession,
+    *,
+    job_id: str | None = None,
+    cut: str | None = None,
+    item_id: str | None = None,
+    purpose: Purpose | None = None,
 ) -> list[MadeDiskRow]:
     """Planned or made disks that are not deleted, of a job or an item, by name."""
     query = select(MadeDiskRow).where(MadeDiskRow.deleted_ns.is_(None))
     if job_id is not None:
         query = query.where(MadeDiskRow.job_id == job_id)
+    if cut is not None:
+        query = query.where(MadeDiskRow.cut == cut)
     if item_id is not None:
         query = query.where(MadeDiskRow.item_id == item_id)
     if purpose is not None:
@@ -64,10 +72,10 @@ async def made_disks(
     return list(await session.scalars(query.order_by(MadeDiskRow.name)))
 
 
-async def keep_made(session: AsyncSession, job: JobRow, made: list[MadeDisk], now_ns: int) -> None:
+async def keep_made(session: AsyncSession, job: JobRow, cut: str, made: list[MadeDisk], now_ns: int) -> None:
     """Write down where the writer made them."""
     by_disk = {disk.disk: disk for disk in made}
-    for row in await made_disks(session, job_id=job.id):
+    for row in await made_disks(session, job_id=job.id, cut=cut):
         disk = by_disk.get(row.disk_id)
         if disk is not None and disk.name == row.name:
             row.container, row.size_bytes = disk.container, disk.size_bytes
@@ -91,10 +99,10 @@ async def unwant_all_but_finished(session: AsyncSession, item_id: str) -> None:
     await mark_unwanted(session, rows)
 
 
-async def results_of(session: AsyncSession, job: JobRow) -> list[MadeDiskResult]:
+async def results_of(session: AsyncSession, job: JobRow, cut: str) -> list[MadeDiskResult]:
     """What the operator gets: each made disk, where it is, and which disk of the source it was."""
     found = []
-    for row in await made_disks(session, job_id=job.id):
+    for row in await made_disks(session, job_id=job.id, cut=cut):
         source = await session.get_one(DiskRow, row.disk_id)
         if row.container is not None and row.size_bytes is not None:
             found.append(

@@ -128,7 +128,7 @@ async def clean_up(session: AsyncSession, server: str, actor: Actor, now_ns: int
 
 
 async def migrate(session: AsyncSession, server: str, mode: CutoverMode, actor: Actor, now_ns: int) -> JobRow:
-    """Cut over: final epoch, final disks, proof of identity. The job's identifier is the final cut's.
+    """Cut over: final epoch, final disks, proof of identity. The agent names the final cut.
 
     :raises Unsupported: for a mode that this version cannot do. :raises Conflict: if the item's state does not allow it.
     """

@@ -267,7 +267,7 @@ class JobRow(Base):
 
 
 class MadeDiskRow(Base):
-    """A disk made for a test (``purpose`` test) or a real migration (final); planned before it is made.
+    """A disk made from recovery point ``cut`` for a test (``purpose`` test) or a real migration (final); planned before it is made.
 
     ``unwanted``: shall be deleted."""
 
@@ -280,12 +280,13 @@ class MadeDiskRow(Base):
             sqlite_where=text("deleted_ns IS NULL"),
             postgresql_where=text("deleted_ns IS NULL"),
         ),
-        UniqueConstraint("job_id", "disk_id"),
+        UniqueConstraint("job_id", "cut", "disk_id"),
     )
 
     id: Mapped[str] = mapped_column(_ID, primary_key=True)
     item_id: Mapped[str] = mapped_column(ForeignKey("protected_items.id"), index=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    cut: Mapped[str] = mapped_column(_ID)
     disk_id: Mapped[str] = mapped_column(ForeignKey("disks.id"))
     purpose: Mapped[str] = mapped_column(_KIND)
     name: Mapped[str] = mapped_column(_NAME)

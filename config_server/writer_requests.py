@@ -104,6 +104,6 @@ def failure_of(row: WriterRequestRow) -> WriterProblem | None:
     return answer.problem
 
 
-def make_disks_key(job_id: str) -> str:
-    """What the request for a job's disks is asked under."""
-    return f"make-disks/{job_id}"
+def make_disks_key(job_id: str, cut: str) -> str:
+    """What the request for a job's disks of one cut is asked under."""
+    return f"make-disks/{job_id}/{cut}"

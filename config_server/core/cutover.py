@@ -3,7 +3,8 @@
 Order: the agent claims the source disks, ships the final epoch and seals it; the writer applies it and records the final recovery point;
 disks are made from that point (usable); each is hashed by the writer and compared with the source's hash (proved). Identity is proved
 only if for every disk of the item name, size and SHA-256 agree and the agent claims that nothing wrote to the source since it was hashed.
-What is missing is not proved; there is no default.
+What is missing is not proved; there is no default. An agent that restarted begins its cutover again and cuts another final point: then
+the disks of the earlier one are made anew, because their source was not held all the time.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class CutoverFacts:
-    """All that is known of a migration. ``disks``: the item's. ``hashes``: by name of the made disk."""
+    """All that is known of a migration. ``disks``: the item's. ``point``: of the cut that the agent names as final now;
+    ``planned``, ``make``, ``hashes`` (by name of the made disk) are of that point.
+    """
 
     mode: CutoverMode
     disks: Sequence[str]
@@ -174,16 +177,10 @@ def _after_disks(facts: CutoverFacts, made: tuple[MadeDisk, ...]) -> CutoverStep
         waiting = next((text for work in works if (text := _waiting_text(work))), "")
         return ProveIdentity(made, done, total, waiting)
     cutover = facts.cutover
-    if (
-        cutover is None
-        or cutover.state != "applied"
-        or (_unhashed(facts) and cutover.hashed_bytes < cutover.total_bytes)
-    ):
-        return ProveIdentity(made, done, total, "waiting for the hashes of the source disks")
+    if cutover is None or cutover.state != "applied" or not cutover.identity_claimed:
+        return ProveIdentity(made, done, total, "waiting for the agent's hashes of the source disks")
     hashes = {disk.disk: _sha256(facts.hashes[disk.name]) for disk in made}
     differences = identity_differences(made, cutover.source_hashes, hashes)
-    if not cutover.identity_claimed:
-        differences.append("the agent does not claim that the source was left alone since it was hashed")
     if differences:
         return Failed(
             "identity-not-proved",
@@ -192,11 +189,6 @@ def _after_disks(facts: CutoverFacts, made: tuple[MadeDisk, ...]) -> CutoverStep
             source_released=False,
         )
     return Proved(made, {disk: sha256 for disk, sha256 in hashes.items() if sha256 is not None})
-
-
-def _unhashed(facts: CutoverFacts) -> bool:
-    hashed = set() if facts.cutover is None else {source.disk for source in facts.cutover.source_hashes}
-    return not set(facts.disks) <= hashed
 
 
 def _done_bytes(work: Work | None) -> int:

@@ -1,7 +1,7 @@
 """Migrations: from the agent's claim of the disks to the proof of identity. Called by ``reconciler/loop.py`` with a job that is open.
 
-``core/cutover.py`` decides; here its decisions are written down. The final cut's identifier is the job's, requests are keyed by the job,
-times are kept in its context: a restart at any point goes on from there. Nothing here deletes or changes a replica or a recovery point.
+``core/cutover.py`` decides; here its decisions are written down. The agent names the final cut; requests are keyed by job and cut, times
+are kept in the job's context: a restart at any point goes on from there. Nothing here deletes or changes a replica or recovery point.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from config_server.events import SYSTEM
 from config_server.items import apply_event, item_disks
 from config_server.job_documents import JobProblem, MigrationContext, MigrationParameters, MigrationResult
 from config_server.jobs import context_of, end_job, keep_context, parameters_of, set_progress, set_step
-from config_server.made_disks import FINAL, keep_made, made_disks, plan_disks, results_of
-from config_server.tables import JobRow, MachineRow, ProtectedItemRow, RecoveryPointRow, WriterRequestRow
+from config_server.made_disks import FINAL, keep_made, made_disks, mark_unwanted, plan_disks, results_of
+from config_server.tables import JobRow, MachineRow, MadeDiskRow, ProtectedItemRow, RecoveryPointRow, WriterRequestRow
 from config_server.writer_requests import answer_of, ask_writer, make_disks_key, request_for, request_id
 from replication.store_documents import HashDisk, MadeDisk, MakeDiskItem, MakeDisks, RecoveryPoint
 
@@ -53,16 +53,16 @@ async def follow_migration(
         case MakeFinalDisks(message=message, done_bytes=done, total_bytes=total):
             set_step(job, now_ns, steps.MAKING_DISKS, message)
             set_progress(job, now_ns, done, total)
-            await _ask_for_disks(session, job, item, now_ns)
+            await _ask_for_disks(session, job, item, _final_cut(context), now_ns)
         case ProveIdentity(made=made, message=message, done_bytes=done, total_bytes=total):
             if context.usable_ns is None:
                 keep_context(job, context.model_copy(update={"usable_ns": now_ns}))
-                await keep_made(session, job, list(made), now_ns)
+            await keep_made(session, job, _final_cut(context), list(made), now_ns)
             set_step(job, now_ns, steps.HASHING, message)
             set_progress(job, now_ns, done, total)
-            await _ask_for_hashes(session, job, item, made, now_ns)
+            await _ask_for_hashes(session, job, item, _final_cut(context), made, now_ns)
         case Proved(made=made, sha256=sha256):
-            for row in await made_disks(session, job_id=job.id):
+            for row in await made_disks(session, job_id=job.id, cut=_final_cut(context)):
                 row.sha256 = sha256.get(row.disk_id)
             result = await _result(session, job, context, now_ns)
             apply_event(session, item, MigrationSucceeded(), SYSTEM, now_ns)
@@ -79,19 +79,23 @@ async def _facts(
     session: AsyncSession, job: JobRow, item: ProtectedItemRow, heartbeat: HeartbeatSettings, now_ns: int
 ) -> CutoverFacts:
     machine = await session.get_one(MachineRow, item.machine_id)
-    point = await session.get(RecoveryPointRow, (item.id, job.id))
-    make = await request_for(session, make_disks_key(job.id))
-    planned = await made_disks(session, job_id=job.id)
+    cutover = context_of(job, MigrationContext).cutover
+    point = make = None
+    planned: list[MadeDiskRow] = []
+    if cutover is not None and cutover.cut is not None:
+        point = await session.get(RecoveryPointRow, (item.id, cutover.cut))
+        make = await request_for(session, make_disks_key(job.id, cutover.cut))
+        planned = await made_disks(session, job_id=job.id, cut=cutover.cut)
     hashes = {}
     for row in planned:
-        asked = await request_for(session, _hash_key(job, row.name))
+        asked = await request_for(session, _hash_key(job, row.cut, row.name))
         if asked is not None:
             hashes[row.name] = _work(asked)
     return CutoverFacts(
         mode=parameters_of(job, MigrationParameters).mode,
         disks=[disk.disk_id for disk in await item_disks(session, item.id)],
         agent_silent=machine.heard_ns is None or now_ns - machine.heard_ns > heartbeat.agent_timeout_s * 1e9,
-        cutover=context_of(job, MigrationContext).cutover,
+        cutover=cutover,
         point=None if point is None else RecoveryPoint.decode(point.document.encode()),
         planned=[MakeDiskItem(disk=row.disk_id, name=row.name) for row in planned],
         make=None if make is None else _work(make),
@@ -104,25 +108,33 @@ def _work(row: WriterRequestRow) -> Work:
     return Work(state, answer_of(row), row.problem)
 
 
-def _hash_key(job: JobRow, name: str) -> str:
-    return f"hash-disk/{job.id}/{name}"
+def _final_cut(context: MigrationContext) -> str:
+    if context.cutover is None or context.cutover.cut is None:
+        raise AssertionError("the decision to go on rests on the final cut")
+    return context.cutover.cut
 
 
-async def _ask_for_disks(session: AsyncSession, job: JobRow, item: ProtectedItemRow, now_ns: int) -> None:
+def _hash_key(job: JobRow, cut: str, name: str) -> str:
+    return f"hash-disk/{job.id}/{cut}/{name}"
+
+
+async def _ask_for_disks(session: AsyncSession, job: JobRow, item: ProtectedItemRow, cut: str, now_ns: int) -> None:
+    earlier = [row for row in await made_disks(session, job_id=job.id) if row.cut != cut]
+    await mark_unwanted(session, earlier)
     if any(row.unwanted for row in await made_disks(session, item_id=item.id)):
         set_step(job, now_ns, steps.MAKING_DISKS, "the disks of an earlier attempt are deleted first")
         return
-    key = make_disks_key(job.id)
-    disks = await plan_disks(session, item, job, FINAL)
-    request = MakeDisks(request=request_id(key), item=item.id, cut=job.id, disks=disks)
+    key = make_disks_key(job.id, cut)
+    disks = await plan_disks(session, item, job, cut, FINAL)
+    request = MakeDisks(request=request_id(key), item=item.id, cut=cut, disks=disks)
     await ask_writer(session, key, request, now_ns, item_id=item.id, job_id=job.id)
 
 
 async def _ask_for_hashes(
-    session: AsyncSession, job: JobRow, item: ProtectedItemRow, made: tuple[MadeDisk, ...], now_ns: int
+    session: AsyncSession, job: JobRow, item: ProtectedItemRow, cut: str, made: tuple[MadeDisk, ...], now_ns: int
 ) -> None:
     for disk in made:
-        key = _hash_key(job, disk.name)
+        key = _hash_key(job, cut, disk.name)
         request = HashDisk(request=request_id(key), name=disk.name, size_bytes=disk.size_bytes)
         await ask_writer(session, key, request, now_ns, item_id=item.id, job_id=job.id)
 
@@ -130,10 +142,10 @@ async def _ask_for_hashes(
 async def _result(session: AsyncSession, job: JobRow, context: MigrationContext, now_ns: int) -> MigrationResult:
     begun_ns = context.claimed_ns or job.created_ns
     return MigrationResult(
-        cut=job.id,
+        cut=_final_cut(context),
         mode=parameters_of(job, MigrationParameters).mode,
         identity="proved",
-        disks=await results_of(session, job),
+        disks=await results_of(session, job, _final_cut(context)),
         seconds_to_usable=((context.usable_ns or now_ns) - begun_ns) / 1e9,
         seconds_to_proof=(now_ns - begun_ns) / 1e9,
     )

@@ -61,8 +61,8 @@ async def follow_test_migration(
 async def _make(
     session: AsyncSession, job: JobRow, item: ProtectedItemRow, point: RecoveryPointRow, now_ns: int
 ) -> None:
-    key = make_disks_key(job.id)
-    planned = await plan_disks(session, item, job, TEST)
+    key = make_disks_key(job.id, point.cut)
+    planned = await plan_disks(session, item, job, point.cut, TEST)
     in_point = {disk.disk for disk in RecoveryPoint.decode(point.document.encode()).disks}
     missing = sorted({disk.disk for disk in planned} - in_point)
     if missing:
@@ -81,8 +81,8 @@ async def _make(
     if asked.state != SUCCEEDED or answer is None:
         set_step(job, now_ns, steps.MAKING_DISKS, f"an answer was refused: {asked.problem}" if asked.problem else "")
         return
-    await keep_made(session, job, answer.disks, now_ns)
-    disks = await results_of(session, job)
+    await keep_made(session, job, point.cut, answer.disks, now_ns)
+    disks = await results_of(session, job, point.cut)
     if {disk.disk for disk in disks} != {disk.disk for disk in planned}:
         message = "the replica writer did not make every disk under its planned name"
         _fail(session, job, item, JobProblem(code="test-disks", message=message), now_ns)

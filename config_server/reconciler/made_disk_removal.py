@@ -11,9 +11,7 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from config_server.core.job import OPEN_STATES
 from config_server.made_disks import made_disks
-from config_server.tables import JobRow
 from config_server.writer_requests import FAILED, NEW, PUT, ask_writer_anew, failure_of, make_disks_key, request_for
 from replication.store_documents import DeleteDisks, WriterProblem
 
@@ -36,18 +34,19 @@ async def remove_unwanted(
     ``asked_since_ns``: a failure before this moment is followed by another attempt at once.
     """
     rows = [row for row in await made_disks(session, item_id=item_id) if row.unwanted]
-    by_job: dict[str, list[str]] = {}
+    by_cut: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        by_job.setdefault(row.job_id, []).append(row.name)
+        by_cut.setdefault((row.job_id, row.cut), []).append(row.name)
     again_before_ns = now_ns - int(ASK_AGAIN_S * 1e9)
     problem = None
-    for job_id, names in by_job.items():
-        if await _still_making(session, job_id):
+    for (job_id, cut), names in by_cut.items():
+        making = await request_for(session, make_disks_key(job_id, cut))
+        if making is not None and making.state in (NEW, PUT):
             continue
         ordered = sorted(names)
         asked = await ask_writer_anew(
             session,
-            f"delete-disks/{job_id}",
+            f"delete-disks/{job_id}/{cut}",
             lambda request, ordered=ordered: DeleteDisks(request=request, names=ordered),  # type: ignore[misc]
             now_ns,
             after_failure_before_ns=max(again_before_ns, asked_since_ns or 0),
@@ -57,9 +56,3 @@ async def remove_unwanted(
         if asked.state == FAILED:
             problem = failure_of(asked)
     return Removal(len(rows), problem)
-
-
-async def _still_making(session: AsyncSession, job_id: str) -> bool:
-    job = await session.get_one(JobRow, job_id)
-    making = await request_for(session, make_disks_key(job_id))
-    return job.state in OPEN_STATES or (making is not None and making.state in (NEW, PUT))

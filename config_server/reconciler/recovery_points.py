@@ -19,9 +19,9 @@ from config_server.core.retention import Point, points_to_prune
 from config_server.database import Database
 from config_server.events import SYSTEM, Clock, record_event
 from config_server.incidents import record_incident
-from config_server.job_documents import TestMigrationContext
+from config_server.job_documents import MigrationContext, TestMigrationContext
 from config_server.jobs import context_of, newest_job, open_jobs
-from config_server.tables import PolicyRow, ProtectedItemRow, RecoveryPointRow, WriterRequestRow
+from config_server.tables import JobRow, PolicyRow, ProtectedItemRow, RecoveryPointRow, WriterRequestRow
 from config_server.writer_requests import FAILED, NEW, PUT, SUCCEEDED, ask_writer, request_id, request_of
 from replication.blob_client.api import BlobClient
 from replication.documents import MAX_DOCUMENT_BYTES, WriterPublicKey
@@ -54,12 +54,8 @@ class RecoveryPoints:
         """Look for the points that open jobs wait for, by name; returns whether one was found."""
         async with self._database.read() as session:
             jobs = await open_jobs(session, item_id)
-            awaited = [
-                job.id
-                for job in jobs
-                if job.kind in (JobKind.TEST_MIGRATE, JobKind.MIGRATE, JobKind.RECOVERY_POINT)
-                and await session.get(RecoveryPointRow, (item_id, job.id)) is None
-            ]
+            cuts = [cut for job in jobs if (cut := _awaited_cut(job)) is not None]
+            awaited = [cut for cut in cuts if await session.get(RecoveryPointRow, (item_id, cut)) is None]
         found = False
         for cut in awaited:
             found |= await self._fetch(item_id, cut)
@@ -189,10 +185,22 @@ async def _in_use(session: AsyncSession, item_id: str) -> set[str]:
     """Cuts that a migration or a test migration is working from."""
     used: set[str] = set()
     for job in await open_jobs(session, item_id):
-        used.add(job.id)
+        used.add(_awaited_cut(job) or job.id)
         if job.kind == JobKind.TEST_MIGRATE and (cut := context_of(job, TestMigrationContext).cut) is not None:
             used.add(cut)
     migration = await newest_job(session, item_id, JobKind.MIGRATE)
     if migration is not None and migration.state == JobState.SUCCEEDED.value:
-        used.add(migration.id)
+        used.add(_awaited_cut(migration) or migration.id)
     return used
+
+
+def _awaited_cut(job: JobRow) -> str | None:
+    """The cut of the point that a job waits for: the job's own identifier where this server asked, else what the agent says."""
+    match JobKind(job.kind):
+        case JobKind.TEST_MIGRATE | JobKind.RECOVERY_POINT:
+            return job.id
+        case JobKind.MIGRATE:
+            cutover = context_of(job, MigrationContext).cutover
+            return None if cutover is None else cutover.cut
+        case _:
+            return None

@@ -266,6 +266,7 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("item_id", sa.String(length=36), nullable=False),
         sa.Column("job_id", sa.String(length=36), nullable=False),
+        sa.Column("cut", sa.String(length=36), nullable=False),
         sa.Column("disk_id", sa.String(length=36), nullable=False),
         sa.Column("purpose", sa.String(length=40), nullable=False),
         sa.Column("name", sa.String(length=255), nullable=False),
@@ -281,7 +282,7 @@ def upgrade() -> None:
         ),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_made_disks_job_id_jobs")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_made_disks")),
-        sa.UniqueConstraint("job_id", "disk_id", name=op.f("uq_made_disks_job_id")),
+        sa.UniqueConstraint("job_id", "cut", "disk_id", name=op.f("uq_made_disks_job_id")),
     )
     with op.batch_alter_table("made_disks", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_made_disks_item_id"), ["item_id"], unique=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -316,11 +317,17 @@ async def test_unverifiable_answers_and_points_are_refused_and_shown(site: Site)
     assert (await site.job(job["id"]))["state"] == "succeeded"
 
 
+def final_cut(job: str) -> str:
+    """The cut that the scripted agent makes for a job."""
+    return str(uuid.uuid5(uuid.UUID(job), "final"))
+
+
 def applied(job: str, **changes: Any) -> CutoverObservation:
     whole = sum(len(content) for content in SOURCE.values())
     usual = CutoverObservation(
         job=job,
         state="applied",
+        cut=changes.get("cut", final_cut(job)),
         hashed_bytes=whole,
         total_bytes=whole,
         source_hashes=source_hashes(SOURCE),
@@ -340,10 +347,11 @@ async def test_migration_proves_identity_and_completion_keeps_only_the_final_dis
     waiting = await site.job(identifier)
     assert waiting["state"] == "waiting-for-input"
     assert "unmount" in waiting["message"]
-    await site.observe(cutover=CutoverObservation(job=identifier, state="shipping", total_bytes=10))
+    await site.observe(cutover=CutoverObservation(job=identifier, state="shipping"))
     await site.settle()
     assert (await site.job(identifier))["state"] == "in-progress"
-    await site.writer.publish_point(item, identifier, time_ns=time.time_ns(), final=True)
+    await site.observe(cutover=CutoverObservation(job=identifier, state="sealed", cut=final_cut(identifier)))
+    await site.writer.publish_point(item, final_cut(identifier), time_ns=time.time_ns(), final=True)
     await site.settle()
     assert (await site.job(identifier))["step"] == "proving-identity"
     held = [disk_observation(disk, phase="held", size_bytes=len(content)) for disk, content in SOURCE.items()]
@@ -378,7 +386,6 @@ async def test_migration_proves_identity_and_completion_keeps_only_the_final_dis
         ({"source_hashes": source_hashes(SOURCE)[:1]}, "gives 0 hashes"),
         ({"source_hashes": source_hashes(SOURCE | {DISK: b"other content " * 80})[:2]}, "bytes"),
         ({"source_hashes": source_hashes(SOURCE | {DISK: b"FIRST DISK" * 100})}, "SHA-256 of the source"),
-        ({"identity_claimed": False}, "does not claim"),
     ],
 )
 async def test_migration_without_proof_fails_and_says_what_differs(
@@ -386,7 +393,7 @@ async def test_migration_without_proof_fails_and_says_what_differs(
 ) -> None:
     item = await site.replicate()
     job = (await site.verb("/migration", {}))["id"]
-    await site.writer.publish_point(item, job, time_ns=time.time_ns(), final=True)
+    await site.writer.publish_point(item, final_cut(job), time_ns=time.time_ns(), final=True)
     await site.observe(cutover=applied(job, **changes))
     await site.settle()
     failed = await site.job(job)
@@ -403,6 +410,42 @@ async def test_migration_without_proof_fails_and_says_what_differs(
     assert site.writer.contents == {}
 
 
+async def test_identity_is_not_judged_before_the_agent_claims_it(site: Site) -> None:
+    item = await site.replicate()
+    job = (await site.verb("/migration", {}))["id"]
+    await site.writer.publish_point(item, final_cut(job), time_ns=time.time_ns(), final=True)
+    await site.observe(cutover=applied(job, identity_claimed=False))
+    await site.settle()
+    waiting = await site.job(job)
+    assert (waiting["state"], waiting["step"]) == ("in-progress", "proving-identity")
+    await site.observe(cutover=applied(job))
+    await site.settle()
+    assert (await site.job(job))["state"] == "succeeded"
+
+
+async def test_agent_that_cut_again_gets_disks_of_its_newest_final_point(site: Site) -> None:
+    item = await site.replicate()
+    job = (await site.verb("/migration", {}))["id"]
+    await site.writer.publish_point(item, final_cut(job), time_ns=time.time_ns(), final=True)
+    await site.observe(cutover=applied(job, identity_claimed=False))
+    await site.settle()
+    assert site.writer.contents["web-1-disk1"] == SOURCE[DISK]
+    await site.observe(cutover=CutoverObservation(job=job, state="waiting-for-disk"))  # the agent was restarted
+    await site.settle()
+    assert (await site.job(job))["state"] == "waiting-for-input"
+    changed = SOURCE | {DISK: b"other bytes" * 91}
+    site.writer.source[DISK] = changed[DISK]
+    second = new_id()
+    await site.writer.publish_point(item, second, time_ns=time.time_ns(), final=True)
+    await site.observe(cutover=applied(job, cut=second, source_hashes=source_hashes(changed)))
+    await site.settle()
+    await site.settle()
+    done = await site.job(job)
+    assert (done["state"], done["result"]["cut"]) == ("succeeded", second), done
+    assert site.writer.contents["web-1-disk1"] == changed[DISK]
+    assert sorted(site.writer.contents) == ["web-1-disk1", "web-1-disk2"]
+
+
 async def test_cutover_that_fails_on_the_source_releases_it_and_may_be_tried_again(site: Site) -> None:
     item = await site.replicate()
     job = (await site.verb("/migration", {}))["id"]
@@ -414,7 +457,7 @@ async def test_cutover_that_fails_on_the_source_releases_it_and_may_be_tried_aga
     assert (desired["goal"], desired["cutover"]) == ("replicate", None)
     again = (await site.verb("/migration", {}))["id"]
     assert (await site.desired())["item"]["cutover"]["job"] == again
-    await site.writer.publish_point(item, again, time_ns=time.time_ns(), final=True)
+    await site.writer.publish_point(item, final_cut(again), time_ns=time.time_ns(), final=True)
     await site.observe(cutover=applied(again))
     await site.settle()
     assert (await site.item())["state"] == "migrated"
@@ -423,7 +466,8 @@ async def test_cutover_that_fails_on_the_source_releases_it_and_may_be_tried_aga
 async def test_cancelled_migration_goes_back_to_replication_and_deletes_what_it_made(site: Site) -> None:
     item = await site.replicate()
     job = (await site.verb("/migration", {}))["id"]
-    await site.writer.publish_point(item, job, time_ns=time.time_ns(), final=True)
+    await site.writer.publish_point(item, final_cut(job), time_ns=time.time_ns(), final=True)
+    await site.observe(cutover=applied(job, identity_claimed=False))
     await site.settle()
     assert site.writer.contents
     await site.verb("/migration/cancel", {})
@@ -437,14 +481,14 @@ async def test_cancelled_migration_goes_back_to_replication_and_deletes_what_it_
 async def test_cancelling_after_migrated_keeps_the_disks_unless_asked_otherwise(site: Site) -> None:
     item = await site.replicate()
     job = (await site.verb("/migration", {}))["id"]
-    await site.writer.publish_point(item, job, time_ns=time.time_ns(), final=True)
+    await site.writer.publish_point(item, final_cut(job), time_ns=time.time_ns(), final=True)
     await site.observe(cutover=applied(job))
     await site.settle()
     await site.verb("/migration/cancel", {})
     await site.settle()
     assert sorted(site.writer.contents) == ["web-1-disk1", "web-1-disk2"]
     again = (await site.verb("/migration", {}))["id"]
-    await site.writer.publish_point(item, again, time_ns=time.time_ns(), final=True)
+    await site.writer.publish_point(item, final_cut(again), time_ns=time.time_ns(), final=True)
     await site.observe(cutover=applied(again))
     await site.settle()
     names = {disk["name"] for disk in (await site.job(again))["result"]["disks"]}
