@@ -1,13 +1,18 @@
-"""The Blob service killed again and again under parallel writes: whatever it acknowledged is there, with its bytes.
+"""The Blob service killed, and its power cut, again and again under parallel writes: whatever it acknowledged is there, with its bytes.
 
-The moment of each kill is an acknowledgement's number drawn from a seed (printed), with all other workers' requests under way.
+A power cut is ext4's own shutdown without flushing its journal: all that was not synced is gone. The moment of each is an
+acknowledgement's number drawn from a seed (printed), with all other workers' requests under way.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import random
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,13 +22,16 @@ from azure_sink.blob_store.store import BlobStore
 from replication.blob_client.api import BlobClient
 from replication.blob_client.failures import BlobNotFound
 from replication.blob_client.http_client import HttpBlobClient
-from replication.errors import PeerUnavailable
+from replication.errors import Retryable
 from tests.harness.blob_process import BlobProcess
 from tests.harness.blob_store_tools import unreferenced_blocks
+from tests.harness.loop_disk import loop_disk, mounted, run
 
 PAGE = 512
 DISK_PAGES = 256
 WORKERS = 6
+EXT4_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32), fs/ext4/ext4.h
+EXT4_GOING_FLAGS_NOLOGFLUSH = 2
 KILLS = int(os.environ.get("BLOCKFERRY_KILLS", "5"))
 
 pytestmark = pytest.mark.timeout(600)
@@ -42,16 +50,16 @@ class Acknowledged:
 
 
 class Bomb:
-    """Counts acknowledgements and kills the process at the given one."""
+    """Counts acknowledgements and strikes at the given one."""
 
-    def __init__(self, process: BlobProcess, acknowledgements: int) -> None:
-        self._process = process
+    def __init__(self, strike: Callable[[], None], acknowledgements: int) -> None:
+        self._strike = strike
         self._left = acknowledgements
 
     def acknowledged(self) -> None:
         self._left -= 1
         if self._left == 0:
-            self._process.kill()
+            self._strike()
 
 
 async def work(client: BlobClient, number: int, known: Acknowledged, chance: random.Random, bomb: Bomb) -> None:
@@ -130,33 +138,69 @@ async def check(client: BlobClient, number: int, known: Acknowledged) -> None:
     known.doubt = None
 
 
-async def test_nothing_acknowledged_is_lost_by_kills(tmp_path: Path) -> None:
+async def suffer(process: BlobProcess, strike: Callable[[], None], repair: Callable[[], None]) -> None:
+    """Work, strike, repair, start again, check; ``KILLS`` times."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
     known = [Acknowledged() for _ in range(WORKERS)]
-    with BlobProcess(tmp_path) as process:
+    await process.start()
+    async with HttpBlobClient(process.endpoint()) as client:
+        await client.create_container("lab")
+        for number in range(WORKERS):
+            await client.create_page_blob("lab", f"disk-{number}", DISK_PAGES * PAGE, metadata={"applied": "0"})
+    for _ in range(KILLS):
+        async with HttpBlobClient(process.endpoint()) as client:
+            bomb = Bomb(strike, chance.randint(5, 80))
+            ends = await asyncio.gather(
+                *(work(client, n, known[n], random.Random(chance.random()), bomb) for n in range(WORKERS)),
+                return_exceptions=True,
+            )
+        assert all(isinstance(end, Retryable) for end in ends), ends
+        repair()
         await process.start()
         async with HttpBlobClient(process.endpoint()) as client:
-            await client.create_container("lab")
             for number in range(WORKERS):
-                await client.create_page_blob("lab", f"disk-{number}", DISK_PAGES * PAGE, metadata={"applied": "0"})
-        for _ in range(KILLS):
-            async with HttpBlobClient(process.endpoint()) as client:
-                bomb = Bomb(process, chance.randint(5, 80))
-                ends = await asyncio.gather(
-                    *(work(client, n, known[n], random.Random(chance.random()), bomb) for n in range(WORKERS)),
-                    return_exceptions=True,
-                )
-            assert [type(end) for end in ends] == [PeerUnavailable] * WORKERS, ends
-            await process.start()
-            async with HttpBlobClient(process.endpoint()) as client:
-                for number in range(WORKERS):
-                    await check(client, number, known[number])
-        assert await process.stop() == 0
+                await check(client, number, known[number])
+    assert await process.stop() == 0
     store = BlobStore.open(process.state)
     try:
         assert store.wait_until_quiet(60.0)
         assert unreferenced_blocks(process.state) == set()
     finally:
         store.close()
+
+
+async def test_nothing_acknowledged_is_lost_by_kills(tmp_path: Path) -> None:
+    with BlobProcess(tmp_path) as process:
+        await suffer(process, process.kill, lambda: None)
+
+
+@pytest.mark.requires("root", "loop", "mount", "mkfs.ext4")
+async def test_nothing_acknowledged_is_lost_by_power_cuts(tmp_path: Path) -> None:
+    with loop_disk(tmp_path / "disk.img", 1024 * 2**20) as disk:
+        run("mkfs.ext4", "-q", disk.device)
+        mount_point = tmp_path / "mounted"
+        with contextlib.ExitStack() as stack:
+            mount = stack.enter_context(contextlib.ExitStack())
+            mount.enter_context(mounted(disk.device, mount_point))
+            process = stack.enter_context(BlobProcess(tmp_path, mount_point / "state"))
+
+            def strike() -> None:
+                cut_power(mount_point)
+                process.kill()
+
+            def repair() -> None:
+                mount.close()
+                mount.enter_context(mounted(disk.device, mount_point))
+
+            await suffer(process, strike, repair)
+
+
+def cut_power(mount_point: Path) -> None:
+    """From here on nothing reaches the device; what was not synced before never will."""
+    descriptor = os.open(mount_point, os.O_RDONLY)
+    try:
+        fcntl.ioctl(descriptor, EXT4_IOC_SHUTDOWN, struct.pack("I", EXT4_GOING_FLAGS_NOLOGFLUSH))
+    finally:
+        os.close(descriptor)

@@ -25,10 +25,10 @@ START_TIMEOUT_S: Final = 60.0
 
 
 class BlobProcess:
-    """One state directory below ``directory``; at most one process at a time."""
+    """One state directory (``state``, else one below ``directory``); at most one process at a time."""
 
-    def __init__(self, directory: Path) -> None:
-        self.state = directory / "state"
+    def __init__(self, directory: Path, state: Path | None = None) -> None:
+        self.state = directory / "state" if state is None else state
         self._log = directory / "service.log"
         self._notify_path = directory / "notify"
         self._key_file = directory / "account.key"
