@@ -274,7 +274,7 @@ class Probe:
     def marked(self, half: int) -> set[int]:
         self.control.active_word = 0 if half else self.layout.half_words
         bitmap = DirtyBitmap(self.layout.geometry.granules)
-        Halves(self.words, self.control, self.layout, lambda: None).collect(bitmap)
+        Halves(self.words, self.control, self.layout, lambda: None, lambda: None).collect(bitmap)
         return set(bitmap.runs().indices().tolist())
 
     def close(self) -> None:

@@ -30,6 +30,8 @@ _ATTR_BYTES: Final = 144
 _LOG_BYTES: Final = 1 << 20
 _LOG_TAIL_CHARS: Final = 2000
 _MEMBARRIER_CMD_GLOBAL: Final = 1
+_MEMBARRIER_CMD_PRIVATE_EXPEDITED: Final = 1 << 3
+_MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED: Final = 1 << 4
 _OBJECT_NAME_CHARS: Final = 15
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -172,12 +174,25 @@ def test_run(program: int, context: bytes) -> int:
     return int(struct.unpack_from("<I", answer, 4)[0])
 
 
-def membarrier() -> None:
+def wait_for_programs() -> None:
     """Return only when every program that was running has ended: a grace period of RCU (MEMBARRIER_CMD_GLOBAL)."""
+    _membarrier(_MEMBARRIER_CMD_GLOBAL)
+
+
+def fence() -> None:
+    """A full memory barrier: stores to shared maps before it are seen before those after it (matters on aarch64)."""
+    try:
+        _membarrier(_MEMBARRIER_CMD_PRIVATE_EXPEDITED)
+    except PermissionError:  # this process has not registered yet
+        _membarrier(_MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED)
+        _membarrier(_MEMBARRIER_CMD_PRIVATE_EXPEDITED)
+
+
+def _membarrier(command: int) -> None:
     _, number = _numbers()
-    if _libc.syscall(number, _MEMBARRIER_CMD_GLOBAL, 0, 0):
+    if _libc.syscall(number, command, 0, 0):
         code = ctypes.get_errno()
-        raise OSError(code, f"cannot wait for a grace period: {os.strerror(code)}")
+        raise OSError(code, f"cannot order memory with membarrier(2): {os.strerror(code)}")
 
 
 def missed_runs(program: int) -> int:

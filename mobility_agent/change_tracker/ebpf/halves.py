@@ -23,14 +23,20 @@ _FULL_WORD: Final = np.uint64(2**64 - 1)
 
 
 class Halves:
-    """``wait_for_programs`` returns when no program that began before still runs (membarrier)."""
+    """``wait_for_programs`` returns when no program that began before still runs; ``fence`` is a full memory barrier."""
 
     def __init__(
-        self, words: Words, control: ControlRecord, layout: BitmapLayout, wait_for_programs: Callable[[], None]
+        self,
+        words: Words,
+        control: ControlRecord,
+        layout: BitmapLayout,
+        wait_for_programs: Callable[[], None],
+        fence: Callable[[], None],
     ) -> None:
         self._layout = layout
         self._control = control
         self._wait_for_programs = wait_for_programs
+        self._fence = fence
         fine, half = layout.fine_words, layout.half_words
         self._fine = [words[at : at + fine] for at in (0, half)]
         self._coarse = [words[at + fine : at + fine + layout.coarse_words] for at in (0, half)]
@@ -60,6 +66,7 @@ class Halves:
         The flipped half must be clear: ``fold`` or ``commit`` comes before.
         """
         self._late.clear()
+        self._fence()  # no program may find a bit that was cleared here, and skip setting it
         self._control.active_word = 0 if int(self._control.active_word) else self._layout.half_words
         self._wait_for_programs()
 

@@ -97,7 +97,7 @@ class EbpfTracker:
         kernel: KernelCounters,
         kernel_objects: KernelObjects,
         pins: Pins | None,
-        wait_for_programs: Callable[[], None] = bpf_syscall.membarrier,
+        wait_for_programs: Callable[[], None] = bpf_syscall.wait_for_programs,
     ) -> None:
         self._device = device
         self._geometry = geometry
@@ -106,7 +106,9 @@ class EbpfTracker:
         self._pins = pins
         self._control = kernel_objects.control
         self._wait_for_programs = wait_for_programs
-        self._halves = Halves(kernel_objects.words, self._control, BitmapLayout(geometry), wait_for_programs)
+        self._halves = Halves(
+            kernel_objects.words, self._control, BitmapLayout(geometry), wait_for_programs, bpf_syscall.fence
+        )
         self._continued = False
         self._closed = False
         self._stage = _Stage.NONE

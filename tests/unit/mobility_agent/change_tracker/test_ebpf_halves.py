@@ -36,7 +36,7 @@ class Kernel:
         self.words[at] |= np.uint64(1 << word % 64)
 
     def halves(self) -> Halves:
-        return Halves(self.words, self.control, LAYOUT, self.wait)
+        return Halves(self.words, self.control, LAYOUT, self.wait, lambda: None)
 
 
 def collected(halves: Halves) -> list[tuple[int, int]]:
