@@ -264,6 +264,16 @@ class Site:
             if name in self.daemons:
                 self.stop(name)
 
+    def metric(self, name: str, metric: str) -> float:
+        """The sum of one of a daemon's metrics over its labels; 0 if it has none."""
+        url = f"http://127.0.0.1:{self.daemons[name].health_port}/metrics"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as response:
+            lines = response.read().decode().splitlines()
+            return sum(
+                float(line.rpartition(" ")[2]) for line in lines if line.partition("{")[0].split(" ")[0] == metric
+            )
+        return 0.0
+
     def sample_memory(self) -> None:
         """Note each daemon's anonymous memory twice a second until ``stop_all``, in a thread."""
 

@@ -1,0 +1,54 @@
+"""``python -m deploy.demo``: the whole road on this machine, with checks. Exit code 0 only if every check held.
+
+Environment: ``KEEP=1`` leaves the site running and says how to look at it and how to stop it; ``DEMO_DIR`` chooses the directory (default
+``.demo`` in the working directory); ``PLAIN=1`` takes the way without root (plain file, ``scan`` tracker) even as root.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from deploy.demo import preflight
+from deploy.demo.operator import DemoError
+from deploy.demo.road import Road
+from deploy.demo.source import FileSystemSource, PlainFileSource, Source
+
+
+def main() -> int:
+    console = Console(highlight=False)
+    directory = Path(os.environ.get("DEMO_DIR", ".demo")).resolve()
+    ready = preflight.check(directory.parent if not directory.exists() else directory)
+    if ready.problems:
+        for problem in ready.problems:
+            console.print(f"[red]cannot start:[/red] {problem}")
+        return 2
+    keep = os.environ.get("KEEP") == "1"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    source: Source
+    if ready.is_root and os.environ.get("PLAIN") != "1":
+        source = FileSystemSource(directory / "lab-server")
+    else:
+        source = PlainFileSource(directory / "lab-server")
+    road = Road(directory, source, console, keep=keep)
+    failed = True
+    try:
+        road.walk()
+        failed = False
+    except DemoError as error:
+        console.print(f"\n[red bold]The demo failed:[/red bold] {error}")
+        console.print(f"The daemons' logs are in {directory}/*/log")
+    except KeyboardInterrupt:
+        console.print("\ninterrupted")
+    finally:
+        road.end(failed=failed)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
