@@ -309,3 +309,17 @@ def test_a_range_longer_than_any_request_is_reported_not_cut() -> None:
     with contextlib.closing(Probe(Geometry(2**40, 4096))) as probe:
         assert probe.mark(5, 5 + 2**20 - 1) == 0
         assert probe.mark(0, probe.layout.geometry.granules - 1) == 1
+
+
+def test_a_disk_that_is_gone_is_never_quiet_and_can_be_discarded(disk: LoopDisk, pins: Path) -> None:
+    tracker = EbpfTracker.attach(disk.device, pin_directory=pins)
+    settled(tracker)
+    run("losetup", "--detach", disk.device)
+    try:
+        assert tracker.status().state in (TrackerState.BLIND, TrackerState.DEGRADED)
+        tracker.discard()
+        assert not pins.exists()
+        assert tracker.wrote_since_flip()
+        assert not tracker.is_idle()
+    finally:
+        run("losetup", disk.device, disk.backing)

@@ -141,9 +141,10 @@ def refuse_without_privilege(error: OSError, what: str) -> None:
     :raises Unsupported: if the kernel has no bpf(2) at all.
     """
     if error.errno in (errno.EPERM, errno.EACCES):
-        raise Refused(
-            f"cannot {what}: {error.strerror}", hint="run the agent as root, or with CAP_BPF and CAP_PERFMON"
-        ) from error
+        hint = "run the agent as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN (for the pins)"
+        if os.geteuid() == 0:
+            hint = "even root may not: kernel lockdown, or a container without CAP_BPF; the tracker 'scan' works"
+        raise Refused(f"cannot {what}: {error.strerror}", hint=hint) from error
     if error.errno == errno.ENOSYS:
         raise Unsupported(f"cannot {what}: this kernel has no eBPF", hint="use the tracker 'scan'") from error
 

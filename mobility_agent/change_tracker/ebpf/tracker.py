@@ -12,17 +12,18 @@ tracker switches them on (their cost is far below its own) and ``discard`` resto
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
 
 from mobility_agent.block_device.kernel_counters import KernelCounters
 from mobility_agent.change_tracker.ebpf import bpf_syscall, objects
+from mobility_agent.change_tracker.ebpf.accounts import Accounts, TrackerStatistics
 from mobility_agent.change_tracker.ebpf.halves import Halves
-from mobility_agent.change_tracker.ebpf.layout import BitmapLayout, CpuCounters
+from mobility_agent.change_tracker.ebpf.layout import BitmapLayout
 from mobility_agent.change_tracker.ebpf.objects import DeviceIdentity, KernelObjects
 from mobility_agent.change_tracker.ebpf.pins import Pins
 from mobility_agent.change_tracker.ebpf.support import require_trackable
@@ -38,10 +39,8 @@ from mobility_agent.core.reconciliation import (
     CAUSE_SENTENCES,
     Cause,
     Groups,
-    Ledger,
     Readings,
     Verdict,
-    Window,
     at_exact_rest,
     at_inexact_rest,
     is_exact,
@@ -51,29 +50,12 @@ from mobility_agent.core.reconciliation import (
 from replication.dirty_bitmap import DEFAULT_GRANULARITY_BYTES, DirtyBitmap, Geometry, GranuleRuns
 from replication.errors import Refused
 
-_SIMULTANEOUS_TRIES: Final = 1000
-_TRIES_WITH_GRACE: Final = 3
-
 
 class _Stage(enum.Enum):
     NONE = enum.auto()
     INTERRUPTED = enum.auto()
     """The halves were flipped, but the harvest was not handed out: it cannot be committed, only begun again."""
     RETURNED = enum.auto()
-
-
-@dataclass(frozen=True, slots=True)
-class TrackerStatistics:
-    """For metrics; cumulative since tracking began, over restarts of the agent. Sectors of 512 bytes."""
-
-    program_runs: int
-    sectors_written: int
-    sectors_discarded: int
-    sectors_lost_completions: int
-    sectors_lost_issues: int
-    missed_runs: int
-    overflows: int
-    passthrough_commands: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +88,7 @@ class EbpfTracker:
         self._pins = pins
         self._control = kernel_objects.control
         self._wait_for_programs = wait_for_programs
+        self._accounts = Accounts(kernel, kernel_objects, wait_for_programs)
         self._halves = Halves(
             kernel_objects.words, self._control, BitmapLayout(geometry), wait_for_programs, bpf_syscall.fence
         )
@@ -161,6 +144,10 @@ class EbpfTracker:
                 made.close()
                 raise
             return tracker
+        except PermissionError as error:
+            kernel.close()
+            bpf_syscall.refuse_without_privilege(error, f"track {device} with eBPF")
+            raise
         except BaseException:
             kernel.close()
             raise
@@ -172,12 +159,7 @@ class EbpfTracker:
         if not self._kernel.statistics_on():
             self._kernel.switch_statistics(on=True)
             control.statistics_was_off = 1
-        accounted, counters = self._simultaneous_counts()
-        for group in range(2):
-            control.base_accounted[group] = accounted[group]
-            control.base_issued[group] = counters.issued[group] - counters.requeued[group]
-            control.base_completed[group] = counters.completed[group]
-        control.window_flags = Window.BEGAN_UNDER_WAY
+        self._accounts.take_base()
         if self._pins is not None:
             self._pins.publish(self._objects.descriptors)
 
@@ -232,17 +214,7 @@ class EbpfTracker:
         return TrackerStatus(TrackerState.TRACKING)
 
     def statistics(self) -> TrackerStatistics:
-        totals, control = self._objects.totals(), self._control
-        return TrackerStatistics(
-            program_runs=totals.runs,
-            sectors_written=totals.completed[0],
-            sectors_discarded=totals.completed[1],
-            sectors_lost_completions=control.lost_completed,
-            sectors_lost_issues=control.lost_issued,
-            missed_runs=self._objects.missed_runs(),
-            overflows=totals.overflow,
-            passthrough_commands=totals.passthrough,
-        )
+        return self._accounts.statistics()
 
     # -- harvest ------------------------------------------------------------------------------------------------
 
@@ -256,13 +228,15 @@ class EbpfTracker:
         accounted = self._kernel.accounted_sectors()
         self._flip = _Flip(self._objects.totals().runs, accounted)
         self._halves.flip()
-        readings = self._readings_of(accounted, self._objects.totals(), statistics_on=statistics_on)
-        verdict = reconcile(self._ledger(), readings)
+        readings = self._accounts.readings_of(accounted, self._objects.totals(), statistics_on=statistics_on)
+        verdict = reconcile(self._accounts.ledger(), readings)
         self._settle(verdict)
         if not statistics_on:
             self._kernel.switch_statistics(on=True)
-            accounted, counters = self._simultaneous_counts()
-            self._store(rebased(self._ledger(), self._readings_of(accounted, counters, statistics_on=True)))
+            accounted, counters = self._accounts.simultaneous()
+            self._accounts.store(
+                rebased(self._accounts.ledger(), self._accounts.readings_of(accounted, counters, statistics_on=True))
+            )
         rested = self._look_for_rest()
         self._halves.collect(bitmap)
         if not rested:
@@ -291,22 +265,22 @@ class EbpfTracker:
         if verdict.redirty_reason:
             self._redirty_reason = verdict.redirty_reason
             self._halves.carry_suspects()
-        self._store(verdict.ledger)
+        self._accounts.store(verdict.ledger)
 
     def _look_for_rest(self) -> bool:
         """Whether all that was issued before the flip has landed and is accounted for, so that suspicion ends."""
-        readings = self._readings()
-        ledger = self._ledger()
+        readings = self._accounts.readings()
+        ledger = self._accounts.ledger()
         if self._kernel.writes_in_flight():
             return False
         if is_exact(ledger, readings):
-            self._store(at_exact_rest(ledger))
+            self._accounts.store(at_exact_rest(ledger))
             self._halves.clear_suspects()
             return True
         if any(count > 0 for count in (*ledger.completion_deficit(readings), *ledger.issue_deficit(readings))):
             return False
         self._wait_for_programs()
-        if self._readings() != readings or self._kernel.writes_in_flight():
+        if self._accounts.readings() != readings or self._kernel.writes_in_flight():
             return False
         verdict = at_inexact_rest(ledger, readings, lasting=readings == self._last_rest)
         self._last_rest = readings
@@ -319,19 +293,25 @@ class EbpfTracker:
     def wrote_since_flip(self) -> bool:
         if self._flip is None or self._closed:
             return True
-        readings = self._readings()
-        return (
-            self._objects.totals().runs != self._flip.runs
-            or self._kernel.accounted_sectors() != self._flip.accounted
-            or self._kernel.writes_in_flight() > 0
-            or not is_exact(self._ledger(), readings)
-        )
+        try:
+            readings = self._accounts.readings()
+            return (
+                self._objects.totals().runs != self._flip.runs
+                or self._kernel.accounted_sectors() != self._flip.accounted
+                or self._kernel.writes_in_flight() > 0
+                or not is_exact(self._accounts.ledger(), readings)
+            )
+        except OSError:  # the device is gone: it cannot be known
+            return True
 
     def is_idle(self) -> bool:
         if self._closed:
             return False
-        readings = self._readings()
-        return self._kernel.writes_in_flight() == 0 and is_exact(self._ledger(), readings)
+        try:
+            readings = self._accounts.readings()
+            return self._kernel.writes_in_flight() == 0 and is_exact(self._accounts.ledger(), readings)
+        except OSError:  # as above
+            return False
 
     # -- marks and the end ----------------------------------------------------------------------------------------
 
@@ -351,7 +331,8 @@ class EbpfTracker:
         if self._pins is not None:
             self._pins.remove()
         if not self._closed and self._control.statistics_was_off:
-            self._kernel.switch_statistics(on=False)
+            with contextlib.suppress(OSError):  # the device is gone, and its setting with it
+                self._kernel.switch_statistics(on=False)
         self.close()
 
     # -- the counters ---------------------------------------------------------------------------------------------
@@ -364,73 +345,3 @@ class EbpfTracker:
                 f"cannot harvest {self._device}: another disk has taken its place",
                 hint="the disk was detached; protect the new one, or attach the old one again and resynchronize",
             )
-
-    def _simultaneous_counts(self) -> tuple[Groups, CpuCounters]:
-        """The kernel's sectors and our counters with no completion between them.
-
-        First with a grace period, in which those are accounted for that were counted (both happen in one softirq). Under a
-        load that leaves no such gap, without; and at last ours are the later ones: then a deficit shows that is none, but
-        none is hidden.
-        """
-        for attempt in range(_SIMULTANEOUS_TRIES):
-            before = self._objects.totals()
-            if attempt < _TRIES_WITH_GRACE:
-                self._wait_for_programs()
-            accounted = self._kernel.accounted_sectors()
-            counters = self._objects.totals()
-            if _pair(before.completed) == _pair(counters.completed):
-                break
-        return accounted, counters
-
-    def _readings(self) -> Readings:
-        statistics_on = self._kernel.statistics_on()
-        accounted = self._kernel.accounted_sectors()
-        return self._readings_of(accounted, self._objects.totals(), statistics_on=statistics_on)
-
-    def _readings_of(self, accounted: Groups, totals: CpuCounters, *, statistics_on: bool) -> Readings:
-        """``accounted`` was read before ``totals``: the order that ``core/reconciliation`` relies on."""
-        control = self._control
-        return Readings(
-            accounted=_less(accounted, control.base_accounted),
-            issued=_less(_less(totals.issued, totals.requeued), control.base_issued),
-            completed=_less(totals.completed, control.base_completed),
-            missed_runs=self._objects.missed_runs(),
-            overflows=totals.overflow,
-            passthroughs=totals.passthrough,
-            statistics_on=statistics_on,
-        )
-
-    def _ledger(self) -> Ledger:
-        control = self._control
-        return Ledger(
-            forgiven_completed=_pair(control.forgiven_completed),
-            forgiven_issued=_pair(control.forgiven_issued),
-            window=Window(control.window_flags),
-            seen_missed_runs=control.seen_missed_runs,
-            seen_overflows=control.seen_overflow,
-            seen_passthroughs=control.seen_passthrough,
-        )
-
-    def _store(self, ledger: Ledger) -> None:
-        control = self._control
-        before = self._ledger()
-        # The flags first: a deficit that is forgiven twice would hide a loss, one that is doubted twice only costs.
-        control.window_flags = ledger.window
-        for group in range(2):
-            control.forgiven_completed[group] = ledger.forgiven_completed[group]
-            control.forgiven_issued[group] = ledger.forgiven_issued[group]
-        control.lost_completed += max(0, sum(ledger.forgiven_completed) - sum(before.forgiven_completed))
-        control.lost_issued += max(0, sum(ledger.forgiven_issued) - sum(before.forgiven_issued))
-        control.seen_missed_runs = ledger.seen_missed_runs
-        control.seen_overflow = ledger.seen_overflows
-        control.seen_passthrough = ledger.seen_passthroughs
-
-
-def _pair(array: object) -> Groups:
-    values = cast("list[int]", array)
-    return int(values[0]), int(values[1])
-
-
-def _less(one: object, other: object) -> Groups:
-    left, right = _pair(one), _pair(other)
-    return left[0] - right[0], left[1] - right[1]
