@@ -1,0 +1,143 @@
+"""Arenas: room is taken in whole blocks, returned by punching; errors of the device are told apart."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from azure_sink.blob_store.arenas import BLOCK_BYTES, ArenaSet, StoreFull
+from replication.errors import Permanent, Retryable
+from tests.harness.blob_store_tools import data_blocks
+
+
+def make(directory: Path, **options: int) -> ArenaSet:
+    return ArenaSet(directory / "arenas", **{"arena_bytes": 16 * BLOCK_BYTES, "reserve_bytes": 0, **options})
+
+
+def test_bodies_never_share_a_block(tmp_path: Path) -> None:
+    arenas = make(tmp_path)
+    places = [arenas.allocate(length) for length in (1, BLOCK_BYTES, BLOCK_BYTES + 1, 5)]
+    assert [place.offset for place in places] == [0, BLOCK_BYTES, 2 * BLOCK_BYTES, 4 * BLOCK_BYTES]
+
+
+def test_a_full_arena_is_followed_by_another(tmp_path: Path) -> None:
+    arenas = make(tmp_path)
+    numbers = [arenas.allocate(6 * BLOCK_BYTES).arena for _ in range(4)]
+    assert numbers == [1, 1, 2, 2]
+
+
+def test_a_body_larger_than_an_arena_gets_one_of_its_own(tmp_path: Path) -> None:
+    arenas = make(tmp_path)
+    arenas.allocate(1)
+    place = arenas.allocate(40 * BLOCK_BYTES)
+    assert (place.arena, place.offset) == (2, 0)
+
+
+def test_pieces_are_written_in_order_and_read_back(tmp_path: Path) -> None:
+    arenas = make(tmp_path)
+    place = arenas.allocate(10)
+    arenas.write(place, 0, [b"abc", memoryview(b"defg")])
+    arenas.write(place, 7, [bytearray(b"hij")])
+    assert arenas.read(place.arena, place.offset, 10) == b"abcdefghij"
+    assert arenas.read(place.arena, place.offset + 3, 4) == b"defg"
+
+
+def test_an_arena_of_an_earlier_run_is_not_appended_to(tmp_path: Path) -> None:
+    first = make(tmp_path)
+    first.write(first.allocate(1), 0, [b"x"])
+    first.close()
+    second = make(tmp_path)
+    assert second.found == (1,)
+    assert second.allocate(1).arena == 2
+
+
+def test_abandoned_room_is_given_back(tmp_path: Path) -> None:
+    arenas = make(tmp_path)
+    kept, dropped = arenas.allocate(BLOCK_BYTES), arenas.allocate(2 * BLOCK_BYTES)
+    arenas.write(kept, 0, [b"k" * BLOCK_BYTES])
+    arenas.write(dropped, 0, [b"d" * 2 * BLOCK_BYTES])
+    arenas.abandon(dropped)
+    assert list(data_blocks(arenas.path(1))) == [0]
+    assert arenas.figures().punched_bytes == 2 * BLOCK_BYTES
+
+
+def test_the_reserve_stays_free(tmp_path: Path) -> None:
+    arenas = make(tmp_path, reserve_bytes=2**62)
+    with pytest.raises(StoreFull) as caught:
+        arenas.allocate(1)
+    assert caught.value.retry_after_s is not None
+    assert not arenas.has_room()
+
+
+def test_a_device_without_space_is_a_full_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arenas = make(tmp_path)
+    place = arenas.allocate(10)
+
+    def no_space(*_arguments: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwritev", no_space)
+    with pytest.raises(StoreFull):
+        arenas.write(place, 0, [b"x"])
+
+
+def test_a_failing_device_is_no_full_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arenas = make(tmp_path)
+    place = arenas.allocate(10)
+
+    def broken(*_arguments: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pwritev", broken)
+    with pytest.raises(Retryable) as caught:
+        arenas.write(place, 0, [b"x"])
+    assert not isinstance(caught.value, StoreFull)
+
+
+def test_after_a_failed_write_back_the_arena_is_not_trusted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arenas = make(tmp_path)
+    place = arenas.allocate(10)
+    with monkeypatch.context() as patched:
+
+        def broken(_descriptor: int) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        patched.setattr(os, "fdatasync", broken)
+        assert arenas.make_durable({place.arena}) == {place.arena}
+    assert arenas.make_durable({place.arena}) == {place.arena}
+    assert arenas.allocate(10).arena != place.arena
+
+
+def test_a_short_or_missing_arena_is_damage(tmp_path: Path) -> None:
+    arenas = make(tmp_path)
+    place = arenas.allocate(10)
+    arenas.write(place, 0, [b"short"])
+    with pytest.raises(Permanent):
+        arenas.read(place.arena, 0, 10)
+    with pytest.raises(Permanent):
+        arenas.read(77, 0, 1)
+
+
+def test_what_is_no_arena_is_refused(tmp_path: Path) -> None:
+    make(tmp_path)
+    (tmp_path / "arenas" / "notes.txt").write_text("mine")
+    with pytest.raises(Permanent):
+        make(tmp_path)
+
+
+def test_an_arena_is_idle_when_it_is_left_and_nothing_in_it_is_undecided(tmp_path: Path) -> None:
+    arenas = make(tmp_path)
+    first = arenas.allocate(10 * BLOCK_BYTES)
+    assert not arenas.is_idle(1)
+    arenas.allocate(10 * BLOCK_BYTES)
+    assert not arenas.is_idle(1)
+    arenas.settle(first)
+    assert arenas.is_idle(1)
+    arenas.remove(1)
+    assert not arenas.path(1).exists()
+    assert arenas.numbers() == [2]
