@@ -48,7 +48,11 @@ class TrackerStatus:
 class DoubtKind(enum.StrEnum):
     NONE = "none"
     REDIRTIED = "redirtied"
-    """Marks were lost; all that they can have covered is already merged in the bitmap. Nothing else to do."""
+    """Marks were lost; all that they can have covered is already merged in the bitmap. Nothing else to do.
+
+    It is no obstacle to a point: what is dirty again is read in the frozen round like the rest. On some kernels it is common
+    under load, so refusing points for it would starve them.
+    """
     RESYNC = "resync"
     """Marks were lost and what they covered is unknown: every granule must be compared with the digest table."""
 
