@@ -206,7 +206,8 @@ class PointCoordinator:
         result = freeze.result
         if not reason and (result is None or not result.is_point):
             reason = "the freeze has no result" if result is None else result.problem
-        if not reason and any(part.harvest and part.harvest.doubt.kind is not DoubtKind.NONE for part in rounds):
+        # What was re-dirtied is in the bitmap and has been read; only what is unknown makes it no point.
+        if not reason and any(part.harvest and part.harvest.doubt.kind is DoubtKind.RESYNC for part in rounds):
             reason = "tracking was in doubt"
         return reason, cut_time_ns, time.monotonic() - started_s
 
