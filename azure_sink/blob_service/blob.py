@@ -14,17 +14,35 @@ from aiohttp import web
 from azure_sink.blob_service.operation import Operation
 from azure_sink.blob_service.responses import answer, blob_headers, md5_text, sequence_header, state_headers
 from azure_sink.blob_store.body_writer import md5
-from azure_sink.blob_store.readers import BlobReading
+from azure_sink.blob_store.readers import BlobReading, StateChanged
 from azure_sink.blob_store.values import MIB, BlobRecord
 from azure_sink.core.storage_fault import StorageFault
 from replication.blob_client.codes import StorageCode
 
 MAX_RANGE_MD5_BYTES: Final = 4 * MIB
 _ONE_PIECE_BYTES: Final = 64 * 1024
+_SMALL_READ_ATTEMPTS: Final = 8
 
 
 async def get(operation: Operation) -> web.StreamResponse:
-    """Get Blob: whole, or one range (206)."""
+    """Get Blob: whole, or one range (206).
+
+    A small body is read whole before the first header goes out, and anew if the blob was overwritten meanwhile: a receipt that is
+    replaced all the time can be read at any time.
+    """
+    for _ in range(_SMALL_READ_ATTEMPTS - 1):
+        try:
+            return await _get(operation)
+        except _OverwrittenMeanwhile:
+            continue
+    return await _get(operation)
+
+
+class _OverwrittenMeanwhile(StateChanged):
+    """Nothing was sent yet."""
+
+
+async def _get(operation: Operation) -> web.StreamResponse:
     request = operation.request
     reading = await operation.store.read_blob(request.address, request.guard)
     record = reading.record
@@ -42,7 +60,10 @@ async def get(operation: Operation) -> web.StreamResponse:
         headers["Content-MD5"] = stored_md5
     status = 200 if wanted is None else 206
     if end - start <= _ONE_PIECE_BYTES:
-        content = b"".join([bytes(piece) async for piece in reading.stream(start, end)])
+        try:
+            content = b"".join([bytes(piece) async for piece in reading.stream(start, end)])
+        except StateChanged as error:
+            raise _OverwrittenMeanwhile(error.message) from error
         operation.sent(len(content))
         return web.Response(status=status, headers=headers, body=content)
     return await _stream(operation, reading, start, end, web.StreamResponse(status=status, headers=headers))
