@@ -1,6 +1,6 @@
 """List Blobs: a container's blobs by name, in pages, with prefix and delimiter. Reads only; called by ``BlobStore``.
 
-A marker is opaque to clients; here it is ``name`` or ``name NUL snapshot``: the first entry of the next page.
+A marker is opaque to clients; here it is ``name NUL snapshot``, the first entry of the next page.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _rows_from(
 
 
 def _marker_at(record: BlobRecord) -> str:
-    return record.name if record.snapshot is None else record.name + _NUL + record.snapshot
+    return record.name + _NUL + (record.snapshot or LIVE_SNAPSHOT)
 
 
 def _group_of(name: str, query: ListQuery) -> str | None:
