@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
+import aiosqlite
 import alembic.command
 import alembic.config
 import alembic.util
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
@@ -25,6 +27,7 @@ from replication.errors import SettingsError
 
 DATABASE_FILE: Final = "state.sqlite"
 BUSY_TIMEOUT_S: Final = 30.0
+WORKER_STOP_S: Final = 5.0
 _WRITING: Final = "blockferry_writing"
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
@@ -38,8 +41,12 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._is_sqlite = url.startswith("sqlite")
-        arguments: dict[str, Any] = {"timeout": BUSY_TIMEOUT_S} if self._is_sqlite else {}
-        self._engine: AsyncEngine = create_async_engine(url, connect_args=arguments, pool_pre_ping=not self._is_sqlite)
+        self._file = make_url(url).database or ":memory:"
+        self._workers: list[threading.Thread] = []
+        arguments: dict[str, Any] = (
+            {"async_creator": self._connect_sqlite} if self._is_sqlite else {"pool_pre_ping": True}
+        )
+        self._engine: AsyncEngine = create_async_engine(url, **arguments)
         self._writer = self._engine.execution_options(**{_WRITING: True})
         self._write_turn = asyncio.Lock()
         if self._is_sqlite:
@@ -78,7 +85,18 @@ class Database:
             raise SettingsError(f"cannot open the database: {error.orig}") from error
 
     async def close(self) -> None:
+        """Close every connection; on return none of their threads speaks to the event loop any more."""
         await self._engine.dispose()
+        for worker in filter(threading.Thread.is_alive, self._workers):
+            await asyncio.to_thread(worker.join, WORKER_STOP_S)
+
+    async def _connect_sqlite(self) -> aiosqlite.Connection:
+        """A connection whose thread is known here: a cancelled or failed one is given up by SQLAlchemy without waiting for it."""
+        connection = aiosqlite.connect(self._file, timeout=BUSY_TIMEOUT_S)
+        worker: threading.Thread = connection._thread
+        worker.daemon = True
+        self._workers = [*(known for known in self._workers if known.is_alive()), worker]
+        return await connection
 
 
 def _upgrade_schema(connection: Connection) -> None:

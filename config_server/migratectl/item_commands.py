@@ -193,9 +193,7 @@ def _print_result(console: Console, job: JobStatus) -> None:
     ]
     console.print(table("DISK", "BLOB", "SOURCE", "SIZE", "SHA-256", rows=rows))
     if isinstance(result, MigrationResult):
-        console.print(
-            f"mode {result.mode}; identity: {coloured('ok') if result.identity == 'proved' else ''} {result.identity}"
-        )
+        console.print(f"mode {result.mode}; identity: {result.identity}")
         console.print(
             f"time to usable: {duration(result.seconds_to_usable)}; time to proof: {duration(result.seconds_to_proof)}"
         )

@@ -88,6 +88,10 @@ class Reconciler:
         """Let the next pass begin now."""
         self._woken.set()
 
+    def look_around_soon(self) -> None:
+        """Let the next pass look at every item, whenever the next round would be due."""
+        self._round_due_ns = 0
+
     async def run(self) -> None:
         """Pass after pass; returns only by cancellation."""
         while True:

@@ -1,0 +1,271 @@
+"""The smaller decisions: doubt, progress, desired state, placement, names, forecast, attempts, jobs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config_server.core.attempt_limiter import AttemptLimiter
+from config_server.core.desired_state import DesiredFacts, desired_item
+from config_server.core.disk_names import made_disk_name
+from config_server.core.disk_progress import came_forward, falls_behind
+from config_server.core.doubt import becomes_suspect, doubt_among, proved_point_time
+from config_server.core.forecast import seeding_forecast
+from config_server.core.job import TRANSITIONS, JobState, next_job_state
+from config_server.core.observation import ObservedDisk, progress_of
+from config_server.core.placement import Candidate, choose_process_server
+from config_server.core.protected_item import ENDED_STATES, Progress, State
+from replication.control_plane import (
+    DesiredCutover,
+    PointRequest,
+    ProcessServerAddress,
+    ReplicationTiming,
+    ResyncOrder,
+)
+from replication.errors import Conflict
+from replication.store_documents import MakeDiskItem
+from tests.harness.scripted_peers import DISK, GIB, OTHER_DISK, disk_observation
+
+JOB = "bbbbbbbb-0000-4000-8000-000000000001"
+ITEM = "bbbbbbbb-0000-4000-8000-000000000003"
+
+
+# -- where replication stands -------------------------------------------------------------------------------------
+
+
+def seen(phase: str | None, *, seeded: bool = False, ordered: bool = False, **changes: Any) -> ObservedDisk:
+    observation = None if phase is None else disk_observation(DISK, phase=phase, **changes)
+    return ObservedDisk(DISK, observation, seeded, ordered)
+
+
+@pytest.mark.parametrize(
+    ("disks", "progress"),
+    [
+        ([seen(None), seen("waiting")], Progress.WAITING),
+        ([seen("waiting"), seen("seeding")], Progress.SEEDING),
+        ([seen("waiting"), seen("replicating", seeded=True)], Progress.SEEDING),
+        ([seen("replicating", seeded=True), seen("replicating")], Progress.REPLICATING),
+        ([seen("seeding", seeded=True)], Progress.RESYNCHRONIZING),
+        ([seen("resynchronizing", seeded=True), seen("replicating", seeded=True)], Progress.RESYNCHRONIZING),
+        ([seen("replicating", seeded=True, ordered=True)], Progress.RESYNCHRONIZING),
+        ([seen("paused", seeded=True)], Progress.REPLICATING),
+        ([seen("paused")], Progress.SEEDING),
+        ([seen("held", seeded=True)], Progress.REPLICATING),
+        ([seen("failed"), seen("seeding")], Progress.FAILED_SEEDING),
+        ([seen("failed", seeded=True)], Progress.FAILED_REPLICATING),
+        ([seen("failed", seeded=True, ordered=True)], Progress.FAILED_RESYNCHRONIZING),
+        ([seen(None, seeded=True)], Progress.REPLICATING),
+    ],
+)
+def test_least_advanced_disk_counts(disks: list[ObservedDisk], progress: Progress) -> None:
+    assert progress_of(disks)[0] is progress
+
+
+def test_failed_disk_s_reason_is_told() -> None:
+    problem = {"code": "gone", "message": "the disk is gone", "hint": None}
+    assert progress_of([seen("failed", problem=problem)])[1] == "the disk is gone"
+    assert progress_of([seen("failed")])[1] == "the agent gives no reason"
+    assert progress_of([seen("seeding")])[1] is None
+
+
+# -- desired state ------------------------------------------------------------------------------------------------
+
+
+def wanted(state: State, **changes: Any) -> DesiredFacts:
+    usual = DesiredFacts(
+        item=ITEM,
+        state=state,
+        disks=[DISK],
+        timing=ReplicationTiming(),
+        process_server=ProcessServerAddress(identifier=ITEM, url="https://ps:9443"),
+        point_requests=[PointRequest(request=JOB), PointRequest(request=ITEM)],
+        cutover=DesiredCutover(job=JOB, mode="offline-disk"),
+        resyncs=[ResyncOrder(request=JOB, disk=DISK, reason="x")],
+    )
+    return dataclasses.replace(usual, **changes)
+
+
+@pytest.mark.parametrize("state", State)
+def test_desired_state_of_every_state(state: State) -> None:
+    item = desired_item(wanted(state))
+    deleting = {State.STOPPING, State.STOPPING_FAILED, State.COMPLETING, State.COMPLETING_FAILED} | ENDED_STATES
+    if state in deleting:
+        assert item is None
+        return
+    assert item is not None
+    migrating = state in (State.MIGRATING, State.MIGRATION_FAILED, State.MIGRATED)
+    assert (item.cutover is not None) == migrating
+    expected = "pause" if state is State.PAUSED else "replicate"
+    assert item.goal == ("hold" if state in (State.MIGRATION_FAILED, State.MIGRATED) else expected)
+    assert (item.point_request is None) == (migrating or state is State.PAUSED)
+    assert bool(item.resyncs) != migrating
+
+
+def test_points_are_asked_for_one_at_a_time() -> None:
+    item = desired_item(wanted(State.REPLICATING))
+    assert item is not None
+    assert item.point_request == PointRequest(request=JOB)
+
+
+def test_source_that_was_released_is_not_held() -> None:
+    item = desired_item(wanted(State.MIGRATION_FAILED, cutover=None))
+    assert item is not None
+    assert (item.goal, item.cutover) == ("replicate", None)
+
+
+# -- doubt and progress of a disk ---------------------------------------------------------------------------------
+
+
+def test_doubt_blindness_and_degradation_are_told_and_seeding_is_not_doubt() -> None:
+    assert doubt_among([disk_observation()]) is None
+    assert "overflow" in str(doubt_among([disk_observation(doubt="overflow")]))
+    assert "blind" in str(doubt_among([disk_observation(), disk_observation(OTHER_DISK, tracker_health="blind")]))
+    assert "degraded" in str(doubt_among([disk_observation(tracker_health="degraded", tracker_reason="iostats off")]))
+    assert doubt_among([disk_observation(phase="seeding", tracker_health="blind")]) is None
+    assert doubt_among([disk_observation(generation=None, tracker_health="blind")]) is None
+
+
+def test_point_is_proved_when_every_disk_names_it_without_doubt() -> None:
+    both = [disk_observation(DISK, newest_cut=JOB), disk_observation(OTHER_DISK, newest_cut=ITEM)]
+    assert proved_point_time(both, {JOB: 20, ITEM: 10}) == 10
+    assert proved_point_time(both, {JOB: 20}) is None
+    assert proved_point_time([disk_observation(newest_cut=JOB, doubt="x")], {JOB: 20}) is None
+    assert proved_point_time([disk_observation()], {JOB: 20}) is None
+    assert proved_point_time([], {JOB: 20}) is None
+
+
+def test_points_newer_than_the_proved_one_become_suspect() -> None:
+    assert not becomes_suspect(10, 10)
+    assert becomes_suspect(11, 10)
+    assert becomes_suspect(1, None)
+
+
+def test_disk_without_backlog_does_not_stall_and_one_with_backlog_must_move() -> None:
+    idle = disk_observation(backlog_bytes=0)
+    assert came_forward(idle, idle)
+    stuck = disk_observation(backlog_bytes=5)
+    assert came_forward(None, stuck)
+    assert not came_forward(stuck, stuck)
+    assert came_forward(stuck, disk_observation(backlog_bytes=5, applied_epoch=4, sealed_epoch=4))
+    seeding = disk_observation(phase="seeding", seeding_done_bytes=1)
+    assert not came_forward(seeding, seeding)
+    assert came_forward(seeding, disk_observation(phase="seeding", seeding_done_bytes=2))
+    unapplied = disk_observation(sealed_epoch=9, applied_epoch=3)
+    assert not came_forward(unapplied, unapplied)
+
+
+def test_disk_falls_behind_when_churn_outruns_shipping_and_the_backlog_does_not_shrink() -> None:
+    before = disk_observation(backlog_bytes=10)
+    worse = disk_observation(backlog_bytes=20, churn_bytes_per_s=100.0, send_rate_bytes_per_s=50.0)
+    assert falls_behind(before, worse)
+    assert not falls_behind(None, worse)
+    assert not falls_behind(disk_observation(backlog_bytes=30), worse)
+    faster = disk_observation(backlog_bytes=20, churn_bytes_per_s=100.0, send_rate_bytes_per_s=150.0)
+    assert not falls_behind(before, faster)
+    assert not falls_behind(before, worse.model_copy(update={"phase": "paused"}))
+
+
+# -- placement, names, forecast -----------------------------------------------------------------------------------
+
+
+def candidate(
+    identifier: str, *, alive: bool = True, draining: bool = False, items: int = 0, free: float = 1.0
+) -> Candidate:
+    return Candidate(identifier, alive, draining, items, free)
+
+
+def test_least_loaded_living_process_server_takes_the_item() -> None:
+    assert choose_process_server([]) is None
+    assert choose_process_server([candidate("a", alive=False), candidate("b", draining=True)]) is None
+    assert choose_process_server([candidate("a", items=2), candidate("b", items=1)]) == "b"
+    assert choose_process_server([candidate("a", free=0.5), candidate("b", free=0.6)]) == "b"
+    for order in itertools.permutations([candidate("a"), candidate("b"), candidate("c")]):
+        assert choose_process_server(order) == "a"
+
+
+@given(st.text(max_size=300), st.integers(1, 99), st.booleans())
+def test_made_disk_names_are_blob_names(server: str, number: int, test: bool) -> None:
+    name = made_disk_name(server, number, test=test, taken=(), item=ITEM)
+    assert MakeDiskItem(disk=DISK, name=name).name == name
+    assert name.endswith("-Test") == test
+
+
+def test_made_disk_names_do_not_collide() -> None:
+    taken: set[str] = set()
+    for _ in range(4):
+        name = made_disk_name("web", 1, test=True, taken=taken, item=ITEM)
+        assert name not in taken
+        taken.add(name)
+    assert sorted(taken) == [
+        "web-bbbbbbbb-disk1-2-Test",
+        "web-bbbbbbbb-disk1-3-Test",
+        "web-bbbbbbbb-disk1-Test",
+        "web-disk1-Test",
+    ]
+
+
+def test_forecast_counts_what_is_left_against_the_net_rate() -> None:
+    seeding = disk_observation(
+        phase="seeding",
+        seeding_total_bytes=GIB,
+        seeding_done_bytes=GIB // 2,
+        backlog_bytes=1000,
+        send_rate_bytes_per_s=100.0,
+        churn_bytes_per_s=20.0,
+    )
+    forecast = seeding_forecast([(GIB, seeding)])
+    assert forecast.eta_s == pytest.approx((GIB // 2 + 1000) / 80.0)
+    assert forecast.fraction == 0.5
+    hopeless = seeding.model_copy(update={"churn_bytes_per_s": 100.0})
+    assert seeding_forecast([(GIB, hopeless)]).eta_s is None
+    assert seeding_forecast([(GIB, disk_observation())]).eta_s == 0.0
+    unknown = seeding_forecast([(GIB, None)])
+    assert (unknown.done_bytes, unknown.total_bytes, unknown.eta_s) == (0, GIB, None)
+    assert seeding_forecast([]).fraction == 1.0
+
+
+# -- attempts, jobs -----------------------------------------------------------------------------------------------
+
+
+def test_caller_may_try_a_burst_then_one_each_interval() -> None:
+    limiter = AttemptLimiter(burst=3, interval_s=10.0)
+    assert [limiter.wait_s("a", 0.0) for _ in range(3)] == [0.0] * 3
+    assert limiter.wait_s("a", 0.0) == pytest.approx(10.0)
+    assert limiter.wait_s("b", 0.0) == 0.0
+    assert limiter.wait_s("a", 10.0) == 0.0
+    assert limiter.wait_s("a", 10.0) > 0
+
+
+def test_all_callers_together_are_limited_too() -> None:
+    limiter = AttemptLimiter(burst=3, interval_s=10.0)
+    waits = [limiter.wait_s(f"caller-{n}", 0.0) for n in range(40)]
+    assert waits.count(0.0) == 30
+
+
+def test_right_attempt_does_not_count() -> None:
+    limiter = AttemptLimiter(burst=1, interval_s=10.0)
+    for _ in range(5):
+        assert limiter.wait_s("a", 0.0) == 0.0
+        limiter.give_back("a")
+
+
+def test_limiter_forgets_quiet_callers() -> None:
+    limiter = AttemptLimiter(burst=1, interval_s=0.001)
+    for n in range(30_000):
+        limiter.wait_s(f"caller-{n}", float(n))
+    assert len(limiter._callers) < 10_001
+
+
+@pytest.mark.parametrize(("state", "target"), list(itertools.product(JobState, JobState)))
+def test_ended_jobs_stay_ended(state: JobState, target: JobState) -> None:
+    if target in TRANSITIONS[state]:
+        assert next_job_state(state, target) is target
+    else:
+        assert state not in (JobState.IN_PROGRESS, JobState.WAITING_FOR_INPUT)
+        with pytest.raises(Conflict):
+            next_job_state(state, target)

@@ -1,0 +1,185 @@
+"""The database: migrations up from nothing, the schema they make, durability settings, transactions."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, select, text
+from sqlalchemy.exc import IntegrityError
+
+from config_server.database import Database, sqlite_url
+from config_server.policies import ensure_default_policy, find_policy
+from config_server.tables import Base, MachineRow, PolicyRow, ProtectedItemRow
+from replication.errors import NotFound, SettingsError
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    made = Database(sqlite_url(tmp_path / "state.sqlite"))
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def test_migrations_make_exactly_the_declared_schema(database: Database) -> None:
+    await database.upgrade()
+
+    def differences(connection: Connection) -> list[object]:
+        return list(compare_metadata(MigrationContext.configure(connection), Base.metadata))
+
+    async with database.read() as session:
+        assert await (await session.connection()).run_sync(differences) == []
+
+
+async def test_upgrade_may_be_repeated_and_keeps_what_is_there(database: Database) -> None:
+    await database.upgrade()
+    await ensure_default_policy(database)
+    await database.upgrade()
+    await ensure_default_policy(database)
+    async with database.read() as session:
+        assert [row.name for row in await session.scalars(select(PolicyRow))] == ["default"]
+        policy = await find_policy(session, "default")
+        assert (policy.recovery_point_interval_s, policy.app_consistent_interval_s, policy.retention_s) == (
+            300,
+            None,
+            86400,
+        )
+        with pytest.raises(NotFound):
+            await find_policy(session, "none")
+
+
+async def test_database_of_a_newer_version_is_refused(database: Database, tmp_path: Path) -> None:
+    await database.upgrade()
+    with sqlite3.connect(tmp_path / "state.sqlite") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(SettingsError, match="cannot use the database"):
+        await database.upgrade()
+
+
+async def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "state.sqlite").write_bytes(b"no database at all, but long enough to look at" * 50)
+    database = Database(sqlite_url(tmp_path / "state.sqlite"))
+    with pytest.raises(SettingsError, match="cannot open the database"):
+        await database.upgrade()
+    await database.close()
+
+
+async def test_directory_that_is_missing_is_refused(tmp_path: Path) -> None:
+    database = Database(sqlite_url(tmp_path / "none" / "state.sqlite"))
+    with pytest.raises(SettingsError, match="cannot open the database"):
+        await database.upgrade()
+    await database.close()
+
+
+async def test_every_connection_is_durable_and_checks_references(database: Database) -> None:
+    await database.upgrade()
+    async with database.write() as writing, database.read() as reading:
+        for session in (writing, reading):
+            found = [
+                (await session.execute(text(f"PRAGMA {name}"))).scalar()
+                for name in ("journal_mode", "synchronous", "foreign_keys")
+            ]
+            assert found == ["wal", 2, 1]
+
+
+def machine(identifier: str) -> MachineRow:
+    return MachineRow(
+        id=identifier,
+        hostname=identifier,
+        machine_fingerprint=identifier,
+        enrolled_ns=1,
+        connected=False,
+        desired_revision=0,
+    )
+
+
+async def test_exception_rolls_back(database: Database) -> None:
+    await database.upgrade()
+
+    async def fail_half_way() -> None:
+        async with database.write() as session:
+            session.add(machine("a"))
+            await session.flush()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await fail_half_way()
+    async with database.read() as session:
+        assert (await session.scalars(select(MachineRow))).all() == []
+
+
+async def test_cancellation_rolls_back_and_frees_the_write_turn(database: Database) -> None:
+    await database.upgrade()
+    entered = asyncio.Event()
+
+    async def write_and_hang() -> None:
+        async with database.write() as session:
+            session.add(machine("a"))
+            await session.flush()
+            entered.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(write_and_hang())
+    await entered.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with database.write() as session:
+        assert (await session.scalars(select(MachineRow))).all() == []
+
+
+async def test_writers_that_read_first_do_not_lose_each_other_s_changes(database: Database) -> None:
+    await database.upgrade()
+    async with database.write() as session:
+        session.add(machine("a"))
+
+    async def count_up() -> None:
+        async with database.write() as session:
+            row = await session.get_one(MachineRow, "a")
+            row.desired_revision += 1
+
+    await asyncio.gather(*(count_up() for _ in range(20)))
+    async with database.read() as session:
+        assert (await session.get_one(MachineRow, "a")).desired_revision == 20
+
+
+async def test_reader_is_not_kept_waiting_by_a_writer(database: Database) -> None:
+    await database.upgrade()
+    async with database.write() as writing:
+        writing.add(machine("a"))
+        await writing.flush()
+        async with database.read() as reading:
+            assert (await reading.scalars(select(MachineRow))).all() == []
+
+
+async def test_machine_has_at_most_one_item_that_has_not_ended(database: Database) -> None:
+    await database.upgrade()
+    await ensure_default_policy(database)
+    async with database.write() as session:
+        session.add(machine("a"))
+        policy = (await find_policy(session, "default")).id
+
+    def item(identifier: str, ended_ns: int | None) -> ProtectedItemRow:
+        return ProtectedItemRow(
+            id=identifier,
+            machine_id="a",
+            policy_id=policy,
+            state="replicating",
+            state_since_ns=1,
+            created_ns=1,
+            ended_ns=ended_ns,
+        )
+
+    async with database.write() as session:
+        session.add_all([item("1", 5), item("2", 6), item("3", None)])
+    with pytest.raises(IntegrityError):
+        async with database.write() as session:
+            session.add(item("4", None))

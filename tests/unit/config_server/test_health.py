@@ -1,0 +1,166 @@
+"""The verdict on health: Healthy needs all of it, and each lack is named."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config_server.core.health import DiskFacts, Going, Health, HealthFacts, ProcessServerFacts, assess
+from config_server.core.protected_item import FAILED_STATES, State
+from tests.harness.scripted_peers import DISK, disk_observation
+
+
+def disk(**changes: Any) -> DiskFacts:
+    own = {"observation_age_s": 1.0, "progress_age_s": 1.0, "falling_behind_s": None}
+    own |= {name: changes.pop(name) for name in list(changes) if name in own}
+    return DiskFacts(disk=DISK, observation=disk_observation(**changes), **own)  # type: ignore[arg-type]
+
+
+def healthy_facts() -> HealthFacts:
+    return HealthFacts(
+        state=State.REPLICATING,
+        reason=None,
+        agent_age_s=1.0,
+        agent_timeout_s=30.0,
+        critical_after_s=900.0,
+        process_server=ProcessServerFacts("ps-1", 1.0, 30.0, spool_free_fraction=0.9),
+        disks=[disk()],
+        seeded_age_s=1000.0,
+        point_age_s=60.0,
+        suspect_points=0,
+        rpo_threshold_s=900.0,
+        recovery_point_interval_s=300.0,
+        store_problem=None,
+    )
+
+
+def facts(**changes: Any) -> HealthFacts:
+    return dataclasses.replace(healthy_facts(), **changes)
+
+
+def test_item_that_lacks_nothing_is_healthy_and_continuous() -> None:
+    verdict = assess(healthy_facts())
+    assert (verdict.health, verdict.going, verdict.conditions) == (Health.HEALTHY, Going.CONTINUOUS, ())
+
+
+@pytest.mark.parametrize(
+    ("changed", "health", "code", "going"),
+    [
+        (facts(agent_age_s=None), Health.CRITICAL, "agent-never-heard", Going.DISCONNECTED),
+        (facts(agent_age_s=31.0), Health.WARNING, "agent-disconnected", Going.DISCONNECTED),
+        (facts(agent_age_s=901.0), Health.CRITICAL, "agent-disconnected", Going.DISCONNECTED),
+        (facts(process_server=None), Health.CRITICAL, "no-process-server", Going.CONTINUOUS),
+        (
+            facts(process_server=ProcessServerFacts("ps", None, 30.0)),
+            Health.CRITICAL,
+            "process-server-disconnected",
+            None,
+        ),
+        (
+            facts(process_server=ProcessServerFacts("ps", 31.0, 30.0)),
+            Health.WARNING,
+            "process-server-disconnected",
+            None,
+        ),
+        (
+            facts(process_server=ProcessServerFacts("ps", 1.0, 30.0, upload_problem="refused")),
+            Health.CRITICAL,
+            "upload-blocked",
+            None,
+        ),
+        (
+            facts(process_server=ProcessServerFacts("ps", 1.0, 30.0, spool_free_fraction=0.29)),
+            Health.WARNING,
+            "spool-nearly-full",
+            None,
+        ),
+        (
+            facts(process_server=ProcessServerFacts("ps", 1.0, 30.0, spool_free_fraction=0.24)),
+            Health.CRITICAL,
+            "spool-nearly-full",
+            None,
+        ),
+        (
+            facts(process_server=ProcessServerFacts("ps", 1.0, 30.0, backlog_age_s=1801.0)),
+            Health.WARNING,
+            "upload-backlog",
+            None,
+        ),
+        (facts(store_problem="no route"), Health.WARNING, "store-unreachable", None),
+        (facts(disks=[disk(tracker_health="blind")]), Health.CRITICAL, "tracking-in-doubt", None),
+        (facts(disks=[disk(tracker_health="degraded")]), Health.WARNING, "tracking-in-doubt", None),
+        (facts(disks=[disk(doubt="overflow")]), Health.WARNING, "tracking-in-doubt", None),
+        (facts(disks=[disk(phase="resynchronizing")]), Health.WARNING, "resynchronizing", Going.RESCAN),
+        (facts(disks=[disk(replication_lag_s=299.5)]), Health.WARNING, "replication-lag", Going.LAGGING),
+        (facts(disks=[disk(replication_lag_s=None)]), Health.WARNING, "replication-lag", None),
+        (facts(disks=[disk(replication_lag_s=2000.0)]), Health.CRITICAL, "replication-lag", Going.LAGGING),
+        (facts(disks=[disk(progress_age_s=301.0, backlog_bytes=5)]), Health.CRITICAL, "stalled", Going.STALLED),
+        (facts(disks=[disk(falling_behind_s=301.0)]), Health.WARNING, "not-converging", Going.NOT_CONVERGING),
+        (
+            facts(disks=[disk(problem={"code": "x", "message": "disk is gone", "hint": None})]),
+            Health.CRITICAL,
+            "disk-x",
+            None,
+        ),
+        (facts(disks=[DiskFacts(DISK, None, 0.0, 0.0, None)]), Health.CRITICAL, "disk-not-reported", None),
+        (facts(suspect_points=2), Health.WARNING, "points-suspect", None),
+        (facts(point_age_s=901.0), Health.WARNING, "rpo-threshold", None),
+        (facts(point_age_s=3601.0), Health.CRITICAL, "no-recovery-point", None),
+        (facts(point_age_s=None, seeded_age_s=10.0), Health.WARNING, "no-recovery-point-yet", None),
+        (facts(point_age_s=None, seeded_age_s=3601.0), Health.CRITICAL, "no-recovery-point", None),
+        (facts(state=State.PAUSED), Health.WARNING, "paused", Going.PAUSED),
+    ],
+)
+def test_each_lack_is_named_and_weighed(changed: HealthFacts, health: Health, code: str, going: Going | None) -> None:
+    verdict = assess(changed)
+    assert verdict.health is health
+    assert code in [condition.code for condition in verdict.conditions]
+    assert all(condition.message and condition.remedy for condition in verdict.conditions)
+    if going is not None:
+        assert verdict.going is going
+
+
+@pytest.mark.parametrize("state", sorted(FAILED_STATES))
+def test_failed_item_is_critical_with_its_reason(state: State) -> None:
+    verdict = assess(facts(state=state, reason="the disk is gone"))
+    assert (verdict.health, verdict.going) == (Health.CRITICAL, Going.FAILED)
+    assert "the disk is gone" in verdict.conditions[0].message
+
+
+def test_lag_includes_the_time_since_it_was_reported() -> None:
+    late = disk(replication_lag_s=100.0, observation_age_s=250.0)
+    assert late.replication_lag_s == 350.0
+    assert assess(facts(disks=[late])).health is Health.WARNING
+
+
+@given(
+    st.sampled_from(["tracking", "degraded", "blind"]),
+    st.none() | st.just("doubt"),
+    st.none() | st.floats(0, 5000),
+    st.sampled_from([1.0, 100.0, 2000.0]),
+    st.sampled_from(["replicating", "resynchronizing"]),
+)
+def test_replica_that_cannot_be_vouched_for_is_never_healthy(
+    tracker: str, doubt: str | None, lag_s: float | None, agent_age_s: float, phase: str
+) -> None:
+    seen = disk(tracker_health=tracker, doubt=doubt, replication_lag_s=lag_s, phase=phase)
+    verdict = assess(facts(disks=[seen], agent_age_s=agent_age_s))
+    sound = (
+        tracker == "tracking"
+        and doubt is None
+        and agent_age_s <= 30
+        and phase == "replicating"
+        and lag_s is not None
+        and lag_s + 1.0 <= 300
+    )
+    assert (verdict.health is Health.HEALTHY) == sound
+
+
+def test_seeding_item_is_told_as_initial_sync() -> None:
+    seeding = disk(phase="seeding", replication_lag_s=None)
+    verdict = assess(facts(state=State.SEEDING, disks=[seeding], seeded_age_s=None, point_age_s=None))
+    assert verdict.going is Going.INITIAL_SYNC

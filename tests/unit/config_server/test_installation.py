@@ -1,0 +1,194 @@
+"""First steps and the command line of ``config-server``: init, fingerprints, certificates, keys, passphrases, check-config."""
+
+from __future__ import annotations
+
+import base64
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from config_server.cli import main
+from config_server.key_encryption import CREDENTIALS_VARIABLE
+from replication.documents import WriterIdentity
+from replication.tls_identity import Role, TlsIdentity, normalized_fingerprint
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config-server.yaml"
+    (tmp_path / "account-key").write_text(base64.b64encode(bytes(32)).decode())
+    document = {
+        "listen": "127.0.0.1:0",
+        "state_dir": str(tmp_path / "state"),
+        "names": ["appliance.example", "192.0.2.5"],
+        "store": {"url": "https://127.0.0.1:1/lab", "account": "lab", "key_file": str(tmp_path / "account-key")},
+        "writer_public_key": WriterIdentity.generate().public.encode(),
+        "observability": {"listen": "127.0.0.1:0"},
+    }
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def run(config: Path, command: str, *arguments: str) -> Result:
+    return CliRunner().invoke(main, [command, "--config", str(config), *arguments])
+
+
+def change(config: Path, **values: object) -> None:
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | values))
+
+
+def test_init_makes_what_is_missing_and_shows_the_token_once(config: Path, tmp_path: Path) -> None:
+    first = run(config, "init")
+    assert first.exit_code == 0, first.output
+    assert "blockferry-" in first.output
+    fingerprint = run(config, "show-fingerprint").output.strip()
+    assert normalized_fingerprint(fingerprint) in first.output
+    state = tmp_path / "state"
+    for secret in (state / "key-encryption-key", state / "authority" / "key.pem", state / "identity" / "key.pem"):
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    before = (state / "key-encryption-key").read_bytes()
+    second = run(config, "init")
+    assert second.exit_code == 0
+    assert "made earlier" in second.output
+    assert run(config, "show-fingerprint").output.strip() == fingerprint
+    assert (state / "key-encryption-key").read_bytes() == before
+
+
+def test_init_writes_the_token_into_a_private_file(config: Path, tmp_path: Path) -> None:
+    assert run(config, "init", "--token-file", str(tmp_path / "token")).exit_code == 0
+    assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
+    assert (tmp_path / "token").read_text().startswith("blockferry-")
+
+
+def test_own_certificate_lists_the_configured_names_and_is_renewed_when_they_change(
+    config: Path, tmp_path: Path
+) -> None:
+    run(config, "init")
+    identity = TlsIdentity(tmp_path / "state" / "identity")
+    first = identity.certificate()
+    name = identity.name()
+    assert name.role is Role.CONFIG_SERVER
+    listed = str(first.extensions)
+    assert "appliance.example" in listed
+    assert "192.0.2.5" in listed
+    run(config, "init")
+    assert identity.certificate() == first
+    change(config, names=["appliance.example", "other.example"])
+    run(config, "init")
+    assert "other.example" in str(identity.certificate().extensions)
+    assert identity.name() == name
+
+
+def test_certificate_for_the_sink(config: Path, tmp_path: Path) -> None:
+    run(config, "init")
+    out = tmp_path / "sink"
+    done = run(
+        config, "issue-certificate", "--role", "sink", "--dns", "sink.example", "--ip", "192.0.2.9", "--out", str(out)
+    )
+    assert done.exit_code == 0, done.output
+    identity = TlsIdentity(out)
+    assert identity.name().role is Role.SINK
+    assert "sink.example" in str(identity.certificate().extensions)
+    identity.server_context(require_client=True)
+    again = run(config, "issue-certificate", "--ip", "192.0.2.9", "--out", str(out))
+    assert (again.exit_code, "already" in again.output) == (1, True)
+    assert run(config, "issue-certificate", "--out", str(tmp_path / "x")).exit_code == 2
+    assert run(config, "issue-certificate", "--dns", "not a name", "--out", str(tmp_path / "x")).exit_code == 1
+    assert (
+        run(config, "issue-certificate", "--role", "agent", "--dns", "x", "--out", str(tmp_path / "x")).exit_code == 2
+    )
+
+
+def test_commands_before_init_say_what_to_do(config: Path, tmp_path: Path) -> None:
+    for command in ("show-fingerprint", "show-authority"):
+        done = run(config, command)
+        assert done.exit_code == 2
+        assert "config-server init" in done.output or "cannot read" in done.output
+    assert run(config, "issue-certificate", "--dns", "x", "--out", str(tmp_path / "x")).exit_code == 2
+
+
+def test_passphrases_and_tokens_are_made_on_the_appliance(config: Path) -> None:
+    run(config, "init")
+    made = run(config, "create-enrolment-passphrase", "--valid-for", "8 h")
+    assert made.exit_code == 0, made.output
+    assert len(made.output.strip()) == 8 + 5 * 6
+    assert run(config, "create-enrolment-passphrase", "--valid-for", "60 d").exit_code == 1
+    assert run(config, "create-enrolment-passphrase", "--valid-for", "soon").exit_code == 2
+    token = run(config, "create-administrator-token", "--name", "alice")
+    assert token.output.startswith("blockferry-")
+
+
+def test_check_config_says_what_is_wrong(config: Path) -> None:
+    assert run(config, "run", "--check-config").exit_code == 0
+    assert CliRunner().invoke(main, ["--config", str(config), "--check-config"]).exit_code == 0
+    assert CliRunner().invoke(main, ["--version"]).exit_code == 0
+    for values, says in (
+        ({"listne": "x"}, "did you mean 'listen'"),
+        ({"listen": "somewhere:443"}, "cannot listen"),
+        ({"names": ["not a name"]}, "as a server's name"),
+        ({"writer_public_key": "blockferry-writer-v1 AAAA BBBB"}, "writer's public key"),
+        ({"certificate_lifetime_s": "1 min"}, "certificate_lifetime_s"),
+        ({"heartbeat": {"agent_timeout_s": 0}}, "heartbeat"),
+        ({"database_url": "mysql://x"}, "database"),
+    ):
+        broken = config.with_name("broken.yaml")
+        broken.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | values))
+        done = run(broken, "run", "--check-config")
+        assert (done.exit_code, says in done.output) == (2, True), done.output
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("key-encryption-key", "cannot find the key-encryption key"),
+        ("authority/certificate.pem", "cannot find the authority"),
+    ],
+)
+def test_daemon_does_not_start_without_its_keys(config: Path, tmp_path: Path, damage: str, says: str) -> None:
+    run(config, "init")
+    (tmp_path / "state" / damage).unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "config_server", "run", "--config", str(config)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert says in done.stderr
+
+
+def test_keys_that_others_may_read_are_refused(config: Path, tmp_path: Path) -> None:
+    run(config, "init")
+    key = tmp_path / "state" / "key-encryption-key"
+    key.chmod(0o644)
+    done = run(config, "init")
+    assert (done.exit_code, "others may read it" in done.output) == (2, True)
+    assert key.read_text().strip() not in done.output
+
+
+@pytest.mark.parametrize("content", ["", "short", base64.b64encode(bytes(31)).decode(), "!" * 44])
+def test_damaged_key_is_refused_without_repeating_it(config: Path, tmp_path: Path, content: str) -> None:
+    run(config, "init")
+    (tmp_path / "state" / "key-encryption-key").write_text(content)
+    done = run(config, "init")
+    assert done.exit_code == 2
+    assert not content or content not in done.output
+
+
+def test_key_comes_from_a_systemd_credential_where_there_is_one(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "key-encryption-key").write_text(base64.b64encode(bytes(range(32))).decode())
+    (credentials / "key-encryption-key").chmod(0o440)
+    monkeypatch.setenv(CREDENTIALS_VARIABLE, str(credentials))
+    done = run(config, "init")
+    assert done.exit_code == 0, done.output
+    assert str(credentials) in done.output
+    assert not (tmp_path / "state" / "key-encryption-key").exists()

@@ -1,0 +1,352 @@
+"""``migratectl`` against the real server in a thread of its own: what it prints, JSON, waiting, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from config_server.migratectl.cli import main
+from config_server.migratectl.rendering import duration, percent, rate, size
+from replication.control_plane import CutoverObservation
+from replication.tls_identity import Role
+from tests.harness.config_site import Lab, running_lab
+from tests.harness.memory_blob_client import MemoryBlobClient
+from tests.harness.scripted_peers import (
+    DISK,
+    ScriptedWriter,
+    disk_observation,
+    heartbeat,
+    inventory,
+    inventory_disk,
+    new_id,
+    observation,
+    source_hashes,
+)
+
+SOURCE = {DISK: b"the only disk" * 50}
+
+
+class Server:
+    """A lab in a thread: a scripted agent and writer answer as soon as they are asked."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.ready = threading.Event()
+        self.stopping = asyncio.Event()
+        self.lab: Lab
+        self.writer: ScriptedWriter
+        self.phase = "replicating"
+        self.answering = True
+        self.published: set[str] = set()
+
+    def start(self) -> None:
+        self.thread.start()
+        self.serving = asyncio.run_coroutine_threadsafe(self._serve(), self.loop)
+        while not self.ready.wait(0.1):
+            if self.serving.done():
+                self.serving.result()
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.stopping.set)
+        self.serving.result(30)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+    def call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
+
+    async def _serve(self) -> None:
+        store = MemoryBlobClient()
+        self.writer = ScriptedWriter(store, source=dict(SOURCE))
+        async with running_lab(self.directory, store, writer=self.writer.identity) as self.lab:
+            await self.lab.enrol(Role.PROCESS_SERVER, "ps-1")
+            await self.lab.enrol(Role.AGENT, "web-1")
+            disks = [inventory_disk(DISK, "/dev/sda", len(SOURCE[DISK]))]
+            report = inventory("web-1", disks, clock_unix_ns=time.time_ns())
+            await self.agent("PUT", "/agent/inventory", report)
+            peers = asyncio.create_task(self._play_peers())
+            await self.stopping.wait()
+            peers.cancel()
+            await asyncio.wait([peers])
+
+    async def agent(self, method: str, path: str, body: Any = None) -> Any:
+        reply = await self.lab.request(method, "/api/v1" + path, body, identity=self.lab.identities["web-1"])
+        assert reply.status < 300, reply.body
+        return reply.json if reply.body else None
+
+    async def _play_peers(self) -> None:
+        """Report, cut what is asked for, work the writer's requests; again and again."""
+        while True:
+            await self.lab.request(
+                "POST", "/api/v1/process-server/heartbeats", heartbeat(), identity=self.lab.identities["ps-1"]
+            )
+            desired = await self.agent("GET", "/agent/desired")
+            await self._play_agent(desired)
+            await self.writer.work()
+            self.ready.set()
+            await asyncio.sleep(0.02)
+
+    async def _play_agent(self, desired: Any) -> None:
+        item = desired["item"]
+        cutover = None
+        if item is None:
+            await self.agent("POST", "/agent/observations", observation("web-1", [], revision=desired["revision"]))
+            return
+        if self.answering and (asked := item["point_request"]) and asked["request"] not in self.published:
+            self.published.add(asked["request"])
+            await self.writer.publish_point(item["item"], asked["request"], time_ns=time.time_ns())
+        if self.answering and item["cutover"]:
+            cutover = await self._cut_over(item)
+        size_bytes = len(SOURCE[DISK])
+        seen = disk_observation(
+            DISK,
+            phase=self.phase,
+            size_bytes=size_bytes,
+            seeding_total_bytes=size_bytes,
+            seeding_done_bytes=size_bytes if self.phase == "replicating" else size_bytes // 2,
+        )
+        body = observation("web-1", [seen], revision=desired["revision"], cutover=cutover)
+        await self.agent("POST", "/agent/observations", body)
+
+    async def _cut_over(self, item: Any) -> CutoverObservation:
+        job = item["cutover"]["job"]
+        if job not in self.published:
+            self.published.add(job)
+            await self.writer.publish_point(item["item"], job, time_ns=time.time_ns(), final=True)
+        return CutoverObservation(
+            job=job, state="applied", cut=job, source_hashes=source_hashes(SOURCE), identity_claimed=True
+        )
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = Server(tmp_path_factory.mktemp("migratectl"))
+    made.start()
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def ctl(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run ``migratectl`` with the server's address, token and authority in the environment."""
+    (tmp_path / "token").write_text(server.lab.token)
+    (tmp_path / "authority.pem").write_text(server.lab.authority_pem)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    environment = {
+        "BLOCKFERRY_URL": server.lab.url,
+        "BLOCKFERRY_TOKEN_FILE": str(tmp_path / "token"),
+        "BLOCKFERRY_AUTHORITY": str(tmp_path / "authority.pem"),
+    }
+
+    def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
+        return CliRunner().invoke(main, list(arguments), env=environment if env is None else env)
+
+    return run
+
+
+@pytest.fixture
+def protected(server: Server, ctl: Callable[..., Result]) -> Iterator[None]:
+    """The server is protected and replicates; the protection is given up at the end."""
+    server.phase, server.answering = "replicating", True
+    done = ctl("protect", "web-1", "--wait", "--timeout", "60 s")
+    assert done.exit_code == 0, done.output
+    yield
+    server.phase, server.answering = "replicating", True
+    server.writer.failing = set()
+    state = json.loads(ctl("status", "web-1", "--json").output)["items"][0]["state"]
+    if state == "test-migration-clean-up-pending":
+        ctl("cleanup", "web-1", "--wait")
+    if state in ("migration-in-progress", "migration-failed", "migrated"):
+        ctl("cancel", "web-1", "--delete-disks", "--yes")
+    stopped = ctl("stop-replication", "web-1", "--yes", "--wait", "--timeout", "60 s")
+    assert stopped.exit_code == 0, stopped.output
+
+
+Ctl = Callable[..., Result]
+
+
+def test_login_compares_the_fingerprint_and_stores_the_connection(server: Server, ctl: Ctl, tmp_path: Path) -> None:
+    wrong = ctl(
+        "login", "--url", server.lab.url, "--fingerprint", "00" * 32, "--token-file", str(tmp_path / "token"), env={}
+    )
+    assert (wrong.exit_code, "nothing was sent" in wrong.output) == (1, True)
+    assert ctl("servers", env={}).exit_code == 2
+    right = ctl(
+        "login",
+        "--url",
+        server.lab.url,
+        "--fingerprint",
+        server.lab.fingerprint,
+        "--token-file",
+        str(tmp_path / "token"),
+        env={},
+    )
+    assert right.exit_code == 0, right.output
+    listed = ctl("servers", env={})
+    assert (listed.exit_code, "web-1" in listed.output) == (0, True)
+
+
+def test_servers_and_their_inventory(ctl: Ctl) -> None:
+    assert "web-1" in ctl("servers").output
+    assert json.loads(ctl("servers", "--json").output)["items"][0]["hostname"] == "web-1"
+    shown = ctl("servers", "show", "web-1")
+    assert "/dev/sda" in shown.output
+    assert "Debian GNU/Linux 12" in shown.output
+    assert json.loads(ctl("servers", "show", "web-1", "--json").output)["inventory"]["kernel"] == "6.1.0"
+    missing = ctl("servers", "show", "none")
+    assert (missing.exit_code, "hint:" in missing.output) == (1, True)
+    assert ctl("servers", "allow-reenrolment", "web-1").exit_code == 0
+
+
+def test_check_exits_by_its_verdict(ctl: Ctl) -> None:
+    ready = ctl("check", "web-1")
+    assert (ready.exit_code, "can be protected" in ready.output) == (0, True), ready.output
+    blocked = ctl("check", "web-1", "--disk", "/dev/sdz")
+    assert (blocked.exit_code, "no such disk" in blocked.output) == (3, True)
+    assert json.loads(ctl("check", "web-1", "--json").output)["ready"] is True
+
+
+@pytest.mark.usefixtures("protected")
+def test_status_names_every_disk_with_phase_lag_and_health(ctl: Ctl) -> None:
+    text = ctl("status").output
+    for word in ("web-1", "/dev/sda", "replicating", "100 %", "ebpf tracking", "10 s"):
+        assert word in text, text
+    item = json.loads(ctl("status", "web-1", "--json").output)["items"][0]
+    assert item["disks"][0]["phase"] == "replicating"
+    assert item["fraction"] == 1.0
+
+
+@pytest.mark.usefixtures("protected")
+def test_drill_from_start_to_clean_up(server: Server, ctl: Ctl) -> None:
+    tested = ctl("test-migrate", "web-1", "--wait", "--timeout", "60 s")
+    assert (tested.exit_code, "disks/web-1-disk1-Test" in tested.output) == (0, True), tested.output
+    assert "web-1-disk1-Test" in server.writer.contents
+    points = json.loads(ctl("recovery-points", "web-1", "--json").output)["items"]
+    assert points[0]["suspect"] is None
+    assert points[0]["cut"] in ctl("recovery-points", "web-1").output
+    refused = ctl("migrate", "web-1")
+    assert (refused.exit_code, "clean up" in refused.output) == (1, True)
+    cleaned = ctl("cleanup", "web-1", "--wait", "--json")
+    assert json.loads(cleaned.output)["state"] == "succeeded"
+    assert json.loads(ctl("status", "web-1", "--json").output)["items"][0]["last_drill_at"] is not None
+
+
+@pytest.mark.usefixtures("protected")
+def test_migration_is_proved_and_cancelled(server: Server, ctl: Ctl) -> None:
+    done = ctl("migrate", "web-1", "--wait", "--timeout", "60 s")
+    assert done.exit_code == 0, done.output
+    assert "identity: proved" in done.output
+    assert "time to usable" in done.output
+    assert source_hashes(SOURCE)[0].sha256 in done.output
+    refused = ctl("stop-replication", "web-1", "--yes")
+    assert (refused.exit_code, "cancel or complete" in refused.output) == (1, True)
+    assert ctl("cancel", "web-1", "--delete-disks").exit_code == 2
+    assert ctl("complete", "web-1").exit_code == 2
+    back = ctl("cancel", "web-1", "--delete-disks", "--yes")
+    assert (back.exit_code, "web-1 is replicating" in back.output) == (0, True)
+
+
+@pytest.mark.usefixtures("protected")
+def test_failed_job_exits_five_with_its_cause(server: Server, ctl: Ctl) -> None:
+    server.writer.failing = {"make-disks"}
+    failed = ctl("migrate", "web-1", "--wait", "--timeout", "60 s")
+    assert (failed.exit_code, "make-disks fails as scripted" in failed.output) == (5, True), failed.output
+    assert "hint:" in failed.output
+
+
+@pytest.mark.usefixtures("protected")
+def test_wait_that_times_out_exits_four_and_leaves_the_job_running(server: Server, ctl: Ctl) -> None:
+    server.answering = False
+    late = ctl("create-recovery-point", "web-1", "--wait", "--timeout", "100 ms")
+    assert (late.exit_code, "the job goes on" in late.output) == (4, True)
+    jobs = json.loads(ctl("jobs", "--server", "web-1", "--json").output)["items"]
+    assert (jobs[0]["kind"], jobs[0]["state"]) == ("recovery-point", "in-progress")
+    shown = ctl("jobs", jobs[0]["id"])
+    assert "waiting-for-point" in shown.output
+    assert "recovery-point" in ctl("jobs").output
+
+
+@pytest.mark.usefixtures("protected")
+def test_pause_resume_resync_and_events(ctl: Ctl) -> None:
+    assert "paused" in ctl("pause", "web-1").output
+    assert ctl("pause", "web-1").exit_code == 1
+    assert json.loads(ctl("resume", "web-1", "--json").output)["state"] == "replicating"
+    started = ctl("resync", "web-1", "--disk", "/dev/sda")
+    assert (started.exit_code, "started" in started.output) == (0, True), started.output
+    assert ctl("resync", "web-1", "--disk", "/dev/sdz").exit_code == 1
+    events = ctl("events", "--server", "web-1")
+    assert "administrator:first" in events.output
+    assert "replicating → paused" in events.output
+    assert json.loads(ctl("events", "--json", "--limit", "3").output)["items"][0]["actor"]
+
+
+def test_policies_are_made_and_changed(ctl: Ctl) -> None:
+    name = f"policy-{new_id()[:8]}"
+    made = ctl("set-policy", name, "--recovery-point-interval", "10 s", "--retention", "7 d")
+    assert made.exit_code == 0, made.output
+    changed = json.loads(ctl("set-policy", name, "--app-consistent-interval", "1 h", "--json").output)
+    assert (changed["recovery_point_interval_s"], changed["app_consistent_interval_s"]) == (10.0, 3600.0)
+    assert (
+        json.loads(ctl("set-policy", name, "--app-consistent-interval", "off", "--json").output)[
+            "app_consistent_interval_s"
+        ]
+        is None
+    )
+    assert name in ctl("policies").output
+    assert ctl("set-policy", name, "--retention", "90 d").exit_code == 1
+    assert ctl("set-policy", name, "--retention", "long").exit_code == 2
+
+
+def test_site_process_servers_and_passphrases(ctl: Ctl) -> None:
+    assert "reachable" in ctl("site").output
+    assert "ps-1" in ctl("process-servers").output
+    made = json.loads(ctl("create-enrolment-passphrase", "--valid-for", "1 h", "--json").output)
+    assert made["passphrase"].startswith(made["id"])
+    listed = ctl("enrolment-passphrases").output
+    assert made["id"] in listed
+    assert made["passphrase"] not in listed
+    assert ctl("revoke-enrolment-passphrase", made["id"]).exit_code == 0
+    assert made["id"] not in ctl("enrolment-passphrases").output
+    plain = ctl("create-enrolment-passphrase").output.strip()
+    assert len(plain.split("-")) == 6
+    assert ctl("create-enrolment-passphrase", "--valid-for", "99 d").exit_code == 1
+
+
+def test_wrong_connections_exit_two_or_six(server: Server, ctl: Ctl, tmp_path: Path) -> None:
+    assert ctl("servers", env={}).exit_code == 2
+    nowhere = ["--url", "https://127.0.0.1:1", "--token-file", str(tmp_path / "token")]
+    unreachable = ctl(*nowhere, "--authority", str(tmp_path / "authority.pem"), "servers", env={})
+    assert (unreachable.exit_code, "cannot reach" in unreachable.output) == (6, True)
+    (tmp_path / "wrong").write_text("wrong")
+    refused = ctl("--token-file", str(tmp_path / "wrong"), "servers")
+    assert (refused.exit_code, "administrator token" in refused.output) == (1, True)
+    assert ctl("--authority", str(tmp_path / "none"), "servers").exit_code == 2
+    assert ctl("--url", "http://x", "servers").exit_code == 2
+    assert ctl("servers", "show", "a/b").exit_code == 1
+
+
+def test_every_command_explains_itself() -> None:
+    for name in main.commands:
+        shown = CliRunner().invoke(main, [name, "--help"])
+        assert shown.exit_code == 0
+        assert len(shown.output.splitlines()) > 4
+
+
+def test_quantities_are_told_in_plain_words() -> None:
+    assert [size(n) for n in (None, 0, 1023, 1024, 5 * 2**30)] == ["-", "0 B", "1023 B", "1.0 KiB", "5.0 GiB"]
+    assert [rate(n) for n in (None, 0.0, 2**20)] == ["-", "-", "1.0 MiB/s"]
+    assert [duration(s) for s in (None, 0.25, 75, 600, 7300)] == ["-", "0.2 s", "75 s", "10 min 00 s", "2 h 01 min"]
+    assert [percent(f) for f in (0.0, 0.9999, 1.0)] == ["0.0 %", "99.9 %", "100 %"]
