@@ -29,7 +29,7 @@ from replication.store_layout import REPLICATION_CONTAINER, epoch_prefix, segmen
 
 GROUP_SEGMENTS: Final = 64
 """Segments whose overlaps are resolved together; at most a million claimed ranges, 16 MiB."""
-WRITES_PER_BATCH: Final = 4
+WRITES_PER_BATCH: Final = 8
 
 
 @dataclass(slots=True)

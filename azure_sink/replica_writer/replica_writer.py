@@ -60,6 +60,7 @@ class ReplicaWriter:
         self._health = health
         self._clock = clock
         self._started: set[DiskFollower] = set()
+        self._store_trouble: BlockferryError | None = None
         self._reader = SegmentReader(client, clock, settings.segment_slots, settings.opening_threads)
         ledger = PointLedger(client, identity)
         self.followers = FollowerRegistry(
@@ -114,7 +115,7 @@ class ReplicaWriter:
                 await self.followers.discover()
                 for follower in self.followers.all:
                     self._start(tasks, follower)
-                self._health.report(_STORE_CHECK, HealthState.OK)
+                self._report_store_answers()
             except BlockferryError as error:
                 self._report_store(error)
             await self._clock.sleep(self._settings.poll_idle_s)
@@ -171,7 +172,8 @@ class ReplicaWriter:
             except FenceLost:
                 continue  # the follower's next write is refused, and its next step takes over anew
             except Retryable as error:
-                _logger.warning(str(error), extra={"fields": {"disk": follower.disk, "code": error.code}})
+                # Tried again soon; once the term is over the follower stops by itself.
+                _logger.debug(str(error), extra={"fields": {"disk": follower.disk, "code": error.code}})
 
     async def _answer(self, tasks: asyncio.TaskGroup) -> None:
         interval_s = self._settings.poll_idle_s
@@ -204,8 +206,16 @@ class ReplicaWriter:
             self._health.forget(name)
 
     def _report_store(self, error: BlockferryError) -> None:
-        _logger.warning(str(error), extra={"fields": {"code": error.code}})
+        if self._store_trouble is None:
+            _logger.warning(str(error), extra={"fields": {"code": error.code}})
+        self._store_trouble = error
         self._health.report(_STORE_CHECK, HealthState.DEGRADED, str(error))
+
+    def _report_store_answers(self) -> None:
+        if self._store_trouble is not None:
+            _logger.info("the store answers again")
+        self._store_trouble = None
+        self._health.report(_STORE_CHECK, HealthState.OK)
 
     def abandon(self) -> None:
         """End the threads and give nothing back: what a killed process leaves. For tests."""
