@@ -43,6 +43,8 @@ ANSWERS_PREFIX: Final = "answers/"
 
 SEGMENT_DIGEST_METADATA: Final = "batchdigest"
 """Metadata of a segment's blob: its batch digest in hex, so that a repeated put is told from a conflict (R4)."""
+SEGMENT_TAG_METADATA: Final = "segmenttag"
+"""Metadata of a segment's blob: its authentication tag in hex, as a manifest names it. What lacks it has it in its last 16 bytes."""
 MANIFEST_HASH_METADATA: Final = "manifesthash"
 """Metadata of a manifest's blob: its hash in hex, which the next manifest chains to."""
 

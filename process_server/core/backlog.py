@@ -73,6 +73,11 @@ class _Attempt:
     waiting: deque[BatchNumber] = field(default_factory=deque)
     queued: bool = False
 
+    def skip_what_waits_no_longer(self) -> None:
+        """Recovery marks segments as stored long after it queued them."""
+        while self.waiting and SegmentEntry.unpack(self.segments[self.waiting[0]]).state is not SegmentState.WAITING:
+            self.waiting.popleft()
+
 
 @dataclass(slots=True)
 class _Epoch:
@@ -84,7 +89,7 @@ class _Epoch:
 class GenerationBacklog:
     """One generation's part. ``queue`` orders (superseded attempt?, epoch, attempt): oldest epoch first, dead attempts last."""
 
-    __slots__ = ("chain", "epochs", "first_seen_epoch", "key", "machine", "queue")
+    __slots__ = ("activity", "chain", "epochs", "key", "machine", "queue")
 
     def __init__(self, key: GenerationKey, machine: MachineId) -> None:
         self.key = key
@@ -92,8 +97,8 @@ class GenerationBacklog:
         self.chain = EpochChain()
         self.epochs: dict[EpochId, _Epoch] = {}
         self.queue: list[tuple[bool, EpochId, AttemptNumber]] = []
-        self.first_seen_epoch: EpochId | None = None
-        """First epoch of which a batch arrived since the start: this and older ones may have segments in the store already."""
+        self.activity = 0
+        """Counts whatever happens: the same number twice means that nothing did."""
 
     def enqueue(self, epoch: EpochId, attempt: AttemptNumber, shelf: _Attempt) -> None:
         if not shelf.queued:
@@ -106,6 +111,8 @@ class GenerationBacklog:
             dead, epoch, attempt = self.queue[0]
             shelf = self.epochs.get(epoch)
             segments = None if shelf is None else shelf.attempts.get(attempt)
+            if segments is not None:
+                segments.skip_what_waits_no_longer()
             if shelf is None or segments is None or not segments.waiting:
                 heapq.heappop(self.queue)
                 if segments is not None:
@@ -158,8 +165,12 @@ class Backlog:
         epoch = None if generation is None else generation.epochs.get(key.epoch)
         return None if epoch is None else epoch.attempts.get(key.attempt)
 
-    def knows_attempt(self, key: BatchKey) -> bool:
-        return self._attempt(key) is not None
+    def attempt_entries(self, key: EpochKey, attempt: AttemptNumber) -> dict[BatchNumber, SegmentEntry]:
+        """Every known segment of one attempt of an epoch."""
+        generation = self.generations.get(key.generation_key)
+        shelf = None if generation is None else generation.epochs.get(key.epoch)
+        found = None if shelf is None else shelf.attempts.get(attempt)
+        return {} if found is None else {batch: SegmentEntry.unpack(packed) for batch, packed in found.segments.items()}
 
     def pending_manifests(self) -> Iterator[PendingManifest]:
         for generation in self.generations.values():
@@ -172,23 +183,23 @@ class Backlog:
         moments = [*self._taken.values(), *(manifest.accepted_unix_ns for manifest in self.pending_manifests())]
         for generation in self.generations.values():
             for shelf in generation.epochs.values():
-                moments += [
-                    SegmentEntry.unpack(attempt.segments[attempt.waiting[0]]).accepted_unix_ns
-                    for attempt in shelf.attempts.values()
-                    if attempt.waiting
-                ]
+                for attempt in shelf.attempts.values():
+                    attempt.skip_what_waits_no_longer()
+                    if attempt.waiting:
+                        moments.append(SegmentEntry.unpack(attempt.segments[attempt.waiting[0]]).accepted_unix_ns)
         return min(moments, default=None)
 
     # -- segments ---------------------------------------------------------------------------------------------
 
     def add_segment(self, key: BatchKey, machine: MachineId, entry: SegmentEntry) -> bool:
-        """Add or replace a segment's entry. False, and nothing is added, if its epoch is decided already: it can never count.
+        """Add or replace a segment's entry. False, and nothing is added, if its epoch is over already: it can never count.
 
         What is replaced must not be on its way to the store; giving up its record is the caller's part.
         """
         generation = self.generation(key.generation_key, machine)
-        if key.epoch <= generation.chain.decided_through:
+        if generation.chain.is_over(key.epoch):
             return False
+        generation.activity += 1
         shelf = self._epoch(generation, key.epoch)
         attempt = shelf.attempts.get(key.attempt)
         if attempt is None:
@@ -214,6 +225,47 @@ class Backlog:
             shelf = generation.epochs[epoch] = _Epoch()
             self.index_bytes += EPOCH_INDEX_BYTES
         return shelf
+
+    def mark_stored(self, key: BatchKey, number: int) -> None:
+        """Recovery found the mark of a segment that it has added as waiting."""
+        attempt = self._attempt(key)
+        packed = None if attempt is None else attempt.segments.get(key.batch)
+        if attempt is None or packed is None:
+            return
+        entry = SegmentEntry.unpack(packed)
+        if entry.state is SegmentState.WAITING and entry.place.number == number:
+            attempt.segments[key.batch] = entry._replace(state=SegmentState.STORED, place=NOWHERE).pack()
+            self.waiting_bytes -= entry.segment_bytes
+
+    def forget_segment(self, key: BatchKey, number: int) -> None:
+        """Recovery found that a segment which it has added as waiting was discarded."""
+        attempt = self._attempt(key)
+        packed = None if attempt is None else attempt.segments.get(key.batch)
+        if attempt is None or packed is None:
+            return
+        entry = SegmentEntry.unpack(packed)
+        if entry.state is SegmentState.WAITING and entry.place.number == number:
+            attempt.waiting.remove(key.batch)
+            del attempt.segments[key.batch]
+            self.waiting_bytes -= entry.segment_bytes
+            self.index_bytes -= SEGMENT_INDEX_BYTES
+
+    def places(self) -> Iterator[RecordPlace]:
+        """Every record of the spool that is still needed."""
+        for generation in self.generations.values():
+            yield from self.places_of(generation)
+
+    @staticmethod
+    def places_of(generation: GenerationBacklog) -> Iterator[RecordPlace]:
+        """Every record of one generation that is still needed."""
+        for shelf in generation.epochs.values():
+            if shelf.manifest is not None:
+                yield shelf.manifest.place
+            for attempt in shelf.attempts.values():
+                for packed in attempt.segments.values():
+                    entry = SegmentEntry.unpack(packed)
+                    if entry.state in (SegmentState.WAITING, SegmentState.UPLOADING):
+                        yield entry.place
 
     def take(self, key: BatchKey) -> SegmentEntry:
         """The head of a generation goes to the store now."""
@@ -246,7 +298,9 @@ class Backlog:
         entry = SegmentEntry.unpack(attempt.segments[key.batch])
         attempt.segments[key.batch] = entry._replace(state=state, place=NOWHERE).pack()
         self.waiting_bytes -= entry.segment_bytes
-        manifest = self.generations[key.generation_key].epochs[key.epoch].manifest
+        generation = self.generations[key.generation_key]
+        generation.activity += 1
+        manifest = generation.epochs[key.epoch].manifest
         if manifest is not None and manifest.attempt == key.attempt and key.batch in manifest.missing:
             manifest.missing.discard(key.batch)
             if state is not SegmentState.STORED:
@@ -266,6 +320,7 @@ class Backlog:
     def add_manifest(self, manifest: PendingManifest, machine: MachineId) -> PendingManifest | None:
         """Add a durable manifest. Returns the one of the same epoch whose place it takes, for the caller to discard."""
         generation = self.generation(manifest.key.generation_key, machine)
+        generation.activity += 1
         shelf = self._epoch(generation, manifest.key.epoch)
         replaced = shelf.manifest
         if replaced is not None:
@@ -287,12 +342,11 @@ class Backlog:
     # -- the end of epochs ------------------------------------------------------------------------------------
 
     def settle(self, key: GenerationKey) -> list[RecordPlace]:
-        """Forget every epoch that is decided: what is left of it in the spool can never count. Returns those places."""
+        """Forget every epoch that is over: what is left of it in the spool can never count. Returns those places."""
         generation = self.generations.get(key)
         if generation is None:
             return []
-        through = generation.chain.decided_through
-        return self._forget(generation, [epoch for epoch in generation.epochs if epoch <= through])
+        return self._forget(generation, [epoch for epoch in generation.epochs if generation.chain.is_over(epoch)])
 
     def discard_generation(self, key: GenerationKey) -> list[RecordPlace]:
         """Forget a generation that is over (R8: closed at the sink before the next one began); returns the places it held."""

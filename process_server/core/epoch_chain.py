@@ -78,6 +78,10 @@ class EpochChain:
         """The decided manifest's hash, if it is known."""
         return _CHAIN_START if epoch < _FIRST_EPOCH else self.decided.get(epoch)
 
+    def is_over(self, epoch: EpochId) -> bool:
+        """Whether nothing new of ``epoch`` can count any more: it is decided, or the generation was closed."""
+        return epoch <= self.decided_through or (self.receipt is not None and self.receipt.closed)
+
     @property
     def applied_epoch(self) -> EpochId:
         return NO_EPOCH if self.receipt is None else self.receipt.epoch

@@ -264,7 +264,8 @@ class SpoolLog:
     def release(self, place: RecordPlace) -> None:
         """The record is not needed any more. Never waits for a write."""
         with self._live_lock:
-            self._live[place.file] -= 1
+            if place.file in self._live:
+                self._live[place.file] -= 1
 
     def removable(self) -> list[int]:
         """Files that hold nothing that is needed, but for the one that is appended to."""

@@ -69,6 +69,7 @@ class Spool:
         self._waiters: list[tuple[Written, asyncio.Future[None]]] = []
         self._marks: dict[RecordKind, list[int]] = {RecordKind.UPLOADED: [], RecordKind.DISCARDED: []}
         self._wanted = asyncio.Event()
+        self._stopped = False
         self._syncing = ThreadPoolExecutor(1, thread_name_prefix="spool-sync")
         self._reading = ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="spool-read")
 
@@ -157,12 +158,18 @@ class Spool:
 
         :raises Overloaded, Retryable: it is not, and never will be; its place is given up.
         """
+        if self._stopped:
+            raise _stopping()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append((written, future))
         self._wanted.set()
         await future
 
     # -- reading and releasing --------------------------------------------------------------------------------
+
+    def read_blocking(self, place: RecordPlace, buffer: memoryview) -> RecordHeader:
+        """``read`` for the start, when nothing else runs."""
+        return self._opened.read(place, buffer)
 
     async def read(self, place: RecordPlace, buffer: memoryview) -> RecordHeader:
         """Read and verify a record's payload; raises as ``SpoolLog.read`` does. On cancel the buffer is the caller's again."""
@@ -176,15 +183,21 @@ class Spool:
     # -- group commit -----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Answer those that wait for durability, write marks, remove files; until cancelled."""
-        while True:
-            try:
-                async with asyncio.timeout(MARKS_WITHIN_S):
-                    await self._wanted.wait()
-            except TimeoutError:
-                if not any(self._marks.values()):
-                    continue
-            await self._commit()
+        """Answer those that wait for durability, write marks, remove files; until cancelled. Who waits then is told so."""
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(MARKS_WITHIN_S):
+                        await self._wanted.wait()
+                except TimeoutError:
+                    if not any(self._marks.values()):
+                        continue
+                await self._commit()
+        finally:
+            self._stopped = True
+            for _, future in self._waiters:
+                if not future.done():
+                    future.set_exception(_stopping())
 
     async def _commit(self) -> None:
         self._wanted.clear()
@@ -250,6 +263,10 @@ class Spool:
         except BlockferryError as error:
             _logger.warning("cannot close the spool cleanly", extra={"fields": {"error": str(error)}})
         log.close()
+
+
+def _stopping() -> Retryable:
+    return Retryable("cannot make the record durable: the process server stops", retry_after_s=1.0)
 
 
 def _repeated(error: BlockferryError) -> BlockferryError:

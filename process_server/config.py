@@ -1,0 +1,171 @@
+"""Settings of the process server: one frozen dataclass a section, defaults as named constants.
+
+Called by ``cli`` (load) and ``daemon`` (compose). A sample with every key is ``deploy/config/process-server.yaml``;
+docs/operations/process-server.md explains them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from process_server.control.heartbeat import DEFAULT_INTERVAL_S
+from process_server.core.spool_budget import DEFAULT_LIMIT_BYTES, MIN_LIMIT_BYTES
+from process_server.core.upload_schedule import DEFAULT_THREADS_PER_MACHINE, MAX_THREADS_PER_MACHINE
+from process_server.intake.body import DEFAULT_DEADLINE_S
+from process_server.intake.sealing import DEFAULT_THREADS
+from replication.batch_frame import MAX_FRAME_BYTES
+from replication.blob_client.settings import BlobEndpointSettings
+from replication.data_plane import DEFAULT_PORT
+from replication.errors import SettingsError
+from replication.sealed_segment import DEFAULT_COMPRESSION_LEVEL, MAX_SEGMENT_BYTES
+from replication.service.https import ListenAddress
+from replication.service.logs import LogFormat, LogLevel
+from replication.service.observability import ObservabilitySettings
+
+DEFAULT_CONFIG: Final = "/etc/blockferry/process-server.yaml"
+DEFAULT_LISTEN: Final = f"0.0.0.0:{DEFAULT_PORT}"
+DEFAULT_STATE_DIR: Final = Path("/var/lib/blockferry/process-server")
+DEFAULT_OBSERVABILITY: Final = "127.0.0.1:9882"
+DEFAULT_INTAKE_BUFFER_BYTES: Final = 40 * 2**20
+DEFAULT_UPLOAD_BUFFER_BYTES: Final = 40 * 2**20
+DEFAULT_BATCHES_IN_FLIGHT: Final = 4
+MIN_UPLOAD_BITS_PER_S: Final = 64_000
+
+
+def _require(condition: bool, message: str, hint: str | None = None) -> None:
+    if not condition:
+        raise SettingsError(f"cannot {message}", hint=hint)
+
+
+def _is_https(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "https" and bool(parts.hostname) and not parts.path.strip("/")
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolSettings:
+    """``limit_bytes``: at most this and 80 % of the file system, whichever is less."""
+
+    limit_bytes: int = DEFAULT_LIMIT_BYTES
+
+    def __post_init__(self) -> None:
+        _require(
+            self.limit_bytes >= MIN_LIMIT_BYTES,
+            f"use a limit_bytes of {self.limit_bytes}",
+            f"at least {MIN_LIMIT_BYTES // 2**20} MiB",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeSettings:
+    """``buffer_bytes``: memory for batches on their way in; ``batches_in_flight``: what each agent is told to keep to."""
+
+    buffer_bytes: int = DEFAULT_INTAKE_BUFFER_BYTES
+    batches_in_flight: int = DEFAULT_BATCHES_IN_FLIGHT
+    body_timeout_s: float = DEFAULT_DEADLINE_S
+    sealing_threads: int = DEFAULT_THREADS
+    compression_level: int = DEFAULT_COMPRESSION_LEVEL
+
+    def __post_init__(self) -> None:
+        _require(
+            self.buffer_bytes >= MAX_FRAME_BYTES,
+            f"use a buffer_bytes of {self.buffer_bytes}",
+            f"one batch may take {MAX_FRAME_BYTES} bytes",
+        )
+        _require(1 <= self.batches_in_flight <= 64, f"use {self.batches_in_flight} batches_in_flight", "1 to 64")
+        _require(1 <= self.sealing_threads <= 64, f"use {self.sealing_threads} sealing_threads", "1 to 64")
+        _require(-7 <= self.compression_level <= 19, f"use compression_level {self.compression_level}", "-7 to 19")
+        _require(self.body_timeout_s > 0, "use a body_timeout_s that is not positive")
+
+
+@dataclass(frozen=True, slots=True)
+class UploadSettings:
+    """``threads_per_machine`` holds until the configuration server says otherwise; of two ``limit_bits_per_s`` the lower one counts."""
+
+    threads_per_machine: int = DEFAULT_THREADS_PER_MACHINE
+    limit_bits_per_s: int | None = None
+    buffer_bytes: int = DEFAULT_UPLOAD_BUFFER_BYTES
+
+    def __post_init__(self) -> None:
+        _require(
+            1 <= self.threads_per_machine <= MAX_THREADS_PER_MACHINE,
+            f"use {self.threads_per_machine} threads_per_machine",
+            f"1 to {MAX_THREADS_PER_MACHINE}",
+        )
+        _require(
+            self.limit_bits_per_s is None or self.limit_bits_per_s >= MIN_UPLOAD_BITS_PER_S,
+            f"use a limit_bits_per_s of {self.limit_bits_per_s}",
+            "at least 64 Kbps; leave it out for no limit",
+        )
+        _require(
+            self.buffer_bytes >= MAX_SEGMENT_BYTES,
+            f"use a buffer_bytes of {self.buffer_bytes}",
+            f"one segment may take {MAX_SEGMENT_BYTES} bytes",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigServerSettings:
+    """``url``: the configuration server, as in its certificate."""
+
+    url: str
+    heartbeat_interval_s: float = DEFAULT_INTERVAL_S
+
+    def __post_init__(self) -> None:
+        _require(_is_https(self.url), f"use url {self.url!r}", "expected https://HOST[:PORT]")
+        _require(0 < self.heartbeat_interval_s <= 60, "use this heartbeat_interval_s", "more than 0, at most 60 s")
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """``auto``: text on a terminal, JSON otherwise."""
+
+    format: LogFormat = "auto"
+    level: LogLevel = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The whole file. ``service_url``: what agents are told to ship to; by default derived from ``listen``."""
+
+    config_server: ConfigServerSettings
+    store: BlobEndpointSettings
+    listen: str = DEFAULT_LISTEN
+    service_url: str | None = None
+    state_dir: Path = DEFAULT_STATE_DIR
+    spool: SpoolSettings = field(default_factory=SpoolSettings)
+    intake: IntakeSettings = field(default_factory=IntakeSettings)
+    upload: UploadSettings = field(default_factory=UploadSettings)
+    observability: ObservabilitySettings = field(default_factory=lambda: ObservabilitySettings(DEFAULT_OBSERVABILITY))
+    log: LogSettings = field(default_factory=LogSettings)
+
+    def __post_init__(self) -> None:
+        ListenAddress.parse(self.listen)
+        _require(
+            self.service_url is None or _is_https(self.service_url),
+            f"use service_url {self.service_url!r}",
+            "expected https://HOST:PORT",
+        )
+
+    @property
+    def identity_directory(self) -> Path:
+        return self.state_dir / "identity"
+
+    @property
+    def spool_directory(self) -> Path:
+        return self.state_dir / "spool"
+
+    @property
+    def effective_service_url(self) -> str:
+        """``service_url``, else the address of ``listen``, else (it listens everywhere) this machine's name."""
+        address = ListenAddress.parse(self.listen)
+        if self.service_url is not None:
+            return self.service_url.rstrip("/")
+        everywhere = ipaddress.ip_address(address.host).is_unspecified
+        host = socket.getfqdn() if everywhere else f"[{address.host}]" if ":" in address.host else address.host
+        return f"https://{host}:{address.port}"

@@ -1,0 +1,80 @@
+"""The configuration server as a process server sees it: data keys of generations, heartbeats. Surface: ``replication/control_plane.py``.
+
+Called by the intake (``Grants``), ``retirement`` and ``heartbeat``. Each call is tried once within its deadline; the data plane waits
+for it only when a generation begins.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Final, Self
+
+import aiohttp
+
+from replication import control_plane
+from replication.control_plane import DataKeyGrant, ProcessServerDesired, ProcessServerObservation
+from replication.documents import MAX_DOCUMENT_BYTES
+from replication.errors import PeerProtocolError, PeerUnavailable
+from replication.identifiers import GenerationKey
+from replication.service.problem import error_from_problem
+
+REQUEST_TIMEOUT_S: Final = 10.0
+_CONNECTIONS: Final = 4
+
+
+class ConfigServerClient:
+    """Connections to one configuration server; use as an async context manager."""
+
+    def __init__(self, url: str, tls: ssl.SSLContext, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+        self.url = url.rstrip("/")
+        self._tls = tls
+        self._timeout_s = timeout_s
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._tls, limit=_CONNECTIONS),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def data_key(self, key: GenerationKey) -> DataKeyGrant:
+        """Who may ship to a generation, and the key to seal with.
+
+        :raises NotFound: if there is no such generation. :raises Refused: if it is assigned to another process server.
+        :raises PeerUnavailable: if the configuration server does not answer.
+        """
+        return DataKeyGrant.decode(await self._call("GET", control_plane.data_key_path(key), None))
+
+    async def heartbeat(self, observation: ProcessServerObservation) -> ProcessServerDesired:
+        """Report; returns what this process server shall do. Raises as ``data_key`` does."""
+        answer = await self._call("POST", control_plane.PROCESS_SERVER_HEARTBEATS_PATH, observation.encode())
+        return ProcessServerDesired.decode(answer)
+
+    async def _call(self, method: str, path: str, body: bytes | None) -> bytes:
+        if self._session is None:
+            raise RuntimeError("the client is used before it was opened")
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        received = bytearray()
+        try:
+            async with self._session.request(
+                method, self.url + path, data=body, headers=headers, allow_redirects=False
+            ) as response:
+                async for chunk in response.content.iter_any():
+                    received += chunk
+                    if len(received) > MAX_DOCUMENT_BYTES:
+                        raise PeerProtocolError(f"cannot use the answer of {self.url}: it is too long")
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            reason = str(error) or type(error).__name__
+            raise PeerUnavailable(
+                f"cannot reach the configuration server {self.url}: {reason}",
+                hint="known generations go on without it; check config_server.url and the firewall",
+            ) from error
+        if response.status >= 300:
+            raise error_from_problem(response.status, bytes(received), f"configuration server {self.url}")
+        return bytes(received)

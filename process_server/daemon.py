@@ -1,0 +1,374 @@
+"""Composition root of the process server: builds the real objects, hands them inward, serves until told to stop.
+
+Called by ``cli``. ``running_process_server`` is the whole process server without command line and signals; tests run it in their own
+process and replace its ``Surroundings``. Order of a stop: requests end, uploads are broken off, what is acknowledged is durable, the
+spool is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import random
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+from prometheus_client import CollectorRegistry
+
+from process_server.buffer_arena import BufferArena
+from process_server.config import Settings
+from process_server.control.config_server_client import ConfigServerClient
+from process_server.control.heartbeat import Heartbeat, HeartbeatPeer
+from process_server.control.machine_load import MachineLoad
+from process_server.core.backlog import Backlog, GenerationBacklog
+from process_server.core.backoff import StoreGate
+from process_server.core.epoch_chain import ReceiptFacts
+from process_server.core.spool_budget import SpoolBudget, spool_limit_bytes
+from process_server.core.upload_schedule import UploadSchedule
+from process_server.intake.batch_intake import BatchIntake
+from process_server.intake.grants import Grants, GrantSource
+from process_server.intake.http_surface import HttpSurface
+from process_server.intake.manifest_intake import ManifestIntake
+from process_server.intake.peers import Peers
+from process_server.intake.sealing import Sealing
+from process_server.metrics import ProcessServerMetrics
+from process_server.observation import Observation
+from process_server.rebuild import damage_of, rebuild_backlog
+from process_server.receipt_watch import ReceiptWatch
+from process_server.retirement import Retirement
+from process_server.spool.directory_lock import locked
+from process_server.spool.files import DirectoryFiles, SpoolFiles
+from process_server.spool.spool import Spool
+from process_server.store_inquiry import StoreInquiry
+from process_server.throttle import Throttle
+from process_server.uploader.manifest_courier import ManifestCourier
+from process_server.uploader.segment_uploader import SegmentUploader
+from replication import __version__
+from replication.batch_frame import MAX_BATCH_DATA_BYTES, PROTOCOL_VERSION
+from replication.blob_client.api import BlobClient
+from replication.blob_client.http_client import HttpBlobClient
+from replication.blob_client.settings import BlobEndpointSettings
+from replication.clock import Clock
+from replication.control_plane import ProcessServerDesired
+from replication.data_plane import Hello
+from replication.durable_file import make_directory_durably
+from replication.errors import BlockferryError, InvalidInput, SettingsError
+from replication.identifiers import BatchKey, GenerationKey, MachineId
+from replication.service.health import HealthBoard
+from replication.service.https import ListenAddress, RunningServer, start_server
+from replication.service.observability import make_registry, start_observability
+from replication.service.runtime import Lifecycle
+from replication.tls_identity import TlsIdentity
+
+SMALL_REQUEST_CONNECTIONS: Final = 4
+"""To the store, for manifests, receipts and questions: apart from the segments', which would hold them up."""
+
+
+class ConfigServer(GrantSource, HeartbeatPeer, Protocol):
+    """The configuration server as a process server uses it."""
+
+
+StoreOpener = Callable[[BlobEndpointSettings], AbstractAsyncContextManager[BlobClient]]
+ConfigServerOpener = Callable[[str, ssl.SSLContext], AbstractAsyncContextManager[ConfigServer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the process server meets outside of its own memory; tests hand in their own."""
+
+    open_store: StoreOpener = HttpBlobClient
+    open_config_server: ConfigServerOpener = ConfigServerClient
+    open_files: Callable[[Path], SpoolFiles] = DirectoryFiles
+    clock: Clock = field(default_factory=Clock)
+    chance: Callable[[], float] = random.random
+    load: Callable[[], MachineLoad] = MachineLoad
+
+
+@dataclass(frozen=True, slots=True)
+class RunningProcessServer:
+    """A process server that answers; ``server.port`` is the bound port."""
+
+    server: RunningServer
+    backlog: Backlog
+    spool: Spool
+    observation: Observation
+    schedule: UploadSchedule
+    throttle: Throttle
+    heartbeat: Heartbeat
+    retirement: Retirement
+
+
+def _budget(settings: Settings, files: SpoolFiles) -> SpoolBudget:
+    space = files.space()
+    limit = spool_limit_bytes(settings.spool.limit_bytes, space.total_bytes)
+    try:
+        return SpoolBudget(limit)
+    except InvalidInput as error:
+        raise SettingsError(f"{error.message} in {settings.spool_directory}", hint=error.hint) from error
+
+
+def _identity(settings: Settings) -> TlsIdentity:
+    identity = TlsIdentity(settings.identity_directory)
+    if not identity.exists():
+        raise SettingsError(
+            f"cannot find this process server's identity in {settings.identity_directory}",
+            hint="run `process-server enrol` first",
+        )
+    return identity
+
+
+@contextlib.asynccontextmanager
+async def running_process_server(
+    settings: Settings, board: HealthBoard, registry: CollectorRegistry, around: Surroundings | None = None
+) -> AsyncIterator[RunningProcessServer]:
+    """Serve until the context is left.
+
+    :raises SettingsError: identity, address, state directory or account key cannot be used, or another process uses the spool.
+    :raises BlockferryError: if the spool's disk fails at the start.
+    """
+    around = around or Surroundings()
+    identity = _identity(settings)
+    make_directory_durably(settings.spool_directory)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(locked(settings.spool_directory))
+        files = around.open_files(settings.spool_directory)
+        bulk = await stack.enter_async_context(around.open_store(settings.store))
+        small_requests = dataclasses.replace(settings.store, connections=SMALL_REQUEST_CONNECTIONS)
+        store = await stack.enter_async_context(around.open_store(small_requests))
+        config_server = await stack.enter_async_context(
+            around.open_config_server(settings.config_server.url, identity.client_context())
+        )
+        site = _Site(settings, board, registry, around, files, bulk, store, config_server)
+        yield await site.start(stack, identity)
+
+
+class _Site:
+    """The objects of one process server and the lines between them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        board: HealthBoard,
+        registry: CollectorRegistry,
+        around: Surroundings,
+        files: SpoolFiles,
+        bulk: BlobClient,
+        store: BlobClient,
+        config_server: ConfigServer,
+    ) -> None:
+        clock = around.clock
+        self.settings = settings
+        self.metrics = ProcessServerMetrics(registry)
+        self.backlog = Backlog()
+        self.schedule = UploadSchedule(self.backlog, settings.upload.threads_per_machine)
+        self.spool = Spool(
+            files,
+            _budget(settings, files),
+            index_bytes=lambda: self.backlog.index_bytes,
+            on_group=self.metrics.fsync_groups.observe,
+            on_failure=self._note_spool_failure,
+        )
+        self.throttle = Throttle(settings.upload.limit_bits_per_s, clock)
+        self.gate = StoreGate()
+        self.inquiry = StoreInquiry(store)
+        self.receipts = ReceiptWatch(store, clock, self._note_receipt)
+        self.peers = Peers(clock)
+        self.grants = Grants(config_server, self.inquiry, clock, self._known_owner)
+        self.sealing = Sealing(
+            self.spool,
+            threads=settings.intake.sealing_threads,
+            level=settings.intake.compression_level,
+            unix_ns=clock.unix_ns,
+        )
+        self.uploader = SegmentUploader(
+            self.backlog,
+            self.schedule,
+            self.spool,
+            bulk,
+            self.inquiry,
+            BufferArena(settings.upload.buffer_bytes),
+            self.throttle,
+            self.gate,
+            clock,
+            self.metrics,
+            chance=around.chance,
+            parallel=settings.store.connections,
+            on_settled=self._note_settled,
+        )
+        self.courier = ManifestCourier(
+            self.backlog,
+            self.spool,
+            store,
+            self.inquiry,
+            self.receipts,
+            self.throttle,
+            self.gate,
+            clock,
+            self.metrics,
+            chance=around.chance,
+        )
+        self.batches = BatchIntake(
+            self.backlog,
+            self.spool,
+            self.sealing,
+            BufferArena(settings.intake.buffer_bytes),
+            self.grants,
+            self.inquiry,
+            self.metrics,
+            on_segment=self._note_segment,
+            on_generation=self._note_generation,
+        )
+        self.manifests = ManifestIntake(
+            self.backlog,
+            self.spool,
+            self.grants,
+            self.inquiry,
+            self.metrics,
+            self.sealing.pool,
+            unix_ns=clock.unix_ns,
+            on_manifest=self.courier.nudge,
+        )
+        self.retirement = Retirement(
+            self.backlog,
+            self.spool,
+            config_server,
+            clock,
+            self.metrics,
+            (self.grants.forget, self.batches.forget, self.receipts.forget),
+        )
+        self.observation = Observation(
+            settings.effective_service_url,
+            self.backlog,
+            self.spool,
+            self.schedule,
+            self.uploader,
+            self.courier,
+            self.gate,
+            self.throttle,
+            self.peers,
+            self.metrics,
+            board,
+            clock,
+            around.load(),
+        )
+        self.heartbeat = Heartbeat(
+            config_server,
+            clock,
+            board,
+            settings.config_server.heartbeat_interval_s,
+            observe=self.observation.observe,
+            apply=self._apply,
+            on_answer=self.metrics.config_server_up.set,
+        )
+
+    # -- lines between the parts ------------------------------------------------------------------------------
+
+    def _known_owner(self, key: GenerationKey) -> MachineId | None:
+        generation = self.backlog.generations.get(key)
+        return None if generation is None else generation.machine
+
+    def _note_spool_failure(self, error: BlockferryError | None) -> None:
+        self.observation.spool_failure = error
+
+    def _note_segment(self, generation: GenerationBacklog) -> None:
+        self.schedule.added(generation)
+        self.uploader.wake()
+
+    def _note_settled(self, key: BatchKey) -> None:
+        self.courier.segment_settled(key)
+
+    def _note_generation(self, key: GenerationKey) -> None:
+        self.retirement.ships(key)
+
+    def _note_receipt(self, key: GenerationKey, facts: ReceiptFacts) -> None:
+        generation = self.backlog.generations.get(key)
+        if generation is not None:
+            generation.chain.learn(facts)
+            self.courier.settle(key)
+
+    def _apply(self, desired: ProcessServerDesired) -> None:
+        limits = [
+            limit
+            for limit in (self.settings.upload.limit_bits_per_s, desired.upload_limit_bits_per_s)
+            if limit is not None
+        ]
+        self.throttle.set_limit(min(limits, default=None))
+        self.schedule.threads_per_machine = desired.upload_threads_per_machine
+        self.peers.revoke(desired.revoked_serials)
+        self.uploader.wake()
+
+    # -- start ------------------------------------------------------------------------------------------------
+
+    async def start(self, stack: contextlib.AsyncExitStack, identity: TlsIdentity) -> RunningProcessServer:
+        """Recover the spool, start the tasks, listen; ``stack`` undoes it in the reverse order."""
+        report = await asyncio.get_running_loop().run_in_executor(
+            None, functools.partial(rebuild_backlog, self.spool, self.backlog)
+        )
+        self.observation.lost_at_start = damage_of(report)
+        for key, generation in self.backlog.generations.items():
+            self.schedule.added(generation)
+            self.courier.nudge(key)
+        stack.push_async_callback(self.spool.close)
+        stack.callback(self.sealing.close)
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        for run in (
+            self.spool.run,
+            self.receipts.run,
+            self.courier.run,
+            self.uploader.run,
+            self.retirement.run,
+            self.observation.run,
+            self.heartbeat.run,
+        ):
+            stack.callback(tasks.create_task(run()).cancel)
+        surface = HttpSurface(
+            Hello(
+                server=identity.name().identifier,
+                software_version=__version__,
+                protocol_min=PROTOCOL_VERSION,
+                protocol_max=PROTOCOL_VERSION,
+                max_batch_data_bytes=MAX_BATCH_DATA_BYTES,
+                max_batches_in_flight=self.settings.intake.batches_in_flight,
+            ),
+            self.peers,
+            self.grants,
+            self.batches,
+            self.manifests,
+            self.receipts,
+            self.metrics,
+            self.settings.intake.body_timeout_s,
+        )
+        server = await start_server(
+            surface.application(),
+            ListenAddress.parse(self.settings.listen),
+            identity.server_context(require_client=True),
+        )
+        stack.push_async_callback(server.close)
+        return RunningProcessServer(
+            server,
+            self.backlog,
+            self.spool,
+            self.observation,
+            self.schedule,
+            self.throttle,
+            self.heartbeat,
+            self.retirement,
+        )
+
+
+async def run(settings: Settings, lifecycle: Lifecycle) -> None:
+    """``process-server run``: serve until ``lifecycle`` says stop."""
+    registry, board = make_registry(), HealthBoard()
+    observability = await start_observability(settings.observability, board, registry)
+    try:
+        async with running_process_server(settings, board, registry):
+            lifecycle.ready()
+            await lifecycle.stopping.wait()
+    finally:
+        await observability.close()

@@ -1,0 +1,67 @@
+"""A request's body: its announced length checked before anything is allocated, its bytes read into memory of the caller's.
+
+Called by the batch and manifest handlers. A body whose sender is slower than the deadline gives its buffer back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from aiohttp import ClientPayloadError, web
+
+from replication.errors import InvalidInput, PeerProtocolError, PeerUnavailable
+
+DEFAULT_DEADLINE_S: Final = 60.0
+
+
+class Body:
+    """The body of ``request``, to be read once."""
+
+    def __init__(self, request: web.Request, deadline_s: float = DEFAULT_DEADLINE_S) -> None:
+        self._request = request
+        self._deadline_s = deadline_s
+
+    def length(self, *, at_least: int, at_most: int) -> int:
+        """The announced length.
+
+        :raises InvalidInput: if there is none, if it is out of range, or if the body is encoded in some way.
+        """
+        length = self._request.content_length
+        if length is None or "Content-Encoding" in self._request.headers:
+            raise InvalidInput(
+                "cannot accept a body of unknown length", hint="send Content-Length and no Content-Encoding"
+            )
+        if not at_least <= length <= at_most:
+            raise InvalidInput(f"cannot accept a body of {length} bytes", hint=f"{at_least} to {at_most} bytes")
+        return length
+
+    async def receive_into(self, view: memoryview) -> None:
+        """Fill ``view``, which is as long as announced.
+
+        :raises PeerProtocolError: if the body is shorter or longer. :raises PeerUnavailable: if it is cut off or too slow.
+        """
+        filled = 0
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                while chunk := await self._request.content.readany():
+                    end = filled + len(chunk)
+                    if end > view.nbytes:
+                        raise PeerProtocolError(f"cannot accept a body longer than the announced {view.nbytes} bytes")
+                    view[filled:end] = chunk
+                    filled = end
+        except TimeoutError as error:
+            raise PeerUnavailable(
+                f"cannot wait any longer for a body: {filled} of {view.nbytes} bytes in {self._deadline_s:g} s"
+            ) from error
+        except (ClientPayloadError, web.RequestPayloadError, ConnectionError) as error:
+            raise PeerUnavailable(f"cannot receive a body: cut off after {filled} of {view.nbytes} bytes") from error
+        if filled != view.nbytes:
+            raise PeerProtocolError(f"cannot accept a body of {filled} bytes: {view.nbytes} were announced")
+
+    async def receive(self, *, at_least: int, at_most: int) -> bytearray:
+        """Receive a small body whole; raises as ``length`` and ``receive_into`` do."""
+        content = bytearray(self.length(at_least=at_least, at_most=at_most))
+        with memoryview(content) as view:
+            await self.receive_into(view)
+        return content

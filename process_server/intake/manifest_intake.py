@@ -1,0 +1,214 @@
+"""PUT and GET of manifests: what an agent declares complete, and what has decided an epoch.
+
+Called by ``http_surface``. A manifest is accepted once every segment it names is spooled here or stored with the tag, digest and length it
+states; it is durable in the spool before it is acknowledged. Putting it to the store is the uploader's part (R5). A manifest that can
+never be put is answered with ``ManifestSuperseded``, one whose segments are gone with ``SegmentsMissing``: the agent opens a new attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from typing import Final
+
+from process_server.core.backlog import Backlog, SegmentEntry, SegmentState
+from process_server.core.epoch_chain import Decided, PendingManifest, Superseded, decided_otherwise, replaces
+from process_server.intake.body import Body
+from process_server.intake.grants import Grants
+from process_server.intake.keyed_locks import KeyedLocks
+from process_server.metrics import ProcessServerMetrics
+from process_server.spool.record import RecordHeader, RecordKind
+from process_server.spool.spool import Spool
+from process_server.store_inquiry import StoredSegment, StoreInquiry
+from replication.data_plane import ManifestSuperseded, SegmentsMissing
+from replication.epoch_manifest import (
+    MAX_MANIFEST_BYTES,
+    EpochManifest,
+    ManifestSegment,
+    decode_unverified_manifest,
+    manifest_hash,
+)
+from replication.errors import NotFound
+from replication.identifiers import BatchNumber, EpochKey, GenerationKey, MachineId
+from replication.threads import finished, finished_in
+
+MANIFESTS_AT_ONCE: Final = 4
+"""Each may take 2.6 MiB, and several times that while it is parsed."""
+_SHOWN_BATCHES: Final = 20
+
+
+class ManifestIntake:
+    """Accepts manifests. ``on_manifest`` is told of each that became pending, with the generation's key."""
+
+    def __init__(
+        self,
+        backlog: Backlog,
+        spool: Spool,
+        grants: Grants,
+        inquiry: StoreInquiry,
+        metrics: ProcessServerMetrics,
+        parsing: Executor,
+        *,
+        unix_ns: Callable[[], int],
+        on_manifest: Callable[[GenerationKey], None],
+    ) -> None:
+        self._backlog = backlog
+        self._spool = spool
+        self._grants = grants
+        self._inquiry = inquiry
+        self._metrics = metrics
+        self._parsing = parsing
+        self._unix_ns = unix_ns
+        self._on_manifest = on_manifest
+        self._slots = asyncio.Semaphore(MANIFESTS_AT_ONCE)
+        self._locks: KeyedLocks[EpochKey] = KeyedLocks()
+
+    async def put(self, key: EpochKey, machine: MachineId, body: Body) -> bool:
+        """Accept a manifest; durable on return. True if it is new, False if it was there already.
+
+        :raises SegmentsMissing, ManifestSuperseded: as the module says.
+        :raises Overloaded: if the spool is full up to its limit, manifests' headroom included.
+        :raises BlockferryError: as ``Grants.check_owner``, ``Body.receive`` and ``decode_unverified_manifest`` say.
+        """
+        await self._grants.check_owner(key.generation_key, machine)
+        async with self._slots:
+            encoded = bytes(await body.receive(at_least=1, at_most=MAX_MANIFEST_BYTES))
+            manifest = await finished_in(self._parsing, lambda: decode_unverified_manifest(encoded, expected=key))
+            async with self._locks.hold(key):
+                try:
+                    created = await finished(self._accept(manifest, encoded, machine))
+                except SegmentsMissing:
+                    self._metrics.manifests.labels("segments-missing").inc()
+                    raise
+                except ManifestSuperseded:
+                    self._metrics.manifests.labels("superseded").inc()
+                    raise
+        self._metrics.manifests.labels("accepted" if created else "repeated").inc()
+        return created
+
+    async def stored(self, key: EpochKey, machine: MachineId) -> bytes:
+        """The manifest that decided an epoch, as it lies in the store.
+
+        :raises NotFound: if none has.
+        """
+        await self._grants.check_owner(key.generation_key, machine)
+        content = await self._inquiry.manifest(key)
+        if content is None:
+            raise NotFound("cannot find a manifest in the store", disk=key.disk, epoch=key.epoch)
+        return content
+
+    async def _accept(self, manifest: EpochManifest, encoded: bytes, machine: MachineId) -> bool:
+        key, digest = manifest.key, manifest_hash(encoded)
+        generation = self._backlog.generation(key.generation_key, machine)
+        match decided_otherwise(key.epoch, digest, manifest.previous_hash, generation.chain):
+            case Decided():
+                return False
+            case Superseded(reason):
+                # What is applied may have been decided by this very manifest before a restart: the store remembers.
+                if await self._inquiry.manifest_hash(key) == digest:
+                    generation.chain.decide(key.epoch, digest)
+                    return False
+                raise ManifestSuperseded(f"cannot accept the manifest: {reason}", disk=key.disk, epoch=key.epoch)
+        pending = generation.pending_manifest(key.epoch)
+        if pending is not None and pending.manifest_hash == digest:
+            return False
+        if not replaces(manifest.attempt, pending):
+            raise ManifestSuperseded(
+                "cannot accept the manifest: one of a newer or the same attempt waits to be put",
+                disk=key.disk,
+                epoch=key.epoch,
+            )
+        in_store = await self._require_segments(manifest)
+        await self._spool_new(manifest, digest, encoded, machine, in_store)
+        return True
+
+    async def _spool_new(
+        self, manifest: EpochManifest, digest: bytes, encoded: bytes, machine: MachineId, in_store: set[BatchNumber]
+    ) -> None:
+        key, accepted_unix_ns = manifest.key, self._unix_ns()
+        draft = RecordHeader(
+            RecordKind.MANIFEST,
+            number=0,
+            durable_through=0,
+            payload_bytes=len(encoded),
+            accepted_unix_ns=accepted_unix_ns,
+            machine=machine,
+            disk=key.disk,
+            generation=key.generation,
+            epoch=key.epoch,
+            attempt=manifest.attempt,
+            content_id=digest,
+        )
+        with self._spool.reserve_manifest(len(encoded)):
+            written = await self._spool.append_in_thread(draft, memoryview(encoded))
+            await self._spool.durable(written)
+        pending = PendingManifest(
+            key,
+            manifest.attempt,
+            digest,
+            manifest.previous_hash,
+            written.place,
+            accepted_unix_ns,
+            missing=set(),
+        )
+        self._count_segments(manifest, pending, in_store)
+        replaced = self._backlog.add_manifest(pending, machine)
+        if replaced is not None:
+            self._spool.release(replaced.place, RecordKind.DISCARDED)
+            self._metrics.discarded_records.inc()
+        self._on_manifest(key.generation_key)
+
+    def _count_segments(self, manifest: EpochManifest, pending: PendingManifest, in_store: set[BatchNumber]) -> None:
+        """What is not stored yet, and what was lost while the manifest was made durable; nothing awaits from here on."""
+        entries = self._backlog.attempt_entries(manifest.key, manifest.attempt)
+        for segment in manifest.segments:
+            if segment.batch in in_store:
+                continue
+            entry = entries.get(segment.batch)
+            if entry is None or not _is_spooled(segment, entry):
+                pending.lost.add(segment.batch)
+            elif entry.state is not SegmentState.STORED:
+                pending.missing.add(segment.batch)
+
+    async def _require_segments(self, manifest: EpochManifest) -> set[BatchNumber]:
+        """Every segment that the manifest names is in the spool or in the store, exactly as it is named.
+
+        Returns those that only the store has.
+
+        :raises SegmentsMissing: naming those that are not.
+        """
+        entries = self._backlog.attempt_entries(manifest.key, manifest.attempt)
+        unknown = [segment for segment in manifest.segments if not _is_spooled(segment, entries.get(segment.batch))]
+        if not unknown:
+            return set()
+        stored = await self._inquiry.attempt(manifest.key, manifest.attempt)
+        missing = [segment.batch for segment in unknown if not names(segment, stored.get(segment.batch))]
+        if missing:
+            raise SegmentsMissing(
+                f"cannot accept the manifest: {len(missing)} of its {len(manifest.segments)} segments are neither spooled nor "
+                f"stored as it names them: batches {_listed(missing)} of attempt {manifest.attempt}",
+                disk=manifest.key.disk,
+                epoch=manifest.key.epoch,
+                hint="open a new attempt of the epoch",
+            )
+        return {segment.batch for segment in unknown}
+
+
+def _is_spooled(named: ManifestSegment, entry: SegmentEntry | None) -> bool:
+    return (
+        entry is not None
+        and entry.state in (SegmentState.WAITING, SegmentState.UPLOADING, SegmentState.STORED)
+        and names(named, StoredSegment(entry.digest, entry.tag, entry.segment_bytes))
+    )
+
+
+def names(named: ManifestSegment, stored: StoredSegment | None) -> bool:
+    """Whether a stored segment is the one that a manifest names."""
+    return stored == StoredSegment(named.batch_digest, named.tag, named.segment_bytes)
+
+
+def _listed(batches: Iterable[BatchNumber]) -> str:
+    shown = list(batches)
+    text = ", ".join(map(str, shown[:_SHOWN_BATCHES]))
+    return text if len(shown) <= _SHOWN_BATCHES else f"{text} and {len(shown) - _SHOWN_BATCHES} more"

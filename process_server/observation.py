@@ -1,0 +1,133 @@
+"""What the process server says of itself: gauges and health every second, the observation of each heartbeat.
+
+Built by ``daemon``. Reads the parts' figures; decides nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from process_server.control.machine_load import MachineLoad
+from process_server.core.backlog import Backlog
+from process_server.core.backoff import StoreGate
+from process_server.core.upload_schedule import UploadSchedule
+from process_server.intake.peers import Peers
+from process_server.metrics import ProcessServerMetrics
+from process_server.spool.spool import Spool
+from process_server.throttle import BITS_PER_BYTE, Throttle
+from process_server.uploader.manifest_courier import ManifestCourier
+from process_server.uploader.segment_uploader import SegmentUploader
+from replication import __version__
+from replication.clock import Clock
+from replication.control_plane import ProcessServerObservation
+from replication.errors import BlockferryError
+from replication.service.health import HealthBoard, HealthState
+from replication.store_documents import WriterProblem
+
+REFRESH_EVERY_S: Final = 1.0
+LOW_SPOOL_FRACTION: Final = 0.2
+DAMAGE_SHOWN_S: Final = 3600.0
+
+
+@dataclass(slots=True)
+class Observation:
+    """The parts whose figures are reported."""
+
+    service_url: str
+    backlog: Backlog
+    spool: Spool
+    schedule: UploadSchedule
+    uploader: SegmentUploader
+    courier: ManifestCourier
+    gate: StoreGate
+    throttle: Throttle
+    peers: Peers
+    metrics: ProcessServerMetrics
+    board: HealthBoard
+    clock: Clock
+    load: MachineLoad
+    spool_failure: BlockferryError | None = None
+    lost_at_start: BlockferryError | None = None
+
+    async def run(self) -> None:
+        """Refresh gauges and health until cancelled."""
+        while True:
+            self.refresh()
+            await self.clock.sleep(REFRESH_EVERY_S)
+
+    @property
+    def upload_problem(self) -> BlockferryError | None:
+        """Why uploads do not go on, or why some single blob does not."""
+        return self.gate.problem or self.uploader.blob_problem or self.courier.problem
+
+    @property
+    def backlog_age_s(self) -> float:
+        oldest = self.backlog.oldest_accepted_unix_ns()
+        return 0.0 if oldest is None else max(0.0, (self.clock.unix_ns() - oldest) / 1e9)
+
+    def refresh(self) -> None:
+        metrics, use = self.metrics, self.spool.use
+        metrics.spool_used_bytes.set(use.used_bytes)
+        metrics.spool_limit_bytes.set(self.spool.budget.limit_bytes)
+        metrics.spool_files.set(self.spool.file_count)
+        metrics.index_bytes.set(use.index_bytes)
+        metrics.backlog_bytes.set(self.backlog.waiting_bytes)
+        metrics.backlog_age_s.set(self.backlog_age_s)
+        measured = self.throttle.measured_bytes_per_s()
+        metrics.upload_rate.set(measured)
+        metrics.throttle_measured.set(measured * BITS_PER_BYTE)
+        metrics.throttle_limit.set(self.throttle.limit_bits_per_s or 0)
+        metrics.uploads_in_flight.set(self.schedule.in_flight)
+        self._report_health(use.used_bytes)
+
+    def _report_health(self, used_bytes: int) -> None:
+        budget = self.spool.budget
+        if self.spool_failure is not None:
+            self.board.report("spool", HealthState.FAILED, str(self.spool_failure))
+        elif used_bytes > budget.limit_bytes * (1 - LOW_SPOOL_FRACTION):
+            self.board.report(
+                "spool",
+                HealthState.DEGRADED,
+                f"{used_bytes} of {budget.limit_bytes} bytes are used: uploads lag behind",
+            )
+        else:
+            self.board.report("spool", HealthState.OK)
+        problem = self.upload_problem
+        if problem is None:
+            self.board.report("upload", HealthState.OK)
+        else:
+            self.board.report("upload", HealthState.DEGRADED, str(problem))
+        damaged_at_s = self.uploader.damaged_at_s
+        if damaged_at_s is not None and self.clock.monotonic_s() - damaged_at_s < DAMAGE_SHOWN_S:
+            self.board.report(
+                "spool-content",
+                HealthState.DEGRADED,
+                "spooled records could not be read back: their epochs are sent again",
+            )
+        elif self.lost_at_start is not None:
+            self.board.report("spool-content", HealthState.DEGRADED, str(self.lost_at_start))
+        else:
+            self.board.report("spool-content", HealthState.OK)
+
+    async def observe(self) -> ProcessServerObservation:
+        """What the next heartbeat says."""
+        space = await self.spool.space()
+        use, budget = self.spool.use, self.spool.budget
+        problem = self.upload_problem
+        return ProcessServerObservation(
+            software_version=__version__,
+            service_url=self.service_url,
+            cpu_fraction=self.load.cpu_fraction(),
+            memory_fraction=self.load.memory_fraction(),
+            spool_used_bytes=use.used_bytes,
+            spool_limit_bytes=budget.limit_bytes,
+            spool_free_fraction=budget.free_fraction(use, space.available_bytes),
+            upload_backlog_bytes=self.backlog.waiting_bytes,
+            upload_backlog_age_s=self.backlog_age_s,
+            upload_rate_bytes_per_s=self.throttle.measured_bytes_per_s(),
+            machines=list(self.peers.seen_lately()),
+            upload_problem=None
+            if problem is None
+            else WriterProblem(code=problem.code, message=problem.message, hint=problem.hint),
+        )

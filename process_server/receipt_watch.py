@@ -1,0 +1,217 @@
+"""Receipts: reads ``{disk}/{generation}/receipt`` of the generations that somebody waits for, and tells whoever asked.
+
+Called by the intake (agents wait for receipts; the bytes are relayed as they are, the agent verifies the signature) and the uploader (what
+is applied decides which manifests may go). A generation is polled while an agent waits for it or a manifest of it is not applied yet:
+every 0.25 s after news or a new manifest, slower up to 2 s while nothing happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from process_server.core.epoch_chain import ReceiptFacts
+from replication.blob_client.api import BlobClient
+from replication.clock import Clock
+from replication.documents import MAX_DOCUMENT_BYTES, document_context
+from replication.errors import BlockferryError, NotFound, PeerProtocolError, Retryable
+from replication.identifiers import EpochId, GenerationKey
+from replication.store_documents import Receipt
+from replication.store_layout import REPLICATION_CONTAINER, receipt_name
+
+FASTEST_S: Final = 0.25
+SLOWEST_S: Final = 2.0
+SLOWER_BY: Final = 1.25
+FORGET_AFTER_S: Final = 60.0
+_POLLS_AT_ONCE: Final = 8
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReceipt:
+    """A receipt as it lies in the store, and what it says (unverified here: only agents hold the writer's key)."""
+
+    content: bytes
+    facts: ReceiptFacts
+
+
+@dataclass(slots=True)
+class _Watched:
+    interval_s: float = FASTEST_S
+    next_poll_s: float = 0.0
+    etag: str | None = None
+    receipt: StoredReceipt | None = None
+    waiting: int = 0
+    wanted_until_s: float = 0.0
+    expected_epoch: int = 0
+    polling: bool = False
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def read_receipt(content: bytes, key: GenerationKey) -> ReceiptFacts:
+    """What a signed receipt says; the signature is not verified.
+
+    :raises PeerProtocolError: if it is no receipt of ``key``.
+    """
+    try:
+        envelope = json.loads(content)
+        context, payload = envelope["context"], envelope["payload"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PeerProtocolError("cannot parse a receipt", disk=key.disk) from error
+    if context != document_context(Receipt) or not isinstance(payload, str):
+        raise PeerProtocolError(f"cannot take a {str(context)[:80]!r} for a receipt", disk=key.disk)
+    receipt = Receipt.decode(payload.encode())
+    if (receipt.disk, receipt.generation) != (key.disk, key.generation):
+        raise PeerProtocolError("cannot use a receipt of another disk or generation", disk=key.disk)
+    return ReceiptFacts(EpochId(receipt.epoch), bytes.fromhex(receipt.manifest_hash), receipt.closed)
+
+
+class ReceiptWatch:
+    """``on_receipt`` is told of each new receipt, on the event loop."""
+
+    def __init__(
+        self,
+        client: BlobClient,
+        clock: Clock,
+        on_receipt: Callable[[GenerationKey, ReceiptFacts], None] = lambda _key, _facts: None,
+    ) -> None:
+        self._client = client
+        self._clock = clock
+        self.on_receipt = on_receipt
+        self._watched: dict[GenerationKey, _Watched] = {}
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._slots = asyncio.Semaphore(_POLLS_AT_ONCE)
+
+    def expect(self, key: GenerationKey, epoch: EpochId) -> None:
+        """A manifest of ``epoch`` is in the store: its receipt should come soon."""
+        watched = self._watch(key)
+        watched.expected_epoch = max(watched.expected_epoch, epoch)
+        self._hurry(watched)
+
+    def newest(self, key: GenerationKey) -> StoredReceipt | None:
+        """The newest receipt that has been read."""
+        watched = self._watched.get(key)
+        return None if watched is None else watched.receipt
+
+    async def wait_beyond(self, key: GenerationKey, after_epoch: int, wait_s: float) -> StoredReceipt | None:
+        """The newest receipt with an epoch beyond ``after_epoch``; None if there is none within ``wait_s``."""
+        deadline_s = self._clock.monotonic_s() + wait_s
+        watched = self._watch(key)
+        watched.waiting += 1
+        if watched.receipt is None:
+            self._hurry(watched)
+        try:
+            while watched.receipt is None or watched.receipt.facts.epoch <= after_epoch:
+                left_s = deadline_s - self._clock.monotonic_s()
+                if left_s <= 0 or self._stopping:
+                    return None
+                self._wake.set()
+                try:
+                    async with asyncio.timeout(left_s):
+                        await watched.news.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            watched.waiting -= 1
+            watched.wanted_until_s = self._clock.monotonic_s() + FORGET_AFTER_S
+        return watched.receipt
+
+    def release_waiters(self) -> None:
+        """The daemon stops: whoever waits for a receipt is answered that there is none."""
+        self._stopping = True
+        for watched in self._watched.values():
+            watched.news.set()
+
+    def forget(self, key: GenerationKey) -> None:
+        """The generation is over."""
+        watched = self._watched.get(key)
+        if watched is not None and not watched.waiting:
+            del self._watched[key]
+
+    def _watch(self, key: GenerationKey) -> _Watched:
+        found = self._watched.get(key)
+        if found is None:
+            found = self._watched[key] = _Watched()
+            self._wake.set()
+        found.wanted_until_s = self._clock.monotonic_s() + FORGET_AFTER_S
+        return found
+
+    def _hurry(self, watched: _Watched) -> None:
+        watched.interval_s = FASTEST_S
+        watched.next_poll_s = min(watched.next_poll_s, self._clock.monotonic_s() + FASTEST_S)
+        self._wake.set()
+
+    async def read_now(self, key: GenerationKey) -> None:
+        """Read a generation's receipt once; raises as ``BlobClient.get_blob`` does, and ``PeerProtocolError``."""
+        await self._read(key, self._watch(key))
+
+    # -- polling ----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Poll until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self._wake.clear()
+                now_s = self._clock.monotonic_s()
+                next_s = now_s + SLOWEST_S
+                for key, watched in list(self._watched.items()):
+                    if watched.polling:
+                        continue
+                    if not self._is_wanted(watched):
+                        if now_s > watched.wanted_until_s:
+                            del self._watched[key]
+                        continue
+                    if watched.next_poll_s <= now_s:
+                        watched.polling = True
+                        tasks.create_task(self._poll(key, watched))
+                    else:
+                        next_s = min(next_s, watched.next_poll_s)
+                try:
+                    async with asyncio.timeout(max(0.0, next_s - now_s)):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+
+    @staticmethod
+    def _is_wanted(watched: _Watched) -> bool:
+        applied = 0 if watched.receipt is None else watched.receipt.facts.epoch
+        return watched.waiting > 0 or watched.expected_epoch > applied
+
+    async def _poll(self, key: GenerationKey, watched: _Watched) -> None:
+        try:
+            async with self._slots:
+                changed = await self._read(key, watched)
+        except BlockferryError as error:
+            changed = False
+            level = logging.DEBUG if isinstance(error, Retryable) else logging.WARNING
+            _logger.log(level, "cannot read a receipt", extra={"fields": {"generation": str(key), "error": str(error)}})
+        finally:
+            watched.polling = False
+        watched.interval_s = FASTEST_S if changed else min(SLOWEST_S, watched.interval_s * SLOWER_BY)
+        watched.next_poll_s = self._clock.monotonic_s() + watched.interval_s
+        self._wake.set()
+
+    async def _read(self, key: GenerationKey, watched: _Watched) -> bool:
+        try:
+            blob = await self._client.get_blob(
+                REPLICATION_CONTAINER, receipt_name(key), max_bytes=MAX_DOCUMENT_BYTES, if_none_match=watched.etag
+            )
+        except NotFound:
+            return False
+        if blob is None:
+            return False
+        facts = read_receipt(blob.content, key)
+        watched.etag = blob.properties.etag
+        if watched.receipt is not None and facts.epoch < watched.receipt.facts.epoch:
+            return False
+        watched.receipt = StoredReceipt(blob.content, facts)
+        self.on_receipt(key, facts)
+        news, watched.news = watched.news, asyncio.Event()
+        news.set()
+        return True

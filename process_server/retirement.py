@@ -1,0 +1,103 @@
+"""Generations that are over: what the spool still holds of them is given up, their keys leave the memory, idle ones are forgotten.
+
+Built by ``daemon``; told by the intake of each generation's first batch, and run now and then. Giving up costs at most a new attempt: an
+agent drops nothing before a receipt. A generation is over when a newer one of its disk ships (the older was closed at the sink first,
+R8), or when the configuration server, asked about one that has not moved for long, says that there is no such generation any more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from process_server.core.backlog import Backlog
+from process_server.metrics import ProcessServerMetrics
+from process_server.spool.record import RecordKind
+from process_server.spool.spool import Spool
+from replication.clock import Clock
+from replication.control_plane import DataKeyGrant
+from replication.errors import NotFound, Refused, Retryable
+from replication.identifiers import GenerationKey
+
+REVIEW_EVERY_S: Final = 600.0
+_logger = logging.getLogger(__name__)
+
+
+class KeySource(Protocol):
+    """The configuration server, as far as it knows generations."""
+
+    async def data_key(self, key: GenerationKey) -> DataKeyGrant: ...
+
+
+class Retirement:
+    """``forget`` callbacks are called with each generation that is over or idle."""
+
+    def __init__(
+        self,
+        backlog: Backlog,
+        spool: Spool,
+        source: KeySource,
+        clock: Clock,
+        metrics: ProcessServerMetrics,
+        forget: tuple[Callable[[GenerationKey], None], ...],
+    ) -> None:
+        self._backlog = backlog
+        self._spool = spool
+        self._source = source
+        self._clock = clock
+        self._metrics = metrics
+        self._forget = forget
+        self._quiet: dict[GenerationKey, int] = {}
+
+    def ships(self, key: GenerationKey) -> None:
+        """A batch of ``key`` was accepted: older generations of its disk are over."""
+        older = [
+            other for other in self._backlog.generations if other.disk == key.disk and other.generation < key.generation
+        ]
+        for other in older:
+            self.retire(other, "a newer generation of the disk ships")
+
+    def retire(self, key: GenerationKey, reason: str) -> None:
+        """Give up everything the spool holds of a generation."""
+        places = self._backlog.discard_generation(key)
+        for place in places:
+            self._spool.release(place, RecordKind.DISCARDED)
+        self._metrics.discarded_records.inc(len(places))
+        for forget in self._forget:
+            forget(key)
+        _logger.info(
+            "a generation is over",
+            extra={"fields": {"generation": str(key), "reason": reason, "given_up": len(places)}},
+        )
+
+    async def run(self) -> None:
+        """Review generations until cancelled."""
+        while True:
+            await self._clock.sleep(REVIEW_EVERY_S)
+            await self.review()
+
+    async def review(self) -> None:
+        """Forget what is idle; ask about what waits and has not moved since the last review."""
+        quiet: dict[GenerationKey, int] = {}
+        for key, generation in list(self._backlog.generations.items()):
+            quiet[key] = generation.activity
+            if self._quiet.get(key) != generation.activity:
+                continue
+            if not generation.epochs:
+                self._backlog.discard_generation(key)
+                for forget in self._forget:
+                    forget(key)
+            else:
+                await self._ask(key)
+        self._quiet = quiet
+
+    async def _ask(self, key: GenerationKey) -> None:
+        try:
+            await self._source.data_key(key)
+        except NotFound:
+            self.retire(key, "the configuration server has no such generation any more")
+        except (Retryable, Refused) as error:
+            _logger.debug(
+                "cannot ask about a generation", extra={"fields": {"generation": str(key), "error": str(error)}}
+            )

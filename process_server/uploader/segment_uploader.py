@@ -1,0 +1,219 @@
+"""From the spool to the store: reads segments, sends them in parallel, each put conditional, nothing given up before it is stored.
+
+Built by ``daemon``; ``run`` in a task, ``wake`` when something new waits. Which segment is next is ``UploadSchedule``'s decision, how
+many may be under way is bounded by the arena and by ``parallel``, how fast is ``Throttle``'s. A put that finds the blob there already is a
+success only if digest *and* tag are equal: the same batch sealed twice has two tags, and manifests name tags (R4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from process_server.buffer_arena import BufferArena, Lease
+from process_server.core.backlog import Backlog, SegmentState
+from process_server.core.backoff import SLOW_RETRY_S, Failure, StoreGate, classify
+from process_server.core.upload_schedule import UploadJob, UploadSchedule
+from process_server.metrics import ProcessServerMetrics
+from process_server.spool.record import RecordKind
+from process_server.spool.spool import Spool
+from process_server.store_inquiry import StoreInquiry
+from process_server.throttle import Throttle
+from replication.blob_client.api import BlobClient
+from replication.clock import Clock
+from replication.errors import BlockferryError, Conflict, IntegrityError, NotFound
+from replication.identifiers import BatchKey
+from replication.store_layout import (
+    REPLICATION_CONTAINER,
+    SEGMENT_DIGEST_METADATA,
+    SEGMENT_TAG_METADATA,
+    segment_name,
+)
+
+READ_AGAIN_S: Final = 1.0
+_LONGEST_WAIT_S: Final = 60.0
+MAX_BLOB_PROBLEMS: Final = 64
+
+_logger = logging.getLogger(__name__)
+
+
+class SegmentUploader:
+    """The dispatcher of segment uploads. ``on_settled`` is told of each that is stored, displaced or lost."""
+
+    def __init__(
+        self,
+        backlog: Backlog,
+        schedule: UploadSchedule,
+        spool: Spool,
+        client: BlobClient,
+        inquiry: StoreInquiry,
+        arena: BufferArena,
+        throttle: Throttle,
+        gate: StoreGate,
+        clock: Clock,
+        metrics: ProcessServerMetrics,
+        *,
+        chance: Callable[[], float],
+        parallel: int,
+        on_settled: Callable[[BatchKey], None],
+    ) -> None:
+        self._backlog = backlog
+        self._schedule = schedule
+        self._spool = spool
+        self._client = client
+        self._inquiry = inquiry
+        self._arena = arena
+        self._throttle = throttle
+        self._gate = gate
+        self._clock = clock
+        self._metrics = metrics
+        self._chance = chance
+        self._parallel = parallel
+        self._on_settled = on_settled
+        self._wake = asyncio.Event()
+        self._blob_problems: dict[BatchKey, BlockferryError] = {}
+        self.damaged_at_s: float | None = None
+        """When a record of the spool could last not be read back."""
+
+    def wake(self) -> None:
+        """Something may have become possible: a segment waits, a limit was raised."""
+        self._wake.set()
+
+    @property
+    def blob_problem(self) -> BlockferryError | None:
+        """Why the store refuses some single segment, if it does."""
+        return next(iter(self._blob_problems.values()), None)
+
+    async def run(self) -> None:
+        """Upload until cancelled. What is under way at that moment is undecided; the next start tries it again."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self._wake.clear()
+                self._start_what_may(tasks)
+                try:
+                    async with asyncio.timeout(self._wait_s()):
+                        await self._wake.wait()
+                except TimeoutError:
+                    continue
+
+    def _wait_s(self) -> float:
+        now_s = self._clock.monotonic_s()
+        moments = [now_s + _LONGEST_WAIT_S]
+        retry_s = self._schedule.next_retry_s()
+        if retry_s is not None:
+            moments.append(retry_s)
+        if self._gate.failures:
+            moments.append(self._gate.opens_at_s)
+        return max(0.01, min(moments) - now_s)
+
+    def _start_what_may(self, tasks: asyncio.TaskGroup) -> None:
+        now_s = self._clock.monotonic_s()
+        while self._schedule.in_flight < self._parallel and self._gate.permits(now_s):
+            job = self._schedule.peek(now_s)
+            lease = None if job is None else self._arena.try_lease(job.entry.segment_bytes)
+            if job is None or lease is None:
+                return
+            ticket = self._gate.begin(now_s)
+            tasks.create_task(self._upload(self._schedule.next_job(job), lease, ticket))
+
+    # -- one segment ------------------------------------------------------------------------------------------
+
+    async def _upload(self, job: UploadJob, lease: Lease, ticket: int) -> None:
+        try:
+            with lease:
+                state = await self._send(job, lease.view)
+        except IntegrityError as error:
+            self._lost(job, error)
+        except BlockferryError as error:
+            self._failed(job, error, ticket)
+        else:
+            self._gate.succeeded()
+            self._blob_problems.pop(job.key, None)
+            self._finish(job, state)
+        self._wake.set()
+
+    def _lost(self, job: UploadJob, error: IntegrityError) -> None:
+        if not self._finish(job, SegmentState.LOST):
+            return
+        self.damaged_at_s = self._clock.monotonic_s()
+        self._metrics.damaged_records.inc()
+        _logger.error(
+            "a spooled segment is damaged: its epoch needs a new attempt",
+            extra={"fields": {"batch": str(job.key), "error": str(error)}},
+        )
+
+    async def _send(self, job: UploadJob, buffer: memoryview) -> SegmentState:
+        entry = job.entry
+        try:
+            await self._spool.read(entry.place, buffer)
+        except (
+            NotFound
+        ) as error:  # discarded meanwhile, and its file removed; else the file was taken away from outside
+            raise IntegrityError(error.message) from error
+        await self._throttle.acquire(entry.segment_bytes)
+        try:
+            await self._put(job, buffer)
+        except Conflict as conflict:
+            return await self._compare(job, conflict)
+        self._metrics.segments_uploaded.inc()
+        self._metrics.uploaded_bytes.inc(entry.segment_bytes)
+        return SegmentState.STORED
+
+    async def _put(self, job: UploadJob, buffer: memoryview) -> None:
+        metadata = {
+            SEGMENT_DIGEST_METADATA: job.entry.digest.hex(),
+            SEGMENT_TAG_METADATA: job.entry.tag.hex(),
+        }
+        for again in (True, False):
+            try:
+                await self._client.put_blob(
+                    REPLICATION_CONTAINER, segment_name(job.key), buffer, metadata=metadata, if_none_match_any=True
+                )
+            except NotFound:
+                if not again:
+                    raise
+                await self._client.create_container(REPLICATION_CONTAINER)
+            else:
+                return
+
+    async def _compare(self, job: UploadJob, conflict: Conflict) -> SegmentState:
+        """The blob is there already: is it this very segment?"""
+        stored = await self._inquiry.segment(job.key)
+        if stored is None:
+            raise conflict
+        if (stored.digest, stored.tag) == (job.entry.digest, job.entry.tag):
+            return SegmentState.STORED
+        fields = {"batch": str(job.key), "stored": stored.digest.hex(), "spooled": job.entry.digest.hex()}
+        if stored.digest == job.entry.digest:
+            _logger.warning("the store holds this batch sealed by another", extra={"fields": fields})
+        else:
+            self._metrics.key_conflicts.inc()
+            _logger.error("the store holds other content under this batch's key", extra={"fields": fields})
+        return SegmentState.DISPLACED
+
+    def _finish(self, job: UploadJob, state: SegmentState) -> bool:
+        """Note the outcome; False if the segment was discarded meanwhile."""
+        self._schedule.done(job)
+        if not self._backlog.finish(job.key, job.entry.place, state):
+            return False
+        self._spool.release(
+            job.entry.place, RecordKind.UPLOADED if state is SegmentState.STORED else RecordKind.DISCARDED
+        )
+        self._on_settled(job.key)
+        return True
+
+    def _failed(self, job: UploadJob, error: BlockferryError, ticket: int) -> None:
+        now_s = self._clock.monotonic_s()
+        self._metrics.upload_failures.labels(error.code).inc()
+        if classify(error) is Failure.OF_THIS_BLOB:
+            if len(self._blob_problems) < MAX_BLOB_PROBLEMS:
+                self._blob_problems[job.key] = error
+            _logger.error("the store refuses a segment", extra={"fields": {"batch": str(job.key), "error": str(error)}})
+            self._schedule.failed(job, now_s + SLOW_RETRY_S)
+            return
+        if self._gate.failures == 0:
+            _logger.warning("uploads stop: the store fails", extra={"fields": {"error": str(error)}})
+        self._gate.failed(ticket, error, now_s, self._chance())
+        self._schedule.failed(job, now_s)
