@@ -13,6 +13,7 @@ import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -71,7 +72,6 @@ class Committer:
         self._reclaimer = Reclaimer()
         self._reclaim_pending = True
         self._reclaim_postponed = False
-        self._quiet = threading.Event()
         self.failure: str | None = None
         """Why nothing can be committed any more; None while all is well."""
         self._thread = threading.Thread(target=self._run, name="blob-committer", daemon=True)
@@ -85,7 +85,6 @@ class Committer:
         :raises StorageFault: ServerBusy, too many operations wait (``bodies`` are abandoned).
         """
         waiting = _Waiting(mutate, bodies)
-        self._quiet.clear()
         try:
             self._queue.put_nowait(waiting)
         except queue.Full:
@@ -99,8 +98,15 @@ class Committer:
         self._thread.join()
 
     def wait_until_quiet(self, timeout_s: float) -> bool:
-        """Wait until nothing waits and nothing is left to reclaim (tests)."""
-        return self._quiet.wait(timeout_s)
+        """Wait until nothing is left to reclaim; False if that took longer (tests)."""
+        deadline = time.monotonic() + timeout_s
+        quiet_groups = 0
+        while quiet_groups < 2:  # the second sees what the first one's answer settled
+            if time.monotonic() > deadline:
+                return False
+            pending = self.submit(_has_reclaims).result(timeout_s)
+            quiet_groups = 0 if pending else quiet_groups + 1
+        return True
 
     # -- the thread -------------------------------------------------------------------------------------------
 
@@ -119,8 +125,6 @@ class Committer:
 
     def _next_group(self) -> tuple[list[_Waiting], bool]:
         group: list[_Waiting] = []
-        if not self._reclaim_pending and self._queue.empty():
-            self._quiet.set()
         try:
             first = self._queue.get(block=not self._reclaim_pending)
             if first is None:
@@ -242,3 +246,7 @@ class Committer:
     def _abandon(self, item: _Waiting) -> None:
         for body in item.bodies:
             self._arenas.abandon(body)
+
+
+def _has_reclaims(transaction: Transaction) -> bool:
+    return bool(transaction.connection.execute("SELECT EXISTS (SELECT 1 FROM reclaims)").fetchone()[0])
