@@ -29,7 +29,6 @@ from azure_sink.core.replica_state import (
     Phase,
     ReplicaState,
 )
-from azure_sink.replica_writer.clock import Clock
 from azure_sink.replica_writer.disk_points import DiskPoints
 from azure_sink.replica_writer.epoch_application import EpochApplication
 from azure_sink.replica_writer.failures import FenceLost, GenerationRefused, ReplicaHeld, problem_of, together
@@ -41,6 +40,7 @@ from azure_sink.replica_writer.replica_blob import ReplicaBlob
 from azure_sink.replica_writer.segment_reader import SegmentReader
 from replication.blob_client.api import BlobClient, BlobContent
 from replication.blob_client.failures import BlobNotFound
+from replication.clock import Clock
 from replication.documents import WriterIdentity
 from replication.epoch_manifest import MAX_MANIFEST_BYTES, EpochManifest, decode_manifest, manifest_hash
 from replication.errors import BlockferryError, IntegrityError, NotFound, Retryable

@@ -11,9 +11,9 @@ from typing import Final
 
 from azure_sink.core.recovery_points import PointSnapshot, leading_nowhere
 from azure_sink.core.replica_state import Position
-from azure_sink.replica_writer.clock import Clock
 from azure_sink.replica_writer.point_ledger import PointLedger
 from azure_sink.replica_writer.replica_blob import ReplicaBlob
+from replication.clock import Clock
 from replication.errors import PeerProtocolError
 from replication.identifiers import DiskId
 from replication.store_documents import PointSummary, RecoveryPoint

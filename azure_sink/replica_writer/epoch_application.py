@@ -16,13 +16,13 @@ from typing import Final
 
 from azure_sink.core.replica_state import EpochApplied, EpochBegun, PointMark
 from azure_sink.core.write_plan import Claims, ClearRange, PlannedWrite, PutRange, plan_writes
-from azure_sink.replica_writer.clock import Clock
 from azure_sink.replica_writer.failures import SegmentMissing, patiently, raise_gravest, together
 from azure_sink.replica_writer.replica_blob import ReplicaBlob
 from azure_sink.replica_writer.segment_reader import SegmentReader, SegmentSlot
 from azure_sink.vhd import FixedVhd
 from replication.batch_frame import DataExtent, ParsedBatch
 from replication.blob_client.api import MAX_PUT_PAGES_BYTES, BlobClient
+from replication.clock import Clock
 from replication.epoch_manifest import EpochFlag, EpochManifest, ManifestSegment
 from replication.errors import PeerProtocolError
 from replication.store_layout import REPLICATION_CONTAINER, epoch_prefix, segment_name

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Final, NoReturn, TypeVar
 
-from azure_sink.replica_writer.clock import Clock
+from replication.clock import Clock
 from replication.errors import BlockferryError, Conflict, NotFound, PeerProtocolError, Permanent, Retryable
 from replication.store_documents import WriterProblem
 

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from azure_sink.core.replica_metadata import SIZE_METADATA
 from azure_sink.replica_writer.point_ledger import PointLedger
 from azure_sink.replica_writer.request_desk import RequestWork
@@ -180,7 +182,7 @@ class DiskHash:
 
         :raises Conflict: the blob changed while it was read.
         """
-        buffers = [bytearray(HASH_CHUNK_BYTES), bytearray(HASH_CHUNK_BYTES)]
+        buffers = [np.empty(HASH_CHUNK_BYTES, dtype=np.uint8).data for _ in range(2)]
         hashing: asyncio.Future[None] | None = None
         done_bytes = 0
         try:
@@ -192,7 +194,7 @@ class DiskHash:
                     )
                 if hashing is not None:
                     await asyncio.shield(hashing)
-                content = memoryview(buffers[0])[:length] if holds_data else None
+                content = buffers[0][:length] if holds_data else None
                 hashing = asyncio.ensure_future(asyncio.to_thread(self._update, content, length))
                 done_bytes = offset
                 await work.report(done_bytes, self._size_bytes)

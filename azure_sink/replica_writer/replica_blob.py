@@ -24,11 +24,11 @@ from azure_sink.core.replica_state import (
     advance,
     created,
 )
-from azure_sink.replica_writer.clock import Clock
 from azure_sink.replica_writer.failures import FenceLost, ReplicaHeld
 from azure_sink.vhd import FOOTER_BYTES, FixedVhd
 from replication.blob_client.api import BlobClient, Body
 from replication.blob_client.failures import BlobConflict, BlobNotFound
+from replication.clock import Clock
 from replication.errors import PeerProtocolError
 from replication.identifiers import DiskId, ItemId
 from replication.store_layout import REPLICAS_CONTAINER, replica_name

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from typing import Final
 
-from azure_sink.replica_writer.clock import Clock
 from azure_sink.replica_writer.disk_follower import DiskFollower, FollowerParts, Outcome
 from azure_sink.replica_writer.failures import FenceLost
 from azure_sink.replica_writer.follower_registry import FollowerRegistry
@@ -23,6 +22,7 @@ from azure_sink.replica_writer.segment_reader import SegmentReader
 from azure_sink.replica_writer.settings import WriterSettings
 from azure_sink.replica_writer.store_cleaning import Sweep, SweepFacts
 from replication.blob_client.api import BlobClient
+from replication.clock import Clock
 from replication.documents import WriterIdentity
 from replication.errors import BlockferryError, Retryable
 from replication.service.health import HealthBoard, HealthState
@@ -68,7 +68,7 @@ class ReplicaWriter:
                 client=client,
                 identity=identity,
                 lease_id=lease_id,
-                lease_s=settings.lease_s,
+                lease_s=int(settings.lease_s),
                 clock=clock,
                 book=GenerationBook(client, identity),
                 reader=self._reader,

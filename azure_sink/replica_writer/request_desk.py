@@ -12,11 +12,11 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from azure_sink.replica_writer.clock import Clock
 from azure_sink.replica_writer.failures import ReplicaHeld, problem_of
 from azure_sink.replica_writer.metrics import WriterMetrics
 from replication.blob_client.api import BlobClient
 from replication.blob_client.failures import BlobConflict, BlobNotFound
+from replication.clock import Clock
 from replication.documents import MAX_DOCUMENT_BYTES, WriterIdentity
 from replication.errors import BlockferryError, NotFound, PeerProtocolError, Retryable
 from replication.identifiers import parse_uuid

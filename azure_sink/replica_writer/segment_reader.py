@@ -7,22 +7,24 @@ segments do not compress); there are ``slots`` of them for the whole writer, so 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
 
-from azure_sink.replica_writer.clock import Clock
 from azure_sink.replica_writer.failures import SegmentMissing, patiently
 from replication.batch_frame import ParsedBatch, parse_batch
 from replication.blob_client.api import BlobClient
 from replication.blob_client.failures import BlobNotFound
+from replication.clock import Clock
 from replication.epoch_manifest import ManifestSegment
 from replication.errors import IntegrityError
 from replication.identifiers import BatchKey
 from replication.sealed_segment import MAX_SEGMENT_BYTES, SegmentOpener
 from replication.store_layout import REPLICATION_CONTAINER, segment_name
+from replication.threads import finished_in
 
 DEFAULT_SLOTS: Final = 3
 DEFAULT_THREADS: Final = 2
@@ -111,12 +113,7 @@ class SegmentReader:
         :raises Retryable: the store did not deliver it in several attempts.
         """
         await patiently(lambda: self._fetch(slot, key, named), self._clock)
-        opening = asyncio.get_running_loop().run_in_executor(self._threads, slot.open, key, named, data_key)
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            await asyncio.wait([opening])
-            raise
+        return await finished_in(self._threads, functools.partial(slot.open, key, named, data_key))
 
     async def _fetch(self, slot: SegmentSlot, key: BatchKey, named: ManifestSegment) -> None:
         target = slot.buffer[: named.segment_bytes]

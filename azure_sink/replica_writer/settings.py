@@ -14,7 +14,7 @@ from azure_sink.replica_writer.segment_reader import DEFAULT_SLOTS, DEFAULT_THRE
 from replication.blob_client.settings import BlobEndpointSettings
 from replication.errors import SettingsError
 
-DEFAULT_LEASE_S: Final = 30
+DEFAULT_LEASE_S: Final = 30.0
 DEFAULT_PARALLEL_DISKS: Final = 4
 DEFAULT_PARALLEL_REQUESTS: Final = 4
 DEFAULT_POLL_BUSY_S: Final = 0.1
@@ -32,7 +32,7 @@ class WriterSettings:
 
     store: BlobEndpointSettings
     state_dir: Path
-    lease_s: int = DEFAULT_LEASE_S
+    lease_s: float = DEFAULT_LEASE_S
     segment_slots: int = DEFAULT_SLOTS
     opening_threads: int = DEFAULT_THREADS
     parallel_disks: int = DEFAULT_PARALLEL_DISKS
@@ -43,8 +43,10 @@ class WriterSettings:
     keep_answers_s: float = DEFAULT_KEEP_ANSWERS_S
 
     def __post_init__(self) -> None:
-        if not MIN_LEASE_S <= self.lease_s <= MAX_LEASE_S:
-            raise SettingsError(f"cannot use a lease of {self.lease_s} s", hint=f"{MIN_LEASE_S} to {MAX_LEASE_S}")
+        if not MIN_LEASE_S <= self.lease_s <= MAX_LEASE_S or self.lease_s != int(self.lease_s):
+            raise SettingsError(
+                f"cannot use a lease of {self.lease_s} s", hint=f"{MIN_LEASE_S} to {MAX_LEASE_S} whole seconds"
+            )
         for name, low, high in (
             ("segment_slots", 1, 64),
             ("opening_threads", 1, 32),

@@ -12,11 +12,11 @@ from typing import Final
 
 from azure_sink.core.garbage import is_collectable
 from azure_sink.core.replica_state import Position
-from azure_sink.replica_writer.clock import Clock
 from azure_sink.replica_writer.failures import together
 from azure_sink.replica_writer.metrics import WriterMetrics
 from replication.blob_client.api import BlobClient, BlobItem
 from replication.blob_client.failures import BlobNotFound
+from replication.clock import Clock
 from replication.identifiers import DiskId
 from replication.store_documents import Receipt
 from replication.store_layout import (

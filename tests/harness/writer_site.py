@@ -16,13 +16,13 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry
 
-from azure_sink.replica_writer.clock import Clock
 from azure_sink.replica_writer.metrics import WriterMetrics
 from azure_sink.replica_writer.replica_writer import ReplicaWriter
 from azure_sink.replica_writer.settings import WriterSettings
 from replication.blob_client.api import BlobClient
 from replication.blob_client.failures import BlobNotFound
 from replication.blob_client.settings import BlobEndpointSettings
+from replication.clock import Clock
 from replication.documents import DocumentT, WriterIdentity
 from replication.identifiers import CutId, DiskId, GenerationId, GenerationKey, ItemId
 from replication.service.health import HealthBoard

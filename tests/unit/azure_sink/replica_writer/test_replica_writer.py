@@ -10,9 +10,9 @@ from random import Random
 
 import pytest
 
-from azure_sink.replica_writer.clock import Clock
 from azure_sink.replica_writer.replica_writer import ReplicaWriter
 from replication.blob_client.api import BlobClient, LeaseState
+from replication.clock import Clock
 from replication.errors import PeerUnavailable
 from replication.service.health import HealthState
 from replication.store_documents import CloseGeneration, DeleteReplicas

@@ -9,11 +9,11 @@ from typing import Final
 import pytest
 
 from azure_sink.core.replica_state import EpochBegun
-from azure_sink.replica_writer.clock import Clock
 from azure_sink.replica_writer.disk_follower import Outcome
 from azure_sink.replica_writer.failures import FenceLost, ReplicaHeld
 from azure_sink.replica_writer.replica_blob import ReplicaBlob
 from replication.blob_client.api import LeaseState
+from replication.clock import Clock
 from replication.store_layout import REPLICAS_CONTAINER
 from tests.harness.epochs import DiskHistory, new_uuid
 from tests.harness.writer_site import HandClock, WriterSite
