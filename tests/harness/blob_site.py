@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from prometheus_client import CollectorRegistry
+
 from azure_sink.blob_service.app import Account, BlobService
+from azure_sink.blob_service.metrics import BlobMetrics
 from azure_sink.blob_service.operation import ServiceLimits
 from azure_sink.blob_store.store import BlobStore, StoreOptions
 from replication.blob_client.settings import BlobEndpointSettings
@@ -34,6 +37,7 @@ class BlobSite:
 
     store: BlobStore
     port: int
+    registry: CollectorRegistry
     ca_file: Path
     key_file: Path
 
@@ -81,10 +85,11 @@ async def blob_site(
         options = StoreOptions(arena_bytes=arena_bytes, reserve_bytes=0, clock=clock)
     store = BlobStore.open(directory / "state", options)
     try:
-        service = BlobService(store, Account(ACCOUNT, (KEY,)), limits)
+        registry = CollectorRegistry()
+        service = BlobService(store, Account(ACCOUNT, (KEY,)), limits, BlobMetrics(registry))
         server = await start_server(service.application(), ListenAddress("127.0.0.1", 0), server_tls(certificate, key))
         try:
-            yield BlobSite(store, server.port, ca_file, key_file)
+            yield BlobSite(store, server.port, registry, ca_file, key_file)
         finally:
             await server.close()
     finally:
