@@ -87,8 +87,8 @@ def _with_options(settings: Settings, given: dict[str, Any], observability: str 
         given.setdefault("key_file", None)
     elif "key_file" in given:
         given["key"] = None
-    if settings.blob is not None:
-        blob = dataclasses.replace(settings.blob, **given)
+    if settings.blob is not None or not given:
+        blob = dataclasses.replace(settings.required_blob(), **given)
     else:
         missing = [name for name in ("account", "tls_cert", "tls_key") if name not in given]
         if missing:

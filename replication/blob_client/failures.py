@@ -7,6 +7,7 @@ one here where they look at ``storage_code``. Pure values; the mapping from an H
     Conflict      ← BlobConflict          409, 412: exists already, condition not met, lease held by another
     Refused       ← BlobRefused           401, 403
     InvalidInput  ← BlobInputRefused      400, 405, 411, 413, 416: the request cannot be right
+    Unsupported   ← BlobUnsupported       501: the endpoint has no such operation
     Overloaded    ← BlobOverloaded        429, 503: ServerBusy
     Retryable     ← BlobServiceFailed     other 5xx; the operation may or may not have happened
     PeerUnavailable, PeerProtocolError as they stand: no answer in time; an answer that breaks the protocol
@@ -23,6 +24,7 @@ from replication.errors import (
     PeerProtocolError,
     Refused,
     Retryable,
+    Unsupported,
 )
 
 
@@ -54,6 +56,13 @@ class BlobInputRefused(InvalidInput):
     status: int = 400
 
 
+class BlobUnsupported(Unsupported):
+    """The endpoint does not have this operation; it will not have it later either."""
+
+    storage_code: str = "NotImplemented"
+    status: int = 501
+
+
 class BlobOverloaded(Overloaded):
     """The service asks for patience (or its file system is full); nothing was accepted."""
 
@@ -68,7 +77,9 @@ class BlobServiceFailed(Retryable):
     status: int = 500
 
 
-BlobFailure = BlobNotFound | BlobConflict | BlobRefused | BlobInputRefused | BlobOverloaded | BlobServiceFailed
+BlobFailure = (
+    BlobNotFound | BlobConflict | BlobRefused | BlobInputRefused | BlobUnsupported | BlobOverloaded | BlobServiceFailed
+)
 
 
 def _class_of(status: int) -> type[BlobFailure] | None:
@@ -83,6 +94,8 @@ def _class_of(status: int) -> type[BlobFailure] | None:
             return BlobInputRefused
         case 429 | 503:
             return BlobOverloaded
+        case 501:
+            return BlobUnsupported
         case _ if status >= 500:
             return BlobServiceFailed
         case _:

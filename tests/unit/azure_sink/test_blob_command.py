@@ -1,0 +1,107 @@
+"""``azure-sink blob``: options, configuration file, and the life of the process."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from azure_sink.cli import main
+from azure_sink.config import Settings
+from replication.blob_client.http_client import HttpBlobClient
+from replication.errors import SettingsError
+from replication.settings import parse_settings
+from tests.harness.blob_process import BlobProcess
+
+KEY = base64.b64encode(b"a key of the laboratory").decode()
+SECTION = {"account": "labaccount", "tls_cert": "c.pem", "tls_key": "k.pem", "key_file": "key"}
+
+
+def invoke(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["blob", *arguments])
+    return result.exit_code, result.output
+
+
+def test_a_configuration_file_is_checked(tmp_path: Path) -> None:
+    path = tmp_path / "azure-sink.yaml"
+    path.write_text(json.dumps({"blob": SECTION}))
+    assert invoke("--config", str(path), "--check-config")[0] == 0
+    path.write_text(json.dumps({"blob": {**SECTION, "accuont": "x"}}))
+    code, output = invoke("--config", str(path), "--check-config")
+    assert code == 2
+    assert "did you mean 'account'?" in output
+
+
+def test_options_alone_need_no_file() -> None:
+    options = ["--account", "labaccount", "--key", KEY, "--tls-cert", "c.pem", "--tls-key", "k.pem", "--state", "s"]
+    assert invoke(*options, "--check-config") == (0, "the options can be used\n")
+    code, output = invoke("--account", "labaccount", "--key", KEY)
+    assert code == 2
+    assert "--tls-cert" in output
+
+
+def test_options_take_precedence_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "azure-sink.yaml"
+    path.write_text(json.dumps({"blob": SECTION}))
+    code, output = invoke("--config", str(path), "--listen", "nowhere", "--check-config")
+    assert code == 2
+    assert "nowhere" in output
+    assert invoke("--config", str(path), "--key", KEY, "--check-config")[0] == 0
+
+
+def test_a_file_without_the_section_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "azure-sink.yaml"
+    path.write_text("{}")
+    code, output = invoke("--config", str(path))
+    assert code == 2
+    assert "'blob'" in output
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"key": KEY},
+        {"key_file": None},
+        {"key_file": None, "key": "short"},
+        {"account": "No"},
+        {"listen": "localhost:1"},
+        {"arena_bytes": 1},
+        {"limits": {"max_put_blob_bytes": 0}},
+        {"limits": {"stall_timeout_s": 0}},
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(SettingsError):
+        parse_settings(Settings, {"blob": {**SECTION, **wrong}})
+
+
+def test_the_key_does_not_appear_in_the_settings_text() -> None:
+    settings = parse_settings(Settings, {"blob": {**SECTION, "key_file": None, "key": KEY}})
+    assert KEY not in repr(settings)
+
+
+def test_while_keys_are_changed_both_are_accepted(tmp_path: Path) -> None:
+    for name, content in (("one", b"1" * 32), ("two", b"2" * 32)):
+        (tmp_path / name).write_text(base64.b64encode(content).decode())
+    section = {**SECTION, "key_file": str(tmp_path / "one"), "secondary_key_file": str(tmp_path / "two")}
+    settings = parse_settings(Settings, {"blob": section})
+    assert settings.required_blob().read_keys() == (b"1" * 32, b"2" * 32)
+
+
+async def test_the_process_serves_stops_when_told_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    with BlobProcess(tmp_path) as process:
+        await process.start()
+        async with HttpBlobClient(process.endpoint()) as client:
+            await client.create_container("lab")
+            await client.put_blob("lab", "kept", b"content")
+        assert await process.stop() == 0
+        await process.start()
+        async with HttpBlobClient(process.endpoint()) as client:
+            found = await client.get_blob("lab", "kept", max_bytes=100)
+        assert found is not None
+        assert found.content == b"content"
+        assert await process.stop() == 0
+        assert '"stopping"' in process.log
