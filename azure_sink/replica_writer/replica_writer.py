@@ -60,6 +60,7 @@ class ReplicaWriter:
         self._health = health
         self._clock = clock
         self._started: set[DiskFollower] = set()
+        self._prepared = asyncio.Event()
         self._store_trouble: BlockferryError | None = None
         self._reader = SegmentReader(client, clock, settings.segment_slots, settings.opening_threads)
         ledger = PointLedger(client, identity)
@@ -105,13 +106,12 @@ class ReplicaWriter:
             _logger.info("leases are left to expire", extra={"fields": {"reason": str(error)}})
 
     async def _discover(self, tasks: asyncio.TaskGroup) -> None:
-        made = False
         while True:
             try:
-                if not made:
+                if not self._prepared.is_set():
                     for container in CONTAINERS:
                         await self._client.create_container(container)
-                    made = True
+                    self._prepared.set()
                 await self.followers.discover()
                 for follower in self.followers.all:
                     self._start(tasks, follower)
@@ -177,6 +177,7 @@ class ReplicaWriter:
 
     async def _answer(self, tasks: asyncio.TaskGroup) -> None:
         interval_s = self._settings.poll_idle_s
+        await self._prepared.wait()
         while True:
             try:
                 found = await self.desk.start_waiting(tasks)
@@ -189,6 +190,7 @@ class ReplicaWriter:
             await self._clock.sleep(interval_s)
 
     async def _sweep(self) -> None:
+        await self._prepared.wait()
         while True:
             await self._clock.sleep(self._settings.sweep_interval_s)
             try:

@@ -62,7 +62,6 @@ class RequestWork:
             await self._client.head_blob(REPLICATION_CONTAINER, request_name(self.request))
         except BlobNotFound as error:
             raise RequestWithdrawn("cannot go on with a request: it was withdrawn") from error
-        await self._client.renew_lease(REPLICATION_CONTAINER, answer_name(self.request), self._lease_id)
         await self.put(
             WriterAnswer(
                 request=self.request,
@@ -74,6 +73,13 @@ class RequestWork:
         )
 
     async def put(self, answer: WriterAnswer) -> None:
+        """Put the answer; its lease starts anew, or is had again if it has expired in a long step and nobody took it.
+
+        :raises BlobConflict: another writer works on the request now.
+        """
+        await self._client.acquire_lease(
+            REPLICATION_CONTAINER, answer_name(self.request), ANSWER_LEASE_S, self._lease_id
+        )
         await self._client.put_blob(
             REPLICATION_CONTAINER,
             answer_name(self.request),
