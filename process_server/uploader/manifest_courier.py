@@ -30,12 +30,13 @@ from process_server.spool.record import RecordKind
 from process_server.spool.spool import Spool
 from process_server.store_inquiry import StoredSegment, StoreInquiry
 from process_server.throttle import Throttle
+from process_server.uploader.conditional_put import put_first
 from replication.blob_client.api import BlobClient
 from replication.clock import Clock
 from replication.epoch_manifest import decode_unverified_manifest
 from replication.errors import BlockferryError, Conflict, IntegrityError, NotFound
 from replication.identifiers import BatchKey, EpochId, EpochKey, GenerationKey
-from replication.store_layout import MANIFEST_HASH_METADATA, REPLICATION_CONTAINER, manifest_name
+from replication.store_layout import MANIFEST_HASH_METADATA, manifest_name
 
 AT_ONCE: Final = 4
 """Generations advanced at the same time; each may hold a manifest of 2.6 MiB."""
@@ -240,13 +241,8 @@ class ManifestCourier:
             return
         await self._throttle.acquire(len(content))
         try:
-            await self._client.put_blob(
-                REPLICATION_CONTAINER,
-                manifest_name(manifest.key),
-                content,
-                metadata={MANIFEST_HASH_METADATA: manifest.manifest_hash.hex()},
-                if_none_match_any=True,
-            )
+            metadata = {MANIFEST_HASH_METADATA: manifest.manifest_hash.hex()}
+            await put_first(self._client, manifest_name(manifest.key), content, metadata)
         except Conflict:
             decided = await self._inquiry.manifest_hash(manifest.key)
             if decided is None:

@@ -21,12 +21,12 @@ from process_server.spool.record import RecordKind
 from process_server.spool.spool import Spool
 from process_server.store_inquiry import StoreInquiry
 from process_server.throttle import Throttle
+from process_server.uploader.conditional_put import put_first
 from replication.blob_client.api import BlobClient
 from replication.clock import Clock
 from replication.errors import BlockferryError, Conflict, IntegrityError, NotFound
 from replication.identifiers import BatchKey
 from replication.store_layout import (
-    REPLICATION_CONTAINER,
     SEGMENT_DIGEST_METADATA,
     SEGMENT_TAG_METADATA,
     segment_name,
@@ -153,30 +153,14 @@ class SegmentUploader:
         ) as error:  # discarded meanwhile, and its file removed; else the file was taken away from outside
             raise IntegrityError(error.message) from error
         await self._throttle.acquire(entry.segment_bytes)
+        metadata = {SEGMENT_DIGEST_METADATA: entry.digest.hex(), SEGMENT_TAG_METADATA: entry.tag.hex()}
         try:
-            await self._put(job, buffer)
+            await put_first(self._client, segment_name(job.key), buffer, metadata)
         except Conflict as conflict:
             return await self._compare(job, conflict)
         self._metrics.segments_uploaded.inc()
         self._metrics.uploaded_bytes.inc(entry.segment_bytes)
         return SegmentState.STORED
-
-    async def _put(self, job: UploadJob, buffer: memoryview) -> None:
-        metadata = {
-            SEGMENT_DIGEST_METADATA: job.entry.digest.hex(),
-            SEGMENT_TAG_METADATA: job.entry.tag.hex(),
-        }
-        for again in (True, False):
-            try:
-                await self._client.put_blob(
-                    REPLICATION_CONTAINER, segment_name(job.key), buffer, metadata=metadata, if_none_match_any=True
-                )
-            except NotFound:
-                if not again:
-                    raise
-                await self._client.create_container(REPLICATION_CONTAINER)
-            else:
-                return
 
     async def _compare(self, job: UploadJob, conflict: Conflict) -> SegmentState:
         """The blob is there already: is it this very segment?"""
