@@ -84,11 +84,17 @@ def observation_of(disk: ItemDiskRow) -> DiskObservation | None:
     return None if disk.observation is None else DiskObservation.decode(disk.observation.encode())
 
 
-async def observed_progress(session: AsyncSession, item_id: str) -> tuple[Progress, str | None]:
-    """Where replication of the item stands by its newest observations and open resyncs."""
+async def ordered_resyncs(session: AsyncSession, item_id: str) -> set[str]:
+    """The disks that the operator has told to resynchronize and that are not done yet."""
     ordered: set[str] = set()
     for job in await open_jobs(session, item_id, JobKind.RESYNC):
         ordered |= {order.disk for order in context_of(job, ResyncContext).orders}
+    return ordered
+
+
+async def observed_progress(session: AsyncSession, item_id: str) -> tuple[Progress, str | None]:
+    """Where replication of the item stands by its newest observations and open resyncs."""
+    ordered = await ordered_resyncs(session, item_id)
     return progress_of(
         [
             ObservedDisk(disk.disk_id, observation_of(disk), disk.seeded_ns is not None, disk.disk_id in ordered)

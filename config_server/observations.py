@@ -9,13 +9,13 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.core.disk_progress import came_forward, falls_behind
-from config_server.core.doubt import becomes_suspect, doubt_among, proved_point_time
+from config_server.core.doubt import becomes_suspect, loss_among, proved_point_time
 from config_server.core.job import JobKind
 from config_server.core.observation import SEEDED_PHASES
 from config_server.core.protected_item import TRANSITIONS, ReplicationObserved, State
 from config_server.events import SYSTEM, Actor, record_event
 from config_server.inventory import check_same_machine
-from config_server.items import active_item, apply_event, item_disks, observation_of, observed_progress
+from config_server.items import active_item, apply_event, item_disks, observation_of, observed_progress, ordered_resyncs
 from config_server.job_documents import MigrationContext
 from config_server.jobs import context_of, keep_context, newest_job
 from config_server.tables import (
@@ -46,8 +46,8 @@ async def report_agent(session: AsyncSession, machine: MachineRow, observation: 
     machine.connected, machine.heard_ns = True, now_ns
     machine.observation = observation.model_dump_json()
     item = await active_item(session, machine.id)
-    if item is None:
-        return
+    if item is None or observation.revision < item.first_revision:
+        return  # nothing is protected, or the agent does not know yet what is: it speaks of an earlier item
     reported = {disk.disk: disk for disk in observation.disks}
     rows = [disk for disk in await item_disks(session, item.id) if disk.disk_id in reported]
     for row in rows:
@@ -88,8 +88,8 @@ async def follow_observation(session: AsyncSession, item: ProtectedItemRow, now_
 async def _settle_doubt(
     session: AsyncSession, item: ProtectedItemRow, disks: list[DiskObservation], now_ns: int
 ) -> None:
-    """R12: move the proved point time forward, or mark the points since it as suspect."""
-    doubt = doubt_among(disks)
+    """R12: move the proved point time forward, or, where tracking was lost, mark the points since it as suspect."""
+    loss = loss_among(disks, await ordered_resyncs(session, item.id))
     points = list(
         await session.scalars(
             select(RecoveryPointRow).where(
@@ -99,7 +99,7 @@ async def _settle_doubt(
             )
         )
     )
-    if doubt is None:
+    if loss is None:
         if len(disks) == len(await item_disks(session, item.id)):
             proved = proved_point_time(disks, {point.cut: point.time_ns for point in points})
             if proved is not None:
@@ -107,14 +107,14 @@ async def _settle_doubt(
         return
     suspects = [point for point in points if becomes_suspect(point.time_ns, item.proved_point_time_ns)]
     for point in suspects:
-        point.suspect = doubt
+        point.suspect = loss
     if suspects:
         record_event(
             session,
             now_ns,
             SYSTEM,
             "points-suspect",
-            f"{len(suspects)} recovery points are suspect: {doubt}",
+            f"{len(suspects)} recovery points are suspect: {loss}",
             machine_id=item.machine_id,
             item_id=item.id,
         )

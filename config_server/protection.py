@@ -103,6 +103,7 @@ async def protect(
         message="" if item.process_server_id else "no process server can take it yet",
     )
     await publish(session, machine.id)
+    item.first_revision = machine.desired_revision
     return job
 
 

@@ -161,7 +161,10 @@ class PolicyRow(Base):
 
 
 class ProtectedItemRow(Base):
-    """One machine under a policy. At most one item of a machine has not ended. ``drill_*``: the last test migration cleaned up."""
+    """One machine under a policy. At most one item of a machine has not ended. ``drill_*``: the last test migration cleaned up.
+
+    ``first_revision``: the first desired document that names the item; what an agent reports of an older one is not about it.
+    """
 
     __tablename__ = "protected_items"
     __table_args__ = (
@@ -182,10 +185,12 @@ class ProtectedItemRow(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     state_since_ns: Mapped[int] = mapped_column(BigInteger)
     created_ns: Mapped[int] = mapped_column(BigInteger)
+    first_revision: Mapped[int] = mapped_column(BigInteger, default=0)
     seeded_ns: Mapped[int | None] = mapped_column(BigInteger)
     ended_ns: Mapped[int | None] = mapped_column(BigInteger)
     proved_point_time_ns: Mapped[int | None] = mapped_column(BigInteger)
     health: Mapped[str | None] = mapped_column(_KIND)
+    health_since_ns: Mapped[int | None] = mapped_column(BigInteger)
     drill_ns: Mapped[int | None] = mapped_column(BigInteger)
     drill_cut: Mapped[str | None] = mapped_column(_ID)
 

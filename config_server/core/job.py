@@ -16,7 +16,7 @@ class JobKind(enum.StrEnum):
     RESYNC = "resync"
     RECOVERY_POINT = "recovery-point"
     TEST_MIGRATE = "test-migrate"
-    CLEAN_UP = "clean-up"
+    CLEAN_UP = "cleanup"
     MIGRATE = "migrate"
     COMPLETE = "complete-migration"
     STOP = "stop-replication"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server import process_servers
 from config_server.config import HeartbeatSettings
+from config_server.core.health import Health
 from config_server.desired import publish
 from config_server.events import SYSTEM, record_event
 from config_server.item_health import assess_item
 from config_server.tables import MachineRow, ProcessServerRow, ProtectedItemRow
+
+BETTER_AFTER_S: Final = 60.0
 
 
 async def notice_silence(session: AsyncSession, heartbeat: HeartbeatSettings, now_ns: int) -> None:
@@ -61,11 +66,18 @@ async def place_waiting_items(session: AsyncSession, heartbeat: HeartbeatSetting
 async def notice_health(
     session: AsyncSession, heartbeat: HeartbeatSettings, store_problem: str | None, now_ns: int
 ) -> None:
-    """Record when an item's health becomes another, with the worst reason."""
+    """Record when an item's health becomes another, with the worst reason.
+
+    Worse is recorded at once, better only when the worse has been known for ``BETTER_AFTER_S``: a health that goes up and down
+    is one entry, not hundreds. What ``status`` shows is always the verdict of the moment.
+    """
     for item in list(await session.scalars(select(ProtectedItemRow).where(ProtectedItemRow.ended_ns.is_(None)))):
         verdict = await assess_item(session, item, heartbeat, store_problem, now_ns)
         level = verdict.health.name.lower()
         if item.health == level:
+            continue
+        better = item.health is not None and verdict.health < Health[item.health.upper()]
+        if better and now_ns - (item.health_since_ns or 0) < BETTER_AFTER_S * 1e9:
             continue
         if item.health is not None or verdict.conditions:
             reason = f": {verdict.conditions[0].message}" if verdict.conditions else ""
@@ -78,4 +90,4 @@ async def notice_health(
                 machine_id=item.machine_id,
                 item_id=item.id,
             )
-        item.health = level
+        item.health, item.health_since_ns = level, now_ns

@@ -57,10 +57,11 @@ class Mailbox:
                 if stored.state == NEW:
                     stored.state = PUT
 
-    async def collect(self) -> bool:
-        """Read the answers to requests that are open; returns whether one became final."""
-        settled = False
-        for row in await self._rows(PUT):
+    async def collect(self) -> int:
+        """Read the answers to requests that are open; returns how many requests still wait for their final one."""
+        rows = await self._rows(PUT)
+        settled = 0
+        for row in rows:
             try:
                 found = await self._store.get_blob(
                     REPLICATION_CONTAINER,
@@ -71,8 +72,8 @@ class Mailbox:
             except NotFound:
                 continue
             if found is not None:
-                settled |= await self._take(row, found)
-        return settled
+                settled += await self._take(row, found)
+        return len(rows) - settled
 
     async def retire(self) -> None:
         """Delete what is settled from the store: requests at once, answers later."""

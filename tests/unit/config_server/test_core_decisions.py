@@ -14,7 +14,7 @@ from config_server.core.attempt_limiter import AttemptLimiter
 from config_server.core.desired_state import DesiredFacts, desired_item
 from config_server.core.disk_names import made_disk_name
 from config_server.core.disk_progress import came_forward, falls_behind
-from config_server.core.doubt import becomes_suspect, doubt_among, proved_point_time
+from config_server.core.doubt import becomes_suspect, doubt_of, loss_among, proved_point_time
 from config_server.core.forecast import seeding_forecast
 from config_server.core.job import TRANSITIONS, JobState, next_job_state
 from config_server.core.observation import ObservedDisk, progress_of
@@ -122,19 +122,28 @@ def test_source_that_was_released_is_not_held() -> None:
 
 
 def test_doubt_blindness_and_degradation_are_told_and_seeding_is_not_doubt() -> None:
-    assert doubt_among([disk_observation()]) is None
-    assert "overflow" in str(doubt_among([disk_observation(doubt="overflow")]))
-    assert "blind" in str(doubt_among([disk_observation(), disk_observation(OTHER_DISK, tracker_health="blind")]))
-    assert "degraded" in str(doubt_among([disk_observation(tracker_health="degraded", tracker_reason="iostats off")]))
-    assert doubt_among([disk_observation(phase="seeding", tracker_health="blind")]) is None
-    assert doubt_among([disk_observation(generation=None, tracker_health="blind")]) is None
+    assert doubt_of(disk_observation()) is None
+    assert doubt_of(disk_observation(doubt="overflow")) == "overflow"
+    assert "degraded: iostats off" in str(
+        doubt_of(disk_observation(tracker_health="degraded", tracker_reason="iostats off"))
+    )
+    assert doubt_of(disk_observation(phase="seeding", tracker_health="blind")) is None
+    assert doubt_of(disk_observation(generation=None, tracker_health="blind")) is None
+
+
+def test_points_are_in_danger_only_where_tracking_was_lost() -> None:
+    assert loss_among([disk_observation(), disk_observation(OTHER_DISK)], ()) is None
+    assert loss_among([disk_observation(doubt="marks were lost and dirtied again")], ()) is None
+    assert "blind" in str(loss_among([disk_observation(), disk_observation(OTHER_DISK, tracker_health="blind")], ()))
+    resyncing = disk_observation(phase="resynchronizing")
+    assert "resynchronized" in str(loss_among([resyncing], ()))
+    assert loss_among([resyncing], {DISK}) is None
 
 
 def test_point_is_proved_when_every_disk_names_it_without_doubt() -> None:
     both = [disk_observation(DISK, newest_cut=JOB), disk_observation(OTHER_DISK, newest_cut=ITEM)]
     assert proved_point_time(both, {JOB: 20, ITEM: 10}) == 10
     assert proved_point_time(both, {JOB: 20}) is None
-    assert proved_point_time([disk_observation(newest_cut=JOB, doubt="x")], {JOB: 20}) is None
     assert proved_point_time([disk_observation()], {JOB: 20}) is None
     assert proved_point_time([], {JOB: 20}) is None
 

@@ -83,7 +83,7 @@ def test_every_state_leads_to_an_end(state: State) -> None:
     assert reachable(state) & lifecycle.ENDED_STATES
 
 
-@pytest.mark.parametrize("state", lifecycle.ENDED_STATES)
+@pytest.mark.parametrize("state", sorted(lifecycle.ENDED_STATES))
 def test_ended_items_take_no_event(state: State) -> None:
     assert not [kind for (here, kind) in TRANSITIONS if here is state]
 
@@ -94,7 +94,8 @@ def test_an_observation_has_a_place_in_every_state_that_has_not_ended(state: Sta
 
 
 @pytest.mark.parametrize(
-    "state", lifecycle.TEST_STATES | {State.PAUSED, State.MIGRATING, State.MIGRATED, State.STOPPING, State.COMPLETING}
+    "state",
+    sorted(lifecycle.TEST_STATES | {State.PAUSED, State.MIGRATING, State.MIGRATED, State.STOPPING, State.COMPLETING}),
 )
 @pytest.mark.parametrize("progress", Progress)
 def test_an_observation_does_not_disturb_a_verb_under_way(state: State, progress: Progress) -> None:

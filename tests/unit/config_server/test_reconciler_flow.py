@@ -548,6 +548,20 @@ async def test_stopped_server_can_be_protected_again_and_starts_without_a_base(s
     assert second.digest_key != first.digest_key
 
 
+async def test_what_an_agent_says_of_an_earlier_item_is_not_taken_for_the_present_one(site: Site) -> None:
+    await site.replicate()
+    old = (await site.desired())["revision"]
+    await site.verb("/stop")
+    await site.observe([])
+    await site.settle()
+    await site.protect()
+    await site.observe(revision=old)
+    shown = await site.item()
+    assert (shown["state"], shown["fraction"]) == ("enabling-replication", 0.0)
+    await site.observe()
+    assert (await site.item())["state"] == "replicating"
+
+
 async def test_stop_of_a_silent_agent_does_not_wait_for_it(tmp_path: Path) -> None:
     now = [time.time_ns()]
     store = MemoryBlobClient()
@@ -590,7 +604,13 @@ async def test_doubt_makes_points_suspect_and_they_are_never_the_last_good_one(s
     await site.observe([disk_observation(disk, newest_cut=good) for disk in SOURCE])
     await site.writer.publish_point(item, later, time_ns=begun + 10**9)
     await site.settle()
-    doubtful = disk_observation(DISK, newest_cut=later, doubt="two writes are missing from the bitmap")
+    repaired = disk_observation(DISK, newest_cut=good, doubt="marks were lost and dirtied again")
+    await site.observe([repaired, disk_observation(OTHER_DISK, newest_cut=good)])
+    shown = await site.item()
+    assert (shown["health"], shown["suspect_points"]) == ("warning", 0)
+    doubtful = disk_observation(
+        DISK, newest_cut=later, tracker_health="degraded", tracker_reason="two writes are missing from the bitmap"
+    )
     await site.observe([doubtful, disk_observation(OTHER_DISK, newest_cut=later)])
     points = (await site.lab.administer("GET", "/api/v1/protected-items/web-1/recovery-points")).json["items"]
     assert [(point["cut"], point["suspect"] is not None) for point in points] == [(later, True), (good, False)]
