@@ -186,6 +186,8 @@ class SpoolLog:
             if current not in self._dirty:
                 current.file.close()
         self._current = fresh
+        with self._live_lock:  # only now: until then it would seem removable
+            self._live[fresh.name.number] = 0
         return fresh
 
     def _create(self, allocated_bytes: int) -> _OpenLogFile:
@@ -204,8 +206,6 @@ class SpoolLog:
         self._next_file += 1
         self._names[name.number] = name
         self._set_end(name.number, FILE_HEADER_BYTES)
-        with self._live_lock:
-            self._live[name.number] = 0
         return _OpenLogFile(name, file, allocated_bytes, FILE_HEADER_BYTES, FILE_HEADER_BYTES)
 
     def sync(self) -> Durable:
