@@ -12,9 +12,9 @@ from pathlib import Path
 
 from mobility_agent.block_device.listing import DiskDescription, describe_disk, list_disks
 from mobility_agent.block_device.machine_facts import MachineFacts
-from mobility_agent.tracker_choice import tracker_availability
+from mobility_agent.tracker_choice import tracker_availability, trackers_for
 from replication import __version__
-from replication.control_plane import InventoryDisk, InventoryMount, MachineInventory
+from replication.control_plane import InventoryDisk, InventoryMount, MachineInventory, TrackerAvailability
 from replication.errors import BlockferryError, NotFound
 from replication.identifiers import DiskId
 
@@ -72,12 +72,13 @@ def take_inventory(facts: MachineFacts, files: Sequence[Path]) -> MachineInvento
         addresses=facts.addresses,
         agent_version=__version__,
         clock_unix_ns=time.time_ns(),
-        disks=[_inventory_disk(description) for description in disks],
+        disks=[_inventory_disk(description, trackers) for description in disks],
         trackers=trackers,
     )
 
 
-def _inventory_disk(description: DiskDescription) -> InventoryDisk:
+def _inventory_disk(description: DiskDescription, available: list[TrackerAvailability]) -> InventoryDisk:
+    working = {tracker.kind for tracker in available if tracker.available}
     judged = description.protectability
     return InventoryDisk(
         disk=description.disk,
@@ -94,6 +95,7 @@ def _inventory_disk(description: DiskDescription) -> InventoryDisk:
             for mount in description.mounts
         ],
         identifiers=description.identifiers,
+        trackers=[kind for kind in trackers_for(description.path) if kind in working],
         not_protectable=judged.why_not or None,
         remedy=judged.remedy or None,
     )

@@ -40,7 +40,7 @@ def main() -> int:
     try:
         road.walk()
         failed = False
-    except DemoError as error:
+    except (DemoError, RuntimeError) as error:
         console.print(f"\n[red bold]The demo failed:[/red bold] {error}")
         console.print(f"The daemons' logs are in {directory}/*/log")
     except KeyboardInterrupt:

@@ -38,6 +38,7 @@ class Road:
         self._operator: Operator | None = None
         self._watch: Watch | None = None
         self._rows: list[tuple[str, str]] = []
+        self._started_s = 0.0
         self._walked_s = 0.0
         self._server = ""
 
@@ -56,21 +57,22 @@ class Road:
     def walk(self) -> None:
         """All steps; returns if every check held."""
         self._make_disk()
-        started_s = time.monotonic()
+        self._started_s = time.monotonic()
         self._install()
         self._protect()
         self._replicate()
         self._kill_and_resume()
         self._drill()
         self._migrate()
-        self._walked_s = time.monotonic() - started_s
+        self._walked_s = time.monotonic() - self._started_s
         self._sum_up()
 
     def _say(self, text: str) -> None:
         self._console.print(text)
 
     def _step(self, number: int, title: str) -> None:
-        self._say(f"\n[bold]{number}. {title}[/bold]")
+        elapsed = "" if not self._started_s else f" [dim]({time.monotonic() - self._started_s:.0f} s)[/dim]"
+        self._say(f"\n[bold]{number}. {title}[/bold]{elapsed}")
 
     # ---- 1, 2: disk and site
 
@@ -266,6 +268,9 @@ class Road:
             ("cutover, time to proof", f"{result['seconds_to_proof']:.1f} s"),
             ("downtime until proved", f"{downtime_s:.1f} s (workload stopped to identity proved)"),
         ]
+        if not self._keep:
+            operator.order("complete", self._server)
+            operator.wait_job("complete", JOB_DEADLINE_S)
 
     # ---- 7: summary
 

@@ -26,6 +26,8 @@ from deploy.demo.preflight import free_ports
 
 ACCOUNT: Final = "blockferrydemo"
 DAEMONS: Final = ("azure-sink", "config-server", "process-server", "mobility-agent")
+PIN_ROOT: Final = Path("/sys/fs/bpf/blockferry-demo")
+"""Apart from an agent that may run on this machine for real."""
 READY_DEADLINE_S: Final = 30.0
 STOP_DEADLINE_S: Final = 15.0
 _MODULES: Final = {
@@ -159,7 +161,7 @@ class Site:
                 "state_dir": str(self.directory / "mobility-agent" / "state"),
                 "disk_files": [str(path) for path in self.disk_files],
                 "heartbeat_s": 1,
-                "tracker": {"kind": self.tracker, "scan_interval_s": 3},
+                "tracker": {"kind": self.tracker, "scan_interval_s": 3, "pin_root": str(PIN_ROOT)},
                 "quiesce": {"pre": list(pre), "post": list(post)},
                 "observability": observability("h-agent"),
             },
@@ -263,6 +265,12 @@ class Site:
         for name in reversed(DAEMONS):
             if name in self.daemons:
                 self.stop(name)
+        for disk in PIN_ROOT.iterdir() if PIN_ROOT.is_dir() else ():
+            for pin in disk.iterdir():
+                pin.unlink()
+            disk.rmdir()
+        if PIN_ROOT.is_dir():
+            PIN_ROOT.rmdir()
 
     def metric(self, name: str, metric: str) -> float:
         """The sum of one of a daemon's metrics over its labels; 0 if it has none."""

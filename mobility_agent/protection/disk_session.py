@@ -228,7 +228,7 @@ class DiskSession:
 
     def _note_applied_cut(self, cut_time_ns: int) -> None:
         newest = self.figures.newest_applied_cut_ns
-        if newest is None or cut_time_ns > newest:
+        if cut_time_ns > (newest or 0):
             self.figures.newest_applied_cut_ns = cut_time_ns
 
     # ---- shipping

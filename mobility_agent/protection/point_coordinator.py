@@ -194,7 +194,6 @@ class PointCoordinator:
     ) -> tuple[str, int, float]:
         """(why it is no point or "", cut time, seconds frozen). Blocks the event loop on purpose: see the module's docstring."""
         reason = ""
-        started_s = time.monotonic()
         with self._freezer.frozen(mounts, budget_s) if mounts else _nothing_to_freeze(budget_s) as freeze:
             cut_time_ns = time.time_ns()
             for part in rounds:
@@ -209,7 +208,7 @@ class PointCoordinator:
         # What was re-dirtied is in the bitmap and has been read; only what is unknown makes it no point.
         if not reason and any(part.harvest and part.harvest.doubt.kind is DoubtKind.RESYNC for part in rounds):
             reason = "tracking was in doubt"
-        return reason, cut_time_ns, time.monotonic() - started_s
+        return reason, cut_time_ns, 0.0 if result is None else result.duration_s
 
     def _read(self, rounds: list[_DiskRound], remaining_s: Callable[[], float]) -> str:
         used = 0
