@@ -78,7 +78,7 @@ def _comments(text: str) -> dict[tuple[str, ...], str]:
     lines = text.splitlines()
     found: dict[tuple[str, ...], str] = {}
 
-    def walk(node: yaml.Node, path: tuple[str, ...]) -> None:
+    def walk(node: yaml.Node | None, path: tuple[str, ...]) -> None:
         if not isinstance(node, yaml.MappingNode):
             return
         for key, value in node.value:
