@@ -21,7 +21,6 @@ from azure_sink.core.generation_choice import (
     choose_generation,
 )
 from azure_sink.core.replica_state import (
-    NO_HASH,
     EpochVoided,
     GenerationClosed,
     GenerationOpening,
@@ -30,12 +29,12 @@ from azure_sink.core.replica_state import (
     ReplicaState,
 )
 from azure_sink.replica_writer.disk_points import DiskPoints
+from azure_sink.replica_writer.disk_receipts import DiskReceipts
 from azure_sink.replica_writer.epoch_application import EpochApplication
 from azure_sink.replica_writer.failures import FenceLost, GenerationRefused, ReplicaHeld, problem_of, together
 from azure_sink.replica_writer.generation_book import GenerationBook, OpenedGeneration
 from azure_sink.replica_writer.metrics import WriterMetrics
 from azure_sink.replica_writer.point_ledger import PointLedger
-from azure_sink.replica_writer.receipt_blob import ReceiptBlob
 from azure_sink.replica_writer.replica_blob import ReplicaBlob
 from azure_sink.replica_writer.segment_reader import SegmentReader
 from replication.blob_client.api import BlobClient, BlobContent
@@ -95,10 +94,12 @@ class DiskFollower:
         self.lock = asyncio.Lock()
         self.trouble: BlockferryError | None = None
         self.retired = False
+        self.waiting_since_s: float | None = None
+        """When the manifest that is to be applied next was put (Unix time, the store's clock); None if there is none."""
         self._parts = parts
         self._replica: ReplicaBlob | None = None
         self._points = DiskPoints(disk, parts.ledger, parts.clock)
-        self._receipts: dict[int, ReceiptBlob] = {}
+        self._receipts = DiskReceipts(disk, parts.client, parts.identity)
 
     # -- what others may ask ----------------------------------------------------------------------------------
 
@@ -111,8 +112,7 @@ class DiskFollower:
         """The newest durable receipt of the applied generation; what it covers may be collected."""
         if self._replica is None:
             return None
-        blob = self._receipts.get(self._replica.state.applied.generation)
-        return None if blob is None else blob.stated
+        return self._receipts.newest(self._replica.state.applied.generation)
 
     async def renew_lease(self) -> None:
         """Keep what is held; a lost lease is found by the next step."""
@@ -202,7 +202,7 @@ class DiskFollower:
             await ReplicaBlob.create(parts.client, self.disk, ItemId(opened.record.item), opened.record.size_bytes)
             replica = await self._take_over()
         await self._points.load()
-        self._receipts.clear()
+        self._receipts.forget()
         self._replica = replica
         fields = {"disk": self.disk, "applied": str(replica.state.applied), "phase": replica.state.phase.value}
         _logger.info("replica taken over", extra={"fields": fields})
@@ -237,12 +237,15 @@ class DiskFollower:
         try:
             found = await parts.client.get_blob(REPLICATION_CONTAINER, manifest_name(key), max_bytes=MAX_MANIFEST_BYTES)
         except BlobNotFound:
-            return Outcome.IDLE
+            found = None
         if found is None:
+            self.waiting_since_s = None
             return Outcome.IDLE
+        self.waiting_since_s = found.properties.last_modified.timestamp()
         generation = parts.book.opened(key.generation_key)
         async with parts.applying:
             await self._apply(replica, generation, key, found)
+        self.waiting_since_s = None
         return Outcome.WORKED
 
     async def _apply(
@@ -366,28 +369,9 @@ class DiskFollower:
     # -- telling ----------------------------------------------------------------------------------------------
 
     async def _state_receipt(self, replica: ReplicaBlob) -> None:
-        state = replica.state
-        if not state.was_written:
-            return
-        lasting = self.trouble is not None and not isinstance(self.trouble, Retryable)
-        problem = problem_of(self.trouble) if self.trouble is not None and lasting else None
-        receipt = Receipt(
-            disk=self.disk,
-            generation=state.applied.generation,
-            epoch=state.applied.epoch,
-            manifest_hash=state.manifest_hash,
-            cut_time_ns=state.cut_time_ns,
-            closed=state.phase is Phase.CLOSED,
-            newest_point=self._points.newest,
-            problem=None if state.phase is Phase.CLOSED else problem,
-        )
-        await self._receipt_of(state.applied.generation).state(receipt, replica)
-
-    def _receipt_of(self, generation: int) -> ReceiptBlob:
-        if generation not in self._receipts:
-            key = GenerationKey(self.disk, GenerationId(generation))
-            self._receipts[generation] = ReceiptBlob(self._parts.client, self._parts.identity, key)
-        return self._receipts[generation]
+        lasting = None if isinstance(self.trouble, Retryable) else self.trouble
+        problem = None if lasting is None else problem_of(lasting)
+        await self._receipts.state(replica, self._points.newest, problem)
 
     async def _note_trouble(self, error: BlockferryError) -> None:
         if self.trouble is None or str(self.trouble) != str(error):
@@ -413,15 +397,7 @@ class DiskFollower:
         generation = max((known.generation for known in self._parts.book.known(self.disk)), default=None)
         if generation is None or (replica is not None and generation <= replica.state.applied.generation):
             return
-        nothing = Receipt(
-            disk=self.disk,
-            generation=generation,
-            epoch=0,
-            manifest_hash=NO_HASH,
-            cut_time_ns=0,
-            problem=problem_of(error),
-        )
-        await self._receipt_of(generation).state(nothing, replica)
+        await self._receipts.refuse(generation, replica, problem_of(error))
 
     def _note_recovery(self) -> None:
         if self.trouble is not None:

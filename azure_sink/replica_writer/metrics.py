@@ -32,6 +32,11 @@ class WriterMetrics:
             buckets=_SECONDS_BUCKETS,
             registry=registry,
         )
+        self.oldest_manifest_seconds = Gauge(
+            "blockferry_writer_oldest_manifest_seconds",
+            "Age of the oldest manifest that is found and not applied yet, of all disks; 0 if there is none",
+            registry=registry,
+        )
         self.recovery_points = Counter(
             "blockferry_writer_point_snapshots", "Snapshots taken of disks at a recovery point's cut", registry=registry
         )

@@ -78,6 +78,7 @@ class ReplicaWriter:
                 applying=asyncio.Semaphore(settings.parallel_disks),
             )
         )
+        metrics.oldest_manifest_seconds.set_function(self._oldest_manifest_s)
         handlers = RequestHandlers(client, ledger, self.followers)
         self.desk = RequestDesk(client, identity, clock, lease_id, handlers.handle, metrics, settings.parallel_requests)
         facts = SweepFacts(self.followers.receipted, lambda disk: disk in self.followers.book.disks)
@@ -206,6 +207,10 @@ class ReplicaWriter:
             self._health.report(name, HealthState.OK)
         else:
             self._health.forget(name)
+
+    def _oldest_manifest_s(self) -> float:
+        waiting = [each.waiting_since_s for each in self.followers.all if each.waiting_since_s is not None]
+        return max(0.0, self._clock.unix_ns() / 1e9 - min(waiting)) if waiting else 0.0
 
     def _report_store(self, error: BlockferryError) -> None:
         if self._store_trouble is None:

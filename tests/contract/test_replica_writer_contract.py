@@ -77,7 +77,7 @@ async def test_large_writes_and_clears_reach_the_replica(tmp_path: Path) -> None
             ],
             cut=cut,
         )
-        await disk.put([[Write(0, site.random.randbytes(512)), Write(1024, site.random.randbytes(512))]])
+        await disk.put([[Write(number * 512, site.random.randbytes(512)) for number in range(3000)]])
         writer = site.start()
         assert await writer.settle() == {disk.disk: Outcome.IDLE}
         await writer.close()

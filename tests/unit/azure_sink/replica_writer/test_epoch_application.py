@@ -163,6 +163,28 @@ async def test_metadata_says_applying_while_an_epoch_is_written() -> None:
     assert (after.phase, after.applied) == (Phase.SETTLED, Position(1, 1))
 
 
+async def test_adjacent_extents_share_a_call() -> None:
+    site = await WriterSite.make()
+    disk = site.disk(16 * MIB)
+    await disk.open_generation()
+    await site.start().settle()
+    calls: list[str] = []
+
+    class Counting:
+        def __getattr__(self, name: str) -> object:
+            if name in {"put_pages", "clear_pages"}:
+                calls.append(name)
+            return getattr(site.account, name)
+
+    counting: BlobClient = Counting()  # type: ignore[assignment]
+    data = [Write(number * 4096, bytes([number]) * 4096) for number in range(1, 100)]
+    zeros = [Write(MIB + number * 4096, zero_bytes=4096) for number in range(100)]
+    await disk.put([[*data, *zeros, Write(4 * MIB, b"z" * 6 * MIB)]])
+    await site.start(counting).settle()
+    assert await site.bytes_of(disk) == disk.model
+    assert sorted(calls) == ["clear_pages", "put_pages", "put_pages", "put_pages"]
+
+
 async def test_sequence_number_rises_with_each_epoch_and_take_over() -> None:
     site = await WriterSite.make()
     disk = site.disk()

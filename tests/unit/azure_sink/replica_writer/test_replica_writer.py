@@ -132,6 +132,7 @@ async def test_one_failing_disk_degrades_health_and_stops_nothing_else() -> None
         assert check.name == f"disk {bad.disk}"
         assert "not in the store" in check.reason
         assert value(site, "blockferry_writer_disk_problem", disk=bad.disk, code="segment-missing") == 1
+        assert value(site, "blockferry_writer_oldest_manifest_seconds") > 0
         for _ in range(3):
             await good.put(good.random_batches(1, 1))
         await until(applied(site, good))
@@ -142,6 +143,7 @@ async def test_one_failing_disk_degrades_health_and_stops_nothing_else() -> None
             return site.health.worst is HealthState.OK
 
         await until(healthy)
+        assert value(site, "blockferry_writer_oldest_manifest_seconds") == 0
         assert (
             site.registry.get_sample_value(
                 "blockferry_writer_disk_problem", {"disk": bad.disk, "code": "segment-missing"}
