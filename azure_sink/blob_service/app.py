@@ -27,6 +27,7 @@ from replication.errors import BlockferryError
 SERVER_NAME: Final = "Blockferry-Blob/1.0"
 MAX_CLIENT_REQUEST_ID: Final = 1024
 _UNROUTED: Final = "Unrouted"
+_WORTH_A_LINE: Final = (500, 503)
 _REQUEST_ID: Final = web.RequestKey("request_id", str)
 _IS_STREAMING: Final = web.RequestKey("is_streaming", bool)
 
@@ -88,7 +89,7 @@ class BlobService:
             if not isinstance(error, BlockferryError):
                 _logger.exception("request failed", extra={"fields": {"operation": name[0], "path": http.raw_path}})
             answer = answer_for(error)
-            if answer.status >= 500 and isinstance(error, BlockferryError):
+            if answer.status in _WORTH_A_LINE and isinstance(error, BlockferryError):
                 _logger.warning(
                     "request failed", extra={"fields": {"operation": name[0], "code": answer.code, "error": str(error)}}
                 )

@@ -28,6 +28,7 @@ async def put(operation: Operation) -> web.StreamResponse:
     request, limits = operation.request, operation.limits
     address, guard, metadata = request.live_address, request.guard, request.metadata()
     headers = request.content_headers(standard_too=True)
+    request.md5("x-ms-blob-content-md5")
     with_md5 = limits.compute_md5 or headers.md5 is not None
     async with operation.body(limits.max_put_blob_bytes, with_md5=with_md5) as body:
         if headers.md5 is not None and headers.md5 != body.md5:

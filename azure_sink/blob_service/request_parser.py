@@ -27,6 +27,7 @@ OLDEST_VERSION: Final = "2019-02-02"
 MAX_METADATA_BYTES: Final = 8 * 1024
 MAX_BLOB_NAME_CHARACTERS: Final = 1024
 MAX_LIST_RESULTS: Final = 5000
+MD5_BYTES: Final = 16
 DEFAULT_CONTENT_TYPE: Final = "application/octet-stream"
 
 _METADATA_PREFIX: Final = "x-ms-meta-"
@@ -186,16 +187,20 @@ class BlobRequest:
             raise _fault(StorageCode.INVALID_HEADER_VALUE, name) from None
 
     def md5(self, name: str) -> bytes | None:
+        """A digest that will be verified: 16 bytes."""
+        digest = self._base64(name)
+        if digest is not None and len(digest) != MD5_BYTES:
+            raise _fault(StorageCode.INVALID_MD5, name)
+        return digest
+
+    def _base64(self, name: str) -> bytes | None:
         value = self.headers.get(name)
         if value is None:
             return None
         try:
-            digest = base64.b64decode(value, validate=True)
+            return base64.b64decode(value, validate=True)
         except (binascii.Error, ValueError):
-            digest = b""
-        if len(digest) != 16:
-            raise _fault(StorageCode.INVALID_MD5, name)
-        return digest
+            raise _fault(StorageCode.INVALID_MD5, name) from None
 
     def body_length(self, most: int) -> int:
         """Content-Length, which every request with a body needs; at most ``most``."""
@@ -249,7 +254,7 @@ class BlobRequest:
             content_language=of("Content-Language"),
             content_disposition=self.headers.get("x-ms-blob-content-disposition", ""),
             cache_control=of("Cache-Control"),
-            md5=self.md5("x-ms-blob-content-md5"),
+            md5=self._base64("x-ms-blob-content-md5"),  # kept as it is given; Put Blob verifies it
         )
 
     # -- conditions -------------------------------------------------------------------------------------------

@@ -76,6 +76,8 @@ def route(request: BlobRequest) -> Route:
 def _route_of_put(request: BlobRequest) -> Route:
     """A plain PUT of a blob: which operation it is depends on headers."""
     if request.text("x-ms-copy-source") is not None:
+        if request.text("x-ms-blob-type") is not None:
+            raise StorageFault(StorageCode.NOT_IMPLEMENTED, "Put Blob From URL")
         return _COPY_BLOB
     match request.required("x-ms-blob-type"):
         case "BlockBlob":

@@ -46,7 +46,7 @@ def snapshot_id(ticks: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ContentHeaders:
-    """What is stored with a blob for its readers. ``md5`` has 16 bytes."""
+    """What is stored with a blob for its readers. ``md5`` is what the client claims, except where the service computed it."""
 
     content_type: str = "application/octet-stream"
     content_encoding: str = ""

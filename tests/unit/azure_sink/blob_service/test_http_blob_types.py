@@ -222,6 +222,23 @@ async def test_a_copy_says_that_it_has_succeeded(site: BlobSite, blobs: SignedRe
     assert (abort.status, abort.code) == (409, "NoPendingCopyOperation")
 
 
+async def test_what_other_clients_call_from_url_is_not_taken_for_a_copy(site: BlobSite, blobs: SignedRequests) -> None:
+    await blobs.put_blob("blob", b"x")
+    source = {"x-ms-copy-source": f"{site.url}/lab/blob"}
+    answer = await blobs.send("PUT", "/lab/copy", {**source, "x-ms-blob-type": "BlockBlob"})
+    assert (answer.status, answer.code) == (501, "NotImplemented")
+    await blobs.create_page_blob("disk", PAGE_BYTES)
+    for path in ("/lab/blob?comp=block&blockid=AAAA", "/lab/disk?comp=page"):
+        answer = await blobs.send("PUT", path, {**source, **pages(0, 0)})
+        assert (answer.status, answer.code) == (501, "NotImplemented")
+
+
+async def test_an_md5_that_is_only_kept_may_be_anything(blobs: SignedRequests) -> None:
+    await blobs.create_page_blob("disk", PAGE_BYTES, {"x-ms-blob-content-md5": b64(b"odd")})
+    assert (await blobs.send("HEAD", "/lab/disk")).headers["Content-MD5"] == b64(b"odd")
+    assert (await blobs.put_blob("blob", b"x", {"x-ms-blob-content-md5": b64(b"odd")})).code == "InvalidMd5"
+
+
 async def test_only_blobs_of_this_account_are_copied(site: BlobSite, blobs: SignedRequests) -> None:
     for source in ("https://elsewhere.example/lab/blob", f"{site.url}/lab", "lab/blob", f"ftp://x/{ACCOUNT}/lab/blob"):
         answer = await blobs.send("PUT", "/lab/copy", {"x-ms-copy-source": source})
