@@ -40,6 +40,7 @@ class FreedSpace:
         self._pins: collections.Counter[int] = collections.Counter()
         self._finished_commit = 0
         self._waiting: collections.deque[tuple[int, Sequence[FreedRange]]] = collections.deque()
+        self._is_closed = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="blob-punch")
 
     @contextlib.contextmanager
@@ -79,7 +80,7 @@ class FreedSpace:
     def _hand_over(self) -> None:
         with self._lock:
             oldest = min(self._pins, default=None)
-            while self._waiting and (oldest is None or self._waiting[0][0] <= oldest):
+            while self._waiting and not self._is_closed and (oldest is None or self._waiting[0][0] <= oldest):
                 _, freed = self._waiting.popleft()
                 self._executor.submit(self._give_back, freed).add_done_callback(_report)
 
@@ -95,6 +96,9 @@ class FreedSpace:
         self._executor.submit(lambda: None).result()
 
     def close(self) -> None:
+        """Punch what may be punched; a reader that lets go later changes nothing any more."""
+        with self._lock:
+            self._is_closed = True
         self._executor.shutdown()
 
 

@@ -79,3 +79,11 @@ def test_a_range_that_cannot_be_punched_stops_nothing(arenas: ArenaSet, caplog: 
     space.close()
     assert occupied(arenas) == [1, 2, 3, 4, 5, 6, 7]
     assert "the next start tries again" in caplog.text
+
+
+def test_a_reader_that_outlives_the_store_harms_nothing(arenas: ArenaSet) -> None:
+    space = FreedSpace(arenas)
+    with space.pin():
+        space.release(1, [block(0)])
+        space.close()
+    assert occupied(arenas) == [0, 1, 2, 3, 4, 5, 6, 7]
