@@ -30,8 +30,10 @@ def run(*command: str | Path) -> str:
 class LabDisk:
     """``image`` → ``device`` → ``mount_point``."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, disk_bytes: int = DISK_BYTES, fill_bytes: int = FILL_BYTES) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        self.disk_bytes = disk_bytes
+        self.fill_bytes = fill_bytes
         self.image = directory / "disk.img"
         self.mount_point = directory / "mnt"
         self.device: Path | None = None
@@ -40,7 +42,7 @@ class LabDisk:
     def create(self) -> Path:
         """Make the image and its file system, attach and mount it. Returns the loop device."""
         with self.image.open("wb") as image:
-            image.truncate(DISK_BYTES)
+            image.truncate(self.disk_bytes)
         self.device = Path(run("losetup", "--find", "--show", "--direct-io=on", self.image))
         run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", self.device)
         self.mount_point.mkdir(exist_ok=True)
@@ -59,17 +61,17 @@ class LabDisk:
             self._mounted = False
 
     def fill(self, progress: Callable[[int, int], None]) -> int:
-        """Copy real files of the machine, up to ``FILL_BYTES``; returns the bytes copied."""
+        """Copy real files of the machine, up to ``fill_bytes``; returns the bytes copied."""
         copied = 0
         for number, source in enumerate(_real_files()):
-            if copied >= FILL_BYTES:
+            if copied >= self.fill_bytes:
                 break
             size = source.stat().st_size
             directory = self.mount_point / "files" / f"{number % 64:02d}"
             directory.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, directory / f"{number}-{source.name}"[:120])
             copied += size
-            progress(min(copied, FILL_BYTES), FILL_BYTES)
+            progress(min(copied, self.fill_bytes), self.fill_bytes)
         os.sync()
         return copied
 

@@ -100,11 +100,11 @@ class FileSystemSource:
     """2 GiB on a loop device, ext4 with ``discard``, real files, SQLite and file churn; tracked in the kernel."""
 
     tracker = "ebpf"
-    size_bytes = DISK_BYTES
     differs = ""
 
-    def __init__(self, directory: Path) -> None:
-        self._lab = LabDisk(directory)
+    def __init__(self, directory: Path, disk_bytes: int = DISK_BYTES, fill_bytes: int = FILL_BYTES) -> None:
+        self.size_bytes = disk_bytes
+        self._lab = LabDisk(directory, disk_bytes, fill_bytes)
         self._directory = directory
         self._workload = _Workload(directory)
 
@@ -125,7 +125,7 @@ class FileSystemSource:
     def create(self, progress: Progress) -> None:
         self._lab.create()
         copied = self._lab.fill(progress)
-        if copied < FILL_BYTES // 4:
+        if copied < self._lab.fill_bytes // 4:
             raise DemoError(f"only {copied} bytes of real files were found on this machine")
 
     def start_workload(self) -> None:
@@ -152,14 +152,15 @@ class PlainFileSource:
     """A plain file as disk; the workload writes ledger records straight into its blocks; changes are found by comparison."""
 
     tracker = "scan"
-    size_bytes = PLAIN_DISK_BYTES
     differs = (
         "Without root: a plain file instead of a block device, no file system in it; changes are found by reading and comparing "
         "(scan), not tracked in the kernel; recovery points need the workload's quiesce hooks instead of a freeze."
     )
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, disk_bytes: int = PLAIN_DISK_BYTES, fill_bytes: int = PLAIN_FILL_BYTES) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        self.size_bytes = disk_bytes
+        self._fill_bytes = fill_bytes
         self._directory = directory
         self._image = directory / "disk.img"
         self._workload = _Workload(directory)
@@ -180,13 +181,13 @@ class PlainFileSource:
     def create(self, progress: Progress) -> None:
         rng = random.Random(2026)  # noqa: S311 - content, not a secret
         with self._image.open("wb") as image:
-            image.truncate(PLAIN_DISK_BYTES)
+            image.truncate(self.size_bytes)
             done = 0
-            while done < PLAIN_FILL_BYTES:
+            while done < self._fill_bytes:
                 piece = rng.randbytes(512 * 1024) + b"compressible content " * 25_000
                 image.write(piece)
                 done += len(piece)
-                progress(min(done, PLAIN_FILL_BYTES), PLAIN_FILL_BYTES)
+                progress(min(done, self._fill_bytes), self._fill_bytes)
         script = self._directory / "signal-workload"
         pid_file = self._directory / "workload.pid"
         # The hook returns only when the workload has finished the record it was writing.
