@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from config_server.authority import Authority, ServerNames, TrustStore, read_signing_request
+from config_server.authority import CERTIFICATE_LIFETIME_S, Authority, ServerNames, TrustStore, read_signing_request
 from config_server.core.attempt_limiter import AttemptLimiter
 from config_server.database import Database
 from config_server.events import Actor, Clock, record_event
@@ -47,6 +47,7 @@ class Enrolments:
         passphrases: Passphrases,
         clock: Clock,
         monotonic: Callable[[], float],
+        certificate_lifetime_s: float = CERTIFICATE_LIFETIME_S,
     ) -> None:
         self._database = database
         self._authority = authority
@@ -54,6 +55,7 @@ class Enrolments:
         self._passphrases = passphrases
         self._clock = clock
         self._monotonic = monotonic
+        self._lifetime_s = certificate_lifetime_s
         self._limiter = AttemptLimiter(burst=ATTEMPTS_BURST, interval_s=ATTEMPT_INTERVAL_S)
 
     async def enrol(self, request: EnrolmentRequest, caller: str) -> EnrolmentAnswer:
@@ -74,7 +76,7 @@ class Enrolments:
         now_ns = self._clock()
         async with self._database.write() as session:
             name = await self._holder(session, request, _key_digest(public_key), now_ns)
-            issued = self._authority.issue(public_key, name, now_ns=now_ns, names=names)
+            issued = self._authority.issue(public_key, name, now_ns=now_ns, names=names, lifetime_s=self._lifetime_s)
             session.add(
                 CertificateRow(
                     serial=issued.serial,

@@ -1,0 +1,123 @@
+"""Test migrations and their clean-up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from replication.documents import WriterIdentity
+from replication.store_documents import WriterAnswer
+from tests.harness.driven_site import SOURCE, DrivenSite, driven_site
+from tests.harness.scripted_peers import (
+    OTHER_DISK,
+)
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[DrivenSite]:
+    async with driven_site(tmp_path) as made:
+        yield made
+
+
+async def test_drill_from_the_latest_point_counts_only_after_its_clean_up(site: DrivenSite) -> None:
+    item = await site.replicate()
+    job = await site.verb("/test-migration", {"point": "latest"})
+    assert (await site.desired())["item"]["point_request"] == {"request": job["id"], "consistency": "crash"}
+    assert (await site.item())["state"] == "test-migration-pending"
+    await site.writer.publish_point(item, job["id"], time_ns=time.time_ns())
+    await site.settle()
+    done = await site.job(job["id"])
+    assert done["state"] == "succeeded", done
+    assert [disk["name"] for disk in done["result"]["disks"]] == ["web-1-disk1-Test", "web-1-disk2-Test"]
+    assert site.writer.contents["web-1-disk2-Test"] == SOURCE[OTHER_DISK]
+    shown = await site.item()
+    assert (shown["state"], shown["last_drill_at"]) == ("test-migration-clean-up-pending", None)
+    assert (await site.desired())["item"]["point_request"] is None
+    cleaning = await site.verb("/test-migration/clean-up")
+    await site.settle()
+    assert (await site.job(cleaning["id"]))["state"] == "succeeded"
+    shown = await site.item()
+    assert shown["state"] == "replicating"
+    assert shown["last_drill_at"] is not None
+    assert site.writer.contents == {}
+
+
+async def test_second_drill_makes_disks_of_the_same_names_again(site: DrivenSite) -> None:
+    item = await site.replicate()
+    for _ in range(2):
+        job = await site.verb("/test-migration", {"point": "latest"})
+        await site.writer.publish_point(item, job["id"], time_ns=time.time_ns())
+        await site.settle()
+        assert sorted(site.writer.contents) == ["web-1-disk1-Test", "web-1-disk2-Test"]
+        await site.verb("/test-migration/clean-up")
+        await site.settle()
+        assert site.writer.contents == {}
+
+
+async def test_failed_drill_is_cleaned_up_and_does_not_count(site: DrivenSite) -> None:
+    item = await site.replicate()
+    site.writer.failing = {"make-disks"}
+    job = await site.verb("/test-migration", {"point": "latest"})
+    await site.writer.publish_point(item, job["id"], time_ns=time.time_ns())
+    await site.settle()
+    failed = await site.job(job["id"])
+    assert (failed["state"], failed["problem"]["message"]) == ("failed", "make-disks fails as scripted")
+    assert (await site.item())["state"] == "test-migration-failed"
+    await site.verb("/test-migration/clean-up")
+    await site.settle()
+    shown = await site.item()
+    assert (shown["state"], shown["last_drill_at"]) == ("replicating", None)
+
+
+async def test_clean_up_that_fails_can_be_asked_again(site: DrivenSite) -> None:
+    item = await site.replicate()
+    job = await site.verb("/test-migration", {})
+    await site.writer.publish_point(item, job["id"], time_ns=time.time_ns())
+    await site.settle()
+    site.writer.failing = {"delete-disks"}
+    await site.verb("/test-migration/clean-up")
+    await site.settle()
+    assert (await site.item())["state"] == "test-migration-clean-up-failed"
+    site.writer.failing = set()
+    await site.verb("/test-migration/clean-up")
+    await site.settle()
+    assert (await site.item())["state"] == "replicating"
+    assert site.writer.contents == {}
+
+
+async def test_unverifiable_answers_and_points_are_refused_and_shown(site: DrivenSite) -> None:
+    item = await site.replicate()
+    stranger = WriterIdentity.generate()
+    site.writer.silent = {"make-disks"}
+    job = await site.verb("/test-migration", {"point": "latest"})
+    await site.writer.publish_point(item, job["id"], time_ns=time.time_ns(), signer=stranger)
+    await site.settle()
+    assert (await site.item())["state"] == "test-migration-pending"
+    kinds = [event["kind"] for event in (await site.lab.administer("GET", "/api/v1/events")).json["items"]]
+    assert kinds.count("point-refused") == 1
+    await site.writer.publish_point(item, job["id"], time_ns=time.time_ns())
+    await site.settle()
+    requests = [blob.name async for blob in site.lab.store.list_blobs("replication", "requests/")]
+    request = requests[0].removeprefix("requests/")
+    await site.writer.answer(WriterAnswer(request=request, state="succeeded"), signer=stranger)
+    await site.settle()
+    shown = await site.job(job["id"])
+    assert shown["state"] == "in-progress"
+    assert "refused" in shown["message"]
+    site.writer.silent = set()
+    await site.lab.store.delete_blob("replication", f"answers/{request}")
+    await site.settle()
+    assert (await site.job(job["id"]))["state"] == "succeeded"
+
+
+async def test_requests_are_removed_from_the_store_once_answered(site: DrivenSite) -> None:
+    item = await site.replicate()
+    job = await site.verb("/test-migration", {})
+    await site.writer.publish_point(item, job["id"], time_ns=time.time_ns())
+    await site.settle()
+    await site.settle()
+    assert [blob.name async for blob in site.lab.store.list_blobs("replication", "requests/")] == []
+    assert [blob.name async for blob in site.lab.store.list_blobs("replication", "answers/")] != []

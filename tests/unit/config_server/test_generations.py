@@ -1,0 +1,97 @@
+"""Generations and their keys: in the store before they are granted, closed before they are followed, for their owner only."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from replication.control_plane import DataKeyGrant, GenerationGrant, GenerationRequest
+from replication.identifiers import DiskId, GenerationId, GenerationKey
+from replication.segment_keys import manifest_key
+from replication.tls_identity import Role
+from tests.harness.driven_site import DISKS, DrivenSite, driven_site
+from tests.harness.scripted_peers import (
+    DISK,
+    inventory,
+    new_id,
+)
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[DrivenSite]:
+    async with driven_site(tmp_path) as made:
+        yield made
+
+
+async def test_generation_is_in_the_store_before_it_is_granted_and_the_same_request_gets_the_same(
+    site: DrivenSite,
+) -> None:
+    item = await site.replicate()
+    request = new_id()
+    reply = await site.grant(request=request)
+    assert reply.status == 200, reply.body
+    grant = GenerationGrant.decode(reply.body)
+    assert (grant.generation, grant.base, grant.item) == (1, None, item)
+    stored = await site.lab.store.head_blob("replication", f"keys/{DISK}/0000000001")
+    assert stored.length_bytes > 0
+    assert GenerationGrant.decode((await site.grant(request=request)).body) == grant
+    assert GenerationGrant.decode((await site.agent("GET", f"/agent/disks/{DISK}/generations/1")).body) == grant
+    key = await site.lab.request(
+        "GET", f"/api/v1/process-server/disks/{DISK}/generations/1/key", identity=site.lab.identities["ps-1"]
+    )
+    data_key = DataKeyGrant.decode(key.body)
+    derived = manifest_key(bytes.fromhex(data_key.data_key), GenerationKey(DiskId(DISK), GenerationId(1)))
+    assert derived.hex() == grant.manifest_key
+
+
+async def test_next_generation_names_the_closed_one_as_base_and_keeps_the_digest_key(site: DrivenSite) -> None:
+    await site.replicate()
+    first = GenerationGrant.decode((await site.grant()).body)
+    request = new_id()
+    waiting = await site.grant(request=request)
+    assert (waiting.status, waiting.headers["Retry-After"]) == (503, "1")
+    await site.settle()
+    second = GenerationGrant.decode((await site.grant(request=request)).body)
+    assert (second.generation, second.base is not None and second.base.generation) == (2, 1)
+    assert second.base is not None
+    assert second.base.epoch == site.writer.final_epoch
+    assert second.digest_key == first.digest_key
+    assert second.manifest_key != first.manifest_key
+
+
+async def test_writer_that_cannot_close_a_generation_is_named_to_the_agent(site: DrivenSite) -> None:
+    await site.replicate()
+    await site.grant()
+    site.writer.failing = {"close-generation"}
+    await site.grant()
+    await site.settle()
+    reply = await site.grant()
+    assert reply.status == 503
+    assert "fails as scripted" in reply.json["detail"]
+
+
+async def test_machine_can_only_touch_disks_it_owns(site: DrivenSite) -> None:
+    await site.replicate()
+    await site.lab.enrol(Role.AGENT, "db-1")
+    thief = site.lab.identities["db-1"]
+    body = GenerationRequest(request=new_id(), reason="x", size_bytes=512, granularity_bytes=65536)
+    reply = await site.lab.request("POST", f"/api/v1/agent/disks/{DISK}/generations", body, identity=thief)
+    assert reply.status == 403
+    await site.grant()
+    assert (await site.lab.request("GET", f"/api/v1/agent/disks/{DISK}/generations/1", identity=thief)).status == 403
+    stolen = await site.lab.request("PUT", "/api/v1/agent/inventory", inventory("db-1", DISKS), identity=thief)
+    assert stolen.status == 409
+    events = (await site.lab.administer("GET", "/api/v1/events?kind=second-incarnation")).json["items"]
+    assert len(events) == 1
+
+
+async def test_data_key_is_only_for_the_assigned_process_server(site: DrivenSite) -> None:
+    await site.replicate()
+    await site.grant()
+    await site.lab.enrol(Role.PROCESS_SERVER, "ps-2")
+    path = f"/api/v1/process-server/disks/{DISK}/generations/1/key"
+    assert (await site.lab.request("GET", path, identity=site.lab.identities["ps-2"])).status == 403
+    assert (await site.lab.request("GET", path, identity=site.lab.identities["web-1"])).status == 403
+    assert (await site.lab.request("GET", path)).status == 401
