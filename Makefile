@@ -10,6 +10,8 @@ RULES := tests/test_architecture.py tests/test_documentation.py
 # One worker runs the end-to-end tests in order, the others the rest (tests/conftest.py).
 JOBS ?= 2
 PYTEST_ARGS ?=
+# Workers must find the same tests in the same order, also where names come out of a set.
+export PYTHONHASHSEED ?= 0
 
 .PHONY: help venv demo test packages lint format unit e2e fresh lock clean
 

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tests.harness.source_tree import REPOSITORY
+from tests.harness.source_tree import PRODUCT, REPOSITORY, SourceTree
 
 _HASH: Final = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 
@@ -108,6 +108,38 @@ def test_compiled_release_is_locked_for_more_than_this_machine(name: str) -> Non
     tags = importlib.metadata.distribution(name).read_text("WHEEL") or ""
     if re.search(r"^Tag: .*-(manylinux|musllinux|linux)", tags, re.MULTILINE):
         assert len(LOCKED_HERE[name].hashes) >= 4
+
+
+def _undeclared(tree: SourceTree, packages: tuple[str, ...], declared: set[str]) -> dict[str, str]:
+    """Distributions that modules of ``packages`` import and nobody declares → a module that does."""
+    distributions = importlib.metadata.packages_distributions()
+    found = {}
+    for module in tree.modules.values():
+        if module.package not in packages:
+            continue
+        for target in {imported.target.partition(".")[0] for imported in tree.imports[module.name]}:
+            names = {canonicalize_name(name) for name in distributions.get(target, [])} - {"blockferry"}
+            if names and not names & declared:
+                found[", ".join(sorted(names))] = module.path
+    return found
+
+
+def _names(requirements: list[str]) -> set[str]:
+    return {canonicalize_name(Requirement(text).name) for text in requirements}
+
+
+def test_everything_that_is_imported_is_declared() -> None:
+    """Not merely there because another package needs it at present."""
+    tree = SourceTree.of_repository()
+    shipped = _names(PROJECT["project"]["dependencies"])
+    developed = shipped | _names(PROJECT["project"]["optional-dependencies"]["dev"])
+    assert _undeclared(tree, (*PRODUCT, "deploy"), shipped) == {}
+    assert _undeclared(tree, ("tests",), developed) == {}
+
+
+def test_import_of_what_is_not_declared_is_seen() -> None:
+    tree = SourceTree({"azure_sink/a.py": "import yarl", "azure_sink/b.py": "import aiohttp, os, azure_sink.a"})
+    assert _undeclared(tree, ("azure_sink",), {"aiohttp"}) == {"yarl": "azure_sink/a.py"}
 
 
 def test_lock_names_no_index_and_no_path() -> None:

@@ -277,7 +277,7 @@ def test_empty_file_is_an_empty_mapping(load: Callable[[str], Settings]) -> None
         "a: &x [*x]\n*x : 1",
         "state: /s\n---\nstate: /t",
         "workers: " + "9" * 10_000,
-        "[" * 1_500,
+        "[" * 600,
         "\t",
         b"state: \xff\xfe\xfa",
         b"state: \x00",
