@@ -24,6 +24,7 @@ from replication.errors import BlockferryError, SettingsError
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_SETTINGS: Final = 2
+NOTIFY_PATIENCE_S: Final = 5.0
 
 _logger = logging.getLogger(__name__)
 
@@ -46,8 +47,12 @@ class Lifecycle:
             self.stopping.set()
 
 
-def notify_service_manager(message: str) -> None:
-    """Send one sd_notify message; without ``NOTIFY_SOCKET`` this does nothing."""
+def notify_service_manager(message: str, *, patience_s: float = NOTIFY_PATIENCE_S) -> None:
+    """Send one sd_notify message; without ``NOTIFY_SOCKET`` this does nothing.
+
+    A service manager that does not read (over a frozen file system it may stand still itself) is waited for at most ``patience_s``;
+    then the message is dropped. Blocks meanwhile.
+    """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -55,6 +60,7 @@ def notify_service_manager(message: str) -> None:
         address = "\0" + address[1:]
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         sender.connect(address)
+        sender.settimeout(patience_s)
         sender.send(message.encode())
 
 
@@ -67,7 +73,7 @@ async def _keep_watchdog_fed(lifecycle: Lifecycle) -> None:
         return  # meant for another process, from which this one inherited its environment
     interval_s = int(microseconds) / 1e6 / 2
     while not lifecycle.stopping.is_set():
-        notify_service_manager("WATCHDOG=1")
+        notify_service_manager("WATCHDOG=1", patience_s=0)  # the next one will do
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(lifecycle.stopping.wait(), interval_s)
 

@@ -179,6 +179,17 @@ def test_service_manager_that_is_gone_does_no_harm(monkeypatch: pytest.MonkeyPat
     notify_service_manager("READY=1")
 
 
+def test_service_manager_that_does_not_read_is_not_waited_for(
+    no_service_manager: None, service_manager: socket.socket
+) -> None:
+    for _ in range(1000):
+        notify_service_manager("WATCHDOG=1", patience_s=0)
+    notify_service_manager("READY=1", patience_s=0.01)
+    received = _received(service_manager)
+    assert received == ["WATCHDOG=1"] * len(received)
+    assert 0 < len(received) < 1000
+
+
 def test_abstract_socket_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"blockferry-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
