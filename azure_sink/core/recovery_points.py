@@ -2,7 +2,8 @@
 
 Called by ``replica_writer/point_ledger.py`` and ``point_requests.py``.
 
-Invariant: an item's newest recovery point is never given up, and a snapshot is dropped only when a later point of its disk is recorded.
+Invariant: no disk's newest recovery point is given up, and the snapshot of a cut that is not recorded is dropped only when every disk of
+that cut is in a later recorded point.
 Order is that of the disks' histories, not of clocks: of two points that share a disk the one with the later (generation, epoch) is newer.
 """
 
@@ -77,20 +78,33 @@ def is_newer(one: RecoveryPoint, other: RecoveryPoint) -> bool:
     return one.time_ns > other.time_ns
 
 
-def not_prunable(points: Collection[RecoveryPoint], cuts: Collection[str]) -> list[str]:
-    """Those of ``cuts`` that must stay: no newer point of the same item would remain without them (P5)."""
-    remaining = [point for point in points if point.cut not in cuts]
-    return [
-        point.cut for point in points if point.cut in cuts and not any(is_newer(other, point) for other in remaining)
-    ]
+def not_prunable(points: Collection[RecoveryPoint], cuts: Collection[str], gone: Collection[str]) -> list[str]:
+    """Those of ``cuts`` that must stay: without them some disk would have no newer point (P5).
 
-
-def leading_nowhere(unrecorded: Iterable[PointSnapshot], newest_recorded: Position | None) -> list[PointSnapshot]:
-    """Snapshots of one disk whose cut was never completed and never will be: a later point of the disk is recorded.
-
-    Epochs are applied in order and a disk completes its point, if the others are there, before it goes on. So when a later point
-    is recorded, every disk in it has gone past the earlier cut.
+    :param gone: disks without a replica, for which no point is kept.
     """
-    if newest_recorded is None:
-        return []
-    return [snapshot for snapshot in unrecorded if snapshot.position < newest_recorded]
+    remaining = [point for point in points if point.cut not in cuts]
+
+    def must_stay(point: RecoveryPoint) -> bool:
+        covered = {part.disk for other in remaining if is_newer(other, point) for part in other.disks}
+        return any(part.disk not in covered and part.disk not in gone for part in point.disks)
+
+    must = [point.cut for point in points if point.cut in cuts and must_stay(point)]
+    if not must and points and not remaining:
+        return [point.cut for point in points]  # an item keeps a point, even if all of its disks are gone
+    return must
+
+
+def still_awaited(snapshot: PointSnapshot, recorded: Iterable[RecoveryPoint]) -> frozenset[DiskId]:
+    """Disks that may still complete the unrecorded cut of ``snapshot``; if none of them has a replica, it leads nowhere.
+
+    Epochs are applied in order, and a disk completes its point, if the others are there, before it goes on. So when a later point
+    of this disk is recorded, every disk in that point has gone past the earlier cut. While no later point is recorded, this disk
+    itself is among the awaited: its snapshot is its newest.
+    """
+    passed: set[str] = set()
+    for point in recorded:
+        positions = positions_of(point)
+        if snapshot.disk in positions and positions[snapshot.disk] > snapshot.position:
+            passed |= positions.keys()
+    return frozenset(disk for disk in snapshot.mark.disks if disk not in passed)

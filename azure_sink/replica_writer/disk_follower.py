@@ -376,7 +376,8 @@ class DiskFollower:
     async def _note_trouble(self, error: BlockferryError) -> None:
         if self.trouble is None or str(self.trouble) != str(error):
             self._note_recovery()
-            _logger.error(str(error), extra={"fields": {"disk": self.disk, "code": error.code}})
+            level = logging.WARNING if isinstance(error, Retryable) else logging.ERROR
+            _logger.log(level, str(error), extra={"fields": {"disk": self.disk, "code": error.code}})
             self._parts.metrics.disk_problem.labels(self.disk, error.code).set(1)
         self.trouble = error
         if isinstance(error, Retryable):

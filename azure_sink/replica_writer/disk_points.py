@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from azure_sink.core.recovery_points import PointSnapshot, leading_nowhere
+from azure_sink.core.recovery_points import PointSnapshot, still_awaited
 from azure_sink.core.replica_state import Position
 from azure_sink.replica_writer.point_ledger import PointLedger
 from azure_sink.replica_writer.replica_blob import ReplicaBlob
@@ -31,14 +31,19 @@ class DiskPoints:
         self._ledger = ledger
         self._clock = clock
         self._unrecorded: list[PointSnapshot] = []
-        self._newest: tuple[Position, PointSummary] | None = None
+        self._recorded: dict[Position, RecoveryPoint] = {}
+        """The newest recorded point, and the others that are later than an unrecorded snapshot."""
         self._latest: PointSnapshot | None = None
         self._checked_s = 0.0
 
     @property
     def newest(self) -> PointSummary | None:
         """The newest recovery point that this disk takes part in."""
-        return None if self._newest is None else self._newest[1]
+        if not self._recorded:
+            return None
+        position = max(self._recorded)
+        point = self._recorded[position]
+        return PointSummary(cut=point.cut, time_ns=point.time_ns, epoch=position.epoch)
 
     async def load(self) -> None:
         """Learn from the store what there is; called at each take-over."""
@@ -46,16 +51,17 @@ class DiskPoints:
         recorded = set()
         for item in {snapshot.mark.item for snapshot in snapshots}:
             recorded |= await self._ledger.recorded_cuts(item)
-        self._newest = None
+        self._recorded = {}
         self._latest = max(snapshots, key=lambda snapshot: snapshot.position, default=None)
         self._unrecorded = [snapshot for snapshot in snapshots if snapshot.mark.cut not in recorded]
         self._checked_s = float("-inf")
-        done = [snapshot for snapshot in snapshots if snapshot.mark.cut in recorded]
-        if done:
-            newest = max(done, key=lambda snapshot: snapshot.position)
-            point = await self._ledger.read(newest.mark.item, newest.mark.cut)
-            if point is not None:
-                self._note(newest, point)
+        oldest = min((snapshot.position for snapshot in self._unrecorded), default=None)
+        done = sorted((each for each in snapshots if each.mark.cut in recorded), key=lambda each: each.position)
+        for snapshot in done:
+            if snapshot is done[-1] or (oldest is not None and snapshot.position > oldest):
+                point = await self._ledger.read(snapshot.mark.item, snapshot.mark.cut)
+                if point is not None:
+                    self._note(snapshot, point)
 
     async def take(self, replica: ReplicaBlob) -> None:
         """Snapshot the applied point, unless that was done before a crash; complete its cut if all disks are there.
@@ -86,23 +92,20 @@ class DiskPoints:
 
     async def follow(self) -> None:
         """See whether cuts that waited for other disks have been completed."""
-        if not self._unrecorded:
-            return
-        await self._drop_leading_nowhere()
-        now_s = self._clock.monotonic_s()
-        due = now_s >= self._checked_s + RECHECK_S
         completed = False
         for snapshot in list(self._unrecorded):
             known = self._ledger.remembered(snapshot.mark.cut)
             if known is not None:
                 self._note(snapshot, known)
                 completed = True
-            elif due:
-                completed |= await self._complete(snapshot)
-        if due:
+        now_s = self._clock.monotonic_s()
+        if self._unrecorded and (completed or now_s >= self._checked_s + RECHECK_S):
             self._checked_s = now_s
-        if completed:
-            await self._drop_leading_nowhere()
+            await self._drop_leading_nowhere()  # first: what was pruned in part must not be recorded again
+            for snapshot in list(self._unrecorded):
+                completed |= await self._complete(snapshot)
+            if completed:
+                await self._drop_leading_nowhere()
 
     async def _complete(self, snapshot: PointSnapshot) -> bool:
         point = await self._ledger.complete(snapshot)
@@ -113,13 +116,16 @@ class DiskPoints:
     def _note(self, snapshot: PointSnapshot, point: RecoveryPoint) -> None:
         if snapshot in self._unrecorded:
             self._unrecorded.remove(snapshot)
-        if self._newest is None or snapshot.position > self._newest[0]:
-            summary = PointSummary(cut=point.cut, time_ns=point.time_ns, epoch=snapshot.position.epoch)
-            self._newest = (snapshot.position, summary)
+        self._recorded[snapshot.position] = point
+        needed_after = min((each.position for each in self._unrecorded), default=max(self._recorded))
+        newest = max(self._recorded)
+        self._recorded = {at: point for at, point in self._recorded.items() if at > needed_after or at == newest}
 
     async def _drop_leading_nowhere(self) -> None:
-        position = None if self._newest is None else self._newest[0]
-        for snapshot in leading_nowhere(self._unrecorded, position):
+        for snapshot in list(self._unrecorded):
+            awaited = still_awaited(snapshot, self._recorded.values())
+            if self._disk in awaited or any([await self._ledger.has_replica(disk) for disk in awaited]):
+                continue
             self._unrecorded.remove(snapshot)
             if await self._ledger.read(snapshot.mark.item, snapshot.mark.cut) is not None:
                 continue

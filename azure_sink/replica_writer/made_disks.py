@@ -113,6 +113,10 @@ class DiskMaker:
         present = await self._present(wanted)
         if present is not None and _MADE in _lower(present):
             return
+        if (
+            present is not None
+        ):  # a copy that was interrupted; never copied over, since a late copy would undo what a machine wrote
+            await self._client.delete_blob(DISKS_CONTAINER, wanted.name, if_match=present.etag)
         try:
             await self._client.copy_from_snapshot(
                 REPLICAS_CONTAINER,
@@ -121,19 +125,26 @@ class DiskMaker:
                 DISKS_CONTAINER,
                 wanted.name,
                 metadata=wanted.metadata,
-                if_none_match_any=present is None,  # else: a copy that was interrupted
             )
         except BlobNotFound as error:
             raise NotFound(
                 f"cannot make disk {wanted.name}: the recovery point's snapshot is gone", disk=wanted.part.disk
             ) from error
-        await self._client.set_metadata(DISKS_CONTAINER, wanted.name, {**wanted.metadata, _MADE: "1"})
+        copied = await self._client.head_blob(DISKS_CONTAINER, wanted.name)
+        await self._client.set_metadata(
+            DISKS_CONTAINER, wanted.name, {**wanted.metadata, _MADE: "1"}, if_match=copied.etag
+        )
 
     async def delete(self, request: DeleteDisks) -> WriterAnswer:
-        """Delete the disks; one that is gone already is a success."""
+        """Delete the disks; one that is gone already is a success.
+
+        :raises BlobConflict: one of them is written or leased right now.
+        """
         for name in request.names:
             try:
-                await self._client.delete_blob(DISKS_CONTAINER, name, with_snapshots=True)
+                present = await self._client.head_blob(DISKS_CONTAINER, name)
+                # If-Match: a delete that arrives late must not hit the next disk of this name.
+                await self._client.delete_blob(DISKS_CONTAINER, name, with_snapshots=True, if_match=present.etag)
             except BlobNotFound:
                 continue
         return WriterAnswer(request=request.request, state="succeeded")

@@ -26,6 +26,7 @@ from replication.store_layout import REPLICATION_CONTAINER, REQUESTS_PREFIX, ans
 ANSWER_LEASE_S: Final = 60
 REPORT_INTERVAL_S: Final = 1.0
 RETRY_DELAY_S: Final = 2.0
+_PUT_ATTEMPTS: Final = 3
 
 _logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class RequestWork:
         self._clock = clock
         self._lease_id = lease_id
         self._reported_s = clock.monotonic_s()
+        self._etag: str | None = None
 
     async def report(
         self, done_bytes: int = 0, total_bytes: int = 0, disks: Sequence[MadeDisk] = (), *, now: bool = False
@@ -73,19 +75,28 @@ class RequestWork:
         )
 
     async def put(self, answer: WriterAnswer) -> None:
-        """Put the answer; its lease starts anew, or is had again if it has expired in a long step and nobody took it.
+        """Put the answer over the one that this writer knows, so that an earlier one which arrives late is refused.
+
+        Its lease starts anew, or is had again if it has expired in a long step and nobody took it.
 
         :raises BlobConflict: another writer works on the request now.
         """
-        await self._client.acquire_lease(
-            REPLICATION_CONTAINER, answer_name(self.request), ANSWER_LEASE_S, self._lease_id
-        )
-        await self._client.put_blob(
-            REPLICATION_CONTAINER,
-            answer_name(self.request),
-            self._identity.sign(answer),
-            lease_id=self._lease_id,
-        )
+        name, signed = answer_name(self.request), self._identity.sign(answer)
+        await self._client.acquire_lease(REPLICATION_CONTAINER, name, ANSWER_LEASE_S, self._lease_id)
+        for _ in range(_PUT_ATTEMPTS - 1):
+            try:
+                await self._put_over(name, signed)
+            except BlobConflict:
+                continue  # an earlier put of this writer has just arrived
+            return
+        await self._put_over(name, signed)
+
+    async def _put_over(self, name: str, signed: bytes) -> None:
+        etag, self._etag = self._etag, None
+        if etag is None:
+            etag = (await self._client.head_blob(REPLICATION_CONTAINER, name)).etag
+        stamp = await self._client.put_blob(REPLICATION_CONTAINER, name, signed, if_match=etag, lease_id=self._lease_id)
+        self._etag = stamp.etag
 
 
 Handler = Callable[[WriterRequest, RequestWork], Awaitable[WriterAnswer]]

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 from weakref import WeakValueDictionary
 
-from azure_sink.core.recovery_points import leading_nowhere, not_prunable, positions_of
-from azure_sink.core.replica_state import Position
+from azure_sink.core.recovery_points import not_prunable, still_awaited
 from azure_sink.replica_writer.failures import ReplicaHeld
 from azure_sink.replica_writer.follower_registry import FollowerRegistry
 from azure_sink.replica_writer.made_disks import DiskMaker
@@ -98,10 +97,11 @@ class RequestHandlers:
         """
         item, cuts = ItemId(request.item), {CutId(cut) for cut in request.cuts}
         points = await self._ledger.read_all(item)
-        kept = not_prunable(points, cuts)
+        pruned = {DiskId(part.disk) for point in points if point.cut in cuts for part in point.disks}
+        kept = not_prunable(points, cuts, [disk for disk in pruned if not await self._ledger.has_replica(disk)])
         if kept:
             raise Refused(
-                f"cannot prune recovery point {kept[0]}: it is the newest of item {item}",
+                f"cannot prune recovery point {kept[0]}: it is the newest of one of its disks",
                 hint="the last good recovery point is never deleted; make a newer one first",
             )
         for cut in cuts:
@@ -113,16 +113,14 @@ class RequestHandlers:
         return WriterAnswer(request=request.request, state="succeeded")
 
     async def _prune_snapshots(self, disk: DiskId, cuts: set[CutId], remaining: list[RecoveryPoint]) -> None:
-        """A snapshot goes only if no remaining record names it and a later point of its disk is recorded."""
+        """A snapshot goes only if no remaining record names it and nothing can complete its cut (any more)."""
         named = {part.snapshot for point in remaining for part in point.disks if part.disk == disk}
-        positions: list[Position] = [positions_of(point)[disk] for point in remaining if disk in positions_of(point)]
-        snapshots = [
-            each
-            for each in await self._ledger.snapshots_of(disk)
-            if each.mark.cut in cuts and each.snapshot not in named
-        ]
-        for snapshot in leading_nowhere(snapshots, max(positions, default=None)):
-            await self._ledger.delete_snapshot(disk, snapshot.snapshot)
+        for snapshot in await self._ledger.snapshots_of(disk):
+            if snapshot.mark.cut not in cuts or snapshot.snapshot in named:
+                continue
+            awaited = still_awaited(snapshot, remaining)
+            if not any([await self._ledger.has_replica(other) for other in awaited]):
+                await self._ledger.delete_snapshot(disk, snapshot.snapshot)
 
     # -- delete-replicas --------------------------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ from azure_sink.core.replica_state import Position
 from azure_sink.replica_writer.failures import together
 from azure_sink.replica_writer.metrics import WriterMetrics
 from replication.blob_client.api import BlobClient, BlobItem
-from replication.blob_client.failures import BlobNotFound
+from replication.blob_client.codes import StorageCode
+from replication.blob_client.failures import BlobConflict, BlobNotFound
 from replication.clock import Clock
 from replication.identifiers import DiskId
 from replication.store_documents import Receipt
@@ -36,15 +37,14 @@ ORPHAN_AGE_S: Final = 3600.0
 async def delete_all(client: BlobClient, container: str, prefix: str) -> int:
     """Delete every blob whose name starts with ``prefix``; returns how many there were."""
 
-    async def names() -> AsyncIterator[str]:
-        async for item in client.list_blobs(container, prefix):
-            yield item.name
-
-    return await _delete(client, container, names())
+    return await _delete(client, container, client.list_blobs(container, prefix))
 
 
-async def _delete(client: BlobClient, container: str, names: AsyncIterator[str]) -> int:
-    """The lanes share one listing; the first failure ends them all."""
+async def _delete(client: BlobClient, container: str, items: AsyncIterator[BlobItem]) -> int:
+    """The lanes share one listing; the first failure ends them all.
+
+    If-Match: a delete that arrives late must not hit a new blob of the same name.
+    """
     taking = asyncio.Lock()
     count = 0
 
@@ -52,13 +52,17 @@ async def _delete(client: BlobClient, container: str, names: AsyncIterator[str])
         nonlocal count
         while True:
             async with taking:
-                name = await anext(names, None)
-            if name is None:
+                item = await anext(items, None)
+            if item is None:
                 return
             try:
-                await client.delete_blob(container, name)
+                await client.delete_blob(container, item.name, if_match=item.properties.etag)
             except BlobNotFound:
                 continue
+            except BlobConflict as error:
+                if error.storage_code == StorageCode.CONDITION_NOT_MET:
+                    continue  # it is another blob by now
+                raise
             count += 1
 
     await together(lane() for _ in range(LANES))
@@ -93,15 +97,15 @@ class Sweep:
         self._metrics.collected_blobs.inc(count)
         return count
 
-    async def _stale(self) -> AsyncIterator[str]:
+    async def _stale(self) -> AsyncIterator[BlobItem]:
         async for item in self._client.list_blobs(REPLICATION_CONTAINER, ""):
             if item.name.startswith((KEYS_PREFIX, REQUESTS_PREFIX)):
                 continue
             if item.name.startswith(ANSWERS_PREFIX):
                 if self._age_s(item) > self._keep_answers_s and not await self._is_asked(item):
-                    yield item.name
+                    yield item
             elif self._is_stale(item):
-                yield item.name
+                yield item
 
     def _is_stale(self, item: BlobItem) -> bool:
         key = parse_epoch_blob_name(item.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from azure_sink.core.recovery_points import PointSnapshot, complete_point, is_newer, leading_nowhere, not_prunable
+from azure_sink.core.recovery_points import PointSnapshot, complete_point, is_newer, not_prunable, still_awaited
 from azure_sink.core.replica_state import PointMark, Position
 from replication.errors import PeerProtocolError
 from replication.identifiers import CutId, DiskId, ItemId
@@ -79,22 +79,32 @@ def test_history_and_not_the_clock_says_which_point_is_newer() -> None:
 
 def test_newest_point_is_never_pruned() -> None:
     points = [point(number, number, a=number, b=number) for number in (1, 2, 3)]
-    assert not_prunable(points, {cut(1), cut(2)}) == []
-    assert not_prunable(points, {cut(3)}) == [cut(3)]
-    assert not_prunable(points, {cut(1), cut(2), cut(3)}) == [cut(1), cut(2), cut(3)]
-    assert not_prunable(points, {cut(9)}) == []
-    assert not_prunable([], {cut(1)}) == []
+    assert not_prunable(points, {cut(1), cut(2)}, ()) == []
+    assert not_prunable(points, {cut(3)}, ()) == [cut(3)]
+    assert not_prunable(points, {cut(1), cut(2), cut(3)}, ()) == [cut(1), cut(2), cut(3)]
+    assert not_prunable(points, {cut(1), cut(2), cut(3)}, (A, B)) == [cut(1), cut(2), cut(3)]
+    assert not_prunable(points, {cut(9)}, ()) == []
+    assert not_prunable([], {cut(1)}, ()) == []
+
+
+def test_newest_point_of_a_disk_that_later_points_leave_out_is_kept() -> None:
+    points = [point(1, 1, a=1, b=1), point(2, 2, a=2, b=2), point(3, 3, a=3)]
+    assert not_prunable(points, {cut(1)}, ()) == []
+    assert not_prunable(points, {cut(2)}, ()) == [cut(2)]
+    assert not_prunable(points, {cut(2)}, (B,)) == [], "its replica is gone"
 
 
 def test_newest_point_by_a_clock_that_went_back_is_kept() -> None:
     points = [point(1, 900, a=1), point(2, 100, a=2)]
-    assert not_prunable(points, {cut(2)}) == [cut(2)]
-    assert not_prunable(points, {cut(1)}) == []
+    assert not_prunable(points, {cut(2)}, ()) == [cut(2)]
+    assert not_prunable(points, {cut(1)}, ()) == []
 
 
-def test_only_snapshots_before_the_newest_recorded_point_lead_nowhere() -> None:
-    mark = PointMark(cut(1), ITEM, (A, B))
-    snapshots = [snapshot(A, mark, epoch) for epoch in (2, 5, 9)]
-    assert leading_nowhere(snapshots, None) == []
-    assert leading_nowhere(snapshots, Position(1, 5)) == snapshots[:1]
-    assert leading_nowhere(snapshots, Position(2, 0)) == snapshots
+def test_cut_is_awaited_until_every_disk_of_it_is_in_a_later_point() -> None:
+    waiting = snapshot(A, PointMark(cut(1), ITEM, (A, B)), epoch=5)
+    assert still_awaited(waiting, []) == {A, B}
+    assert still_awaited(waiting, [point(2, 2, a=4, b=4)]) == {A, B}, "an earlier point"
+    assert still_awaited(waiting, [point(2, 2, a=6)]) == {B}
+    assert still_awaited(waiting, [point(2, 2, b=6)]) == {A, B}, "another disk's history says nothing of this one's"
+    assert still_awaited(waiting, [point(2, 2, a=6, b=6)]) == frozenset()
+    assert still_awaited(waiting, [point(2, 2, a=6), point(3, 3, a=7, b=7)]) == frozenset()

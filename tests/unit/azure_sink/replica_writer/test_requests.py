@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Awaitable, Callable
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,8 @@ from azure_sink.replica_writer.disk_follower import Outcome
 from azure_sink.replica_writer.made_disks import DiskHash
 from azure_sink.replica_writer.replica_writer import ReplicaWriter
 from azure_sink.replica_writer.request_desk import RequestWithdrawn, RequestWork
-from replication.blob_client.failures import BlobNotFound
+from replication.blob_client.api import BlobClient
+from replication.blob_client.failures import BlobConflict, BlobNotFound
 from replication.documents import WriterIdentity
 from replication.errors import Conflict, PeerUnavailable
 from replication.identifiers import CutId
@@ -238,6 +241,36 @@ async def test_progress_is_stated_at_most_once_a_second() -> None:
     answer = await site.answer(request)
     assert answer is not None
     assert (answer.state, answer.done_bytes, answer.total_bytes) == ("in-progress", 2, 10)
+
+
+async def test_progress_that_arrives_late_does_not_undo_the_answer() -> None:
+    site = await WriterSite.make()
+    writer, (disk,), (cut,) = await replicated(site)
+    request = make(site, disk, cut)
+    late: list[Callable[[], Awaitable[object]]] = []
+
+    class DelaysProgress:
+        def __getattr__(self, name: str) -> object:
+            return getattr(site.account, name)
+
+        async def put_blob(self, container: str, name: str, body: bytes, **kwargs: Any) -> object:
+            if name == answer_name(request.request) and b"in-progress" in body and kwargs.get("if_match") and not late:
+                late.append(lambda: site.account.put_blob(container, name, body, **kwargs))
+                raise PeerUnavailable("cannot hear the answer")
+            return await site.account.put_blob(container, name, body, **kwargs)
+
+    slow: BlobClient = DelaysProgress()  # type: ignore[assignment]
+    await writer.close()
+    await site.ask(request)
+    writer = site.start(slow)
+    await writer.settle()
+    site.time.advance(5)
+    await writer.settle()
+    with pytest.raises(BlobConflict):
+        await late[0]()
+    answer = await site.answer(request)
+    assert answer is not None
+    assert answer.state == "succeeded"
 
 
 # -- prune-points ---------------------------------------------------------------------------------------------
