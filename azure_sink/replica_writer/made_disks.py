@@ -19,8 +19,8 @@ from azure_sink.replica_writer.point_ledger import PointLedger
 from azure_sink.replica_writer.request_desk import RequestWork
 from azure_sink.vhd import FOOTER_BYTES
 from replication.blob_client.api import BlobClient, BlobProperties
-from replication.blob_client.failures import BlobNotFound
-from replication.errors import Conflict, InvalidInput, NotFound
+from replication.blob_client.failures import BlobConflict, BlobNotFound
+from replication.errors import Conflict, InvalidInput, NotFound, Retryable
 from replication.identifiers import CutId, ItemId
 from replication.store_documents import (
     DeleteDisks,
@@ -36,6 +36,7 @@ HASH_CHUNK_BYTES: Final = 4 * 2**20
 _ZERO_CHUNK: Final = bytes(HASH_CHUNK_BYTES)
 _ZEROS_AT_ONCE: Final = 64 * HASH_CHUNK_BYTES
 _MADE: Final = "made"
+_PENDING_COPY: Final = "PendingCopyOperation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +114,8 @@ class DiskMaker:
         present = await self._present(wanted)
         if present is not None and _MADE in _lower(present):
             return
-        if (
-            present is not None
-        ):  # a copy that was interrupted; never copied over, since a late copy would undo what a machine wrote
-            await self._client.delete_blob(DISKS_CONTAINER, wanted.name, if_match=present.etag)
+        if present is not None:
+            await self._delete_interrupted(wanted, present)
         try:
             await self._client.copy_from_snapshot(
                 REPLICAS_CONTAINER,
@@ -134,6 +133,17 @@ class DiskMaker:
         await self._client.set_metadata(
             DISKS_CONTAINER, wanted.name, {**wanted.metadata, _MADE: "1"}, if_match=copied.etag
         )
+
+    async def _delete_interrupted(self, wanted: _Wanted, present: BlobProperties) -> None:
+        """A copy that was interrupted is deleted and not copied over: a copy that arrives late would undo what a machine wrote since."""
+        try:
+            await self._client.delete_blob(DISKS_CONTAINER, wanted.name, if_match=present.etag)
+        except BlobConflict as error:
+            if error.storage_code == _PENDING_COPY:
+                raise Retryable(
+                    f"cannot make disk {wanted.name} yet: an earlier copy is still under way", retry_after_s=5.0
+                ) from error
+            raise
 
     async def delete(self, request: DeleteDisks) -> WriterAnswer:
         """Delete the disks; one that is gone already is a success.
