@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.config import HeartbeatSettings
-from config_server.core.forecast import seeding_forecast
+from config_server.core.forecast import SeedingDisk, seeding_forecast
 from config_server.core.job import JobKind
 from config_server.item_health import assess_item, disk_facts
 from config_server.items import item_disks, observation_of
@@ -38,6 +38,10 @@ def health_level(name: str) -> HealthLevel:
     return cast("HealthLevel", name.lower())
 
 
+def seeding_disk(row: ItemDiskRow) -> SeedingDisk:
+    return SeedingDisk(row.size_bytes, observation_of(row), row.seeded_ns is not None)
+
+
 async def status_of(
     session: AsyncSession,
     item: ProtectedItemRow,
@@ -51,7 +55,7 @@ async def status_of(
     verdict = await assess_item(session, item, heartbeat, store_problem, now_ns)
     rows = await item_disks(session, item.id)
     disks = [await _disk_status(session, row, now_ns) for row in rows]
-    forecast = seeding_forecast([(row.size_bytes, observation_of(row)) for row in rows])
+    forecast = seeding_forecast([seeding_disk(row) for row in rows])
     reported_etas = [disk.observation.eta_s for disk in disks if disk.observation is not None]
     known_etas = [eta_s for eta_s in reported_etas if eta_s is not None]
     points, suspects, newest_ns = await _points(session, item.id)
@@ -107,7 +111,7 @@ async def _disk_status(session: AsyncSession, row: ItemDiskRow, now_ns: int) -> 
         path=disk.path,
         size_bytes=row.size_bytes,
         phase="waiting" if observed is None else observed.phase,
-        fraction=seeding_forecast([(row.size_bytes, observed)]).fraction,
+        fraction=seeding_forecast([seeding_disk(row)]).fraction,
         replication_lag_s=facts.replication_lag_s,
         rpo_lag_s=facts.rpo_lag_s,
         observation_age_s=age_s(row.observed_ns, now_ns),

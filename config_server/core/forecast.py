@@ -1,4 +1,4 @@
-"""When initial replication will be over. Called by ``item_status.py`` and the reconciler."""
+"""When initial replication, or a resync, will be over. Called by ``item_status.py`` and the reconciler."""
 
 from __future__ import annotations
 
@@ -22,26 +22,36 @@ class SeedingForecast:
         return 1.0 if self.total_bytes == 0 else min(1.0, self.done_bytes / self.total_bytes)
 
 
-def seeding_forecast(disks: Sequence[tuple[int, DiskObservation | None]]) -> SeedingForecast:
-    """``disks``: size and newest observation of each.
+@dataclass(frozen=True, slots=True)
+class SeedingDisk:
+    """A disk's size, its newest observation, and whether its initial replication was complete once."""
+
+    size_bytes: int
+    observation: DiskObservation | None
+    seeded: bool
+
+
+def seeding_forecast(disks: Sequence[SeedingDisk]) -> SeedingForecast:
+    """How far all ``disks`` are together.
 
     What is left is what was not read yet plus what changed meanwhile; it shrinks at the sending rate less the churn of the
-    disks that are tracked already. A disk whose observation says nothing counts with its size.
+    disks that are tracked already. A disk whose observation says nothing counts with its size, done if it was seeded once.
     """
     done = total = left = 0
     rate = churn = 0.0
-    for size_bytes, observed in disks:
-        if observed is None or observed.phase == "waiting":
-            total += size_bytes
-            left += size_bytes
+    for disk in disks:
+        observed = disk.observation
+        if observed is None or observed.generation is None:
+            total += disk.size_bytes
+            done += disk.size_bytes if disk.seeded else 0
+            left += 0 if disk.seeded else disk.size_bytes
             continue
-        disk_total = observed.seeding_total_bytes or size_bytes
-        disk_done = min(observed.seeding_done_bytes, disk_total)
-        if observed.phase not in ("seeding", "failed", "paused"):
-            disk_done = disk_total
+        disk_total = observed.seeding_total_bytes or disk.size_bytes
+        copying = observed.phase in ("seeding", "resynchronizing", "paused", "failed")
+        disk_done = min(observed.seeding_done_bytes, disk_total) if copying else disk_total
         done += disk_done
         total += disk_total
-        left += disk_total - disk_done + (observed.backlog_bytes if observed.phase == "seeding" else 0)
+        left += disk_total - disk_done + (observed.backlog_bytes if disk_done < disk_total else 0)
         rate += observed.send_rate_bytes_per_s
         churn += observed.churn_bytes_per_s
     net = rate - churn

@@ -57,8 +57,8 @@ class Mailbox:
                 if stored.state == NEW:
                     stored.state = PUT
 
-    async def collect(self) -> int:
-        """Read the answers to requests that are open; returns how many requests still wait for their final one."""
+    async def collect(self) -> tuple[int, int]:
+        """Read the answers to requests that are open; returns how many were settled by it, and how many are still open."""
         rows = await self._rows(PUT)
         settled = 0
         for row in rows:
@@ -73,7 +73,7 @@ class Mailbox:
                 continue
             if found is not None:
                 settled += await self._take(row, found)
-        return len(rows) - settled
+        return settled, len(rows) - settled
 
     async def retire(self) -> None:
         """Delete what is settled from the store: requests at once, answers later."""

@@ -50,8 +50,8 @@ class RecoveryPoints:
         self._refused: dict[str, str] = {}
         """Names of records that were refused, with their etag: read again only if they change."""
 
-    async def find_awaited(self, item_id: str) -> int:
-        """Look for the points that open jobs wait for, by name; returns how many are still missing."""
+    async def find_awaited(self, item_id: str) -> tuple[int, int]:
+        """Look for the points that open jobs wait for, by name; returns how many were found, and how many are still missing."""
         async with self._database.read() as session:
             jobs = await open_jobs(session, item_id)
             cuts = [cut for job in jobs if (cut := _awaited_cut(job)) is not None]
@@ -59,7 +59,7 @@ class RecoveryPoints:
         found = 0
         for cut in awaited:
             found += await self._fetch(item_id, cut)
-        return len(awaited) - found
+        return found, len(awaited) - found
 
     async def find_all(self, item_id: str) -> None:
         """List the item's records and take in the new ones; a known one that is gone is recorded as lost."""

@@ -12,6 +12,7 @@ from config_server.core.forecast import seeding_forecast
 from config_server.core.job import JobState
 from config_server.core.observation import SEEDED_PHASES
 from config_server.core.protected_item import FAILED_STATES, State
+from config_server.item_status import seeding_disk
 from config_server.items import item_disks, observation_of
 from config_server.job_documents import JobProblem, RecoveryPointResult, ResyncContext
 from config_server.jobs import context_of, end_job, set_progress, set_step
@@ -30,8 +31,7 @@ async def follow_enabling(session: AsyncSession, job: JobRow, item: ProtectedIte
         return
     failed = state in FAILED_STATES
     set_step(job, now_ns, steps.SEEDING, (item.reason or "") if failed else "", waiting_for_input=failed)
-    disks = [(disk.size_bytes, observation_of(disk)) for disk in await item_disks(session, item.id)]
-    forecast = seeding_forecast(disks)
+    forecast = seeding_forecast([seeding_disk(disk) for disk in await item_disks(session, item.id)])
     set_progress(
         job,
         now_ns,

@@ -15,7 +15,7 @@ from config_server.core.desired_state import DesiredFacts, desired_item
 from config_server.core.disk_names import made_disk_name
 from config_server.core.disk_progress import came_forward, falls_behind
 from config_server.core.doubt import becomes_suspect, doubt_of, loss_among, proved_point_time
-from config_server.core.forecast import seeding_forecast
+from config_server.core.forecast import SeedingDisk, seeding_forecast
 from config_server.core.job import TRANSITIONS, JobState, next_job_state
 from config_server.core.observation import ObservedDisk, progress_of
 from config_server.core.placement import Candidate, choose_process_server
@@ -227,15 +227,19 @@ def test_forecast_counts_what_is_left_against_the_net_rate() -> None:
         send_rate_bytes_per_s=100.0,
         churn_bytes_per_s=20.0,
     )
-    forecast = seeding_forecast([(GIB, seeding)])
+    forecast = seeding_forecast([SeedingDisk(GIB, seeding, seeded=False)])
     assert forecast.eta_s == pytest.approx((GIB // 2 + 1000) / 80.0)
     assert forecast.fraction == 0.5
     hopeless = seeding.model_copy(update={"churn_bytes_per_s": 100.0})
-    assert seeding_forecast([(GIB, hopeless)]).eta_s is None
-    assert seeding_forecast([(GIB, disk_observation())]).eta_s == 0.0
-    unknown = seeding_forecast([(GIB, None)])
+    assert seeding_forecast([SeedingDisk(GIB, hopeless, seeded=False)]).eta_s is None
+    assert seeding_forecast([SeedingDisk(GIB, disk_observation(), seeded=True)]).eta_s == 0.0
+    unknown = seeding_forecast([SeedingDisk(GIB, None, seeded=False)])
     assert (unknown.done_bytes, unknown.total_bytes, unknown.eta_s) == (0, GIB, None)
     assert seeding_forecast([]).fraction == 1.0
+    resyncing = disk_observation(phase="resynchronizing", seeding_done_bytes=GIB // 4)
+    assert seeding_forecast([SeedingDisk(GIB, resyncing, seeded=True)]).fraction == 0.25
+    closed = disk_observation(phase="paused", generation=None, seeding_total_bytes=0, seeding_done_bytes=0)
+    assert seeding_forecast([SeedingDisk(GIB, closed, seeded=True)]).fraction == 1.0
 
 
 # -- attempts, jobs -----------------------------------------------------------------------------------------------

@@ -1,0 +1,109 @@
+"""What this server and the store have for each other: requests out, answers and recovery points in. Called by ``reconciler/loop.py``.
+
+One pass delivers and collects, and at each round looks for new points of every item and prunes. Whether the store answers is kept in
+``StoreStatus`` and on the health board; it is asked at every round, so that *reachable* is never a guess. A store that hangs keeps nobody
+else waiting: the rest of the reconciler runs beside this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+from sqlalchemy import select
+
+from config_server.database import Database
+from config_server.events import Clock
+from config_server.reconciler.busy_items import all_items, busy_items
+from config_server.reconciler.mailbox import Mailbox
+from config_server.reconciler.recovery_points import RecoveryPoints
+from config_server.store_status import StoreStatus
+from config_server.tables import WriterRequestRow
+from config_server.writer_requests import NEW
+from replication.blob_client.api import BlobClient
+from replication.errors import BlockferryError, NotFound
+from replication.service.health import HealthBoard, HealthState
+from replication.store_layout import CONTAINERS, REPLICATION_CONTAINER, request_name
+
+_logger = logging.getLogger(__name__)
+
+
+class StoreExchange:
+    """``run_once`` is one pass; ``awaited`` says afterwards whether an answer or a point is still to come."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: BlobClient,
+        mailbox: Mailbox,
+        points: RecoveryPoints,
+        status: StoreStatus,
+        board: HealthBoard,
+        clock: Clock,
+        round_s: float,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._mailbox = mailbox
+        self._points = points
+        self._status = status
+        self._board = board
+        self._clock = clock
+        self._round_ns = int(round_s * 1e9)
+        self._round_due_ns = 0
+        self._containers_made = False
+        self.awaited = False
+
+    def look_around_soon(self) -> None:
+        """Let the next pass look at every item, whenever the next round would be due."""
+        self._round_due_ns = 0
+
+    async def run_once(self) -> bool:
+        """One pass; returns whether something came that a job may have waited for."""
+        try:
+            if not self._containers_made:
+                for container in CONTAINERS:
+                    await self._store.create_container(container)
+                self._containers_made = True
+            return await self._exchange()
+        except BlockferryError as error:
+            if self._status.problem != str(error):
+                _logger.warning("the store does not answer as it should", extra={"fields": {"error": str(error)}})
+            self._status.failed(str(error))
+            self._board.report("store", HealthState.DEGRADED, str(error))
+            self._round_due_ns = 0  # the next pass asks again whether it answers
+            return False
+
+    async def _exchange(self) -> bool:
+        looks_around = self._clock() >= self._round_due_ns
+        async with self._database.read() as session:
+            every, busy = await all_items(session), await busy_items(session)
+        await self._mailbox.deliver()
+        settled, open_requests = await self._mailbox.collect()
+        await self._mailbox.retire()
+        found = missing = 0
+        for item_id in busy:
+            found_here, missing_here = await self._points.find_awaited(item_id)
+            found, missing = found + found_here, missing + missing_here
+        self.awaited = open_requests + missing > 0
+        if looks_around:
+            await self._ask_whether_it_answers()
+            for item_id in every:
+                await self._points.find_all(item_id)
+                await self._points.prune(item_id)
+            self._round_due_ns = self._clock() + self._round_ns
+        return settled + found > 0
+
+    async def _ask_whether_it_answers(self) -> None:
+        with contextlib.suppress(NotFound):
+            await self._store.head_blob(REPLICATION_CONTAINER, request_name("none"))
+        self._status.answered(self._clock())
+        self._board.report("store", HealthState.OK)
+
+    async def has_new_requests(self) -> bool:
+        """Whether requests wait for their delivery."""
+        async with self._database.read() as session:
+            return (
+                await session.scalar(select(WriterRequestRow.id).where(WriterRequestRow.state == NEW).limit(1))
+                is not None
+            )
