@@ -41,7 +41,7 @@ def seeding_forecast(disks: Sequence[SeedingDisk]) -> SeedingForecast:
     rate = churn = 0.0
     for disk in disks:
         observed = disk.observation
-        if observed is None or observed.generation is None:
+        if observed is None or observed.generation is None or observed.phase == "waiting":
             total += disk.size_bytes
             done += disk.size_bytes if disk.seeded else 0
             left += 0 if disk.seeded else disk.size_bytes
