@@ -10,6 +10,7 @@ RULES := tests/test_architecture.py tests/test_documentation.py
 # One worker runs the end-to-end tests in order, the others the rest (tests/conftest.py).
 JOBS ?= 2
 PYTEST_ARGS ?=
+UNIT ?= tests/unit tests/property tests/contract
 # Workers must find the same tests in the same order, also where names come out of a set.
 export PYTHONHASHSEED ?= 0
 
@@ -41,7 +42,7 @@ format: venv ## Format the code, apply ruff's safe fixes
 	@$(PYTHON) -m ruff format
 
 unit: venv ## Tests that need nothing of the machine: unit, property, contract
-	@$(PYTHON) -m pytest -n $(JOBS) tests/unit tests/property tests/contract $(PYTEST_ARGS)
+	@$(PYTHON) -m pytest -n $(JOBS) $(UNIT) $(PYTEST_ARGS)
 
 e2e: venv packages ## End-to-end tests on real loop devices (as root)
 	@$(PYTHON) -m pytest tests/e2e $(PYTEST_ARGS)
