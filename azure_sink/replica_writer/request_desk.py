@@ -8,11 +8,12 @@ request's blob itself stays free: deleting it withdraws the request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from azure_sink.replica_writer.failures import ReplicaHeld, problem_of
+from azure_sink.replica_writer.failures import FenceLost, ReplicaHeld, problem_of
 from azure_sink.replica_writer.metrics import WriterMetrics
 from replication.blob_client.api import BlobClient
 from replication.blob_client.failures import BlobConflict, BlobNotFound
@@ -35,6 +36,12 @@ class RequestWithdrawn(NotFound):
     """The request's blob was deleted before its work was done."""
 
     code = "request-withdrawn"
+
+
+class AnswerHeld(Retryable):
+    """Another writer that is alive works on the request."""
+
+    code = "answer-held"
 
 
 class RequestWork:
@@ -79,24 +86,23 @@ class RequestWork:
 
         Its lease starts anew, or is had again if it has expired in a long step and nobody took it.
 
-        :raises BlobConflict: another writer works on the request now.
+        :raises AnswerHeld: another writer works on the request now.
         """
         name, signed = answer_name(self.request), self._identity.sign(answer)
-        await self._client.acquire_lease(REPLICATION_CONTAINER, name, ANSWER_LEASE_S, self._lease_id)
-        for _ in range(_PUT_ATTEMPTS - 1):
+        for _ in range(_PUT_ATTEMPTS):
             try:
-                await self._put_over(name, signed)
+                await self._client.acquire_lease(REPLICATION_CONTAINER, name, ANSWER_LEASE_S, self._lease_id)
+                etag, self._etag = self._etag, None
+                if etag is None:
+                    etag = (await self._client.head_blob(REPLICATION_CONTAINER, name)).etag
+                stamp = await self._client.put_blob(
+                    REPLICATION_CONTAINER, name, signed, if_match=etag, lease_id=self._lease_id
+                )
             except BlobConflict:
-                continue  # an earlier put of this writer has just arrived
+                continue  # an earlier call of this writer has just arrived, or another writer holds the answer
+            self._etag = stamp.etag
             return
-        await self._put_over(name, signed)
-
-    async def _put_over(self, name: str, signed: bytes) -> None:
-        etag, self._etag = self._etag, None
-        if etag is None:
-            etag = (await self._client.head_blob(REPLICATION_CONTAINER, name)).etag
-        stamp = await self._client.put_blob(REPLICATION_CONTAINER, name, signed, if_match=etag, lease_id=self._lease_id)
-        self._etag = stamp.etag
+        raise AnswerHeld("cannot put an answer: another writer works on the request", retry_after_s=ANSWER_LEASE_S / 4)
 
 
 Handler = Callable[[WriterRequest, RequestWork], Awaitable[WriterAnswer]]
@@ -154,10 +160,11 @@ class RequestDesk:
         try:
             parse_uuid(name, "request")
             await self._handle(name)
-        except Retryable as error:
-            self._not_before_s[name] = self._clock.monotonic_s() + max(RETRY_DELAY_S, error.retry_after_s or 0)
+        except (Retryable, FenceLost) as error:
+            after_s = error.retry_after_s if isinstance(error, Retryable) else None
+            self._not_before_s[name] = self._clock.monotonic_s() + max(RETRY_DELAY_S, after_s or 0)
             _logger.log(
-                logging.DEBUG if isinstance(error, ReplicaHeld) else logging.WARNING,
+                logging.DEBUG if isinstance(error, ReplicaHeld | AnswerHeld) else logging.WARNING,
                 str(error),
                 extra={"fields": {"request": name, "code": error.code}},
             )
@@ -187,8 +194,12 @@ class RequestDesk:
             if request.request != name:
                 raise PeerProtocolError(f"cannot accept request {request.request} under the name {name}")
             answer = await self._handler(request, work)
-        except Retryable:
-            await self._client.release_lease(REPLICATION_CONTAINER, answer_name(name), self._lease_id)
+        except AnswerHeld:
+            raise
+        except (Retryable, FenceLost):
+            # Not a failure of the request: it is done again, here or by the writer that holds the replica.
+            with contextlib.suppress(BlobConflict, Retryable):
+                await self._client.release_lease(REPLICATION_CONTAINER, answer_name(name), self._lease_id)
             raise
         except BlockferryError as error:
             answer = WriterAnswer(request=name, state="failed", problem=problem_of(error))
@@ -198,7 +209,8 @@ class RequestDesk:
         if answer.problem is not None:
             fields["problem"] = answer.problem.message
         _logger.info("request answered", extra={"fields": fields})
-        await self._client.release_lease(REPLICATION_CONTAINER, answer_name(name), self._lease_id)
+        with contextlib.suppress(BlobConflict):
+            await self._client.release_lease(REPLICATION_CONTAINER, answer_name(name), self._lease_id)
         await self._delete_request(name)
 
     async def _answered(self, name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from random import Random
 
 import pytest
 
@@ -26,7 +27,7 @@ from replication.store_layout import (
     REPLICATION_CONTAINER,
 )
 from tests.harness.epochs import DiskHistory, new_uuid
-from tests.harness.faulty_blob_client import DyingBlobClient, Effect, ProcessDied
+from tests.harness.faulty_blob_client import DyingBlobClient, Effect, LossyBlobClient, ProcessDied
 from tests.harness.writer_site import WriterSite
 
 
@@ -155,3 +156,31 @@ async def test_request_is_finished_by_the_next_writer(kind: str, effect: Effect)
         assert await scene.site.names(REPLICATION_CONTAINER, "requests/") == []
         await check(scene)
     assert at > 5
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", CASES)
+async def test_request_is_answered_over_a_bad_network(kind: str, seed: int) -> None:
+    ask, check = CASES[kind]
+    scene = await Scene.set_up()
+    request = ask(scene)
+    await scene.site.ask(request)
+    client = LossyBlobClient(scene.site.account, Random(seed), 0.3)
+    writer = scene.site.start(client.as_client())
+    for _ in range(60):
+        await writer.settle()
+        answer = await scene.site.answer(request)
+        if answer is not None and answer.state != "in-progress":
+            break
+        scene.site.time.advance(20)
+    writer.abandon()
+    await client.deliver_late()
+    last = scene.site.start()
+    await last.settle()
+    scene.site.time.advance(10)
+    await last.settle()
+    last.abandon()
+    answer = await scene.site.answer(request)
+    assert answer is not None
+    assert answer.state == "succeeded", answer.problem
+    await check(scene)
