@@ -287,7 +287,15 @@ def _of_points(facts: HealthFacts) -> Iterator[Condition]:
             f"{facts.suspect_points} recovery points may miss writes",
             "use an older or newer point; suspect ones end with their retention",
         )
-    if facts.seeded_age_s is None or facts.state in (State.MIGRATING, State.MIGRATED, State.MIGRATION_FAILED):
+    if facts.state in (State.MIGRATING, State.MIGRATED, State.MIGRATION_FAILED):
+        return
+    if facts.seeded_age_s is None:
+        yield Condition(
+            "not-protected-yet",
+            Health.WARNING,
+            "initial replication is not over: there is nothing to recover from yet",
+            "wait for its end",
+        )
         return
     due_s = facts.rpo_threshold_s + facts.recovery_point_interval_s
     age_s = facts.seeded_age_s if facts.point_age_s is None else facts.point_age_s

@@ -163,4 +163,5 @@ def test_replica_that_cannot_be_vouched_for_is_never_healthy(
 def test_seeding_item_is_told_as_initial_sync() -> None:
     seeding = disk(phase="seeding", replication_lag_s=None)
     verdict = assess(facts(state=State.SEEDING, disks=[seeding], seeded_age_s=None, point_age_s=None))
-    assert verdict.going is Going.INITIAL_SYNC
+    assert (verdict.health, verdict.going) == (Health.WARNING, Going.INITIAL_SYNC)
+    assert [condition.code for condition in verdict.conditions] == ["not-protected-yet"]
