@@ -106,6 +106,7 @@ printf '%s\0' "${passed[@]}" >"$work/environment"
 setpriv --pdeathsig KILL unshare --mount --propagation private --pid --fork --kill-child bash -euo pipefail -c '
     work=$1 root=$1/root
     shift
+    mount --bind "$root" "$root" # so that / is a mount point there, as on a machine
     mount -t proc proc "$root/proc"
     mount --rbind /sys "$root/sys"
     mount --rbind /dev "$root/dev"
