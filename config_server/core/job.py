@@ -18,7 +18,7 @@ class JobKind(enum.StrEnum):
     TEST_MIGRATE = "test-migrate"
     CLEAN_UP = "cleanup"
     MIGRATE = "migrate"
-    COMPLETE = "complete-migration"
+    COMPLETE = "complete"
     STOP = "stop-replication"
 
 

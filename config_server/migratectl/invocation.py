@@ -104,12 +104,9 @@ def confirm_option(command: Command) -> Command:
 
 
 def confirmed(question: str, *, yes: bool) -> None:
-    """Ask, unless ``--yes``; where nobody can be asked this is wrong use."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise click.UsageError(f"{question} Say --yes: there is no terminal to ask on.")
-    click.confirm(question, abort=True)
+    """Ask on a terminal, unless ``--yes``; a script has said what it wants by calling the command."""
+    if not yes and sys.stdin.isatty() and sys.stdout.isatty():
+        click.confirm(question, abort=True)
 
 
 def show(document: BaseModel, *, as_json_wanted: bool, otherwise: Callable[[Console], None]) -> None:

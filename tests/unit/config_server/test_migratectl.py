@@ -253,9 +253,7 @@ def test_migration_is_proved_and_cancelled(server: Server, ctl: Ctl) -> None:
     assert source_hashes(SOURCE)[0].sha256 in done.output
     refused = ctl("stop-replication", "web-1", "--yes")
     assert (refused.exit_code, "cancel or complete" in refused.output) == (1, True)
-    assert ctl("cancel", "web-1", "--delete-disks").exit_code == 2
-    assert ctl("complete", "web-1").exit_code == 2
-    back = ctl("cancel", "web-1", "--delete-disks", "--yes")
+    back = ctl("cancel", "web-1", "--delete-disks")
     assert (back.exit_code, "web-1 is replicating" in back.output) == (0, True)
 
 
