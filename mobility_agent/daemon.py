@@ -1,7 +1,8 @@
 """Composition root of the agent: builds the real objects, hands them inward, and follows the desired state until asked to stop.
 
-Called by ``cli``. Four tasks: report the inventory, report observations, wait for desired state, and run the protected item
-accordingly. The newest desired state is kept on disk, so that replication goes on after a restart while the configuration server is down.
+Called by ``cli``. Five tasks: report the inventory, report observations, wait for desired state, run the protected item accordingly,
+and discard what is kept of disks that are not protected any more. The newest desired state is kept on disk, so that replication goes on
+after a restart while the configuration server is down. An error that nobody expected ends the agent: recovery is the normal start.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import functools
 import logging
 import mmap
 import os
-import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -22,23 +23,27 @@ from mobility_agent.block_device.claim import Claim
 from mobility_agent.block_device.machine_facts import MachineFacts, read_machine_facts
 from mobility_agent.config import AgentSettings
 from mobility_agent.config_server_client import ConfigServerClient
+from mobility_agent.core.own_writes import StateWrites
+from mobility_agent.desired_memory import DesiredMemory
 from mobility_agent.inventory import locate_disk, take_inventory
 from mobility_agent.observations import DiskMetrics, observe_item
 from mobility_agent.protection.disk_session import DiskSession, SessionLimits
 from mobility_agent.protection.disk_supervisor import DiskEnvironment
-from mobility_agent.protection.item_session import ItemEnvironment, ItemSession, runs, structure_of
+from mobility_agent.protection.item_session import ItemEnvironment, ItemSession, ended, runs, structure_of
 from mobility_agent.protection.point_coordinator import PointCoordinator
 from mobility_agent.quiesce.file_systems import file_systems_on
 from mobility_agent.quiesce.freeze_guard import FreezeGuard
 from mobility_agent.quiesce.hooks import QuiesceHooks
 from mobility_agent.quiesce.interface import Mount
 from mobility_agent.quiesce.locked_memory import LockedBuffer
-from mobility_agent.shipping.epoch_shipper import ShippingBuffers
+from mobility_agent.shipping.epoch_shipper import ShippingBuffers, backoff_s
 from mobility_agent.shipping.process_server_client import ProcessServerClient
+from mobility_agent.state_place import lies_on
 from mobility_agent.tracker_choice import discard_tracking, open_tracker
+from mobility_agent.unprotected_disks import UnprotectedDisks
 from replication import __version__
-from replication.control_plane import AgentDesired, AgentObservation
-from replication.durable_file import DurableFile, make_directory_durably
+from replication.control_plane import AgentDesired, AgentObservation, DesiredItem
+from replication.durable_file import make_directory_durably
 from replication.errors import BlockferryError, Refused, Retryable, SettingsError
 from replication.identifiers import DiskId
 from replication.service.health import HealthBoard, HealthState
@@ -49,6 +54,10 @@ from replication.tls_identity import TlsIdentity
 DESIRED_WAIT_S: Final = 30.0
 INVENTORY_INTERVAL_S: Final = 300.0
 RETRY_S: Final = 2.0
+DISCARD_POLL_S: Final = 5.0
+MIN_EPOCH_INTERVAL_S: Final = 0.1
+ECHO_WAIT_INTERVALS: Final = 2.0
+"""Recovery points take along what waits as the agent's own doing (R10); if none is made for so many intervals, it waits no longer."""
 _DESIRED_FILE: Final = "desired.json"
 _LOCK_FILE: Final = "lock"
 _DISKS_DIRECTORY: Final = "disks"
@@ -95,17 +104,22 @@ class Agent:
         self._control = ConfigServerClient(settings.config_server.url, self._tls)
         self._board = HealthBoard()
         self._metrics = DiskMetrics()
-        self._desired_file = DurableFile(settings.state_dir / _DESIRED_FILE)
-        self._desired = self._remembered_desired()
+        self._memory_of_desired = DesiredMemory(settings.state_dir / _DESIRED_FILE)
         self._desired_changed = asyncio.Event()
         self._item: ItemSession | None = None
         self._freeze_guard = FreezeGuard()
         held.callback(self._freeze_guard.close)
         self._memory = _reserve(settings.quiesce.last_round_bytes)
+        self._state_writes = StateWrites(time.monotonic)
+        self._heard_desired = False
+        self._unprotected = UnprotectedDisks(
+            settings.state_dir / _DISKS_DIRECTORY, functools.partial(discard_tracking, settings.tracker)
+        )
 
-    def _remembered_desired(self) -> AgentDesired:
-        content = self._desired_file.read()
-        return AgentDesired(revision=0, item=None) if content is None else AgentDesired.decode(content)
+    @property
+    def _wanted(self) -> DesiredItem | None:
+        desired = self._memory_of_desired.desired
+        return None if desired is None else desired.item
 
     async def run(self, lifecycle: Lifecycle) -> None:
         registry = make_registry()
@@ -117,7 +131,8 @@ class Agent:
                     tasks.create_task(self._report_inventory()),
                     tasks.create_task(self._report_observations()),
                     tasks.create_task(self._follow_desired()),
-                    tasks.create_task(self._run_items()),
+                    tasks.create_task(self._run_items(tasks)),
+                    tasks.create_task(self._discard_unprotected()),
                 ]
                 lifecycle.ready()
                 await lifecycle.stopping.wait()
@@ -135,7 +150,7 @@ class Agent:
                 inventory = await asyncio.to_thread(take_inventory, self._facts, self._settings.disk_files)
                 await self._control.put_inventory(inventory)
                 await asyncio.sleep(INVENTORY_INTERVAL_S)
-            except BlockferryError as error:
+            except (BlockferryError, OSError) as error:
                 _logger.warning("cannot report the inventory", extra={"fields": {"error": str(error)}})
                 await asyncio.sleep(RETRY_S)
 
@@ -154,7 +169,7 @@ class Agent:
         return AgentObservation(
             agent_version=__version__,
             machine_fingerprint=self._facts.fingerprint,
-            revision=self._desired.revision,
+            revision=self._memory_of_desired.revision,
             disks=[] if item is None else observe_item(item),
             cutover=None if item is None else item.cutover,
         )
@@ -169,41 +184,60 @@ class Agent:
     async def _follow_desired(self) -> None:
         while True:
             try:
-                desired = await self._control.desired(self._desired.revision, DESIRED_WAIT_S)
+                desired = await self._control.desired(self._memory_of_desired.revision, DESIRED_WAIT_S)
             except BlockferryError as error:
                 _logger.debug("cannot ask for the desired state", extra={"fields": {"error": str(error)}})
-                await asyncio.sleep(error.retry_after_s or RETRY_S if isinstance(error, Retryable) else RETRY_S)
+                asked_s = error.retry_after_s if isinstance(error, Retryable) else None
+                await asyncio.sleep(backoff_s(1, RETRY_S if asked_s is None else asked_s))
                 continue
-            if desired is not None and desired != self._desired:
-                await asyncio.to_thread(self._desired_file.replace, desired.encode())
-                self._desired = desired
-                self._desired_changed.set()
+            self._heard_desired = True
+            if desired is not None and desired != self._memory_of_desired.desired:
+                await self._take(desired)
+
+    async def _take(self, desired: AgentDesired) -> None:
+        self._state_writes.note()
+        try:
+            await asyncio.to_thread(self._memory_of_desired.take, desired)
+        except OSError as error:
+            _logger.warning("cannot remember the desired state", extra={"fields": {"error": str(error)}})
+        self._desired_changed.set()
 
     # ---- the protected item
 
-    async def _run_items(self) -> None:
+    async def _run_items(self, tasks: asyncio.TaskGroup) -> None:
         """Run the item that is desired; end and begin anew when its structure changes."""
         running: asyncio.Task[None] | None = None
         try:
             while True:
-                wanted = self._desired.item
+                wanted = self._wanted
                 present = None if self._item is None else structure_of(self._item.desired)
                 if wanted is None or structure_of(wanted) != present:
-                    await _ended(running)
+                    if running is not None:
+                        await ended(running)
                     running = None
                     self._forget_item()
-                    if wanted is None:
-                        await asyncio.to_thread(self._discard_everything)
-                    else:
-                        self._item = self._metrics.item = ItemSession(wanted, self._item_environment())
+                    if wanted is not None:
+                        self._item = self._metrics.item = ItemSession(wanted, self._item_environment(wanted))
                         if runs(wanted) and wanted.process_server is not None:
-                            running = asyncio.create_task(self._replicate(self._item, wanted.process_server.url))
+                            running = tasks.create_task(self._replicate(self._item, wanted.process_server.url))
                 elif self._item is not None:
                     self._item.update(wanted)
                 await self._desired_changed.wait()
                 self._desired_changed.clear()
         finally:
-            await _ended(running)
+            if running is not None:
+                await ended(running)
+
+    async def _discard_unprotected(self) -> None:
+        """On the word of the configuration server only, not on what is remembered of it, nor on a word that it never gave."""
+        while True:
+            await asyncio.sleep(DISCARD_POLL_S)
+            wanted = self._wanted
+            disks = set() if wanted is None else set(wanted.disks)
+            may_destroy = self._heard_desired and self._memory_of_desired.may_destroy
+            await asyncio.to_thread(
+                self._unprotected.discard_due, disks, may_destroy=may_destroy, now_s=time.monotonic()
+            )
 
     async def _replicate(self, item: ItemSession, url: str) -> None:
         shipping = self._settings.shipping
@@ -223,21 +257,12 @@ class Agent:
             self._board.forget(f"disk {supervisor.disk}")
         self._item = self._metrics.item = None
 
-    def _discard_everything(self) -> None:
-        """Nothing is protected any more: no tracker, bitmap or digest table stays behind. Blocks."""
-        directory = self._settings.state_dir / _DISKS_DIRECTORY
-        for path in sorted(directory.iterdir()) if directory.is_dir() else ():
-            discard_tracking(self._settings.tracker, DiskId(path.name))
-            shutil.rmtree(path)
-
-    def _item_environment(self) -> ItemEnvironment:
+    def _item_environment(self, wanted: DesiredItem) -> ItemEnvironment:
         settings = self._settings
         shipping, tracker = settings.shipping, settings.tracker
         hooks = None
         if settings.quiesce.pre or settings.quiesce.post:
             hooks = QuiesceHooks(settings.quiesce.pre, settings.quiesce.post, settings.quiesce.hook_timeout_s)
-        wanted = self._desired.item
-        interval_s = 1.0 if wanted is None else wanted.timing.epoch_interval_s
         disks = DiskEnvironment(
             state_dir=settings.state_dir,
             granularity_bytes=tracker.granularity_bytes,
@@ -249,10 +274,13 @@ class Agent:
             limits=SessionLimits(
                 epoch_bytes=shipping.epoch_bytes,
                 unconfirmed_epochs=shipping.unconfirmed_epochs,
-                epoch_interval_s=interval_s,
+                epoch_interval_s=max(MIN_EPOCH_INTERVAL_S, wanted.timing.epoch_interval_s),
                 scan_interval_s=tracker.scan_interval_s,
             ),
             seeding_slots=asyncio.Semaphore(shipping.seeding_disks),
+            state_writes=self._state_writes,
+            holds_state=functools.partial(lies_on, settings.state_dir),
+            echo_wait_s=ECHO_WAIT_INTERVALS * wanted.timing.recovery_point_interval_s,
         )
         return ItemEnvironment(
             disks=disks,
@@ -279,13 +307,3 @@ def _reserve(size_bytes: int) -> memoryview:
 
 def _claim(session: DiskSession) -> Claim:
     return Claim(session.parts.reader.path)
-
-
-async def _ended(task: asyncio.Task[None] | None) -> None:
-    """Cancel and await; what it failed with is logged, since nobody else will hear of it."""
-    if task is None:
-        return
-    task.cancel()
-    await asyncio.wait([task])
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _logger.error("replication ended with an error", exc_info=error)

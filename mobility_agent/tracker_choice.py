@@ -18,6 +18,7 @@ from mobility_agent.change_tracker.ebpf.tracker import EbpfTracker
 from mobility_agent.change_tracker.interface import ChangeTracker
 from mobility_agent.change_tracker.scan import ScanTracker
 from mobility_agent.config import TrackerSettings
+from mobility_agent.interruption import Interruption
 from mobility_agent.shipping.digest_table import DigestTable
 from replication.control_plane import TrackerAvailability, TrackerKind
 from replication.dirty_bitmap import Geometry
@@ -44,9 +45,14 @@ def trackers_for(path: Path) -> list[TrackerKind]:
 
 
 def open_tracker(
-    settings: TrackerSettings, disk: DiskId, reader: DiskReader, geometry: Geometry, table: DigestTable
+    settings: TrackerSettings,
+    disk: DiskId,
+    reader: DiskReader,
+    geometry: Geometry,
+    table: DigestTable,
+    interruption: Interruption,
 ) -> ChangeTracker:
-    """Attach the tracker that the settings ask for; ``auto`` falls back to ``scan``.
+    """Attach the tracker that the settings ask for; ``auto`` falls back to ``scan``, whose scans ``interruption`` ends early.
 
     :raises Unsupported: if ``ebpf`` was asked for and does not work here.
     :raises Refused: if it lacks the privilege.
@@ -65,7 +71,7 @@ def open_tracker(
                 "writes cannot be tracked in the kernel: the disk is scanned",
                 extra={"fields": {"disk": disk, "reason": str(error)}},
             )
-    return ScanTracker(reader, geometry, table)
+    return ScanTracker(reader, geometry, table, is_cancelled=interruption.is_interrupted)
 
 
 def discard_tracking(settings: TrackerSettings, disk: DiskId) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -67,14 +68,19 @@ class DurableFile:
 
         :raises OSError: the old content is still in place; or, where only the directory could not be made durable, the new one is.
         """
+        self.replace_parts((content,))
+
+    def replace_parts(self, parts: Iterable[bytes | bytearray | memoryview]) -> None:
+        """As ``replace`` with the concatenation of ``parts``, which is never made in memory."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(self._temporary, flags, self._mode)
         try:
             try:
                 os.fchmod(descriptor, self._mode)  # the temporary file of an interrupted call keeps the mode it had
-                view = memoryview(content).cast("B")
-                while view:
-                    view = view[os.write(descriptor, view) :]
+                for part in parts:
+                    view = memoryview(part).cast("B")
+                    while view:
+                        view = view[os.write(descriptor, view) :]
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)

@@ -144,8 +144,19 @@ class ChangeTracker(Protocol):
         """
         ...
 
-    def commit_harvest(self) -> None:
-        """Forget what the last harvest returned, since it is durable elsewhere. Without an open harvest: no-op."""
+    @property
+    def journal_serial(self) -> int:
+        """What the newest ``commit_harvest`` was told, over restarts of the agent; 0 if none was, or if nothing is remembered (``scan``).
+
+        An agent whose journal is older has lost harvests that were forgotten here: its state directory comes from a backup.
+        """
+        ...
+
+    def commit_harvest(self, journal_serial: int = 0) -> None:
+        """Forget what the last harvest returned, since it is durable elsewhere. Without an open harvest: no-op.
+
+        ``journal_serial`` grows with each saving of where it is durable; 0 leaves what was told before.
+        """
         ...
 
     def wrote_since_flip(self) -> bool:

@@ -25,6 +25,7 @@ from replication.errors import InvalidInput, ResyncRequired, Retryable
 from replication.extents import Extent, split
 
 SLICE_BYTES: Final = 4 * 1024 * 1024
+HOLE_GRANULES: Final = 262144
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +146,24 @@ class ScanTracker:
         whole = Extent(0, self._geometry.size_bytes)
         for data in self._reader.data_extents(whole, self._geometry.granularity_bytes):
             if data.offset_bytes > position:
-                yield Extent(position, data.offset_bytes - position), True
+                yield from self._hole(Extent(position, data.offset_bytes - position))
             for part in split([data], self._pool.buffer_bytes):
                 yield part, False
             position = data.end_bytes
         if position < whole.end_bytes:
-            yield Extent(position, whole.end_bytes - position), True
+            yield from self._hole(Extent(position, whole.end_bytes - position))
 
-    def commit_harvest(self) -> None:
+    def _hole(self, hole: Extent) -> Iterator[tuple[Extent, bool]]:
+        """In parts, so that neither what is compared at once nor the time until a cancellation is seen grows with the disk."""
+        for part in split([hole], HOLE_GRANULES * self._geometry.granularity_bytes):
+            yield part, True
+
+    @property
+    def journal_serial(self) -> int:
+        """0: nothing is ever forgotten that another harvest would not find."""
+        return 0
+
+    def commit_harvest(self, journal_serial: int = 0) -> None:  # noqa: ARG002  the contract's; see above
         if not self._is_open:
             return
         self._is_open = False

@@ -2,22 +2,25 @@
 
 Run by ``item_session`` as one task while the config server desires a cutover; cancelling it releases the claims, and replication goes on
 where it was (cancel migration). The disks stay claimed, so that nobody can mount or write them, until then. Progress is in ``observation``.
-A hash counts as proof material only if no write was seen between the final flip and the end of hashing.
+A hash counts as proof material only if no write was seen between the final flip and the end of hashing. A final epoch that had to be
+opened again (a spool lost) is final no more: another one is cut, under another cut's name, while the disks stay claimed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from typing import Final, Protocol
 
 from mobility_agent.block_device.buffers import BufferPool
-from mobility_agent.protection.disk_session import DiskSession
+from mobility_agent.core.epoch_ledger import Epoch
+from mobility_agent.protection.disk_session import DiskSession, PointLost
 from mobility_agent.protection.point_coordinator import PointCoordinator
 from mobility_agent.shipping.epoch_shipper import finished_in
 from mobility_agent.task_groups import together
@@ -25,10 +28,11 @@ from replication.control_plane import CutoverObservation, DesiredCutover, Proble
 from replication.epoch_manifest import EpochFlag
 from replication.errors import BlockferryError, Conflict, PeerUnavailable, Refused, Unsupported
 from replication.extents import Extent
-from replication.identifiers import CutId, DiskId, EpochId, ItemId
+from replication.identifiers import CutId, DiskId, ItemId
 
 CLAIM_DEADLINE_S: Final = 900.0
 _CLAIM_RETRY_S: Final = 0.5
+_FREEZE_BUDGET_S: Final = 30.0
 _HASH_SLICE_BYTES: Final = 4 * 1024 * 1024
 
 _logger = logging.getLogger(__name__)
@@ -57,8 +61,12 @@ class Cutover:
         self.sessions = dict(sessions)
         self._coordinator = coordinator
         self._claim = claim
-        self._cut = CutId(str(uuid.uuid4()))
         self.observation = CutoverObservation(job=desired.job, state="waiting-for-disk")
+
+    @property
+    def is_over(self) -> bool:
+        """It needs its sessions no more: everything is applied and hashed, or it failed. Only the claims are left to hold."""
+        return self.observation.identity_claimed or self.observation.state == "failed"
 
     async def run(self) -> None:
         """Do the cutover, then hold the disks until cancelled. A failure is stated in ``observation``; claims are released."""
@@ -67,48 +75,59 @@ class Cutover:
                 raise Unsupported(
                     f"cannot cut over in mode {self._desired.mode}", hint="unmount the disks and use mode offline-disk"
                 )
-            async with AsyncExitStack() as held:
-                await self._claim_all(held)
-                await self._cut_final(held)
-                await asyncio.Event().wait()
+            with ExitStack() as claims:
+                await self._claim_all(claims)
+                async with AsyncExitStack() as gaps:
+                    self._note(state="shipping")
+                    for disk in sorted(self.sessions):
+                        await gaps.enter_async_context(self.sessions[disk].gap)
+                    while not await self._finish():
+                        pass
+                    await asyncio.Event().wait()
         except BlockferryError as error:
-            _logger.warning("cutover failed", extra={"fields": {"job": self._desired.job, "error": str(error)}})
-            self._note(state="failed", problem=Problem(code=error.code, message=str(error), hint=error.hint))
+            self._fail(error, Problem(code=error.code, message=str(error), hint=error.hint))
+        except OSError as error:
+            self._fail(error, Problem(code="operating-system", message=str(error)))
+
+    def _fail(self, error: Exception, problem: Problem) -> None:
+        _logger.warning("cutover failed", extra={"fields": {"job": self._desired.job, "error": str(error)}})
+        self._note(state="failed", problem=problem)
 
     def _note(self, **changes: object) -> None:
         self.observation = self.observation.model_copy(update=changes)
 
-    async def _claim_all(self, held: AsyncExitStack) -> None:
+    async def _claim_all(self, claims: ExitStack) -> None:
         """Wait, replicating on, until every disk can be claimed; what stands in the way is in the observation."""
         deadline_s = time.monotonic() + CLAIM_DEADLINE_S
         for disk in sorted(self.sessions):
             session = self.sessions[disk]
             while True:
                 try:
-                    claim = await finished_in(session.parts.executor, lambda s=session: self._claim(s))  # type: ignore[misc]
+                    # Entered in the executor: a claim that is made while this task is cancelled is released with the others.
+                    await finished_in(session.parts.executor, functools.partial(self._enter_claim, session, claims))
                 except (Conflict, Refused) as error:
                     if time.monotonic() > deadline_s:
                         raise
                     self._note(problem=Problem(code=error.code, message=str(error), hint=error.hint))
                     await asyncio.sleep(_CLAIM_RETRY_S)
                 else:
-                    held.callback(claim.close)
                     self._note(problem=None)
                     break
 
-    async def _cut_final(self, held: AsyncExitStack) -> None:
-        self._note(state="shipping")
-        for disk in sorted(self.sessions):
-            await held.enter_async_context(self.sessions[disk].gap)
+    def _enter_claim(self, session: DiskSession, claims: ExitStack) -> None:
+        claims.callback(self._claim(session).close)
+
+    async def _finish(self) -> bool:
+        """Cut the final epoch, see it applied and hash the sources; False if another one must be cut."""
         # The claim keeps writers away; a tracker that cannot prove quiet is not asked, the comparison of hashes tells.
-        claimed_suffices = not all(session.parts.tracker.proves_quiet for session in self.sessions.values())
+        cut = CutId(str(uuid.uuid4()))
         outcome = await self._coordinator.cut_held(
             self._item,
             self.sessions,
-            self._cut,
+            cut,
             flags=EpochFlag.FINAL,
-            freeze_budget_s=CLAIM_DEADLINE_S,
-            quiesced=claimed_suffices,
+            freeze_budget_s=_FREEZE_BUDGET_S,
+            quiesced=True,
         )
         if not outcome.made:
             raise PeerUnavailable(
@@ -116,13 +135,18 @@ class Cutover:
                 hint="stop what still writes to the disk, then try again",
             )
         total_bytes = sum(session.ledger.geometry.size_bytes for session in self.sessions.values())
-        self._note(state="sealed", cut=self._cut, total_bytes=total_bytes)
-        await together([self._hash_all(), self._note_applied(outcome.epochs)])
+        self._note(state="sealed", cut=cut, total_bytes=total_bytes, hashed_bytes=0, source_hashes=[])
+        try:
+            await together([self._hash_all(), self._note_applied(outcome.epochs)])
+        except PointLost as error:
+            _logger.warning("the final epoch is cut again", extra={"fields": {"cut": cut, "reason": str(error)}})
+            self._note(state="shipping", cut=None)
+            return False
         self._note(identity_claimed=True)
+        return True
 
-    async def _note_applied(self, epochs: Mapping[DiskId, EpochId]) -> None:
-        for disk, epoch in epochs.items():
-            await self.sessions[disk].wait_applied(epoch)
+    async def _note_applied(self, epochs: Mapping[DiskId, Epoch]) -> None:
+        await together(self.sessions[disk].wait_applied(epoch) for disk, epoch in epochs.items())
         self._note(state="applied")
 
     async def _hash_all(self) -> None:
@@ -132,15 +156,20 @@ class Cutover:
         """
         for disk, session in sorted(self.sessions.items()):
             digest = await self._hash(session)
-            wrote = await finished_in(session.parts.executor, session.parts.tracker.wrote_since_flip)
-            if wrote and session.parts.tracker.proves_quiet:
-                raise Conflict(
-                    "cannot prove identity: the disk was written after the final cut",
-                    disk=disk,
-                    hint="find the writer, cancel the migration, and migrate again",
-                )
+            await self._require_unwritten(disk, session)
             proof = SourceHash(disk=disk, sha256=digest, size_bytes=session.ledger.geometry.size_bytes)
             self._note(source_hashes=[*self.observation.source_hashes, proof])
+        for disk, session in sorted(self.sessions.items()):
+            await self._require_unwritten(disk, session)
+
+    async def _require_unwritten(self, disk: DiskId, session: DiskSession) -> None:
+        wrote = await finished_in(session.parts.executor, session.parts.tracker.wrote_since_flip)
+        if wrote and session.parts.tracker.proves_quiet:
+            raise Conflict(
+                "cannot prove identity: the disk was written after the final cut",
+                disk=disk,
+                hint="find the writer, cancel the migration, and migrate again",
+            )
 
     async def _hash(self, session: DiskSession) -> str:
         digest = hashlib.sha256()

@@ -1,46 +1,55 @@
-"""One protected disk while it replicates: cuts epochs, ships them, takes receipts. Everything durable goes through its journal first.
+"""One protected disk while it replicates: cuts epochs and ships them; its parts take receipts and deliver manifests.
 
 Built by ``disk_supervisor`` once disk, tracker, generation and journal are in hand; ends by raising (``ResyncRequired`` and other
 errors) or by being cancelled, and leaves a state from which the next session goes on. ``point_coordinator`` and ``cutover`` hold it
-at a gap between two epochs (``gap``) to cut several disks together.
+at a gap between two epochs (``gap``) to cut several disks together; receipts and manifests go on meanwhile.
 
-Ledger changes and their saving happen under one lock; every blocking call goes through the disk's own executor.
+Every change of the ledger is durable before it is acted on (``kept_ledger``); every blocking call goes through the disk's own executor.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from mobility_agent.block_device.reader import DiskReader
 from mobility_agent.change_tracker.interface import ChangeTracker, DoubtKind, ExtentSource, Harvest
-from mobility_agent.core.epoch_ledger import Confirmation, Epoch, EpochLedger, EpochState
+from mobility_agent.core.epoch_ledger import Epoch, EpochLedger, EpochState
+from mobility_agent.core.own_writes import EchoRule, StateWrites
+from mobility_agent.interruption import Interruption
 from mobility_agent.protection.epoch_journal import EpochJournal
+from mobility_agent.protection.kept_ledger import KeptLedger
+from mobility_agent.protection.manifest_delivery import ManifestDelivery
+from mobility_agent.protection.receipt_intake import ReceiptIntake
 from mobility_agent.shipping.digest_table import DigestTable
 from mobility_agent.shipping.disk_figures import DiskFigures
 from mobility_agent.shipping.epoch_reader import EpochReader
-from mobility_agent.shipping.epoch_shipper import EpochShipper, finished_in
+from mobility_agent.shipping.epoch_shipper import EpochShipper, ShippedAttempt
 from mobility_agent.task_groups import together
-from replication.data_plane import MAX_RECEIPT_WAIT_S, ManifestSuperseded, SegmentsMissing
+from replication.control_plane import Problem
 from replication.dirty_bitmap import DirtyBitmap
 from replication.documents import WriterPublicKey
-from replication.epoch_manifest import EpochFlag, EpochManifest, decode_manifest, encode_manifest, manifest_hash
-from replication.errors import PeerProtocolError, ResyncRequired
-from replication.identifiers import AttemptNumber, DiskId, EpochId, EpochKey, GenerationKey
-from replication.store_documents import Receipt
+from replication.epoch_manifest import EpochManifest, encode_manifest
+from replication.errors import BlockferryError, KeyConflict, ResyncRequired
+from replication.identifiers import AttemptNumber, CutId, DiskId, EpochId, EpochKey
 
 SCAN_KIND: Final = "scan"
 """The tracker whose harvest reads the disk."""
 RESEND_MANIFESTS_AFTER_S: Final = 15.0
-"""Without a receipt for this long, sealed manifests are put again: a process server that lost its spool then says so."""
+"""Without a confirmation for this long, sealed manifests are put again: a process server that lost its spool then says so."""
+
 
 ResultT = TypeVar("ResultT")
-_logger = logging.getLogger(__name__)
+
+
+class PointLost(BlockferryError):
+    """A sealed point had to be read again: it is no point any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,11 @@ class DiskParts:
     figures: DiskFigures
     note_doubt: Callable[[str], None]
     """Persist the duty to resynchronize; blocks, called in the executor before the tracker forgets its doubt."""
+    state_writes: StateWrites
+    echo: EchoRule | None = None
+    """Set if the disk holds the agent's own state (R10)."""
+    interruption: Interruption = field(default_factory=Interruption)
+    """Ends the tracker's long calls when nobody waits for them any more."""
 
 
 class DiskSession:
@@ -86,20 +100,18 @@ class DiskSession:
         self.gap = asyncio.Lock()
         """Held while an epoch is cut and shipped; who holds it cuts the next one."""
         self.doubt: str | None = None
+        self.harvest_reads_disk = parts.tracker.kind == SCAN_KIND
+        self.scratch = DirtyBitmap(self.ledger.geometry.granules)
+        """For harvests: of who holds the ledger's lock."""
         self._shipper = shipper
         self._seeding_slots = seeding_slots
-        self._ledger_lock = asyncio.Lock()
-        self._ledger_changed = asyncio.Condition()
-        self._scratch = DirtyBitmap(self.ledger.geometry.granules)
-        self._harvest_reads_disk = parts.tracker.kind == SCAN_KIND
-        self._generation = GenerationKey(parts.disk, self.ledger.generation)
+        self._kept = KeptLedger(parts.ledger, parts.journal, parts.executor, parts.state_writes)
+        self._receipts = ReceiptIntake(self._kept, parts.table, shipper, parts.writer_key, parts.figures)
+        self._manifests = ManifestDelivery(self._kept, shipper, parts.manifest_key, self._receipts.look)
         self._last_harvest_s = float("-inf")
         self._begun: tuple[EpochId, AttemptNumber] | None = None
         """The newest attempt whose reading was begun."""
-        self._put: set[bytes] = set()
-        """Sealed manifests that the process server has acknowledged to this session."""
-        if self.ledger.applied_cut_time_ns:
-            self.figures.newest_applied_cut_ns = self.ledger.applied_cut_time_ns
+        self.figures.note_applied_cut(self.ledger.applied_cut_time_ns)
 
     # ---- running
 
@@ -107,21 +119,38 @@ class DiskSession:
         """Replicate until cancelled.
 
         :raises ResyncRequired: if history or tracking is lost; the duty is persisted.
-        :raises BlockferryError: for what no retry mends.
+        :raises BlockferryError: for what no retry mends. :raises OSError: if the state directory cannot be written.
         """
-        await self._resume()
-        await together([self._ship_forever(), self._take_receipts()])
+        try:
+            await self._resume()
+            await together(
+                [self._ship_forever(), self._receipts.take_all(), self._resend_manifests(), self._until_failed()]
+            )
+        finally:
+            self._kept.end()
+
+    @property
+    def sink_problem(self) -> Problem | None:
+        return self._receipts.sink_problem
+
+    async def _until_failed(self) -> None:
+        """What fails in somebody else's hands (a point's, say) ends the session all the same."""
+        await self._kept.until(lambda: False)
 
     async def _resume(self) -> None:
-        """Begin a new attempt of what was being shipped (R4) and put again what was sealed."""
-        async with self._ledger_lock:
+        """Begin a new attempt of what was being shipped (R4)."""
+        async with self._kept.lock:
             interrupted = self.ledger.open_epoch
             if interrupted is not None:
-                self.ledger.begin_attempt(interrupted.number)
-                await self._save()
-        await self._put_sealed_manifests()
+                await self._kept.change(functools.partial(self._begin_attempt, interrupted.number))
+
+    def _begin_attempt(self, number: EpochId) -> Epoch:
+        epoch = self.ledger.begin_attempt(number)
+        self._kept.save()
+        return epoch
 
     async def _ship_forever(self) -> None:
+        await self._manifests.put_all()
         if self.ledger.seed_cursor is not None:
             async with self._seeding_slots:
                 while self.ledger.seed_cursor is not None:
@@ -137,31 +166,39 @@ class DiskSession:
     async def _wait_for_turn(self) -> None:
         """Until there is room and, if nothing is known to be pending, the epoch interval is over."""
         await self.wait_for_room()
-        if self.ledger.open_epoch is None and not self.ledger.pending.any():
+        if self.ledger.open_epoch is None and not self.ledger.pending_granules:
             await self.ready_to_harvest()
             limits = self.limits
-            interval_s = limits.scan_interval_s if self._harvest_reads_disk else limits.epoch_interval_s
+            interval_s = limits.scan_interval_s if self.harvest_reads_disk else limits.epoch_interval_s
             wait_s = self._last_harvest_s + interval_s - time.monotonic()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
 
+    async def _resend_manifests(self) -> None:
+        while True:
+            applied = self.ledger.applied_epoch
+            await asyncio.sleep(RESEND_MANIFESTS_AFTER_S)
+            if self.ledger.applied_epoch == applied:
+                await self._manifests.put_all(again=True)
+
     async def wait_for_room(self) -> None:
         """Until another epoch may be cut. One that has to be shipped again needs no room: it has its place already."""
-        async with self._ledger_changed:
-            await self._ledger_changed.wait_for(
-                lambda: self.ledger.open_epoch is not None or len(self.ledger.epochs) <= self.limits.unconfirmed_epochs
-            )
+        await self._kept.until(
+            lambda: self.ledger.open_epoch is not None or len(self.ledger.epochs) <= self.limits.unconfirmed_epochs
+        )
 
     async def ready_to_harvest(self) -> None:
         """A scan compares with confirmed digests only: what is on its way would be found again, so it waits until nothing is."""
-        if self._harvest_reads_disk:
-            async with self._ledger_changed:
-                await self._ledger_changed.wait_for(lambda: not self.ledger.epochs)
+        if self.harvest_reads_disk:
+            await self._kept.until(lambda: not self.ledger.epochs)
 
-    async def ship_next(self) -> int:
-        """Ship one ordinary epoch if anything changed; the caller holds ``gap``. Returns the bytes its granules cover."""
-        await self._put_sealed_manifests()
-        epoch = await self._reopened_epoch() or await self.cut_ordinary()
+    async def ship_next(self, *, urgent: bool = False) -> int:
+        """Ship one ordinary epoch if anything changed; the caller holds ``gap``. Returns the bytes its granules cover.
+
+        :param urgent: even if what changed may be the agent's own doing.
+        """
+        await self._manifests.put_all()
+        epoch = await self._reopened_epoch() or await self._cut_ordinary(urgent=urgent)
         if epoch is None:
             return 0
         await self.ship_epoch(epoch, self.parts.reader)
@@ -171,209 +208,184 @@ class DiskSession:
         """The first epoch that is still open. What was begun is never continued: a new attempt is read (R4), and a point whose image
         is gone is no point any more.
         """
-        async with self._ledger_lock:
+        async with self._kept.lock:
             epoch = self.ledger.open_epoch
             if epoch is not None and (epoch.cut is not None or (epoch.number, epoch.attempt) == self._begun):
-                epoch = self.ledger.begin_attempt(epoch.number)
-                await self._save()
+                epoch = await self._kept.change(functools.partial(self._begin_attempt, epoch.number))
             return epoch
 
     # ---- cutting
 
-    async def cut_ordinary(self) -> Epoch | None:
+    async def _cut_ordinary(self, *, urgent: bool) -> Epoch | None:
         """Harvest, make it durable, let the tracker forget it (R2), and open an epoch over (a part of) what is pending."""
-        async with self._ledger_lock:
-            cut_time_ns = time.time_ns()
-            pending = self.ledger.pending.any()
-            harvest = None
-            if not (self._harvest_reads_disk and pending):
-                self._last_harvest_s = time.monotonic()
-                harvest = await self._in_executor(lambda: self.parts.tracker.begin_harvest(self._scratch))
-                await self.absorb(harvest)
-            limit = max(1, self.limits.epoch_bytes // self.ledger.geometry.granularity_bytes)
-            epoch = self.ledger.cut(limit_granules=limit, harvest_time_ns=cut_time_ns if harvest is not None else None)
-            if epoch is None:
-                if harvest is not None:
-                    await self._in_executor(self.parts.tracker.commit_harvest)
-                    if self.ledger.is_clean:
-                        self._note_applied_cut(cut_time_ns)
-                return None
-            await self._save()
-            if harvest is not None:
-                await self._in_executor(self.parts.tracker.commit_harvest)
-            return epoch
+        async with self._kept.lock:
+            self.parts.interruption.renew()
+            return await self._kept.change(
+                functools.partial(self._harvest_and_cut, urgent=urgent), self.parts.interruption.interrupt
+            )
 
-    async def absorb(self, harvest: Harvest) -> None:
-        """Merge a harvest into what is pending, in memory; the caller holds the ledger lock or the gap and saves before committing.
+    def _harvest_and_cut(self, *, urgent: bool) -> Epoch | None:
+        ledger, cut_time_ns = self.ledger, time.time_ns()
+        is_harvested = not (self.harvest_reads_disk and ledger.pending_granules)
+        if is_harvested:
+            self._require_size()
+            self._last_harvest_s = time.monotonic()
+            if self.parts.echo is not None:
+                self.parts.echo.before_flip()
+            harvest = self.parts.tracker.begin_harvest(self.scratch)
+            if not urgent and self._is_echo(harvest):
+                return None  # not committed: the tracker keeps it
+            self._absorb(harvest)
+        limit = max(1, self.limits.epoch_bytes // ledger.geometry.granularity_bytes)
+        epoch = ledger.cut(limit_granules=limit, harvest_time_ns=cut_time_ns if is_harvested else None)
+        if epoch is not None:
+            self._kept.save()
+        if is_harvested:
+            self._commit()
+        if epoch is None and ledger.is_clean:
+            self.figures.note_applied_cut(cut_time_ns)
+        return epoch
+
+    def _is_echo(self, harvest: Harvest) -> bool:
+        echo = self.parts.echo
+        return (
+            echo is not None
+            and harvest.doubt.kind is DoubtKind.NONE
+            and not self.ledger.pending_granules
+            and echo.is_echo(harvest.bitmap.count(), time.monotonic())
+        )
+
+    def _require_size(self) -> None:
+        """:raises ResyncRequired: if the disk was resized; only the earlier size is tracked."""
+        size_bytes, known_bytes = self.parts.reader.current_size_bytes(), self.ledger.geometry.size_bytes
+        if size_bytes != known_bytes:
+            raise ResyncRequired(
+                f"cannot go on: the disk was resized from {known_bytes} to {size_bytes} bytes", disk=self.parts.disk
+            )
+
+    def _absorb(self, harvest: Harvest) -> None:
+        """Merge a harvest into what is pending, in memory; it is saved before it is committed.
 
         :raises ResyncRequired: if what was lost is unknown; the duty to compare everything is durable, then committed.
         """
         if harvest.doubt.kind is DoubtKind.RESYNC:
-            await self._in_executor(lambda: self.parts.note_doubt(harvest.doubt.reason))
-            await self._in_executor(self.parts.tracker.commit_harvest)
+            self.parts.note_doubt(harvest.doubt.reason)
+            self.parts.tracker.commit_harvest()
             raise ResyncRequired(f"cannot vouch for tracking: {harvest.doubt.reason}", disk=self.parts.disk)
         self.doubt = harvest.doubt.reason or None
-        changed = harvest.bitmap.count() * self.ledger.geometry.granularity_bytes
-        self.figures.changed_bytes += changed
+        changed = harvest.bitmap.count()
+        self.figures.changed_bytes += changed * self.ledger.geometry.granularity_bytes
         if changed:
             self.ledger.absorb(harvest.bitmap)
 
-    async def save_point(self, make_epoch: Callable[[EpochLedger], Epoch | None]) -> Epoch | None:
-        """Change the ledger after a freeze, make it durable, and only then let the tracker forget the harvest (R2)."""
-        async with self._ledger_lock:
+    def _commit(self) -> None:
+        """What was harvested is durable (or there was nothing): the tracker may forget it, and notes under which serial of the journal."""
+        self.parts.tracker.commit_harvest(self.ledger.serial)
+        if self.parts.echo is not None:
+            self.parts.echo.committed()
+
+    @asynccontextmanager
+    async def held_still(self) -> AsyncIterator[None]:
+        """Neither journal nor table nor tracker is touched by anybody else inside: the executor rests. The caller holds ``gap``."""
+        async with self._kept.lock:
+            self._kept.require_alive()
+            yield
+
+    async def keep_round(self, harvest: Harvest, make_epoch: Callable[[EpochLedger], Epoch | None]) -> Epoch | None:
+        """Change the ledger after a freeze, make it durable, and only then let the tracker forget the harvest (R2).
+
+        The caller holds the session still.
+        """
+
+        def keep() -> Epoch | None:
+            self._absorb(harvest)
             epoch = make_epoch(self.ledger)
-            await self._save()
-            await self._in_executor(self.parts.tracker.commit_harvest)
+            self._kept.save()
+            self._commit()
             return epoch
 
-    def _note_applied_cut(self, cut_time_ns: int) -> None:
-        newest = self.figures.newest_applied_cut_ns
-        if cut_time_ns > (newest or 0):
-            self.figures.newest_applied_cut_ns = cut_time_ns
+        return await self._kept.change(keep)
+
+    async def in_executor_interruptibly(self, function: Callable[[], ResultT]) -> ResultT:
+        """Run a long call of tracker or reader, to its end even if cancelled; the caller holds the session still."""
+        self.parts.interruption.renew()
+        return await self._kept.in_executor(function, self.parts.interruption.interrupt)
 
     # ---- shipping
 
-    async def ship_epoch(self, epoch: Epoch, source: ExtentSource) -> None:
-        """Ship the present attempt of ``epoch`` and seal it; the caller holds ``gap``. ``source`` must be read after its cut."""
+    async def ship_epoch(self, epoch: Epoch, source: ExtentSource) -> Epoch | None:
+        """Ship the present attempt of ``epoch``, seal it, and put its manifest; the caller holds ``gap``.
+
+        ``source`` must be read after the epoch's cut. Returns the sealed epoch if it is durable at the process server; None if a receipt
+        or another manifest decided meanwhile, or it had to be opened again: what is left to do is in the ledger.
+        """
         key = EpochKey(self.parts.disk, self.ledger.generation, epoch.number)
         self._begun = (epoch.number, epoch.attempt)
-        reader = EpochReader(source, epoch.granules, self.parts.table, self.ledger.granules_not_to_skip(epoch.number))
-        shipped = await self._shipper.ship(key, epoch.attempt, reader)
-        async with self._ledger_lock:
-            present = next((other for other in self.ledger.epochs if other.number == epoch.number), None)
-            if present is None or present.state is not EpochState.OPEN or present.attempt != epoch.attempt:
-                return  # a receipt or another manifest has decided meanwhile; what is left to do is in the ledger
-            manifest = EpochManifest(
-                key=key,
-                attempt=present.attempt,
-                flags=present.flags,
-                cut_time_ns=present.cut_time_ns,
-                previous_hash=self.ledger.chain_hash(present.number),
-                segments=shipped.segments,
-                logical_bytes=shipped.logical_bytes,
-                cut=present.cut,
-            )
-            encoded = encode_manifest(manifest, self.parts.manifest_key)
-            await self._in_executor(
-                lambda: self.parts.journal.save_digests(key.epoch, present.attempt, shipped.indices, shipped.digests)
-            )
-            sealed = self.ledger.seal(present.number, encoded)
-            await self._save()
-        self.figures.epochs_sealed += 1
-        await self._put_manifest(sealed)
-
-    async def _put_sealed_manifests(self, *, again: bool = False) -> None:
-        """Put the sealed manifests that this session has not put yet (one cut off between sealing and putting); with ``again`` all."""
-        for epoch in list(self.ledger.sealed_epochs):
-            if (again or epoch.manifest not in self._put) and not await self._put_manifest(epoch):
-                return
-
-    async def _put_manifest(self, epoch: Epoch) -> bool:
-        """Put a sealed manifest until it is durable at the process server; False if the epoch had to be opened again."""
-        key = EpochKey(self.parts.disk, self.ledger.generation, epoch.number)
+        not_to_skip = self.ledger.granules_not_to_skip(epoch.number)
+        reader = await self._kept.in_executor(
+            lambda: EpochReader(source, epoch.granules, self.parts.table, not_to_skip)
+        )
         try:
-            await self._shipper.persistently(lambda: self._shipper.uplink.put_manifest(key, epoch.manifest))
-        except SegmentsMissing as error:
-            _logger.warning(
-                "the process server lost segments: a new attempt is read",
-                extra={"fields": {"disk": self.parts.disk, "epoch": epoch.number, "error": str(error)}},
+            shipped = await self._shipper.ship(key, epoch.attempt, reader)
+        except (ResyncRequired, KeyConflict) as error:
+            self._kept.fail(error)
+            raise
+        async with self._kept.lock:
+            sealed = await self._kept.change(lambda: self._seal(key, epoch, shipped))
+        if sealed is None:
+            return None
+        self.figures.epochs_sealed += 1
+        return sealed if await self._manifests.put(sealed) else None
+
+    def _seal(self, key: EpochKey, epoch: Epoch, shipped: ShippedAttempt) -> Epoch | None:
+        present = self.ledger.find(epoch.number)
+        if present is None or present.state is not EpochState.OPEN or present.attempt != epoch.attempt:
+            return None
+        manifest = EpochManifest(
+            key=key,
+            attempt=present.attempt,
+            flags=present.flags,
+            cut_time_ns=present.cut_time_ns,
+            previous_hash=self.ledger.chain_hash(present.number),
+            segments=shipped.segments,
+            logical_bytes=shipped.logical_bytes,
+            cut=present.cut,
+        )
+        sealed = self.ledger.seal(present.number, encode_manifest(manifest, self.parts.manifest_key))
+        if sealed.sealed is not None:
+            self.parts.journal.save_digests(key.epoch, sealed.sealed, shipped.indices, shipped.digests)
+        self._kept.save()
+        self._kept.wrote()
+        return sealed
+
+    # ---- what became of a sealed epoch
+
+    async def wait_applied(self, point: Epoch) -> None:
+        """Until the sink has applied ``point``, a sealed epoch, as it was sealed.
+
+        :raises PointLost: if it had to be opened again. :raises BlockferryError: if the session fails meanwhile.
+        """
+        await self._kept.until(lambda: self._applied_hash(point) is not None or not self._is_sealed_as(point))
+        if point.sealed is None or self._applied_hash(point) != point.sealed.hash:
+            raise PointLost(
+                "cannot wait for a point: it had to be read again", disk=self.parts.disk, epoch=point.number
             )
-            await self._open_again(epoch.number)
-            return False
-        except ManifestSuperseded:
-            await self._adopt_decided_manifests()
-            return False
-        self._put = {other.manifest for other in self.ledger.sealed_epochs} & (self._put | {epoch.manifest})
-        return True
 
-    async def _open_again(self, number: EpochId) -> None:
-        async with self._ledger_lock:
-            if any(epoch.number == number for epoch in self.ledger.epochs):
-                self.ledger.begin_attempt(number)
-                await self._save()
-        await self._tell_ledger_changed()
+    def _applied_hash(self, point: Epoch) -> bytes | None:
+        return self._receipts.applied_hash(point.number)
 
-    async def _adopt_decided_manifests(self) -> None:
-        """The first manifest decides (R5): take over those that are in the store, and open the first undecided epoch again."""
-        for epoch in list(self.ledger.epochs):
-            key = EpochKey(self.parts.disk, self.ledger.generation, epoch.number)
-            encoded = await self._shipper.persistently(
-                lambda k=key: self._shipper.uplink.stored_manifest(k)  # type: ignore[misc]
-            )
-            if encoded is None:
-                await self._open_again(epoch.number)
-                return
-            manifest = decode_manifest(encoded, self.parts.manifest_key, expected=key)
-            async with self._ledger_lock:
-                if epoch.state is EpochState.SEALED and manifest_hash(epoch.manifest) == manifest_hash(encoded):
-                    continue
-                self.ledger.adopt(epoch.number, encoded, manifest.attempt, void=EpochFlag.VOID in manifest.flags)
-                await self._save()
+    def _is_sealed_as(self, point: Epoch) -> bool:
+        present = self.ledger.find(point.number)
+        return present is not None and present.sealed is not None and present.sealed == point.sealed
 
-    # ---- receipts
+    def holds_cut(self, cut: CutId) -> bool:
+        """Whether this disk's part of ``cut`` is sealed and on its way, or applied."""
+        on_its_way = any(
+            epoch.state is EpochState.SEALED and epoch.cut is not None and epoch.cut.cut == cut
+            for epoch in self.ledger.epochs
+        )
+        return on_its_way or self.has_applied_cut(cut)
 
-    async def _take_receipts(self) -> None:
-        quiet_since_s = time.monotonic()
-        while True:
-            content = await self._shipper.persistently(
-                lambda: self._shipper.uplink.receipt(
-                    self._generation, self.ledger.applied_epoch, min(MAX_RECEIPT_WAIT_S, RESEND_MANIFESTS_AFTER_S)
-                )
-            )
-            if content is not None:
-                await self._take_receipt(self.parts.writer_key.open_signed(Receipt, content))
-                quiet_since_s = time.monotonic()
-            elif not self.ledger.sealed_epochs:
-                quiet_since_s = time.monotonic()
-            elif time.monotonic() - quiet_since_s >= RESEND_MANIFESTS_AFTER_S:
-                async with self.gap:
-                    await self._put_sealed_manifests(again=True)
-                quiet_since_s = time.monotonic()
-
-    async def _take_receipt(self, receipt: Receipt) -> None:
-        if receipt.disk != self.parts.disk or receipt.generation != self.ledger.generation:
-            raise PeerProtocolError("cannot accept a receipt for another disk or generation", disk=self.parts.disk)
-        async with self._ledger_lock:
-            cut_time_ns = receipt.cut_time_ns
-            confirmed = self.ledger.confirm(EpochId(receipt.epoch), bytes.fromhex(receipt.manifest_hash), cut_time_ns)
-            if confirmed:
-                await self._in_executor(lambda: self._record_confirmed(confirmed))
-                await self._save()
-                await self._in_executor(lambda: self.parts.journal.drop_digests(self.ledger.applied_epoch))
-        if confirmed:
-            self._note_applied_cut(cut_time_ns)
-        if receipt.newest_point is not None:
-            self.figures.newest_point_ns = receipt.newest_point.time_ns
-            self.figures.newest_point_cut = receipt.newest_point.cut
-        await self._tell_ledger_changed()
-        if receipt.closed:
-            raise ResyncRequired("cannot go on: the sink has closed this generation", disk=self.parts.disk)
-
-    def _record_confirmed(self, confirmed: list[Confirmation]) -> None:
-        """Digest table first, ledger after: a crash in between repeats an update that changes nothing."""
-        for confirmation in confirmed:
-            epoch = confirmation.epoch
-            known = None
-            if confirmation.digests_known and epoch.sealed_attempt is not None:
-                known = self.parts.journal.load_digests(epoch.number, epoch.sealed_attempt)
-            if known is None:
-                self.parts.table.forget(epoch.number, epoch.granules)
-            else:
-                self.parts.table.apply(epoch.number, *known)
-
-    async def wait_applied(self, number: EpochId) -> None:
-        """Until a receipt says that ``number`` is applied."""
-        async with self._ledger_changed:
-            await self._ledger_changed.wait_for(lambda: self.ledger.applied_epoch >= number)
-
-    # ---- helpers
-
-    async def _tell_ledger_changed(self) -> None:
-        async with self._ledger_changed:
-            self._ledger_changed.notify_all()
-
-    async def _save(self) -> None:
-        await self._in_executor(lambda: self.parts.journal.save(self.ledger))
-
-    async def _in_executor(self, function: Callable[[], ResultT]) -> ResultT:
-        return await finished_in(self.parts.executor, function)
+    def has_applied_cut(self, cut: CutId) -> bool:
+        """Whether the sink has applied this disk's part of ``cut``, as far as this session or the newest point tells."""
+        return self._receipts.has_applied_cut(cut)

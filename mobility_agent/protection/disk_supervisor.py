@@ -1,4 +1,4 @@
-"""Keeps one disk's session running: opens disk, tracker, journal and digest table, gets a generation when one is due, tries again.
+"""Keeps one disk's session running: opens what it needs, gets a generation when one is due, tries again.
 
 Run by ``item_session``, one task a disk. What ends a session decides what follows: ``ResyncRequired`` begins a new generation and compares
 everything with the digest table; other errors are stated in ``problem`` and tried again with growing pauses. Tracking goes on meanwhile.
@@ -9,19 +9,22 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from mobility_agent.block_device.reader import DiskReader
 from mobility_agent.change_tracker.interface import ChangeTracker
-from mobility_agent.config_server_client import ConfigServerClient
-from mobility_agent.core.epoch_ledger import EpochLedger
-from mobility_agent.protection.disk_session import SCAN_KIND, DiskParts, DiskSession, SessionLimits
+from mobility_agent.core.epoch_ledger import HistoryDiverged
+from mobility_agent.core.own_writes import EchoRule, StateWrites
+from mobility_agent.interruption import Interruption
+from mobility_agent.protection.disk_session import DiskParts, DiskSession, SessionLimits
 from mobility_agent.protection.epoch_journal import EpochJournal
+from mobility_agent.protection.ledger_opening import open_ledger, settle_attach
 from mobility_agent.protection.protection_record import ProtectionRecord
 from mobility_agent.shipping.digest_table import DigestTable
 from mobility_agent.shipping.disk_figures import DiskFigures
@@ -29,13 +32,25 @@ from mobility_agent.shipping.epoch_shipper import EpochShipper, ShippingBuffers,
 from replication.control_plane import GenerationGrant, GenerationRequest, Problem
 from replication.dirty_bitmap import Geometry
 from replication.documents import WriterPublicKey
-from replication.errors import BlockferryError, IntegrityError, Permanent, ResyncRequired
-from replication.identifiers import DiskId, EpochId, GenerationId, ItemId
+from replication.errors import BlockferryError, Conflict, KeyConflict, PeerProtocolError, ResyncRequired, Retryable
+from replication.identifiers import DiskId, ItemId
 
+STEADY_S: Final = 60.0
+"""A session that ran this long was no failure: the pauses begin anew."""
+MAX_RESYNC_PAUSE_S: Final = 120.0
+"""Between generations of a disk whose tracking is lost again and again."""
 _DIGEST_TABLE_FILE: Final = "digests"
 
 ResultT = TypeVar("ResultT")
 _logger = logging.getLogger(__name__)
+
+
+class GenerationSource(Protocol):
+    """What a supervisor needs of the configuration server."""
+
+    async def new_generation(self, disk: DiskId, request: GenerationRequest) -> GenerationGrant:
+        """:raises Retryable: while the older generation is being closed at the sink. :raises Conflict: ask with a new request."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +61,18 @@ class DiskEnvironment:
     granularity_bytes: int
     locate: Callable[[DiskId], Path]
     """Where a disk is now; raises NotFound. Blocks."""
-    open_tracker: Callable[[DiskId, DiskReader, Geometry, DigestTable], ChangeTracker]
+    open_tracker: Callable[[DiskId, DiskReader, Geometry, DigestTable, Interruption], ChangeTracker]
     """Blocks; raises Unsupported."""
-    config_server: ConfigServerClient
+    config_server: GenerationSource
     buffers: ShippingBuffers
     batches_in_flight: int
     limits: SessionLimits
     seeding_slots: asyncio.Semaphore
+    state_writes: StateWrites
+    holds_state: Callable[[Path], bool]
+    """Whether the agent's state directory lies on the disk at this path. Blocks."""
+    echo_wait_s: float
+    """How long a change that may be the agent's own doing waits at most on such a disk (R10)."""
 
 
 class DiskSupervisor:
@@ -62,58 +82,86 @@ class DiskSupervisor:
         self.disk = disk
         self.figures = DiskFigures()
         self.session: DiskSession | None = None
-        self.problem: Problem | None = None
         self.tracker: ChangeTracker | None = None
+        self._problem: Problem | None = None
         self._item = item
         self._environment = environment
         self._directory = environment.state_dir / "disks" / disk
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"disk-{disk[:8]}")
         self._record: ProtectionRecord | None = None
 
+    @property
+    def problem(self) -> Problem | None:
+        """Why the disk does not replicate, or why the sink does not apply what it is given."""
+        return self._problem or (None if self.session is None else self.session.sink_problem)
+
     async def run(self, uplink: Uplink) -> None:
         """Replicate until cancelled; never ends by itself."""
         failures = 0
         while True:
+            begun_s, longest_s = time.monotonic(), float("inf")
             try:
-                with ExitStack() as opened:
-                    parts = await self._prepare(opened)
-                    self.problem = None
-                    failures = 0
-                    await self._run_session(parts, uplink)
-            except ResyncRequired as error:
-                _logger.warning("resync is required", extra={"fields": {"disk": self.disk, "reason": str(error)}})
-                self._state_problem(error)
-                reason = error.message
-                await self._in_executor(functools.partial(self._require_generation, reason))
-                failures += 1
+                await self._run_once(uplink)
+            except (ResyncRequired, KeyConflict) as error:
+                longest_s = MAX_RESYNC_PAUSE_S
+                await self._begin_resync(error)
             except (BlockferryError, OSError) as error:
                 _logger.warning(
                     "replication of a disk stopped", extra={"fields": {"disk": self.disk, "error": str(error)}}
                 )
                 self._state_problem(error)
-                failures += 1
+            failures = 1 if time.monotonic() - begun_s > STEADY_S else failures + 1
+            pause_s = backoff_s(failures, None)
+            if longest_s == MAX_RESYNC_PAUSE_S:
+                pause_s = min(MAX_RESYNC_PAUSE_S, pause_s * failures)
+            await asyncio.sleep(pause_s)
+
+    async def _run_once(self, uplink: Uplink) -> None:
+        with ExitStack() as opened:
+            try:
+                parts = await self._prepare(opened)
+                self._problem = None
+                await self._run_session(parts, uplink)
             finally:
-                self.session = None
-                self.tracker = None
-            await asyncio.sleep(backoff_s(failures, None))
+                # Before anything is closed: observations must not ask a tracker that is.
+                self.session = self.tracker = None
+
+    async def _begin_resync(self, error: ResyncRequired | KeyConflict) -> None:
+        _logger.warning("resync is required", extra={"fields": {"disk": self.disk, "reason": str(error)}})
+        self._state_problem(error)
+        # Another agent's batch under a key of ours: as another agent's manifest.
+        diverged = isinstance(error, HistoryDiverged | KeyConflict)
+        persist = functools.partial(self._require_generation, error.message, distrust_digests=diverged)
+        try:
+            await self._in_executor(persist)
+        except OSError as failure:
+            # What demands the resync is found again by the next session.
+            self._state_problem(failure)
 
     def _state_problem(self, error: Exception) -> None:
         if isinstance(error, BlockferryError):
-            self.problem = Problem(code=error.code, message=str(error), hint=error.hint)
+            self._problem = Problem(code=error.code, message=str(error), hint=error.hint)
         else:
-            self.problem = Problem(code="operating-system", message=str(error))
+            self._problem = Problem(code="operating-system", message=str(error))
 
     async def order_resync(self, order: str, reason: str) -> bool:
         """Obey an operator's resync order once; True if the running session must be ended for it."""
 
         def persist() -> bool:
             record = self._opened_record()
-            if record.state.obeyed_resync == order:
+            if record.has_obeyed(order):
                 return False
-            record.require_generation(reason, order)
+            record.require_generation(reason, order=order)
             return True
 
-        return await self._in_executor(persist)
+        if self._record is not None and self._record.has_obeyed(order):
+            return False
+        try:
+            # Not in the disk's executor, which may be busy for long.
+            return await asyncio.to_thread(persist)
+        except OSError as error:
+            self._state_problem(error)
+            return False
 
     @property
     def begins_from_nothing(self) -> bool:
@@ -140,7 +188,7 @@ class DiskSupervisor:
 
     def _note_peer(self, error: BlockferryError | None) -> None:
         if error is None:
-            self.problem = None
+            self._problem = None
         else:
             self._state_problem(error)
 
@@ -151,37 +199,49 @@ class DiskSupervisor:
             self._record = ProtectionRecord(self._directory, self._item)
         return self._record
 
-    def _require_generation(self, reason: str) -> None:
-        self._opened_record().require_generation(reason)
+    def _require_generation(self, reason: str, *, distrust_digests: bool = False) -> None:
+        self._opened_record().require_generation(reason, distrust_digests=distrust_digests)
 
     async def _prepare(self, opened: ExitStack) -> DiskParts:
-        """Open everything; on return the ledger's generation is the granted one and the tracker's doubt is settled."""
-        path = await self._in_executor(lambda: self._environment.locate(self.disk))
-        reader = await self._in_executor(lambda: DiskReader(path))
-        opened.callback(reader.close)
-        geometry = Geometry(reader.size_bytes, self._environment.granularity_bytes)
+        """Open everything; on return the ledger's generation is the granted one and the tracker's doubt is settled.
+
+        What is opened enters ``opened`` where it is opened, in the executor: a cancellation meanwhile closes it too.
+        """
+        environment = self._environment
+        path = await self._in_executor(lambda: environment.locate(self.disk))
+        reader = await self._in_executor(lambda: _entered(opened, DiskReader(path)))
+        geometry = Geometry(reader.size_bytes, environment.granularity_bytes)
         record = await self._in_executor(self._opened_record)
         journal = await self._in_executor(lambda: EpochJournal(self._directory))
         grant, is_new = await self._obtain_generation(record, geometry)
-        if grant.size_bytes != geometry.size_bytes:
-            raise Permanent(
-                f"cannot replicate: the disk has {geometry.size_bytes} bytes, it was protected with {grant.size_bytes}",
-                disk=self.disk,
-                hint="stop replication of this server and protect it again",
-            )
         table = await self._in_executor(
-            lambda: DigestTable(
-                self._directory / _DIGEST_TABLE_FILE, self.disk, geometry, bytes.fromhex(grant.digest_key)
+            lambda: _entered(
+                opened,
+                DigestTable(self._directory / _DIGEST_TABLE_FILE, self.disk, geometry, bytes.fromhex(grant.digest_key)),
             )
         )
-        opened.callback(table.close)
-        tracker = await self._in_executor(lambda: self._environment.open_tracker(self.disk, reader, geometry, table))
-        opened.callback(tracker.close)
+        interruption = Interruption()
+        tracker = await self._in_executor(
+            lambda: _entered(opened, environment.open_tracker(self.disk, reader, geometry, table, interruption))
+        )
         self.tracker = tracker
-        ledger = await self._in_executor(lambda: self._open_ledger(journal, table, grant, geometry, is_new=is_new))
+        ledger = await self._in_executor(
+            lambda: open_ledger(
+                journal,
+                table,
+                grant,
+                geometry,
+                is_new=is_new,
+                distrust_digests=record.state.distrust_digests,
+                serial=tracker.journal_serial,
+            )
+        )
         if is_new:
             await self._in_executor(lambda: record.fulfil(grant))
-        await self._in_executor(lambda: self._settle_attach(tracker, ledger))
+        await self._in_executor(lambda: settle_attach(tracker, ledger))
+        echo = None
+        if await self._in_executor(lambda: environment.holds_state(path)):
+            echo = EchoRule(environment.state_writes, longest_wait_s=environment.echo_wait_s)
         return DiskParts(
             disk=self.disk,
             reader=reader,
@@ -194,12 +254,22 @@ class DiskSupervisor:
             writer_key=WriterPublicKey.decode(grant.writer_public_key),
             figures=self.figures,
             note_doubt=self._require_generation,
+            state_writes=environment.state_writes,
+            echo=echo,
+            interruption=interruption,
         )
 
     async def _obtain_generation(self, record: ProtectionRecord, geometry: Geometry) -> tuple[GenerationGrant, bool]:
-        state = record.state
-        if state.request is None and state.grant is not None:
-            return state.grant, False
+        """The present generation, or the one that is due; whether it is new.
+
+        :raises Retryable: until the configuration server grants it.
+        """
+        grant = record.state.grant
+        if record.state.request is None and grant is not None:
+            if (grant.size_bytes, grant.granularity_bytes) == (geometry.size_bytes, geometry.granularity_bytes):
+                return grant, False
+            changed = f"the disk has {geometry.size_bytes} bytes in granules of {geometry.granularity_bytes} bytes now"
+            raise ResyncRequired(f"cannot go on: {changed}", disk=self.disk)
         due = await self._in_executor(lambda: record.require_generation("initial replication"))
         request = GenerationRequest(
             request=due,
@@ -207,70 +277,39 @@ class DiskSupervisor:
             size_bytes=geometry.size_bytes,
             granularity_bytes=geometry.granularity_bytes,
         )
-        return await self._environment.config_server.new_generation(self.disk, request), True
-
-    def _open_ledger(
-        self, journal: EpochJournal, table: DigestTable, grant: GenerationGrant, geometry: Geometry, *, is_new: bool
-    ) -> EpochLedger:
-        """The saved ledger of the granted generation, or a fresh one that seeds, on top of what the digest table still knows."""
         try:
-            saved = journal.load()
-        except IntegrityError as error:
-            if not is_new:
-                raise ResyncRequired(error.message, disk=self.disk) from error
-            saved = None
-        if saved is not None and saved.generation == grant.generation:
-            self._settle_interrupted_update(table, saved, journal)
-            return saved
-        if not is_new:
-            raise ResyncRequired("cannot go on: the epoch journal is of another generation", disk=self.disk)
-        self._rebase_table(table, saved, journal, grant)
-        journal.discard()
-        ledger = EpochLedger(self.disk, GenerationId(grant.generation), geometry)
-        ledger.begin_seeding()
-        journal.save(ledger)
-        return ledger
+            granted = await self._environment.config_server.new_generation(self.disk, request)
+        except Conflict as error:
+            # Granted to an older state of this agent, and closed since.
+            await self._in_executor(record.renew_request)
+            raise Retryable(f"cannot begin a generation yet: {error.message}", disk=self.disk) from error
+        self._check(granted, request, grant)
+        return granted, True
 
-    def _settle_interrupted_update(self, table: DigestTable, ledger: EpochLedger, journal: EpochJournal) -> None:
-        """A crash in the middle of a digest table's update: repeat it, or forget what it touched (R1)."""
-        interrupted = table.interrupted_epoch
-        if interrupted is None:
-            return
-        epoch = next((other for other in ledger.epochs if other.number == interrupted), None)
-        if epoch is None:
-            table.forget_all()
-            return
-        known = None if epoch.sealed_attempt is None else journal.load_digests(epoch.number, epoch.sealed_attempt)
-        if known is None:
-            table.forget(interrupted, epoch.granules)
-        else:
-            table.apply(interrupted, *known)
-
-    def _rebase_table(
-        self, table: DigestTable, old: EpochLedger | None, journal: EpochJournal, grant: GenerationGrant
-    ) -> None:
-        """Keep what the table knows if it is exact for the new generation's base; forget what the sink applied beyond it (R1)."""
-        base = grant.base
-        if base is None or old is None or not table.generation == old.generation == base.generation:
-            table.forget_all()
-        else:
-            self._settle_interrupted_update(table, old, journal)
-            if base.epoch >= old.next_epoch or base.epoch < table.exact_epoch:
-                table.forget_all()
-            for epoch in old.epochs:
-                if table.exact_epoch < epoch.number <= base.epoch:
-                    table.forget(EpochId(epoch.number), epoch.granules)
-        table.begin_generation(GenerationId(grant.generation))
-
-    def _settle_attach(self, tracker: ChangeTracker, ledger: EpochLedger) -> None:
-        """A tracker that could not continue knows nothing of what was written before: fine only if everything is still to be read."""
-        nothing_read = ledger.seed_cursor == 0 and not ledger.epochs and ledger.applied_epoch == 0
-        if nothing_read and tracker.kind != SCAN_KIND:
-            tracker.begin_harvest()
-            tracker.commit_harvest()
-        elif not nothing_read and not tracker.continued:
-            self._require_generation(tracker.status().reason or "the tracker was started anew")
-            raise ResyncRequired("cannot go on: tracking was interrupted", disk=self.disk)
+    def _check(self, granted: GenerationGrant, request: GenerationRequest, present: GenerationGrant | None) -> None:
+        """:raises PeerProtocolError: for an answer that cannot be meant for this disk."""
+        is_ours = (granted.disk, granted.item) == (self.disk, self._item)
+        fits = (granted.size_bytes, granted.granularity_bytes) == (request.size_bytes, request.granularity_bytes)
+        is_later = present is None or present.item != granted.item or granted.generation > present.generation
+        if not (is_ours and fits and is_later):
+            raise PeerProtocolError(
+                f"cannot use generation {granted.generation}: it is of disk {granted.disk}, item {granted.item}, "
+                f"{granted.size_bytes} bytes in granules of {granted.granularity_bytes}",
+                disk=self.disk,
+                hint="see that the configuration server is the one that this machine is enrolled at",
+            )
 
     async def _in_executor(self, function: Callable[[], ResultT]) -> ResultT:
         return await finished_in(self._executor, function)
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+ClosableT = TypeVar("ClosableT", bound=_Closable)
+
+
+def _entered(opened: ExitStack, resource: ClosableT) -> ClosableT:
+    opened.callback(resource.close)
+    return resource

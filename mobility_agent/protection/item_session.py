@@ -2,6 +2,9 @@
 
 Run by ``daemon`` for as long as the structure of the desired state (item, disks, goal, process server) stays the same; what may change
 live (timing, point requests, cutover, resync orders) arrives through ``update``. Cancelling it leaves everything resumable.
+
+One loop decides, several times a second; what takes long runs in tasks beside it. A point that is being cut gives way to a resync order
+and to a cutover, and has a deadline, so that a sink that does not apply keeps no order waiting.
 """
 
 from __future__ import annotations
@@ -9,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -19,15 +21,16 @@ from mobility_agent.protection.cutover import Cutover, HeldClaim
 from mobility_agent.protection.disk_session import DiskSession
 from mobility_agent.protection.disk_supervisor import DiskEnvironment, DiskSupervisor
 from mobility_agent.protection.point_coordinator import PointCoordinator, PointOutcome
+from mobility_agent.protection.point_schedule import DuePoint, PointSchedule
 from mobility_agent.shipping.epoch_shipper import Uplink
 from mobility_agent.task_groups import together
 from replication.control_plane import CutoverObservation, DesiredItem
 from replication.epoch_manifest import EpochFlag
 from replication.errors import BlockferryError
-from replication.identifiers import CutId, DiskId, ItemId
-from replication.store_documents import Consistency
+from replication.identifiers import DiskId, ItemId
 
-_FAILED_POINT_RETRY_S: Final = 5.0
+POINT_DEADLINE_S: Final = 300.0
+"""For a point, its pre-copy rounds included. What the rounds have shipped by then stays shipped."""
 _POLL_S: Final = 0.25
 
 _logger = logging.getLogger(__name__)
@@ -55,12 +58,10 @@ class ItemSession:
         }
         self.newest_outcome: PointOutcome | None = None
         self._environment = environment
-        self._newest_point_s: float | None = None
-        self._newest_app_point_s: float | None = None
-        self._answered_request: str | None = None
+        self._schedule = PointSchedule()
+        self._point_task: asyncio.Task[None] | None = None
         self._cutover: Cutover | None = None
         self._cutover_task: asyncio.Task[None] | None = None
-        self._uplink: Uplink | None = None
         self._disk_tasks: dict[DiskId, asyncio.Task[None]] = {}
 
     def update(self, desired: DesiredItem) -> None:
@@ -73,45 +74,44 @@ class ItemSession:
 
     async def run(self, uplink: Uplink) -> None:
         """Replicate every disk and make points until cancelled."""
-        self._uplink = uplink
         try:
             async with asyncio.TaskGroup() as tasks:
                 for disk, supervisor in self.supervisors.items():
                     self._disk_tasks[disk] = tasks.create_task(supervisor.run(uplink))
-                tasks.create_task(self._obey(tasks))
+                tasks.create_task(self._obey(tasks, uplink))
         finally:
             await together(supervisor.close() for supervisor in self.supervisors.values())
 
-    async def _obey(self, tasks: asyncio.TaskGroup) -> None:
+    async def _obey(self, tasks: asyncio.TaskGroup, uplink: Uplink) -> None:
         """One decision at a time: resync orders, a cutover begun or cancelled, a point that is due."""
         while True:
-            await self._obey_resyncs(tasks)
+            await self._obey_resyncs(tasks, uplink)
             await self._obey_cutover(tasks)
             if self._cutover is None:
-                await self._make_due_point()
+                self._begin_due_point(tasks)
             await asyncio.sleep(_POLL_S)
 
-    async def _obey_resyncs(self, tasks: asyncio.TaskGroup) -> None:
+    async def _obey_resyncs(self, tasks: asyncio.TaskGroup, uplink: Uplink) -> None:
         for order in self.desired.resyncs:
             supervisor = self.supervisors.get(DiskId(order.disk))
             if supervisor is not None and await supervisor.order_resync(order.request, order.reason):
-                await _ended(self._disk_tasks[supervisor.disk])
-                if self._uplink is not None:
-                    self._disk_tasks[supervisor.disk] = tasks.create_task(supervisor.run(self._uplink))
+                await self._end_point()
+                await ended(self._disk_tasks[supervisor.disk])
+                self._disk_tasks[supervisor.disk] = tasks.create_task(supervisor.run(uplink))
 
     # ---- cutover
 
     async def _obey_cutover(self, tasks: asyncio.TaskGroup) -> None:
-        desired = self.desired.cutover
-        sessions = self._sessions()
+        desired, sessions = self.desired.cutover, self._sessions()
         running = self._cutover
         if running is not None and (desired is None or desired.job != running.observation.job):
             await self._end_cutover()
             running = None
-        if running is not None and running.observation.state != "failed" and sessions != running.sessions:
+        if running is not None and not running.is_over and sessions != running.sessions:
             await self._end_cutover()  # a session was replaced under it: begin again with the new ones
             running = None
         if desired is not None and running is None and sessions is not None:
+            await self._end_point()
             self._cutover = Cutover(
                 desired,
                 self.item,
@@ -123,7 +123,7 @@ class ItemSession:
 
     async def _end_cutover(self) -> None:
         if self._cutover_task is not None:
-            await _ended(self._cutover_task)
+            await ended(self._cutover_task)
         self._cutover = self._cutover_task = None
 
     def _sessions(self) -> dict[DiskId, DiskSession] | None:
@@ -134,68 +134,66 @@ class ItemSession:
 
     # ---- recovery points
 
-    async def _make_due_point(self) -> None:
+    def _begin_due_point(self, tasks: asyncio.TaskGroup) -> None:
         sessions = self._sessions()
-        if sessions is None or any(session.ledger.is_seeding for session in sessions.values()):
+        if sessions is None or (self._point_task is not None and not self._point_task.done()):
             return
-        due = self._due_point()
-        if due is None:
-            return
-        cut, consistency = due
-        outcome = await self._cut(sessions, cut, consistency)
+        due = self._schedule.due(self.desired.timing, self.desired.point_request, sessions.values(), time.monotonic())
+        if due is not None:
+            self._point_task = tasks.create_task(self._make_point(sessions, due))
+
+    async def _end_point(self) -> None:
+        if self._point_task is not None:
+            await ended(self._point_task)
+        self._point_task = None
+
+    async def _make_point(self, sessions: dict[DiskId, DiskSession], due: DuePoint) -> None:
+        try:
+            async with asyncio.timeout(POINT_DEADLINE_S):
+                outcome = await self._cut(sessions, due)
+        except TimeoutError:
+            outcome = PointOutcome(due.cut, {}, f"it took longer than {POINT_DEADLINE_S:g} s")
+        except BlockferryError as error:
+            outcome = PointOutcome(due.cut, {}, str(error))
+        except OSError as error:
+            outcome = PointOutcome(due.cut, {}, f"the operating system: {error}")
+        before = None if self.newest_outcome is None else self.newest_outcome.reason
         self.newest_outcome = outcome
         if outcome.made:
-            now_s = time.monotonic()
-            self._newest_point_s = now_s
-            if consistency == "app":
-                self._newest_app_point_s = now_s
-            self._answered_request = str(cut)
+            self._schedule.note_made(due, time.monotonic())
         else:
-            _logger.warning("cannot make a recovery point", extra={"fields": {"cut": cut, "reason": outcome.reason}})
-            await asyncio.sleep(_FAILED_POINT_RETRY_S)
+            self._schedule.note_failed(time.monotonic())
+            if outcome.reason != before:  # once, not every few seconds
+                fields = {"cut": due.cut, "reason": outcome.reason}
+                _logger.warning("cannot make a recovery point", extra={"fields": fields})
 
-    def _due_point(self) -> tuple[CutId, Consistency] | None:
-        timing, request, now_s = self.desired.timing, self.desired.point_request, time.monotonic()
-        if request is not None and request.request != self._answered_request:
-            return CutId(request.request), request.consistency
-        if timing.app_consistent_interval_s is not None and (
-            self._newest_app_point_s is None or now_s - self._newest_app_point_s >= timing.app_consistent_interval_s
-        ):
-            return CutId(str(uuid.uuid4())), "app"
-        if self._newest_point_s is None or now_s - self._newest_point_s >= timing.recovery_point_interval_s:
-            return CutId(str(uuid.uuid4())), "crash"
-        return None
-
-    async def _cut(self, sessions: dict[DiskId, DiskSession], cut: CutId, consistency: Consistency) -> PointOutcome:
+    async def _cut(self, sessions: dict[DiskId, DiskSession], due: DuePoint) -> PointOutcome:
         """Cut a point; a tracker that cannot prove quiet, or an app-consistent point, needs the operator's hooks."""
         quiesced = self._environment.quiesced
-        needs_hooks = consistency == "app" or not all(
+        needs_hooks = due.consistency == "app" or not all(
             session.parts.tracker.proves_quiet for session in sessions.values()
         )
-        try:
-            if not needs_hooks:
-                return await self._cut_now(sessions, cut, EpochFlag(0))
-            if quiesced is None:
-                return PointOutcome(cut, {}, "this point needs quiesce hooks, and none are configured")
-            async with quiesced():
-                return await self._cut_now(sessions, cut, EpochFlag.APP_CONSISTENT, quiesced=True)
-        except BlockferryError as error:
-            return PointOutcome(cut, {}, str(error))
+        if not needs_hooks:
+            return await self._cut_now(sessions, due, EpochFlag(0))
+        if quiesced is None:
+            return PointOutcome(due.cut, {}, "this point needs quiesce hooks, and none are configured")
+        async with quiesced():
+            return await self._cut_now(sessions, due, EpochFlag.APP_CONSISTENT, quiesced=True)
 
     async def _cut_now(
-        self, sessions: dict[DiskId, DiskSession], cut: CutId, flags: EpochFlag, *, quiesced: bool = False
+        self, sessions: dict[DiskId, DiskSession], due: DuePoint, flags: EpochFlag, *, quiesced: bool = False
     ) -> PointOutcome:
         return await self._environment.coordinator.cut(
             self.item,
             sessions,
-            cut,
+            due.cut,
             flags=flags,
             freeze_budget_s=self.desired.timing.freeze_budget_s,
             quiesced=quiesced,
         )
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
+async def ended(task: asyncio.Task[None]) -> None:
     """Cancel a task and wait until it has ended."""
     task.cancel()
     await asyncio.wait([task])

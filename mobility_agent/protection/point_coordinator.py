@@ -1,9 +1,12 @@
 """Cuts a point epoch of several disks at one instant: pre-copy rounds, freeze, harvest, read the last small round, thaw, ship (R9).
 
 Called by ``item_session`` (recovery points) and ``cutover`` (the final epoch). While frozen nothing is written, logged or sent: the code
-between entering and leaving ``frozen`` runs with the event loop deliberately blocked, into memory locked beforehand. It is a point only if
-every file system stayed frozen until we thawed it ourselves and no write was seen since the flip; else what was harvested is pending
-again and the rounds go on, up to ``attempts``.
+between entering and leaving ``frozen`` runs with the event loop deliberately blocked, into memory locked beforehand, and every session is
+held still, so that no thread of the agent is in its journal. It is a point only if every file system stayed frozen until we thawed it
+ourselves and no write was seen since the flip; else what was harvested is pending again and the rounds go on, up to ``MAX_ATTEMPTS``.
+
+A tracker that reads the disk to harvest is not asked under a freeze: it would last for the whole scan. Its points rest on hooks alone
+that stopped the writers, or on a claim; the scan runs in the disk's executor and the event loop goes on.
 """
 
 from __future__ import annotations
@@ -28,20 +31,21 @@ from replication.dirty_bitmap import DirtyBitmap, GranuleRuns
 from replication.epoch_manifest import ConsistentCut, EpochFlag
 from replication.errors import BlockferryError
 from replication.extents import Extent
-from replication.identifiers import CutId, DiskId, EpochId, ItemId
+from replication.identifiers import CutId, DiskId, ItemId
 
 MAX_PRECOPY_ROUNDS: Final = 8
 MAX_ATTEMPTS: Final = 5
+PAGE_BYTES: Final = 4096
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class PointOutcome:
-    """``epochs`` names each disk's point epoch, shipped and sealed, if it was made; else ``reason`` says why not."""
+    """``epochs``: each disk's point epoch as it was sealed and put, if the point was made; else ``reason`` says why not."""
 
     cut: CutId
-    epochs: Mapping[DiskId, EpochId]
+    epochs: Mapping[DiskId, Epoch]
     reason: str = ""
     frozen_s: float | None = None
 
@@ -60,7 +64,7 @@ class PointImage:
         position = 0
         for extent in extents:
             self._views.append(memory[position : position + extent.length_bytes])
-            position += -(-extent.length_bytes // 4096) * 4096
+            position += -(-extent.length_bytes // PAGE_BYTES) * PAGE_BYTES
 
     def views(self) -> Sequence[tuple[Extent, memoryview]]:
         return list(zip(self._extents, self._views, strict=True))
@@ -83,6 +87,11 @@ class _DiskRound:
     harvest: Harvest | None = None
     runs: GranuleRuns | None = None
     image: PointImage | None = None
+
+    def harvest_now(self) -> None:
+        """Flip; ``bitmap`` is then all that may differ from the replica and is in no epoch yet."""
+        self.harvest = self.session.parts.tracker.begin_harvest(self.bitmap)
+        self.bitmap.mark_words(self.session.ledger.pending.words)
 
 
 @dataclass(slots=True)
@@ -114,7 +123,6 @@ class PointCoordinator:
         self._freezer = freezer
         self._memory = memory
         self._find_mounts = find_mounts
-        self._bitmaps: dict[DiskId, DirtyBitmap] = {}
 
     async def cut(
         self,
@@ -144,9 +152,9 @@ class PointCoordinator:
         freeze_budget_s: float,
         quiesced: bool = False,
     ) -> PointOutcome:
-        """Cut a point; the caller holds every session's ``gap``. On return its epochs are sealed, or the outcome says why not.
+        """Cut a point; the caller holds every session's ``gap``. On return its epochs are sealed and put, or the outcome says why not.
 
-        :param quiesced: hooks have stopped the writers: the word of a tracker that cannot prove quiet is not asked.
+        :param quiesced: the writers are stopped: the word of a tracker that cannot prove quiet is not asked.
         :raises ResyncRequired: if tracking is lost. On cancel the epochs that were cut are shipped later, not as points.
         """
         if any(session.ledger.is_seeding for session in sessions.values()):
@@ -156,35 +164,37 @@ class PointCoordinator:
             await self._precopy(sessions)
             for session in sessions.values():
                 await session.ready_to_harvest()
-            rounds = [_DiskRound(session, self._bitmap_of(session)) for _, session in sorted(sessions.items())]
             mounts = await asyncio.to_thread(self._find_mounts, sorted(sessions))
             await asyncio.to_thread(write_back, mounts)
-            reason, cut_time_ns, frozen_s = self._freeze_and_read(rounds, mounts, freeze_budget_s, quiesced=quiesced)
-            together = ConsistentCut(cut, item, tuple(sorted(sessions)))
-            epochs = [await self._keep(part, reason, flags, cut_time_ns, together) for part in rounds]
+            together_cut = ConsistentCut(cut, item, tuple(sorted(sessions)))
+            rounds = [_DiskRound(session, session.scratch) for _, session in sorted(sessions.items())]
+            async with AsyncExitStack() as still:
+                for part in rounds:
+                    await still.enter_async_context(part.session.held_still())
+                if any(part.session.harvest_reads_disk for part in rounds):
+                    reason, cut_time_ns = await self._scan_and_read(rounds, quiesced=quiesced)
+                    frozen_s = None
+                else:
+                    reason, cut_time_ns, frozen_s = self._freeze_and_read(
+                        rounds, mounts, freeze_budget_s, quiesced=quiesced
+                    )
+                epochs = [await self._keep(part, reason, flags, cut_time_ns, together_cut) for part in rounds]
             for session in sessions.values():
-                if mounts:
+                if mounts and frozen_s is not None:
                     session.figures.freezes_s.append(frozen_s)
             if not reason:
-                await self._ship(rounds, epochs)
-                made = {
-                    part.session.parts.disk: epoch.number for part, epoch in zip(rounds, epochs, strict=True) if epoch
-                }
-                return PointOutcome(cut, made, frozen_s=frozen_s)
+                sealed = await self._ship(rounds, epochs)
+                if len(sealed) == len(rounds):
+                    return PointOutcome(cut, sealed, frozen_s=frozen_s)
+                reason = "an epoch had to be opened again"
             _logger.info("no point was made", extra={"fields": {"attempt": attempt + 1, "reason": reason}})
         return PointOutcome(cut, {}, reason)
-
-    def _bitmap_of(self, session: DiskSession) -> DirtyBitmap:
-        bitmap = self._bitmaps.get(session.parts.disk)
-        if bitmap is None or bitmap.granules != session.ledger.geometry.granules:
-            bitmap = self._bitmaps[session.parts.disk] = DirtyBitmap(session.ledger.geometry.granules)
-        return bitmap
 
     async def _precopy(self, sessions: Mapping[DiskId, DiskSession]) -> None:
         """Ordinary epochs until one round is small enough that the next, frozen one will be."""
         for _ in range(MAX_PRECOPY_ROUNDS):
             await together(session.wait_for_room() for session in sessions.values())
-            shipped = await together(session.ship_next() for session in sessions.values())
+            shipped = await together(session.ship_next(urgent=True) for session in sessions.values())
             left = sum(session.ledger.pending_bytes() for session in sessions.values())
             if left == 0 and sum(shipped) <= self._memory.nbytes // 4:
                 return
@@ -197,30 +207,35 @@ class PointCoordinator:
         with self._freezer.frozen(mounts, budget_s) if mounts else _nothing_to_freeze(budget_s) as freeze:
             cut_time_ns = time.time_ns()
             for part in rounds:
-                part.harvest = part.session.parts.tracker.begin_harvest(part.bitmap)
-                part.bitmap.mark_words(part.session.ledger.pending.words)
-            reason = self._read(rounds, freeze.remaining_s)
-            if not reason and not quiesced and any(part.session.parts.tracker.wrote_since_flip() for part in rounds):
-                reason = "a write was seen while the last round was read"
+                part.harvest_now()
+            reason = self._read(rounds, freeze.remaining_s) or _seen_writing(rounds, quiesced=quiesced)
         result = freeze.result
         if not reason and (result is None or not result.is_point):
             reason = "the freeze has no result" if result is None else result.problem
-        # What was re-dirtied is in the bitmap and has been read; only what is unknown makes it no point.
-        if not reason and any(part.harvest and part.harvest.doubt.kind is DoubtKind.RESYNC for part in rounds):
-            reason = "tracking was in doubt"
-        return reason, cut_time_ns, 0.0 if result is None else result.duration_s
+        return reason or _in_doubt(rounds), cut_time_ns, 0.0 if result is None else result.duration_s
+
+    async def _scan_and_read(self, rounds: list[_DiskRound], *, quiesced: bool) -> tuple[str, int]:
+        """(why it is no point or "", cut time). The writers are stopped meanwhile; the event loop is not."""
+        cut_time_ns = time.time_ns()
+        for part in rounds:
+            await part.session.in_executor_interruptibly(part.harvest_now)
+        # In an executor that is waited for even when cancelled: the memory is the next point's too.
+        reason = await rounds[0].session.in_executor_interruptibly(lambda: self._read(rounds, lambda: 1.0))
+        return reason or _seen_writing(rounds, quiesced=quiesced) or _in_doubt(rounds), cut_time_ns
 
     def _read(self, rounds: list[_DiskRound], remaining_s: Callable[[], float]) -> str:
         used = 0
         for part in rounds:
             geometry = part.session.ledger.geometry
-            part.runs = part.bitmap.runs()
-            needed = part.runs.byte_count(geometry)
-            padded = needed + 4096 * len(part.runs)
-            if used + padded > self._memory.nbytes:
-                return f"{needed} bytes changed in the last round, more than the {self._memory.nbytes} reserved"
-            part.image = PointImage(self._memory[used : used + padded], list(part.runs.extents(geometry)))
-            used += -(-padded // 4096) * 4096
+            room_bytes = self._memory.nbytes - used
+            # As many as fit and one more: a bitmap full of single granules would take far more memory than the granules' room.
+            part.runs = part.bitmap.runs(room_bytes // geometry.granularity_bytes + 1)
+            needed = part.runs.byte_count(geometry) + PAGE_BYTES * len(part.runs)
+            if needed > room_bytes:
+                changed = part.bitmap.count() * geometry.granularity_bytes
+                return f"{changed} bytes changed in the last round, more than the {self._memory.nbytes} reserved"
+            part.image = PointImage(self._memory[used : used + needed], list(part.runs.extents(geometry)))
+            used += -(-needed // PAGE_BYTES) * PAGE_BYTES
             for extent, view in part.image.views():
                 if remaining_s() <= 0:
                     return "the freeze budget was used up"
@@ -233,16 +248,37 @@ class PointCoordinator:
         """Make the harvest durable: as a point epoch, or as pending if it is no point."""
         if part.harvest is None:
             return None
-        await part.session.absorb(part.harvest)
 
-        def change(ledger: EpochLedger) -> Epoch | None:
+        def make_epoch(ledger: EpochLedger) -> Epoch | None:
             return None if reason or part.runs is None else ledger.add_point(part.runs, flags, cut_time_ns, cut)
 
-        return await part.session.save_point(change)
+        return await part.session.keep_round(part.harvest, make_epoch)
 
-    async def _ship(self, rounds: list[_DiskRound], epochs: Sequence[Epoch | None]) -> None:
-        await together(
-            part.session.ship_epoch(epoch, part.image)
+    async def _ship(self, rounds: list[_DiskRound], epochs: Sequence[Epoch | None]) -> dict[DiskId, Epoch]:
+        """The epochs that are sealed and put as the point's, by disk."""
+        to_ship = [
+            (part.session, epoch, part.image)
             for part, epoch in zip(rounds, epochs, strict=True)
             if epoch is not None and part.image is not None
-        )
+        ]
+        sealed = await together(session.ship_epoch(epoch, image) for session, epoch, image in to_ship)
+        return {
+            session.parts.disk: epoch
+            for (session, _, _), epoch in zip(to_ship, sealed, strict=True)
+            if epoch is not None
+        }
+
+
+def _seen_writing(rounds: Sequence[_DiskRound], *, quiesced: bool) -> str:
+    """Why the last round is not of one instant, or "". A tracker that cannot prove quiet is excused if the writers are stopped."""
+    trackers = [part.session.parts.tracker for part in rounds]
+    if any(tracker.wrote_since_flip() for tracker in trackers if tracker.proves_quiet or not quiesced):
+        return "a write was seen while the last round was read"
+    return ""
+
+
+def _in_doubt(rounds: Sequence[_DiskRound]) -> str:
+    """What was re-dirtied is in the bitmap and has been read; only what is unknown makes it no point."""
+    if any(part.harvest and part.harvest.doubt.kind is DoubtKind.RESYNC for part in rounds):
+        return "tracking was in doubt"
+    return ""

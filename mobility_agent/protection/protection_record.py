@@ -6,15 +6,23 @@ asking again after a crash gets the same generation.
 
 from __future__ import annotations
 
+import logging
+import threading
 import uuid
 from pathlib import Path
 from typing import Final
 
+from pydantic import Field
+
 from replication.control_plane import GenerationGrant
 from replication.documents import Document, Uuid
 from replication.durable_file import DurableFile, make_directory_durably
+from replication.errors import PeerProtocolError
 
 _FILE: Final = "protection.json"
+_REMEMBERED_ORDERS: Final = 64
+
+_logger = logging.getLogger(__name__)
 
 
 class ProtectionState(Document):
@@ -24,39 +32,68 @@ class ProtectionState(Document):
     grant: GenerationGrant | None = None
     request: Uuid | None = None
     reason: str = ""
-    obeyed_resync: Uuid | None = None
-    """The newest resync order that was turned into a request."""
+    distrust_digests: bool = False
+    """The sink's history is not this agent's: the new generation must not rest on the digest table."""
+    obeyed_resyncs: list[Uuid] = Field(default_factory=list)
+    """The newest resync orders that were turned into a request."""
 
 
 class ProtectionRecord:
-    """One disk's record in ``directory``. Calls block; one caller at a time."""
+    """One disk's record in ``directory``. Calls block; callers in several threads wait for one another."""
 
     def __init__(self, directory: Path, item: str) -> None:
         make_directory_durably(directory)
         self._file = DurableFile(directory / _FILE)
+        self._lock = threading.Lock()
         content = self._file.read()
-        state = None if content is None else ProtectionState.decode(content)
-        if state is None or state.item != item:
-            state = ProtectionState(item=item)
-        self.state = state
+        self.state = self._usable(content, item)
 
-    def _save(self, state: ProtectionState) -> None:
+    def _usable(self, content: bytes | None, item: str) -> ProtectionState:
+        try:
+            state = None if content is None else ProtectionState.decode(content)
+        except PeerProtocolError as error:
+            # A new generation and a full comparison make up for it: better than a disk that never replicates again.
+            _logger.warning(
+                "the protection record is damaged",
+                extra={"fields": {"file": str(self._file.path), "error": str(error)}},
+            )
+            return ProtectionState(item=item, distrust_digests=True)
+        return state if state is not None and state.item == item else ProtectionState(item=item)
+
+    def _save(self, **changes: object) -> None:
+        state = self.state.model_copy(update=changes)
         self._file.replace(state.encode())
         self.state = state
 
-    def require_generation(self, reason: str, resync_order: str | None = None) -> str:
-        """Persist the duty to begin a new generation and return its request; a duty that is there already stays."""
-        changes: dict[str, object] = {}
-        request = self.state.request
-        if request is None:
-            request = str(uuid.uuid4())
-            changes |= {"request": request, "reason": reason}
-        if resync_order is not None:
-            changes["obeyed_resync"] = resync_order
-        if changes:
-            self._save(self.state.model_copy(update=changes))
-        return request
+    def has_obeyed(self, order: str) -> bool:
+        return order in self.state.obeyed_resyncs
+
+    def require_generation(self, reason: str, *, order: str | None = None, distrust_digests: bool = False) -> str:
+        """Persist the duty to begin a new generation and return its request; a duty that is there already stays.
+
+        :param order: the operator's order that this obeys.
+        """
+        with self._lock:
+            changes: dict[str, object] = {}
+            request = self.state.request
+            if request is None:
+                request = str(uuid.uuid4())
+                changes |= {"request": request, "reason": reason}
+            if order is not None and not self.has_obeyed(order):
+                changes["obeyed_resyncs"] = [*self.state.obeyed_resyncs, order][-_REMEMBERED_ORDERS:]
+            if distrust_digests and not self.state.distrust_digests:
+                changes["distrust_digests"] = True
+            if changes:
+                self._save(**changes)
+            return request
+
+    def renew_request(self) -> None:
+        """The duty is asked for under another name: the configuration server refuses the present one for ever."""
+        with self._lock:
+            if self.state.request is not None:
+                self._save(request=str(uuid.uuid4()))
 
     def fulfil(self, grant: GenerationGrant) -> None:
         """The new generation's ledger is durable: the duty is done."""
-        self._save(self.state.model_copy(update={"grant": grant, "request": None, "reason": ""}))
+        with self._lock:
+            self._save(grant=grant, request=None, reason="", distrust_digests=False)

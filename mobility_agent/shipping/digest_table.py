@@ -1,7 +1,10 @@
-"""The digest table: keyed BLAKE3 (128 bits) of each granule as applied at the sink; a memory-mapped file, never held in memory.
+"""The digest table: keyed BLAKE3 (128 bits) of each granule as applied at the sink; a file that is mapped to be read, never held in memory.
 
 Called by the epoch reader (skip equal rewrites), ``scan`` and resync (compare), and ``disk_session`` (update after a receipt).
 The header names the (generation, epoch) for which the table is exact (R1). Sixteen zero bytes mean: not known, counts as changed.
+
+It is written with write(2), not through the mapping: a full file system then is an error of the call, where a store to a mapped hole would
+end the agent with SIGBUS, and a frozen one blocks this thread alone.
 
 File: 4,096-byte header (little-endian: magic ``BFDT``, u16 version, u16 reserved, 16 bytes disk, u32 generation, u32 granularity,
 u64 size, u64 exact epoch, u64 applying epoch or 0, 8 bytes key check, xxh3-64 of all before), then 16 bytes a granule
@@ -10,10 +13,12 @@ u64 size, u64 exact epoch, u64 applying epoch or 0, 8 bytes key check, xxh3-64 o
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import struct
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +38,7 @@ _HEADER: Final = struct.Struct("<4sHH16sIIQQQ8s")
 _CHECKSUM: Final = struct.Struct("<Q")
 _MAGIC: Final = b"BFDT"
 _VERSION: Final = 1
+_SLICE_GRANULES: Final = 65536
 
 Digests = npt.NDArray[np.uint8]
 """Shape (n, 16)."""
@@ -59,7 +65,8 @@ class DigestTable:
             if fresh or not self._read_header():
                 self._start_anew()
                 sync_directory(path.parent)
-            self._map = mmap.mmap(self._descriptor, self._file_bytes)
+            # Truncated and grown again by ``forget_all``, the file keeps its size, and the mapping stays good.
+            self._map = mmap.mmap(self._descriptor, self._file_bytes, access=mmap.ACCESS_READ)
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -142,18 +149,26 @@ class DigestTable:
         return GranuleRuns.of(changed)
 
     def changed_in_hole(self, first_granule: int, granule_count: int) -> GranuleRuns:
-        """As ``changed_in`` for granules known to read as zeros."""
+        """As ``changed_in`` for granules known to read as zeros. Callers bound ``granule_count``: the answer may have half as many runs."""
         zero = np.frombuffer(self.zero_digest(self.geometry.granularity_bytes), dtype=np.uint8)
-        pieces: list[tuple[int, int]] = []
-        for first in range(first_granule, first_granule + granule_count, 65536):
-            count = min(65536, first_granule + granule_count - first)
-            different = np.flatnonzero((self._entries[first : first + count] != zero).any(axis=1)) + first
-            pieces.extend((granule, 1) for granule in different.tolist())
         last = self.geometry.granules - 1
-        short_zero = self.zero_digest(self.geometry.run_extent(last, 1).length_bytes)
-        if pieces and pieces[-1][0] == last and self.known(last) == short_zero:
-            pieces.pop()
-        return GranuleRuns.of(pieces)
+        pieces: list[npt.NDArray[np.int64]] = []
+        for first in range(first_granule, first_granule + granule_count, _SLICE_GRANULES):
+            count = min(_SLICE_GRANULES, first_granule + granule_count - first)
+            differs = (self._entries[first : first + count] != zero).any(axis=1)
+            if first + count - 1 == last:
+                short_zero = self.zero_digest(self.geometry.run_extent(last, 1).length_bytes)
+                differs[-1] = self.known(last) != short_zero
+            edges = np.flatnonzero(np.diff(differs.view(np.int8), prepend=np.int8(0), append=np.int8(0)))
+            runs = edges.reshape(-1, 2).astype(np.int64)
+            runs[:, 1] -= runs[:, 0]
+            runs[:, 0] += first
+            if pieces and len(runs) and int(pieces[-1][-1].sum()) == int(runs[0, 0]):
+                pieces[-1][-1, 1] += runs[0, 1]
+                runs = runs[1:]
+            if len(runs):
+                pieces.append(runs)
+        return GranuleRuns(np.concatenate(pieces)) if pieces else GranuleRuns.of(())
 
     # ---- updates, each crash-safe
 
@@ -162,46 +177,65 @@ class DigestTable:
 
         A crash in between leaves ``interrupted_epoch`` set at the next open. Repeating it is harmless.
         """
+        if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= self.geometry.granules):
+            raise IntegrityError("cannot record digests outside of the disk", disk=self._disk, epoch=epoch)
         self._begin(epoch)
-        if len(indices):
-            if int(indices.min()) < 0 or int(indices.max()) >= self.geometry.granules:
-                raise IntegrityError("cannot record digests outside of the disk", disk=self._disk, epoch=epoch)
-            self._entries[indices] = digests
+        order = np.argsort(indices, kind="stable")
+        sorted_indices, sorted_digests = indices[order], digests[order]
+        breaks = np.flatnonzero(np.diff(sorted_indices) != 1) + 1
+        for first, end in itertools.pairwise([0, *breaks.tolist(), len(sorted_indices)]):
+            if first < end:
+                self._write_entries(int(sorted_indices[first]), memoryview(sorted_digests[first:end].tobytes()))
         self._end(epoch)
 
     def forget(self, epoch: EpochId, runs: GranuleRuns) -> None:
         """As ``apply`` for an epoch whose applied content is not known: its granules become unknown."""
         self._begin(epoch)
-        for start, count in runs:
-            self._entries[start : start + count] = 0
+        self._clear(runs)
         self._end(epoch)
 
+    def _clear(self, runs: GranuleRuns) -> None:
+        unknown = memoryview(bytes(_SLICE_GRANULES * DIGEST_BYTES))
+        for start, count in runs:
+            for first in range(start, start + count, _SLICE_GRANULES):
+                self._write_entries(first, unknown[: min(_SLICE_GRANULES, start + count - first) * DIGEST_BYTES])
+
+    def _write_entries(self, first_granule: int, entries: memoryview) -> None:
+        position = _HEADER_BYTES + first_granule * DIGEST_BYTES
+        while entries:
+            written = os.pwrite(self._descriptor, entries, position)
+            entries, position = entries[written:], position + written
+
     def _begin(self, epoch: EpochId) -> None:
-        self._write_header(applying=max(epoch, 1))
+        self.interrupted_epoch = EpochId(max(epoch, 1))
+        self._write_header(applying=self.interrupted_epoch)
 
     def _end(self, epoch: EpochId) -> None:
-        self._map.flush()
+        os.fsync(self._descriptor)
         self.exact_epoch, self.interrupted_epoch = epoch, None
         self._write_header(applying=0)
 
-    def begin_generation(self, generation: GenerationId) -> None:
-        """The table as it is now is exact for epoch 0 of ``generation`` (its base); durable on return."""
-        self._map.flush()
+    def begin_generation(self, generation: GenerationId, unknown: Iterable[GranuleRuns]) -> None:
+        """The table without ``unknown`` is exact for epoch 0 of ``generation`` (its base); durable on return.
+
+        A crash in between leaves fewer granules known, under the old generation's name: repeat it.
+        """
+        for runs in unknown:
+            self._clear(runs)
+        os.fsync(self._descriptor)
         self.generation, self.exact_epoch, self.interrupted_epoch = generation, EpochId(0), None
         self._write_header(applying=0)
 
-    def forget_all(self) -> None:
-        """Every granule becomes unknown; durable on return."""
-        del self._entries
-        self._map.close()
+    def forget_all(self, generation: GenerationId, epoch: EpochId) -> None:
+        """Every granule becomes unknown, which is exact for any epoch: for ``epoch`` of ``generation``; durable on return."""
         self._start_anew()
-        self._map = mmap.mmap(self._descriptor, self._file_bytes)
-        self._entries = np.frombuffer(self._map, dtype=np.uint8, offset=_HEADER_BYTES).reshape(-1, DIGEST_BYTES)
+        self.generation, self.exact_epoch = generation, epoch
+        self._write_header(applying=0)
 
     def close(self) -> None:
         """Idempotent."""
         if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
             del self._entries
             self._map.close()
-            os.close(self._descriptor)
-            self._descriptor = -1

@@ -48,6 +48,11 @@ class DiskFigures:
     send_rate: Rate = field(default_factory=Rate)
     churn_rate: Rate = field(default_factory=Rate)
 
+    def note_applied_cut(self, cut_time_ns: int) -> None:
+        """Every write before ``cut_time_ns`` is applied at the sink; 0: nothing can be said."""
+        if cut_time_ns > (self.newest_applied_cut_ns or 0):
+            self.newest_applied_cut_ns = cut_time_ns
+
     def replication_lag_s(self, now_ns: int) -> float | None:
         return _age_s(self.newest_applied_cut_ns, now_ns)
 

@@ -8,6 +8,7 @@ epoch (R1). Zero granules travel as runs without data, whatever their length.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +18,7 @@ from mobility_agent.block_device.zero_runs import split_zero_runs
 from mobility_agent.change_tracker.interface import ExtentSource
 from mobility_agent.shipping.digest_table import DIGEST_BYTES, Digests, DigestTable, Indices
 from replication.batch_frame import BatchExtent, DataExtent, ZeroExtent
-from replication.dirty_bitmap import DirtyBitmap, GranuleRuns
+from replication.dirty_bitmap import GranuleRuns
 from replication.extents import Extent
 
 MAX_EXTENTS: Final = 4096
@@ -38,12 +39,13 @@ class EpochReader:
     """One attempt's reading. ``next_batch`` returns None when every granule was read."""
 
     def __init__(
-        self, source: ExtentSource, runs: GranuleRuns, table: DigestTable, not_to_skip: DirtyBitmap | None
+        self, source: ExtentSource, runs: GranuleRuns, table: DigestTable, not_to_skip: Sequence[GranuleRuns]
     ) -> None:
+        """:param not_to_skip: the granules of the other unconfirmed epochs: sent even if they equal the table."""
         self._source = source
         self._geometry = table.geometry
         self._table = table
-        self._not_to_skip = not_to_skip
+        self._not_to_skip = _Union(not_to_skip)
         self._runs = deque(runs)
 
     def next_batch(self, buffer: memoryview) -> FilledBatch | None:
@@ -85,9 +87,7 @@ class EpochReader:
             data = window[at : at + granularity]
             is_zero = granule in zero_granules
             digest = self._table.zero_digest(data.nbytes) if is_zero else self._table.digest(data)
-            if digest == self._table.known(granule) and not (
-                self._not_to_skip is not None and granule in self._not_to_skip
-            ):
+            if digest == self._table.known(granule) and granule not in self._not_to_skip:
                 continue
             filling.indices.append(granule)
             filling.digests.append(digest)
@@ -97,6 +97,20 @@ class EpochReader:
                 filling.add_data(Extent(extent.offset_bytes + at, data.nbytes), window, at)
                 in_use = at + granularity
         return in_use
+
+
+class _Union:
+    """Whether a granule is in any of several sets of runs. Its size goes with the runs, not with the disk."""
+
+    def __init__(self, sets: Sequence[GranuleRuns]) -> None:
+        pairs = np.concatenate([np.empty((0, 2), dtype=np.int64), *(runs.pairs for runs in sets)])
+        pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
+        self._starts = pairs[:, 0]
+        self._furthest_ends = np.maximum.accumulate(pairs.sum(axis=1)) if len(pairs) else self._starts
+
+    def __contains__(self, granule: int) -> bool:
+        before = int(np.searchsorted(self._starts, granule, side="right")) - 1
+        return before >= 0 and granule < int(self._furthest_ends[before])
 
 
 class _Filling:

@@ -7,9 +7,11 @@ it back when the process server has acknowledged. What the manifest must say is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
 import numpy as np
@@ -18,7 +20,7 @@ from mobility_agent.block_device.buffers import AlignedBuffer, BufferPool
 from mobility_agent.shipping.digest_table import DIGEST_BYTES, Digests, Indices
 from mobility_agent.shipping.disk_figures import DiskFigures
 from mobility_agent.shipping.epoch_reader import EpochReader, FilledBatch
-from mobility_agent.task_groups import first_cause
+from mobility_agent.task_groups import Crew
 from replication.batch_frame import BatchFrame, encode_batch
 from replication.data_plane import BatchAcknowledgement
 from replication.epoch_manifest import ManifestSegment
@@ -27,6 +29,10 @@ from replication.identifiers import AttemptNumber, BatchKey, BatchNumber, EpochI
 
 FIRST_BACKOFF_S: Final = 0.25
 MAX_BACKOFF_S: Final = 10.0
+MIN_ASKED_S: Final = 0.01
+MAX_ASKED_S: Final = 60.0
+"""What a peer may ask for: neither a busy loop nor a standstill."""
+_MAX_DOUBLINGS: Final = 16
 
 ResultT = TypeVar("ResultT")
 
@@ -53,19 +59,47 @@ class ShippedAttempt:
     logical_bytes: int
 
 
-async def finished_in(executor: Executor, function: Callable[[], ResultT]) -> ResultT:
-    """Run ``function`` in ``executor``; if cancelled, wait until it has ended, so that what it uses can be given back."""
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What a batch brings to the digest table; the batch's data is not kept."""
+
+    indices: Indices
+    digests: Digests
+
+
+@dataclass(slots=True)
+class _Sent:
+    """An attempt while it is read and sent. ``contents`` in batch order; ``segments`` as they are acknowledged."""
+
+    segments: dict[BatchNumber, ManifestSegment] = field(default_factory=dict)
+    contents: list[_Content] = field(default_factory=list)
+    logical_bytes: int = 0
+
+
+async def finished_in(
+    executor: Executor, function: Callable[[], ResultT], on_cancel: Callable[[], None] = lambda: None
+) -> ResultT:
+    """Run ``function`` in ``executor``; if cancelled, however often, wait until it has ended, so that what it uses can be given back.
+
+    ``on_cancel`` is called when it is cancelled, to make ``function`` end soon.
+    """
     future = asyncio.get_running_loop().run_in_executor(executor, function)
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        await asyncio.wait([future])
+        on_cancel()
+        while not future.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([future])
         raise
 
 
 def backoff_s(failures: int, asked_s: float | None) -> float:
-    """Seconds to wait after the n-th failure in a row (from 1): what the peer asked for, else doubling up to the maximum."""
-    return asked_s if asked_s is not None else min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** (failures - 1))
+    """Seconds to wait after the n-th failure in a row (from 1): what the peer asked for within bounds, else doubling up to the maximum."""
+    if asked_s is not None:
+        return min(MAX_ASKED_S, max(MIN_ASKED_S, asked_s))
+    doublings = min(_MAX_DOUBLINGS, max(0, failures - 1))
+    return min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0**doublings)
 
 
 class ShippingBuffers:
@@ -112,45 +146,46 @@ class EpochShipper:
         :raises BlockferryError: for what no retry mends: a read error, a refusal, a key conflict.
         On cancel nothing is lost: the attempt is void and the next one reads again.
         """
-        segments: dict[BatchNumber, ManifestSegment] = {}
-        filled_batches: list[tuple[Indices, Digests]] = []
-        logical_bytes = 0
-        slots = asyncio.Semaphore(self._window)
-        try:
-            async with asyncio.TaskGroup() as sends:
-                number = 0
-                while True:
-                    await slots.acquire()
-                    buffer = await self._buffers.acquire()
-                    try:
-                        batch = BatchKey(key.disk, key.generation, key.epoch, attempt, BatchNumber(number))
-                        filled = await finished_in(self._executor, lambda b=buffer, k=batch: self._fill(reader, b, k))  # type: ignore[misc]
-                    except BaseException:
-                        self._buffers.release(buffer)
-                        raise
-                    if filled is None:
-                        self._buffers.release(buffer)
-                        break
-                    content, frame = filled
-                    self._figures.read_bytes += content.read_bytes
-                    if frame is None:
-                        self._buffers.release(buffer)
-                        slots.release()
-                        continue
-                    filled_batches.append((content.indices, content.digests))
-                    logical_bytes += frame.logical_bytes
-                    sends.create_task(self._send(frame, buffer, slots, segments))
-                    number += 1
-        except BaseExceptionGroup as group:
-            raise first_cause(group) from group
-        indices = [batch_indices for batch_indices, _ in filled_batches]
-        digests = [batch_digests for _, batch_digests in filled_batches]
+        crew = Crew()
+        reading = crew.start(self._read_and_send(key, attempt, reader, crew))
+        await crew.finish()
+        sent = reading.result()
         return ShippedAttempt(
-            tuple(segments[number] for number in sorted(segments)),
-            np.concatenate(indices) if indices else np.empty(0, dtype=np.int64),
-            np.concatenate(digests) if digests else np.empty((0, DIGEST_BYTES), dtype=np.uint8),
-            logical_bytes,
+            tuple(sent.segments[number] for number in sorted(sent.segments)),
+            np.concatenate([np.empty(0, dtype=np.int64), *(content.indices for content in sent.contents)]),
+            np.concatenate([np.empty((0, DIGEST_BYTES), dtype=np.uint8), *(each.digests for each in sent.contents)]),
+            sent.logical_bytes,
         )
+
+    async def _read_and_send(self, key: EpochKey, attempt: AttemptNumber, reader: EpochReader, crew: Crew) -> _Sent:
+        """Read to the end, each batch sent by a task of ``crew``: ``segments`` is complete when they have ended."""
+        sent = _Sent()
+        slots = asyncio.Semaphore(self._window)
+        number = 0
+        while True:
+            await slots.acquire()
+            buffer = await self._buffers.acquire()
+            try:
+                batch = BatchKey(key.disk, key.generation, key.epoch, attempt, BatchNumber(number))
+                filled = await finished_in(self._executor, functools.partial(self._fill, reader, buffer, batch))
+            except BaseException:
+                self._buffers.release(buffer)
+                raise
+            if filled is None:
+                self._buffers.release(buffer)
+                return sent
+            content, frame = filled
+            self._figures.read_bytes += content.read_bytes
+            if frame is None:
+                self._buffers.release(buffer)
+                slots.release()
+                continue
+            sent.contents.append(_Content(content.indices, content.digests))
+            sent.logical_bytes += frame.logical_bytes
+            sending = crew.start(self._send(frame, sent.segments))
+            # Not by the task itself: cancelled before its first step it would never give the buffer back.
+            sending.add_done_callback(functools.partial(self._give_back, buffer, slots))
+            number += 1
 
     @staticmethod
     def _fill(
@@ -161,22 +196,16 @@ class EpochShipper:
             return None
         return filled, encode_batch(key, filled.extents) if filled.extents else None
 
-    async def _send(
-        self,
-        frame: BatchFrame,
-        buffer: AlignedBuffer,
-        slots: asyncio.Semaphore,
-        segments: dict[BatchNumber, ManifestSegment],
-    ) -> None:
-        try:
-            acknowledged = await self.persistently(lambda: self.uplink.put_batch(frame))
-            segments[frame.key.batch] = ManifestSegment(
-                frame.key.batch, acknowledged.segment_bytes, bytes.fromhex(acknowledged.tag), frame.digest
-            )
-            self._figures.sent_bytes += frame.frame_bytes
-        finally:
-            self._buffers.release(buffer)
-            slots.release()
+    def _give_back(self, buffer: AlignedBuffer, slots: asyncio.Semaphore, _sent: asyncio.Task[None]) -> None:
+        self._buffers.release(buffer)
+        slots.release()
+
+    async def _send(self, frame: BatchFrame, segments: dict[BatchNumber, ManifestSegment]) -> None:
+        acknowledged = await self.persistently(lambda: self.uplink.put_batch(frame))
+        segments[frame.key.batch] = ManifestSegment(
+            frame.key.batch, acknowledged.segment_bytes, bytes.fromhex(acknowledged.tag), frame.digest
+        )
+        self._figures.sent_bytes += frame.frame_bytes
 
     async def persistently(self, call: Callable[[], Awaitable[ResultT]]) -> ResultT:
         """Repeat ``call`` until it succeeds or fails with what is not Retryable; the peer's wish for patience is honoured."""

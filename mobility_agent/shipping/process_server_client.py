@@ -1,13 +1,18 @@
 """The agent's uplink: one process server over HTTPS with mutual TLS. Surface: ``replication/data_plane.py``.
 
-Called by ``epoch_shipper`` (batches, manifests) and ``disk_session`` (receipts). No hidden retries: each call is tried once within its
-deadline, and the error's class says whether to try again. Bodies go out as slices, since one large ``bytes`` costs twice the CPU.
+Called by ``epoch_shipper`` (batches, manifests) and ``disk_session`` (receipts). No hidden retries: each call is tried once, and the
+error's class says whether to try again. Bodies go out as slices, since one large ``bytes`` costs twice the CPU.
+
+A call's deadline runs from the last progress: each slice that the connection takes begins it anew, so that a slow line is slow and not
+broken, while a peer that stands still is noticed after ``timeout_s``. Answers are bounded in length and in time as a whole.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ssl
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final
 
 import aiohttp
@@ -22,7 +27,7 @@ from replication.data_plane import (
     receipt_path,
 )
 from replication.epoch_manifest import MAX_MANIFEST_BYTES
-from replication.errors import NotFound, PeerProtocolError, PeerUnavailable
+from replication.errors import NotFound, PeerProtocolError, PeerUnavailable, Refused, Unsupported
 from replication.identifiers import EpochId, EpochKey, GenerationKey
 from replication.service.problem import error_from_problem
 
@@ -31,10 +36,12 @@ _MAX_ANSWER_BYTES: Final = 1024 * 1024
 _CONNECT_TIMEOUT_S: Final = 10.0
 
 
-async def _slices(views: Iterable[memoryview]) -> AsyncIterator[memoryview]:
+async def _slices(views: Iterable[memoryview], progressed: Callable[[], None]) -> AsyncIterator[memoryview]:
     for view in views:
         for at in range(0, view.nbytes, _SLICE_BYTES):
+            progressed()
             yield view[at : at + _SLICE_BYTES]
+    progressed()
 
 
 class ProcessServerClient:
@@ -45,15 +52,19 @@ class ProcessServerClient:
         self._timeout_s = timeout_s
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=tls, limit=connections, keepalive_timeout=60.0),
-            timeout=aiohttp.ClientTimeout(total=timeout_s, connect=_CONNECT_TIMEOUT_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
             auto_decompress=False,
         )
+        self._hello: Hello | None = None
 
     async def close(self) -> None:
         await self._session.close()
 
     async def hello(self) -> Hello:
-        """:raises PeerProtocolError: if there is no common protocol version."""
+        """What the process server can take; asked before the first batch.
+
+        :raises PeerProtocolError: if there is no common protocol version.
+        """
         status, body = await self._request("GET", hello_path())
         hello = Hello.decode(self._expect(status, body, 200))
         if not hello.protocol_min <= PROTOCOL_VERSION <= hello.protocol_max:
@@ -62,10 +73,20 @@ class ProcessServerClient:
                 f"{hello.protocol_max}, this agent {PROTOCOL_VERSION}",
                 hint="upgrade the older of the two",
             )
+        self._hello = hello
         return hello
 
     async def put_batch(self, frame: BatchFrame) -> BatchAcknowledgement:
-        """On return the batch is durable in the process server's spool (P1). Repeating it is harmless (P4)."""
+        """On return the batch is durable in the process server's spool (P1). Repeating it is harmless (P4).
+
+        :raises KeyConflict: if the process server has another batch under this key (R4).
+        """
+        hello = self._hello or await self.hello()
+        if frame.data_bytes > hello.max_batch_data_bytes:
+            raise Unsupported(
+                f"cannot ship to process server {self.url}: it takes batches of {hello.max_batch_data_bytes} bytes",
+                hint="lower shipping.batch_bytes in the agent's configuration",
+            )
         views = (memoryview(frame.head), *frame.data)
         status, body = await self._request("PUT", batch_path(frame.key), views=views, length=frame.frame_bytes)
         return BatchAcknowledgement.decode(self._expect(status, body, 200, 201))
@@ -109,22 +130,38 @@ class ProcessServerClient:
         extra_wait_s: float = 0.0,
         max_answer_bytes: int = _MAX_ANSWER_BYTES,
     ) -> tuple[int, bytes]:
+        if not self.url.startswith("https://"):
+            raise Refused(f"cannot ship to {self.url}: it is not an https address")
         headers = {} if views is None else {"Content-Length": str(length), "Content-Type": "application/octet-stream"}
-        timeout = aiohttp.ClientTimeout(total=self._timeout_s + extra_wait_s, connect=_CONNECT_TIMEOUT_S)
+        deadline_s = self._timeout_s + extra_wait_s
         try:
-            async with self._session.request(
-                method,
-                self.url + path,
-                data=None if views is None else _slices(views),
-                headers=headers,
-                timeout=timeout,
-            ) as response:
-                body = await response.content.read(max_answer_bytes + 1)
-                while len(body) <= max_answer_bytes and (more := await response.content.readany()):
-                    body += more
-                if len(body) > max_answer_bytes:
-                    raise PeerProtocolError(f"cannot use the answer of process server {self.url}: it is too long")
-                return response.status, body
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S + deadline_s) as deadline:
+                async with self._session.request(
+                    method,
+                    self.url + path,
+                    data=None if views is None else _slices(views, lambda: _put_off(deadline, deadline_s)),
+                    headers=headers,
+                    allow_redirects=False,
+                ) as response:
+                    return response.status, await self._answer(response, max_answer_bytes)
+        except aiohttp.ClientError as error:
             reason = str(error) or type(error).__name__
             raise PeerUnavailable(f"cannot reach process server {self.url}: {reason}") from error
+        except TimeoutError as error:
+            raise PeerUnavailable(f"cannot reach process server {self.url}: no progress in {deadline_s:g} s") from error
+        except OSError as error:
+            raise PeerUnavailable(f"cannot reach process server {self.url}: {error}") from error
+
+    async def _answer(self, response: aiohttp.ClientResponse, max_answer_bytes: int) -> bytes:
+        body = bytearray()
+        while piece := await response.content.readany():
+            body += piece
+            if len(body) > max_answer_bytes:
+                raise PeerProtocolError(f"cannot use the answer of process server {self.url}: it is too long")
+        return bytes(body)
+
+
+def _put_off(deadline: asyncio.Timeout, seconds: float) -> None:
+    """Something moved. A request that is over already has no deadline any more: its body may still be winding up."""
+    with contextlib.suppress(RuntimeError):
+        deadline.reschedule(asyncio.get_running_loop().time() + seconds)

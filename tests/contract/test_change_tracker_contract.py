@@ -264,6 +264,18 @@ def test_quiet_is_claimed_only_if_it_can_be_proved(rig: Rig) -> None:
     assert rig.tracker.wrote_since_flip() == (not rig.tracker.proves_quiet)
 
 
+def test_the_serial_of_the_newest_commit_outlives_the_agent_where_marks_do(rig: Rig) -> None:
+    harvest_and_commit(rig)
+    assert rig.tracker.journal_serial == 0
+    rig.tracker.begin_harvest()
+    rig.tracker.commit_harvest(7)
+    rig.tracker.begin_harvest()
+    rig.tracker.commit_harvest()
+    rig.tracker.commit_harvest(8)
+    rig.reopen()
+    assert rig.tracker.journal_serial == (0 if rig.tracker.kind == "scan" else 7)
+
+
 def test_nothing_is_lost_between_close_and_the_next_attach(rig: Rig) -> None:
     harvest_and_commit(rig)
     rig.write(GRANULE, block(1))

@@ -53,6 +53,7 @@ class _Pinned:
     flipped: DirtyBitmap
     carried: DirtyBitmap
     resync_reason: str
+    journal_serial: int = 0
 
 
 @dataclass(slots=True)
@@ -87,6 +88,10 @@ class FakeDisk:
 
     def write_zeroes(self, extent: Extent) -> None:
         self.write(extent.offset_bytes, bytes(extent.length_bytes))
+
+    def current_size_bytes(self) -> int:
+        """As ``DiskReader``'s."""
+        return len(self.content)
 
     def read_into(self, buffer: memoryview, extent: Extent) -> None:
         """``ExtentSource``: the live content."""
@@ -160,10 +165,15 @@ class FakeTracker:
         self._open_doubt = Doubt(DoubtKind.RESYNC, pins.resync_reason) if pins.resync_reason else NO_DOUBT
         return Harvest(bitmap, self._open_doubt)
 
-    def commit_harvest(self) -> None:
+    @property
+    def journal_serial(self) -> int:
+        return 0 if self._disk.pinned is None else self._disk.pinned.journal_serial
+
+    def commit_harvest(self, journal_serial: int = 0) -> None:
         if self._open_doubt is None:
             return
         pins = self._pins()
+        pins.journal_serial = journal_serial or pins.journal_serial
         pins.flipped.clear_all()
         pins.carried.clear_all()
         pins.carried.mark_words(self._late.words)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import cast
 
 from mobility_agent.block_device.reader import DiskReader
 from mobility_agent.core.epoch_ledger import EpochLedger
+from mobility_agent.core.own_writes import EchoRule, StateWrites
 from mobility_agent.protection.disk_session import DiskParts, DiskSession, SessionLimits
 from mobility_agent.protection.epoch_journal import EpochJournal
 from mobility_agent.quiesce.interface import Freeze, FreezeResult, Mount
@@ -69,6 +71,8 @@ class SessionSite:
     sink: MemorySink = field(init=False)
     session: DiskSession | None = None
     doubts: list[str] = field(default_factory=list)
+    state_writes: StateWrites = field(default_factory=lambda: StateWrites(time.monotonic))
+    echo: EchoRule | None = None
     _task: asyncio.Task[None] | None = None
     _parts: DiskParts | None = None
 
@@ -91,7 +95,7 @@ class SessionSite:
             ledger.begin_seeding()
             journal.save(ledger)
             tracker.begin_harvest()
-            tracker.commit_harvest()
+            tracker.commit_harvest(ledger.serial)
         executor = ThreadPoolExecutor(1)
         figures = DiskFigures()
         self._parts = DiskParts(
@@ -106,6 +110,8 @@ class SessionSite:
             writer_key=self.sink.writer.public,
             figures=figures,
             note_doubt=self.doubts.append,
+            state_writes=self.state_writes,
+            echo=self.echo,
         )
         shipper = EpochShipper(
             self.sink, ShippingBuffers(3, 4 * GRANULARITY_BYTES), executor, figures, window=2, on_peer=_ignore
@@ -121,7 +127,7 @@ class SessionSite:
         """End the session wherever it is."""
         if self._task is not None and self._parts is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, BlockferryError):
+            with contextlib.suppress(asyncio.CancelledError, BlockferryError, OSError):
                 await self._task
             self._parts.executor.shutdown()
             self._parts.table.close()

@@ -110,4 +110,5 @@ class ControlRecord(ctypes.Structure):
         ("lost_completed", ctypes.c_uint64),  # sectors, for metrics
         ("lost_issued", ctypes.c_uint64),
         ("statistics_was_off", ctypes.c_uint64),  # 1: queue/iostats was 0 before; restored by discard
+        ("journal_serial", ctypes.c_uint64),  # the newest that a commit was told; 0 in pins of before it was kept
     )

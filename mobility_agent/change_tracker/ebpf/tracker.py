@@ -244,9 +244,15 @@ class EbpfTracker:
         self._stage = _Stage.RETURNED
         return Harvest(bitmap, self._doubt())
 
-    def commit_harvest(self) -> None:
+    @property
+    def journal_serial(self) -> int:
+        return int(self._control.journal_serial)
+
+    def commit_harvest(self, journal_serial: int = 0) -> None:
         if self._stage is not _Stage.RETURNED:
             return
+        if journal_serial:
+            self._control.journal_serial = journal_serial  # before anything is forgotten
         self._halves.commit()
         self._control.resync_cause = Cause.NONE
         self._redirty_reason = ""

@@ -1,0 +1,107 @@
+"""When the next recovery point of an item is due, and whether those that were made still stand.
+
+Asked by ``item_session`` several times a second. A point stands while every disk's part of it is sealed and on its way, or applied. One
+whose epoch had to be opened again (a spool lost) does not: it is due again, and a request that it answered is open again.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from mobility_agent.core.epoch_ledger import EpochLedger
+from replication.control_plane import PointRequest, ReplicationTiming
+from replication.identifiers import CutId
+from replication.store_documents import Consistency
+
+FAILED_POINT_RETRY_S: Final = 5.0
+MIN_INTERVAL_S: Final = 1.0
+"""However short an interval the policy states."""
+
+
+class PointHolder(Protocol):
+    """What the schedule asks of a disk's session."""
+
+    @property
+    def ledger(self) -> EpochLedger: ...
+
+    def holds_cut(self, cut: CutId) -> bool:
+        """Whether its part of ``cut`` is sealed and on its way, or applied."""
+        ...
+
+    def has_applied_cut(self, cut: CutId) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DuePoint:
+    """A point to be cut now."""
+
+    cut: CutId
+    consistency: Consistency
+
+
+@dataclass(slots=True)
+class _Made:
+    """A point that was made. Once every disk has applied its part, nothing can take it back: ``is_settled``."""
+
+    cut: CutId
+    made_s: float
+    is_settled: bool = False
+
+    def stands(self, sessions: Collection[PointHolder]) -> bool:
+        self.is_settled = self.is_settled or all(session.has_applied_cut(self.cut) for session in sessions)
+        return self.is_settled or all(session.holds_cut(self.cut) for session in sessions)
+
+
+class PointSchedule:
+    """Times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._newest: _Made | None = None
+        self._newest_app: _Made | None = None
+        self._answer: _Made | None = None
+        """To the newest request."""
+        self._not_before_s = float("-inf")
+
+    def due(
+        self,
+        timing: ReplicationTiming,
+        request: PointRequest | None,
+        sessions: Collection[PointHolder],
+        now_s: float,
+    ) -> DuePoint | None:
+        """The point that is due, None if none is. A request goes first, and is answered by a cut of its own name."""
+        if now_s < self._not_before_s or any(session.ledger.is_seeding for session in sessions):
+            return None
+        if request is not None and not self._is_answered(request, sessions, now_s):
+            return DuePoint(CutId(request.request), request.consistency)
+        app_interval_s = timing.app_consistent_interval_s
+        if app_interval_s is not None and _is_due(self._newest_app, app_interval_s, sessions, now_s):
+            return DuePoint(CutId(str(uuid.uuid4())), "app")
+        if _is_due(self._newest, timing.recovery_point_interval_s, sessions, now_s):
+            return DuePoint(CutId(str(uuid.uuid4())), "crash")
+        return None
+
+    def _is_answered(self, request: PointRequest, sessions: Collection[PointHolder], now_s: float) -> bool:
+        """Also if that was before this agent was started: the ledgers and receipts name the cut."""
+        if self._answer is None or self._answer.cut != request.request:
+            self._answer = _Made(CutId(request.request), now_s)
+        return self._answer.stands(sessions)
+
+    def note_made(self, point: DuePoint, now_s: float) -> None:
+        """Every disk's part of ``point`` is sealed and put."""
+        self._newest = _Made(point.cut, now_s)
+        if point.consistency == "app":
+            self._newest_app = self._newest
+
+    def note_failed(self, now_s: float) -> None:
+        """It could not be made: not at once again."""
+        self._not_before_s = now_s + FAILED_POINT_RETRY_S
+
+
+def _is_due(newest: _Made | None, interval_s: float, sessions: Collection[PointHolder], now_s: float) -> bool:
+    if newest is None:
+        return True
+    return now_s - newest.made_s >= max(MIN_INTERVAL_S, interval_s) or not newest.stands(sessions)
