@@ -311,9 +311,7 @@ async def check_end(world: World) -> None:
         jobs = {job.kind: job.state for job in await session.scalars(select(JobRow))}
         ended = [e.message for e in await session.scalars(select(EventRow).where(EventRow.kind == "job-succeeded"))]
         left = [row.name for row in await session.scalars(select(MadeDiskRow)) if row.deleted_ns is None]
-    assert jobs == dict.fromkeys(
-        ("enable-replication", "test-migrate", "cleanup", "migrate", "complete"), "succeeded"
-    )
+    assert jobs == dict.fromkeys(("enable-replication", "test-migrate", "cleanup", "migrate", "complete"), "succeeded")
     assert len(ended) == len(jobs)
     assert sorted(left) == ["web-1-disk1", "web-1-disk2"]
 
