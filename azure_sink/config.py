@@ -17,7 +17,7 @@ from azure_sink.replica_writer.settings import WriterSettings
 from replication.blob_client.settings import check_account_name, parse_account_key, read_account_key
 from replication.errors import SettingsError
 from replication.service.https import ListenAddress
-from replication.service.logs import LogFormat, LogLevel
+from replication.service.logs import LogSettings
 from replication.service.observability import ObservabilitySettings
 
 DEFAULT_CONFIG: Final = "/etc/blockferry/azure-sink.yaml"
@@ -25,14 +25,6 @@ DEFAULT_BLOB_LISTEN: Final = "127.0.0.1:10000"
 DEFAULT_BLOB_STATE_DIR: Final = Path("/var/lib/blockferry/azure-sink/blob")
 DEFAULT_OBSERVABILITY: Final = "127.0.0.1:9884"
 MIN_ARENA_BYTES: Final = MIB
-
-
-@dataclass(frozen=True, slots=True)
-class LogSettings:
-    """``auto``: text on a terminal, JSON otherwise."""
-
-    format: LogFormat = "auto"
-    level: LogLevel = "info"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from replication.blob_client.settings import BlobEndpointSettings
 from replication.documents import WriterPublicKey
 from replication.errors import InvalidInput, SettingsError
 from replication.service.https import ListenAddress
-from replication.service.logs import LogFormat, LogLevel
+from replication.service.logs import LogSettings
 from replication.service.observability import ObservabilitySettings
 
 DEFAULT_CONFIG: Final = "/etc/blockferry/config-server.yaml"
@@ -55,14 +55,6 @@ class ReconcilerSettings:
     def __post_init__(self) -> None:
         if min(self.interval_s, self.point_interval_s, self.point_timeout_s) <= 0 or self.answer_keep_s < 0:
             raise SettingsError("cannot use an interval that is not positive")
-
-
-@dataclass(frozen=True, slots=True)
-class LogSettings:
-    """``auto``: text on a terminal, JSON otherwise."""
-
-    format: LogFormat = "auto"
-    level: LogLevel = "info"
 
 
 @dataclass(frozen=True, slots=True)

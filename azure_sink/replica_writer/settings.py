@@ -45,7 +45,7 @@ class WriterSettings:
     def __post_init__(self) -> None:
         if not MIN_LEASE_S <= self.lease_s <= MAX_LEASE_S or self.lease_s != int(self.lease_s):
             raise SettingsError(
-                f"cannot use a lease of {self.lease_s} s", hint=f"{MIN_LEASE_S} to {MAX_LEASE_S} whole seconds"
+                f"cannot use a lease of {self.lease_s:g} s", hint=f"{MIN_LEASE_S} to {MAX_LEASE_S} whole seconds"
             )
         for name, low, high in (
             ("segment_slots", 1, 64),
