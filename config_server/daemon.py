@@ -109,14 +109,15 @@ async def running_site(
             wake_reconciler=reconciler.wake,
         )
         registry.register(reconciler.figures)
-        observability = await start_observability(settings.observability, board, registry)
-        stack.push_async_callback(observability.close)
         server = await start_server(
             make_application(site, ROUTES),
             ListenAddress.parse(settings.listen),
             identity.server_context(require_client=False),
         )
         stack.push_async_callback(server.close)
+        # After the service, so that whoever waits for /healthz finds the service there.
+        observability = await start_observability(settings.observability, board, registry)
+        stack.push_async_callback(observability.close)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         if reconcile:
             stack.callback(tasks.create_task(reconciler.run()).cancel)

@@ -8,15 +8,40 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 
 from deploy.demo import preflight
 from deploy.demo.operator import DemoError
+from deploy.demo.remains import Remains
 from deploy.demo.road import Road
 from deploy.demo.source import FileSystemSource, PlainFileSource, Source
+
+
+def _interrupted(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _clear(directory: Path, console: Console) -> bool:
+    """Remove what an earlier demo left; False, said, if its site still runs or cannot be taken down."""
+    remains = Remains.read(directory)
+    if remains is not None:
+        if remains.alive():
+            console.print(f"[red]cannot start:[/red] the site of an earlier demo still runs under {directory}")
+            console.print(f"To stop it: {sys.executable} -m deploy.demo.remains {directory}")
+            return False
+        try:
+            remains.end()
+        except RuntimeError as error:
+            console.print(f"[red]cannot start:[/red] an earlier demo was killed and cannot be cleared away: {error}")
+            return False
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    return True
 
 
 def main() -> int:
@@ -27,14 +52,16 @@ def main() -> int:
         for problem in ready.problems:
             console.print(f"[red]cannot start:[/red] {problem}")
         return 2
+    if not _clear(directory, console):
+        return 2
     keep = os.environ.get("KEEP") == "1"
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
     source: Source
     if ready.is_root and os.environ.get("PLAIN") != "1":
         source = FileSystemSource(directory / "lab-server")
     else:
         source = PlainFileSource(directory / "lab-server")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupted)
     road = Road(directory, source, console, keep=keep)
     failed = True
     try:
@@ -46,6 +73,8 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("\ninterrupted")
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         road.end(failed=failed)
     return 1 if failed else 0
 

@@ -22,31 +22,39 @@ from deploy.demo.workload import RECORD_BYTES, read_ledger
 _SLICE_BYTES: Final = 4 * 1024 * 1024
 
 
-def sha256_of(path: Path, size_bytes: int) -> str:
-    """SHA-256 of the first ``size_bytes``."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        left = size_bytes
-        while left:
-            piece = file.read(min(_SLICE_BYTES, left))
-            if not piece:
-                raise DemoError(f"{path} ends {left} bytes too early")
-            digest.update(piece)
-            left -= len(piece)
-    return digest.hexdigest()
-
-
 def first_difference(one: Path, other: Path, size_bytes: int) -> int | None:
     """Offset of the first byte in which both differ within ``size_bytes``; None if they are identical there."""
+    try:
+        sha256_if_identical(one, other, size_bytes)
+    except DifferenceError as difference:
+        return difference.offset
+    return None
+
+
+class DifferenceError(DemoError):
+    """Two disks differ at ``offset``."""
+
+    def __init__(self, one: Path, other: Path, offset: int) -> None:
+        super().__init__(f"{other} differs from {one} at byte {offset}")
+        self.offset = offset
+
+
+def sha256_if_identical(one: Path, other: Path, size_bytes: int) -> str:
+    """Compare the first ``size_bytes`` of both byte by byte, reading each once; their SHA-256.
+
+    :raises DifferenceError: at the first byte in which they differ, also where one ends.
+    """
+    digest = hashlib.sha256()
     with one.open("rb") as first, other.open("rb") as second:
         for offset in range(0, size_bytes, _SLICE_BYTES):
             length = min(_SLICE_BYTES, size_bytes - offset)
             a, b = first.read(length), second.read(length)
             if a != b or len(a) != length:
-                return offset + next(
-                    (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-                )
-    return None
+                common = min(len(a), len(b))
+                at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), common)
+                raise DifferenceError(one, other, offset + at)
+            digest.update(a)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

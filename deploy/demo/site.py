@@ -7,29 +7,31 @@ site's; they share nothing but TCP connections.
 from __future__ import annotations
 
 import base64
-import contextlib
+import functools
 import os
 import secrets
 import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import yaml
 
+from deploy.demo.daemon_process import DaemonProcess, environment_with
 from deploy.demo.preflight import free_ports
 
 ACCOUNT: Final = "blockferrydemo"
 DAEMONS: Final = ("azure-sink", "config-server", "process-server", "mobility-agent")
-PIN_ROOT: Final = Path("/sys/fs/bpf/blockferry-demo")
-"""Apart from an agent that may run on this machine for real."""
-READY_DEADLINE_S: Final = 30.0
-STOP_DEADLINE_S: Final = 15.0
+_BPF_FILE_SYSTEM: Final = Path("/sys/fs/bpf")
+RECEIVED_BYTES: Final = "blockferry_process_server_received_bytes_total"
+SEALED_BYTES: Final = "blockferry_process_server_sealed_bytes_total"
+UPLOADED_BYTES: Final = "blockferry_process_server_uploaded_bytes_total"
+_COUNTERS: Final = {"process-server": (RECEIVED_BYTES, SEALED_BYTES, UPLOADED_BYTES)}
+_SAMPLE_EVERY_S: Final = 0.5
 _MODULES: Final = {
     "azure-sink": "azure_sink",
     "config-server": "config_server",
@@ -37,20 +39,6 @@ _MODULES: Final = {
     "mobility-agent": "mobility_agent",
     "migratectl": "config_server.migratectl",
 }
-_DIE_WITH_PARENT: Final = ("setpriv", "--pdeathsig", "KILL")
-
-
-@dataclass(slots=True)
-class Daemon:
-    """One daemon: how it is run, its process, and the most memory it was seen to use."""
-
-    name: str
-    command: list[str]
-    log: Path
-    health_port: int
-    process: subprocess.Popen[bytes] | None = None
-    peak_anonymous_bytes: int = 0
-    starts: int = 0
 
 
 @dataclass
@@ -62,7 +50,7 @@ class Site:
     tracker: str = "auto"
     hooks: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     keep: bool = False
-    daemons: dict[str, Daemon] = field(default_factory=dict)
+    daemons: dict[str, DaemonProcess] = field(default_factory=dict)
     fingerprint: str = ""
     _sampling: threading.Event = field(default_factory=threading.Event)
 
@@ -77,6 +65,11 @@ class Site:
     @property
     def store_url(self) -> str:
         return f"https://127.0.0.1:{self.ports['blob']}/{ACCOUNT}"
+
+    @property
+    def pin_root(self) -> Path:
+        """Where the agent pins its tracker: apart from other demos and from an agent that may run on this machine for real."""
+        return _BPF_FILE_SYSTEM / f"blockferry-demo-{self.ports['config']}"
 
     @property
     def token_file(self) -> Path:
@@ -100,19 +93,35 @@ class Site:
             path = self._config_path(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(yaml.safe_dump(document, sort_keys=False))
-        self.run("azure-sink", "init", "--config", self._config_path("azure-sink"))
-        writer_key = self.run("azure-sink", "show-writer-key", "--config", self._config_path("azure-sink"))
-        (self.directory / "config-server" / "writer.pub").write_text(writer_key + "\n")
-        config = self._config_path("config-server")
-        self.run("config-server", "init", "--config", config, "--token-file", self.token_file)
-        self.fingerprint = self.run("config-server", "show-fingerprint", "--config", config)
-        self.authority_file.write_text(self.run("config-server", "show-authority", "--config", config) + "\n")
+        _side_by_side(self._install_sink, self._install_config_server)
         sink_tls = self.directory / "azure-sink" / "tls"
+        config = self._config_path("config-server")
         self.run("config-server", "issue-certificate", "--config", config, "--ip", "127.0.0.1", "--out", sink_tls)
         self._add("azure-sink", ["all"], self.ports["h-sink"])
         self._add("config-server", ["run"], self.ports["h-config"])
         self._add("process-server", ["run"], self.ports["h-process"])
         self._add("mobility-agent", ["run"], self.ports["h-agent"])
+
+    def _install_sink(self) -> None:
+        config = self._config_path("azure-sink")
+        self.run("azure-sink", "init", "--config", config)
+        writer_key = self.run("azure-sink", "show-writer-key", "--config", config)
+        (self.directory / "config-server" / "writer.pub").write_text(writer_key + "\n")
+
+    def _install_config_server(self) -> None:
+        config = self._config_path("config-server")
+        self.run("config-server", "init", "--config", config, "--token-file", self.token_file)
+        self.fingerprint = self.run("config-server", "show-fingerprint", "--config", config)
+        self.authority_file.write_text(self.run("config-server", "show-authority", "--config", config) + "\n")
+
+    def start_all(self) -> None:
+        """Start the servers, enrol process server and agent as an operator would, start these; their memory is sampled from then on."""
+        self.start("azure-sink", "config-server")
+        passphrase = self.migratectl("create-enrolment-passphrase")
+        enrolling = ("process-server", "mobility-agent")
+        _side_by_side(*(functools.partial(self.enrol, name, passphrase) for name in enrolling))
+        self.start(*enrolling)
+        self.sample()
 
     def _store(self) -> dict[str, object]:
         return {
@@ -161,7 +170,7 @@ class Site:
                 "state_dir": str(self.directory / "mobility-agent" / "state"),
                 "disk_files": [str(path) for path in self.disk_files],
                 "heartbeat_s": 1,
-                "tracker": {"kind": self.tracker, "scan_interval_s": 3, "pin_root": str(PIN_ROOT)},
+                "tracker": {"kind": self.tracker, "scan_interval_s": 3, "pin_root": str(self.pin_root)},
                 "quiesce": {"pre": list(pre), "post": list(post)},
                 "observability": observability("h-agent"),
             },
@@ -175,10 +184,10 @@ class Site:
         with os.fdopen(descriptor, "w") as file:
             file.write(text + "\n")
 
-    def enrol(self, name: str) -> None:
+    def enrol(self, name: str, passphrase: str) -> None:
         """Enrol a process server or agent: passphrase and the authority's fingerprint, as an operator would."""
         passphrase_file = self.directory / "operator" / f"passphrase-{name}"
-        self._write_secret(passphrase_file, self.migratectl("create-enrolment-passphrase"))
+        self._write_secret(passphrase_file, passphrase)
         arguments = ["enrol", "--config", str(self._config_path(name)), "--fingerprint", self.fingerprint]
         arguments += ["--passphrase-file", str(passphrase_file)]
         self.run(name, *arguments)
@@ -203,111 +212,77 @@ class Site:
         return self.run("migratectl", *arguments)
 
     def _environment(self) -> dict[str, str]:
-        return {
-            **os.environ,
-            "BLOCKFERRY_URL": self.config_url,
-            "BLOCKFERRY_TOKEN_FILE": str(self.token_file),
-            "BLOCKFERRY_AUTHORITY": str(self.authority_file),
-        }
+        return environment_with(
+            BLOCKFERRY_URL=self.config_url,
+            BLOCKFERRY_TOKEN_FILE=str(self.token_file),
+            BLOCKFERRY_AUTHORITY=str(self.authority_file),
+        )
 
     # ---- daemons
 
     def _add(self, name: str, arguments: list[str], health_port: int) -> None:
-        command = self.command(name, *arguments, "--config", self._config_path(name))
-        self.daemons[name] = Daemon(name, command, self.directory / name / "log", health_port)
+        self.daemons[name] = DaemonProcess(
+            name,
+            self.command(name, *arguments, "--config", self._config_path(name)),
+            self._environment(),
+            self.directory / name / "log",
+            health_port,
+            counters=_COUNTERS.get(name, ()),
+            outlives_demo=self.keep,
+        )
 
-    def start(self, name: str) -> None:
-        """Start a daemon and wait until its health page answers.
+    def start(self, *names: str) -> None:
+        """Start daemons and wait until they are ready. On the main thread only.
 
-        :raises RuntimeError: if it ends or does not answer in time; with the end of its log.
+        :raises RuntimeError: if one does not become ready; with the end of its log.
         """
-        daemon = self.daemons[name]
-        with daemon.log.open("ab") as log:
-            daemon.process = subprocess.Popen(
-                daemon.command if self.keep else [*_DIE_WITH_PARENT, *daemon.command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self._environment(),
-                start_new_session=self.keep,
-            )
-        daemon.starts += 1
-        deadline_s = time.monotonic() + READY_DEADLINE_S
-        while not _answers(daemon.health_port):
-            if daemon.process.poll() is not None or time.monotonic() > deadline_s:
-                raise RuntimeError(f"{name} did not become ready; the end of {daemon.log}:\n{self.tail(name)}")
-            time.sleep(0.05)
+        for name in names:
+            self.daemons[name].launch()
+        for name in names:
+            self.daemons[name].wait_until_ready()
 
     def tail(self, name: str, lines: int = 15) -> str:
-        return "\n".join(self.daemons[name].log.read_text(errors="replace").splitlines()[-lines:])
+        return self.daemons[name].tail(lines)
 
     def kill(self, name: str) -> None:
         """SIGKILL: no farewell."""
-        process = self.daemons[name].process
-        if process is not None:
-            process.kill()
-            process.wait()
+        self.daemons[name].kill()
 
     def stop(self, name: str) -> None:
         """SIGTERM, and SIGKILL if it does not end in time."""
-        process = self.daemons[name].process
-        if process is None or process.poll() is not None:
-            return
-        process.terminate()
-        try:
-            process.wait(STOP_DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        self.daemons[name].stop()
+
+    def running(self) -> list[int]:
+        """Process ids of the daemons that run."""
+        found = [daemon.process for daemon in self.daemons.values()]
+        return [process.pid for process in found if process is not None and process.poll() is None]
 
     def stop_all(self) -> None:
+        """Stop what runs, in the reverse order, and remove the tracker's pins."""
         self._sampling.set()
         for name in reversed(DAEMONS):
             if name in self.daemons:
                 self.stop(name)
-        for disk in PIN_ROOT.iterdir() if PIN_ROOT.is_dir() else ():
+        for disk in self.pin_root.iterdir() if self.pin_root.is_dir() else ():
             for pin in disk.iterdir():
                 pin.unlink()
             disk.rmdir()
-        if PIN_ROOT.is_dir():
-            PIN_ROOT.rmdir()
+        if self.pin_root.is_dir():
+            self.pin_root.rmdir()
 
-    def metric(self, name: str, metric: str) -> float:
-        """The sum of one of a daemon's metrics over its labels; 0 if it has none."""
-        url = f"http://127.0.0.1:{self.daemons[name].health_port}/metrics"
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as response:
-            lines = response.read().decode().splitlines()
-            return sum(
-                float(line.rpartition(" ")[2]) for line in lines if line.partition("{")[0].split(" ")[0] == metric
-            )
-        return 0.0
-
-    def sample_memory(self) -> None:
-        """Note each daemon's anonymous memory twice a second until ``stop_all``, in a thread."""
+    def sample(self) -> None:
+        """Sample every daemon's memory and counters twice a second until ``stop_all``, in a thread."""
 
         def sample() -> None:
-            while not self._sampling.wait(0.5):
+            while not self._sampling.wait(_SAMPLE_EVERY_S):
                 for daemon in self.daemons.values():
-                    daemon.peak_anonymous_bytes = max(daemon.peak_anonymous_bytes, _anonymous_bytes(daemon.process))
+                    daemon.sample()
 
-        threading.Thread(target=sample, name="memory", daemon=True).start()
-
-
-def _answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=1):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
+        threading.Thread(target=sample, name="samples", daemon=True).start()
 
 
-def _anonymous_bytes(process: subprocess.Popen[bytes] | None) -> int:
-    if process is None:
-        return 0
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    return 0
+def _side_by_side(*steps: Callable[[], None]) -> None:
+    """Run steps in threads of their own; the first error is raised once all have ended."""
+    with ThreadPoolExecutor(len(steps)) as pool:
+        for step in [pool.submit(step) for step in steps]:
+            step.result()

@@ -19,7 +19,8 @@ from deploy.demo import proof
 from deploy.demo.lab_server import DISK_BYTES, FILL_BYTES, LabDisk
 from deploy.demo.operator import DemoError
 from deploy.demo.proof import DrillVerdict
-from deploy.demo.workload import read_ledger
+from deploy.demo.remains import Remains
+from deploy.demo.workload import paused_marker, read_ledger
 
 PLAIN_DISK_BYTES: Final = 512 * 2**20
 PLAIN_FILL_BYTES: Final = 160 * 2**20
@@ -49,7 +50,9 @@ class Source(Protocol):
         """Plain files that the agent is told to offer."""
         ...
 
-    def create(self, progress: Progress) -> None: ...
+    def create(self) -> None: ...
+
+    def fill(self, progress: Progress) -> None: ...
 
     def start_workload(self) -> None: ...
 
@@ -62,6 +65,13 @@ class Source(Protocol):
         ...
 
     def check_drill(self, image: Path, cut_time_ns: int) -> DrillVerdict: ...
+
+    @property
+    def workload_pid(self) -> int | None: ...
+
+    def remains(self) -> Remains:
+        """What of the machine it uses now, without processes."""
+        ...
 
     def destroy(self) -> None: ...
 
@@ -79,6 +89,10 @@ class _Workload:
         command = [sys.executable, "-m", "deploy.demo.workload", *map(str, arguments), "--ledger", str(self.ledger)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    @property
+    def pid(self) -> int | None:
+        return None if self.process is None or self.process.poll() is not None else self.process.pid
 
     def commits(self) -> int:
         if self.process is not None and self.process.poll() is not None:
@@ -122,8 +136,10 @@ class FileSystemSource:
     def disk_files(self) -> tuple[Path, ...]:
         return ()
 
-    def create(self, progress: Progress) -> None:
+    def create(self) -> None:
         self._lab.create()
+
+    def fill(self, progress: Progress) -> None:
         copied = self._lab.fill(progress)
         if copied < self._lab.fill_bytes // 4:
             raise DemoError(f"only {copied} bytes of real files were found on this machine")
@@ -142,6 +158,16 @@ class FileSystemSource:
         with proof.attached(image) as device:
             proof.check_file_system(device)
             return proof.check_database(device, self._directory / "drill", self._workload.ledger, cut_time_ns)
+
+    @property
+    def workload_pid(self) -> int | None:
+        return self._workload.pid
+
+    def remains(self) -> Remains:
+        lab = self._lab
+        if lab.device is None:
+            return Remains()
+        return Remains(mount_point=str(lab.mount_point), device=str(lab.device), image=str(lab.image))
 
     def destroy(self) -> None:
         self._workload.stop()
@@ -178,10 +204,13 @@ class PlainFileSource:
     def disk_files(self) -> tuple[Path, ...]:
         return (self._image,)
 
-    def create(self, progress: Progress) -> None:
-        rng = random.Random(2026)  # noqa: S311 - content, not a secret
+    def create(self) -> None:
         with self._image.open("wb") as image:
             image.truncate(self.size_bytes)
+
+    def fill(self, progress: Progress) -> None:
+        rng = random.Random(2026)  # noqa: S311 - content, not a secret
+        with self._image.open("r+b") as image:
             done = 0
             while done < self._fill_bytes:
                 piece = rng.randbytes(512 * 1024) + b"compressible content " * 25_000
@@ -190,8 +219,20 @@ class PlainFileSource:
                 progress(min(done, self._fill_bytes), self._fill_bytes)
         script = self._directory / "signal-workload"
         pid_file = self._directory / "workload.pid"
-        # The hook returns only when the workload has finished the record it was writing.
-        script.write_text(f"#!/bin/sh\nkill -$1 $(cat {pid_file}) && sleep 0.2\n")
+        paused = paused_marker(self._workload.ledger)
+        # The hook returns only when the workload has finished the record that it was writing, and says so.
+        script.write_text(
+            f"""#!/bin/sh
+rm -f {paused}
+kill -$1 $(cat {pid_file}) || exit 1
+[ $1 = USR1 ] || exit 0
+for _ in $(seq 100); do
+    [ -e {paused} ] && exit 0
+    sleep 0.05
+done
+exit 1
+"""
+        )
         script.chmod(0o755)
 
     def start_workload(self) -> None:
@@ -215,6 +256,13 @@ class PlainFileSource:
 
     def check_drill(self, image: Path, cut_time_ns: int) -> DrillVerdict:
         return proof.check_records(image, self._workload.ledger, cut_time_ns)
+
+    @property
+    def workload_pid(self) -> int | None:
+        return self._workload.pid
+
+    def remains(self) -> Remains:
+        return Remains()
 
     def destroy(self) -> None:
         self._workload.stop()

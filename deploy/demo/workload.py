@@ -48,6 +48,11 @@ class Ledger:
         self._file.write(f"{sequence} {time.time_ns()}\n")
 
 
+def paused_marker(ledger: Path) -> Path:
+    """The file that the workload makes once it has paused."""
+    return ledger.with_name("paused")
+
+
 def read_ledger(path: Path) -> dict[int, int]:
     """Sequence number → Unix nanoseconds of its acknowledgement; an unfinished last line is left out."""
     entries = {}
@@ -132,13 +137,15 @@ def record(sequence: int, rng: random.Random) -> bytes:
     return sequence.to_bytes(8, "big") + b"BLOCKFERRY-LEDGER" + rng.randbytes(RECORD_BYTES - 25)
 
 
-def run_on_blocks(disk: Path, ledger: Ledger, rng: random.Random) -> None:
+def run_on_blocks(disk: Path, ledger: Ledger, paused: Path, rng: random.Random) -> None:
     """Records into the second half of a plain file, one slot after the other, each synced before it is acknowledged."""
     slots = disk.stat().st_size // 2 // RECORD_BYTES
     descriptor = os.open(disk, os.O_WRONLY)
     sequence = 0
     while not _stopping:
-        if not _pausing:
+        if _pausing:
+            paused.touch()
+        else:
             sequence += 1
             os.pwrite(descriptor, record(sequence, rng), (slots + sequence % slots) * RECORD_BYTES)
             os.fdatasync(descriptor)
@@ -161,7 +168,7 @@ def main() -> int:
     signal.signal(signal.SIGUSR2, _pause)
     ledger, rng = Ledger(arguments.ledger), random.Random(arguments.seed)  # noqa: S311 - content, not a secret
     if arguments.raw is not None:
-        run_on_blocks(arguments.raw, ledger, rng)
+        run_on_blocks(arguments.raw, ledger, paused_marker(arguments.ledger), rng)
     else:
         run_on_file_system(arguments.directory, ledger, rng)
     return 0

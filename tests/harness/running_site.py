@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from deploy.demo.operator import Json, Operator, wait_until
-from deploy.demo.site import DAEMONS, Site
+from deploy.demo.site import Site
 
 READY_S = 60.0
 POLICY = "test"
@@ -75,10 +75,7 @@ def running_site(directory: Path) -> Iterator[RunningSite]:
     try:
         site.install()
         operator = Operator(site, Console(file=io.StringIO()))
-        for name in DAEMONS:
-            if name in ("process-server", "mobility-agent"):
-                site.enrol(name)
-            site.start(name)
+        site.start_all()
         running = RunningSite(site, operator)
         server = wait_until("the agent's inventory", lambda: operator.server() or _first(operator), READY_S)
         running.server = str(server["hostname"])
