@@ -26,7 +26,7 @@ from config_server.events import Actor, Clock, record_event
 from config_server.passphrases import Passphrases
 from config_server.tables import CertificateRow, MachineRow, ProcessServerRow
 from replication.control_plane import EnrolmentAnswer, EnrolmentRequest
-from replication.errors import Conflict, InvalidInput, Overloaded
+from replication.errors import Conflict, InvalidInput, NotFound, Overloaded
 from replication.tls_identity import PeerName, Role
 
 ATTEMPTS_BURST: Final = 10
@@ -148,6 +148,29 @@ class Enrolments:
     def reenrolment_deadline_ns(self) -> int:
         """Until when a re-enrolment that is allowed now may happen."""
         return self._clock() + int(REENROLMENT_WINDOW_S * 1e9)
+
+
+async def find_enrolled(session: AsyncSession, text: str) -> MachineRow | ProcessServerRow:
+    """Who has enrolled: a machine or a process server, by identifier or host name.
+
+    :raises NotFound: if there is none. :raises Conflict: if the name is not unique.
+    """
+    found: list[MachineRow | ProcessServerRow] = []
+    found += await session.scalars(select(MachineRow).where((MachineRow.id == text) | (MachineRow.hostname == text)))
+    found += await session.scalars(
+        select(ProcessServerRow).where((ProcessServerRow.id == text) | (ProcessServerRow.hostname == text))
+    )
+    if len(found) > 1:
+        raise Conflict(
+            f"cannot tell which of {len(found)} is meant by {text!r}",
+            hint="use the identifier: `migratectl servers --json`, `migratectl process-servers --json`",
+        )
+    if not found:
+        raise NotFound(
+            f"cannot find {text[:100]!r}",
+            hint="`migratectl servers` and `migratectl process-servers` list who enrolled",
+        )
+    return found[0]
 
 
 def _new_row(request: EnrolmentRequest, identifier: str, now_ns: int) -> MachineRow | ProcessServerRow:

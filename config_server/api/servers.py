@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.api.routes import Access, Call, Query, Route
+from config_server.enrolments import find_enrolled
 from config_server.events import record_event
 from config_server.inventories import inventory_of
 from config_server.item_status import health_level
@@ -145,15 +146,15 @@ async def protect_server(call: Call) -> JobStatus:
 async def allow_reenrolment(call: Call) -> None:
     deadline_ns = call.site.enrolments.reenrolment_deadline_ns()
     async with call.site.database.write() as session:
-        machine = await find_machine(session, call.path["server"])
-        machine.reenrolment_until_ns = deadline_ns
+        holder = await find_enrolled(session, call.path["server"])
+        holder.reenrolment_until_ns = deadline_ns
         record_event(
             session,
             call.site.clock(),
             call.actor,
             "reenrolment-allowed",
-            f"{machine.hostname} may enrol anew once until {timestamp(deadline_ns)}",
-            machine_id=machine.id,
+            f"{holder.hostname} may enrol anew once until {timestamp(deadline_ns)}",
+            machine_id=holder.id if isinstance(holder, MachineRow) else None,
         )
 
 
@@ -206,7 +207,7 @@ ROUTES: Final = (
         "/servers/{server}/reenrolment",
         allow_reenrolment,
         Access.ADMINISTRATOR,
-        "Let this server enrol anew once within an hour",
+        "Let this server or process server enrol anew once within an hour",
         "servers",
         status=204,
         answers={404: "no such server"},

@@ -179,7 +179,7 @@ def show_server(invocation: Invocation, server: str, as_json_wanted: bool) -> No
 @click.argument("server")
 @pass_invocation
 def allow_reenrolment(invocation: Invocation, server: str) -> None:
-    """Let a reinstalled server enrol anew, once, within an hour."""
+    """Let a reinstalled server, or a process server, enrol anew, once, within an hour."""
     invocation.run(lambda connection: connection.order("POST", f"/servers/{path_part(server)}/reenrolment"))
     click.echo(f"{server} may enrol anew once within an hour")
 

@@ -16,7 +16,7 @@ from config_server.tables import CertificateRow, EventRow, MachineRow
 from replication.control_plane import EnrolmentRequest
 from replication.enrolment import enrol
 from replication.errors import Conflict, InvalidInput, Overloaded, PeerUnavailable, Refused
-from replication.tls_identity import Role, TlsIdentity, new_private_key, signing_request
+from replication.tls_identity import PeerName, Role, TlsIdentity, new_private_key, signing_request
 from tests.harness.config_site import Lab, running_lab
 from tests.harness.memory_blob_client import MemoryBlobClient
 from tests.harness.tls import LabAuthority
@@ -108,6 +108,48 @@ async def test_enrolment_cut_off_before_its_answer_is_repeated_with_the_same_key
     first = await lab.enrol(Role.AGENT, "web-1")
     lab.identities["web-1"].certificate_path.unlink()  # as if the answer had been lost
     assert await lab.enrol(Role.AGENT, "web-1") == first
+
+
+async def test_process_server_that_lost_its_identity_enrols_anew_when_allowed_and_keeps_its_items(
+    lab: Lab, tmp_path: Path
+) -> None:
+    first = await lab.enrol(Role.PROCESS_SERVER, "appliance")
+
+    async def enrol_anew() -> PeerName:
+        return await enrol(
+            lab.url,
+            lab.fingerprint,
+            await lab.passphrase(),
+            Role.PROCESS_SERVER,
+            "appliance",
+            "fingerprint-of-appliance",
+            tmp_path / "new",
+            "https://127.0.0.1:9443",
+        )
+
+    with pytest.raises(Conflict, match="enrolled already"):
+        await enrol_anew()
+    assert (await lab.administer("POST", "/api/v1/servers/appliance/reenrolment")).status == 204
+    assert await enrol_anew() == first, "its items are assigned to this identifier"
+
+
+async def test_reenrolment_of_two_with_one_name_is_allowed_by_identifier_only(lab: Lab) -> None:
+    await lab.enrol(Role.PROCESS_SERVER, "appliance")
+    async with lab.running.site.database.write() as session:
+        session.add(
+            MachineRow(
+                id="c0ffee00-0000-4000-8000-000000000000",
+                hostname="appliance",
+                machine_fingerprint="fingerprint-of-the-machine",
+                enrolled_ns=1,
+                connected=False,
+                desired_revision=0,
+            )
+        )
+    reply = await lab.administer("POST", "/api/v1/servers/appliance/reenrolment")
+    assert (reply.status, "identifier" in reply.json["hint"]) == (409, True)
+    path = "/api/v1/servers/c0ffee00-0000-4000-8000-000000000000/reenrolment"
+    assert (await lab.administer("POST", path)).status == 204
 
 
 async def test_allowed_reenrolment_keeps_the_machine_and_revokes_its_older_certificates(
