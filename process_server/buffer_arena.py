@@ -16,6 +16,8 @@ from typing import Final, Self
 
 from replication.errors import InvalidInput, Overloaded
 
+MOST_LEASES: Final = 16
+MOST_WAITING: Final = 24
 _GRAIN_BYTES: Final = 4096
 
 
@@ -47,7 +49,15 @@ class Lease:
 class BufferArena:
     """First fit over a sorted list of free pieces; waiters are served in order. Used on one event loop."""
 
-    def __init__(self, capacity_bytes: int) -> None:
+    def __init__(
+        self, capacity_bytes: int, *, most_leases: int = MOST_LEASES, most_waiting: int = MOST_WAITING
+    ) -> None:
+        """:param most_leases: at a time, however small: each has a connection behind it with buffers of its own.
+        :param most_waiting: more than these are turned away at once, for the same reason.
+        """
+        self._most_leases = most_leases
+        self._most_waiting = most_waiting
+        self._leases = 0
         self.capacity_bytes = _rounded(capacity_bytes)
         self._memory = memoryview(mmap.mmap(-1, self.capacity_bytes))
         self._free: list[tuple[int, int]] = [(0, self.capacity_bytes)]
@@ -71,6 +81,8 @@ class BufferArena:
         now = self.try_lease(length)
         if now is not None:
             return now
+        if len(self._waiting) >= self._most_waiting:
+            raise Overloaded("cannot accept more: every buffer is in use and others wait", retry_after_s=1.0)
         future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         entry = (length, future)
         self._waiting.append(entry)
@@ -92,6 +104,8 @@ class BufferArena:
             self._serve()
 
     def _take(self, length: int) -> Lease | None:
+        if self._leases >= self._most_leases:
+            return None
         size = _rounded(length)
         for index, (start, free) in enumerate(self._free):
             if free >= size:
@@ -100,11 +114,13 @@ class BufferArena:
                 else:
                     self._free[index] = (start + size, free - size)
                 self.leased_bytes += size
+                self._leases += 1
                 return Lease(self, start, size, self._memory[start : start + length])
         return None
 
     def _give_back(self, start: int, size: int) -> None:
         self.leased_bytes -= size
+        self._leases -= 1
         index = bisect.bisect(self._free, (start, 0))
         if index < len(self._free) and start + size == self._free[index][0]:
             size += self._free.pop(index)[1]

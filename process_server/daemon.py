@@ -21,8 +21,8 @@ from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry
 
-from process_server.buffer_arena import BufferArena
-from process_server.config import Settings
+from process_server.buffer_arena import MOST_LEASES, BufferArena
+from process_server.config import DEFAULT_INTAKE_BUFFER_BYTES, Settings
 from process_server.control.config_server_client import ConfigServerClient
 from process_server.control.heartbeat import Heartbeat, HeartbeatPeer
 from process_server.control.machine_load import MachineLoad
@@ -31,12 +31,14 @@ from process_server.core.backoff import StoreGate
 from process_server.core.epoch_chain import ReceiptFacts
 from process_server.core.spool_budget import SpoolBudget, spool_limit_bytes
 from process_server.core.upload_schedule import UploadSchedule
+from process_server.heap import HeapKeeper
 from process_server.intake.batch_intake import BatchIntake
 from process_server.intake.grants import Grants, GrantSource
 from process_server.intake.http_surface import HttpSurface
 from process_server.intake.manifest_intake import ManifestIntake
 from process_server.intake.peers import Peers
 from process_server.intake.sealing import Sealing
+from process_server.intake.warm_connections import WarmConnections
 from process_server.metrics import ProcessServerMetrics
 from process_server.observation import Observation
 from process_server.rebuild import damage_of, rebuild_backlog
@@ -68,6 +70,9 @@ from replication.tls_identity import TlsIdentity
 
 SMALL_REQUEST_CONNECTIONS: Final = 4
 """To the store, for manifests, receipts and questions: apart from the segments', which would hold them up."""
+
+INTAKE_LEASE_BYTES: Final = DEFAULT_INTAKE_BUFFER_BYTES // MOST_LEASES
+"""Of a larger ``intake.buffer_bytes``, so much allows one more batch at a time."""
 
 
 class ConfigServer(GrantSource, HeartbeatPeer, Protocol):
@@ -192,7 +197,7 @@ class _Site:
             self.spool,
             bulk,
             self.inquiry,
-            BufferArena(settings.upload.buffer_bytes),
+            BufferArena(settings.upload.buffer_bytes, most_leases=settings.store.connections),
             self.throttle,
             self.gate,
             clock,
@@ -213,11 +218,16 @@ class _Site:
             self.metrics,
             chance=around.chance,
         )
+        intake_arena = BufferArena(
+            settings.intake.buffer_bytes,
+            most_leases=max(MOST_LEASES, settings.intake.buffer_bytes // INTAKE_LEASE_BYTES),
+        )
+        self.heap = HeapKeeper(clock, lambda: not intake_arena.leased_bytes and not self.schedule.in_flight)
         self.batches = BatchIntake(
             self.backlog,
             self.spool,
             self.sealing,
-            BufferArena(settings.intake.buffer_bytes),
+            intake_arena,
             self.grants,
             self.inquiry,
             self.metrics,
@@ -325,6 +335,7 @@ class _Site:
             self.retirement.run,
             self.observation.run,
             self.heartbeat.run,
+            self.heap.run,
         ):
             stack.callback(tasks.create_task(run()).cancel)
         surface = HttpSurface(
@@ -342,6 +353,7 @@ class _Site:
             self.manifests,
             self.receipts,
             self.metrics,
+            WarmConnections(),
             self.settings.intake.body_timeout_s,
         )
         server = await start_server(

@@ -23,7 +23,7 @@ SEGMENT_INDEX_BYTES: Final = 192
 """Memory that one segment's entry takes, measured and rounded up."""
 EPOCH_INDEX_BYTES: Final = 1536
 """Memory that one epoch's bookkeeping takes besides its segments."""
-DEFAULT_INDEX_LIMIT_BYTES: Final = 28 * 2**20
+DEFAULT_INDEX_LIMIT_BYTES: Final = 24 * 2**20
 _INDEX_FRACTION_FOR_BATCHES: Final = 0.95
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from process_server.buffer_arena import BufferArena
+from process_server.buffer_arena import BufferArena, Lease
 from process_server.core.backlog import Backlog, GenerationBacklog, SegmentEntry, SegmentState
 from process_server.core.places import NOWHERE
 from process_server.intake.body import Body
@@ -110,11 +110,10 @@ class BatchIntake:
         grant = await self._grants.for_batch(key.generation_key, machine)
         reservation = None if self._known(key) is not None else self._spool.reserve_batch(length)
         try:
-            lease = await self._arena.lease(length, BUFFER_WAIT_S)
-            with lease:
+            with await self._arena.lease(length, BUFFER_WAIT_S) as lease:
                 await body.receive_into(lease.view)
                 async with self._locks.hold(key):
-                    return await finished(self._accept(key, lease.view, grant))
+                    return await finished(self._accept(key, lease, grant))
         finally:
             if reservation is not None:
                 reservation.close()
@@ -123,11 +122,11 @@ class BatchIntake:
         entry = self._backlog.find(key)
         return entry if entry is not None and entry.state in _KNOWN else None
 
-    async def _accept(self, key: BatchKey, frame: memoryview, grant: Grant) -> BatchAnswer:
+    async def _accept(self, key: BatchKey, lease: Lease, grant: Grant) -> BatchAnswer:
         known = await self._known_anywhere(key, grant.machine)
         if known is None:
-            return await self._spool_new(key, frame, grant)
-        digest = await self._sealing.verify(key, frame, grant)
+            return await self._spool_new(key, lease, grant)
+        digest = await self._sealing.verify(key, lease.view, grant)
         if digest != known.digest:
             raise KeyConflict(
                 f"cannot accept batch {key}: its key is taken by other content",
@@ -137,11 +136,13 @@ class BatchIntake:
             )
         return BatchAnswer(BatchAcknowledgement(tag=known.tag.hex(), segment_bytes=known.segment_bytes), created=False)
 
-    async def _spool_new(self, key: BatchKey, frame: memoryview, grant: Grant) -> BatchAnswer:
-        sealed = await self._sealing.seal(key, frame, grant)
+    async def _spool_new(self, key: BatchKey, lease: Lease, grant: Grant) -> BatchAnswer:
+        frame_bytes = lease.view.nbytes
+        sealed = await self._sealing.seal(key, lease.view, grant)
+        lease.close()  # the next body need not wait for the disk
         await self._spool.durable(sealed.written)
         self._note(key, grant, sealed)
-        self._metrics.received_bytes.inc(frame.nbytes)
+        self._metrics.received_bytes.inc(frame_bytes)
         self._metrics.sealed_bytes.inc(sealed.entry.segment_bytes)
         entry = sealed.entry
         return BatchAnswer(BatchAcknowledgement(tag=entry.tag.hex(), segment_bytes=entry.segment_bytes), created=True)

@@ -1,6 +1,7 @@
 """A request's body: its announced length checked before anything is allocated, its bytes read into memory of the caller's.
 
-Called by the batch and manifest handlers. A body whose sender is slower than the deadline gives its buffer back.
+Called by the batch and manifest handlers. A body that stands still for the deadline, or takes ten times as long as a whole, gives its
+buffer back.
 """
 
 from __future__ import annotations
@@ -8,11 +9,28 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from aiohttp import ClientPayloadError, web
+from aiohttp import ClientPayloadError, HttpVersion11, web
 
 from replication.errors import InvalidInput, PeerProtocolError, PeerUnavailable
 
 DEFAULT_DEADLINE_S: Final = 60.0
+TIMES_AS_A_WHOLE: Final = 10
+"""A body may take so many times its deadline as long as it moves: a slow line is slow and not broken."""
+_CONTINUE: Final = "100-continue"
+
+
+def awaits_leave(request: web.Request) -> bool:
+    """Whether the client sends its body only once it is told to (RFC 9110, 10.1.1; HTTP/1.0 has no such thing)."""
+    return request.version >= HttpVersion11 and request.headers.get("Expect", "").strip().lower() == _CONTINUE
+
+
+async def leave_is_given_later(request: web.Request) -> None:
+    """The routes' ``expect_handler``: leave to send a body is given when there is room for it, not before.
+
+    :raises HTTPExpectationFailed: for any other expectation.
+    """
+    if request.version >= HttpVersion11 and not awaits_leave(request):
+        raise web.HTTPExpectationFailed(text="only 100-continue can be met")
 
 
 class Body:
@@ -37,14 +55,19 @@ class Body:
         return length
 
     async def receive_into(self, view: memoryview) -> None:
-        """Fill ``view``, which is as long as announced.
+        """Fill ``view``, which is as long as announced; a client that waits for leave to send (Expect: 100-continue) gets it now.
 
         :raises PeerProtocolError: if the body is shorter or longer. :raises PeerUnavailable: if it is cut off or too slow.
         """
         filled = 0
+        loop = asyncio.get_running_loop()
+        last_s = loop.time() + TIMES_AS_A_WHOLE * self._deadline_s
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(self._deadline_s) as deadline:
+                if awaits_leave(self._request) and self._request.transport is not None:
+                    self._request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                 while chunk := await self._request.content.readany():
+                    deadline.reschedule(min(last_s, loop.time() + self._deadline_s))
                     end = filled + len(chunk)
                     if end > view.nbytes:
                         raise PeerProtocolError(f"cannot accept a body longer than the announced {view.nbytes} bytes")
@@ -52,7 +75,7 @@ class Body:
                     filled = end
         except TimeoutError as error:
             raise PeerUnavailable(
-                f"cannot wait any longer for a body: {filled} of {view.nbytes} bytes in {self._deadline_s:g} s"
+                f"cannot wait any longer for a body: it stands still after {filled} of {view.nbytes} bytes"
             ) from error
         except (ClientPayloadError, web.RequestPayloadError, ConnectionError) as error:
             raise PeerUnavailable(f"cannot receive a body: cut off after {filled} of {view.nbytes} bytes") from error

@@ -12,10 +12,11 @@ from typing import Final, TypeVar
 from aiohttp import web
 
 from process_server.intake.batch_intake import BatchIntake
-from process_server.intake.body import Body
+from process_server.intake.body import Body, awaits_leave, leave_is_given_later
 from process_server.intake.grants import Grants
 from process_server.intake.manifest_intake import ManifestIntake
 from process_server.intake.peers import Peers
+from process_server.intake.warm_connections import WarmConnections
 from process_server.metrics import ProcessServerMetrics
 from process_server.receipt_watch import ReceiptWatch
 from replication.data_plane import MAX_RECEIPT_WAIT_S, Hello, hello_path
@@ -55,6 +56,7 @@ class HttpSurface:
     manifests: ManifestIntake
     receipts: ReceiptWatch
     metrics: ProcessServerMetrics
+    connections: WarmConnections
     body_deadline_s: float
 
     def application(self) -> web.Application:
@@ -63,12 +65,23 @@ class HttpSurface:
             request[_MACHINE] = self.peers.machine_of(peer_certificate_der(request))
             return await handler(request)
 
-        app = web.Application(middlewares=[problem_middleware, identify])
+        @web.middleware
+        async def close_what_must(request: web.Request, handler: Handler) -> web.StreamResponse:
+            response = await handler(request)
+            if awaits_leave(request) and not request.content.is_eof():
+                # The client was never told to send its body: whether it comes all the same, nobody knows (RFC 9110, 10.1.1).
+                response.force_close()
+            elif request.content_length and not self.connections.carried(request.protocol, request.content_length):
+                response.force_close()
+            return response
+
+        app = web.Application(middlewares=[close_what_must, problem_middleware, identify])
         app.on_shutdown.append(self._release_waiters)
         app.router.add_get(hello_path(), self._hello)
         epoch = _GENERATION + "/epochs/{epoch}"
-        app.router.add_put(epoch + "/attempts/{attempt}/batches/{batch}", self._put_batch)
-        app.router.add_put(epoch + "/manifest", self._put_manifest)
+        batch = epoch + "/attempts/{attempt}/batches/{batch}"
+        app.router.add_put(batch, self._put_batch, expect_handler=leave_is_given_later)
+        app.router.add_put(epoch + "/manifest", self._put_manifest, expect_handler=leave_is_given_later)
         app.router.add_get(epoch + "/manifest", self._get_manifest)
         app.router.add_get(_GENERATION + "/receipt", self._get_receipt)
         return app
