@@ -145,4 +145,5 @@ class DesiredFeed:
             if left_s <= 0:
                 return None
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), min(left_s, RECHECK_S))
+                async with asyncio.timeout(min(left_s, RECHECK_S)):
+                    await changed.wait()

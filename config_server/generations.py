@@ -30,7 +30,7 @@ from replication.documents import MAX_DOCUMENT_BYTES, WriterPublicKey
 from replication.errors import Conflict, IntegrityError, NotFound, Refused, Retryable
 from replication.identifiers import DiskId, GenerationId, GenerationKey
 from replication.segment_keys import manifest_key, new_data_key, wrap_for_writer
-from replication.store_documents import CloseGeneration, GenerationBase, GenerationRecord
+from replication.store_documents import TORN_EPOCH, CloseGeneration, GenerationBase, GenerationRecord
 from replication.store_layout import REPLICATION_CONTAINER, generation_record_name
 
 ALLOCATED: Final = "allocated"
@@ -261,6 +261,8 @@ class Generations:
         record = _record_of(row)
         async with self._database.read() as session:
             owner = await self._owned(session, machine_id, row.disk_id)
+            base = record.base
+            before = None if base is None else await session.get(GenerationRow, (row.disk_id, base.generation))
         if owner.digest_key is None:
             raise NotFound("cannot find the digest key", disk=row.disk_id)
         key = GenerationKey(DiskId(record.disk), GenerationId(record.generation))
@@ -271,6 +273,7 @@ class Generations:
             size_bytes=record.size_bytes,
             granularity_bytes=record.granularity_bytes,
             base=record.base,
+            torn=before is not None and before.torn,
             manifest_key=manifest_key(self._data_key(record), key).hex(),
             digest_key=self._site_key.unwrap_digest_key(owner.digest_key, record.disk).hex(),
             writer_public_key=self._writer.encode(),
@@ -308,6 +311,7 @@ async def close_generation(session: AsyncSession, row: GenerationRow, now_ns: in
     """Ask the writer to close an open generation (R8), or take its answer: then ``row`` is CLOSED with its final epoch.
 
     Called again and again until it is. Returns what the writer complained of, if it did; it is asked anew after ``CLOSE_AGAIN_S``.
+    A success may name a problem: that the epoch after the final one was applied in part.
     """
     asked = await ask_writer_anew(
         session,
@@ -324,4 +328,5 @@ async def close_generation(session: AsyncSession, row: GenerationRow, now_ns: in
         if answer.final_epoch is None:
             return "the replica writer's answer names no final epoch"
         row.state, row.final_epoch, row.closed_ns = CLOSED, answer.final_epoch, now_ns
+        row.torn = answer.problem is not None and answer.problem.code == TORN_EPOCH
     return None

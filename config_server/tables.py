@@ -212,7 +212,10 @@ class ItemDiskRow(Base):
 
 
 class GenerationRow(Base):
-    """A generation of a disk and its record with the wrapped keys; states: allocated, open, closed, deleted."""
+    """A generation of a disk and its record with the wrapped keys; states: allocated, open, closed, deleted.
+
+    ``torn``: when it was closed, the epoch after ``final_epoch`` had been applied in part.
+    """
 
     __tablename__ = "generations"
 
@@ -224,6 +227,7 @@ class GenerationRow(Base):
     state: Mapped[str] = mapped_column(_KIND)
     record: Mapped[str | None] = mapped_column(Text)
     final_epoch: Mapped[int | None] = mapped_column(BigInteger)
+    torn: Mapped[bool] = mapped_column(default=False)
     created_ns: Mapped[int] = mapped_column(BigInteger)
     closed_ns: Mapped[int | None] = mapped_column(BigInteger)
 

@@ -259,7 +259,10 @@ class GenerationRequest(Document):
 
 
 class GenerationGrant(Document):
-    """A generation and the keys that the agent needs for it; keys in hex, never logged."""
+    """A generation and the keys that the agent needs for it; keys in hex, never logged.
+
+    ``torn``: the sink had begun to apply the epoch after ``base`` and could not finish it; what it may have changed is sent again (R1).
+    """
 
     disk: Uuid
     item: Uuid
@@ -267,6 +270,7 @@ class GenerationGrant(Document):
     size_bytes: int
     granularity_bytes: int
     base: GenerationBase | None
+    torn: bool = False
     manifest_key: Hash
     digest_key: Hash
     writer_public_key: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -140,8 +140,15 @@ class HashDisk(Document):
     size_bytes: int = Field(gt=0)
 
 
+TORN_EPOCH: Final = "torn-epoch"
+"""Code of the problem that an answer to ``CloseGeneration`` may name although it succeeded."""
+
+
 class CloseGeneration(Document):
-    """Apply what is complete, then refuse later epochs; the answer's ``final_epoch`` is the base of the next generation (R8)."""
+    """Apply what is complete, then refuse later epochs; the answer's ``final_epoch`` is the base of the next generation (R8).
+
+    With the problem ``TORN_EPOCH`` the epoch after it was applied in part: the next generation sends all of it again (R1).
+    """
 
     kind: Literal["close-generation"] = "close-generation"
     request: Uuid

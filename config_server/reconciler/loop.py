@@ -122,7 +122,8 @@ class Reconciler:
             await asyncio.sleep(MIN_GAP_S)
             with contextlib.suppress(TimeoutError):
                 hurry_s = HURRY_S if self._exchange.awaited else self._settings.interval_s
-                await asyncio.wait_for(woken.wait(), min(hurry_s, self._settings.interval_s))
+                async with asyncio.timeout(min(hurry_s, self._settings.interval_s)):
+                    await woken.wait()
 
     async def run_once(self) -> None:
         """Every step of both loops once; what follows from it is delivered."""

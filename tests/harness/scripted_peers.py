@@ -24,6 +24,7 @@ from replication.control_plane import (
 from replication.documents import WriterIdentity
 from replication.errors import NotFound
 from replication.store_documents import (
+    TORN_EPOCH,
     CloseGeneration,
     DeleteDisks,
     DeleteReplicas,
@@ -62,6 +63,8 @@ class ScriptedWriter:
     store: BlobClient
     identity: WriterIdentity = field(default_factory=WriterIdentity.generate)
     final_epoch: int = 7
+    torn: bool = False
+    """Whether a generation that is closed had begun to apply the epoch after the final one."""
     failing: set[str] = field(default_factory=set)
     silent: set[str] = field(default_factory=set)
     source: dict[str, bytes] = field(default_factory=dict)
@@ -105,7 +108,10 @@ class ScriptedWriter:
         done = WriterAnswer(request=request.request, state="succeeded")
         match request:
             case CloseGeneration():
-                return done.model_copy(update={"final_epoch": self.final_epoch})
+                problem = (
+                    WriterProblem(code=TORN_EPOCH, message="the next epoch was applied in part") if self.torn else None
+                )
+                return done.model_copy(update={"final_epoch": self.final_epoch, "problem": problem})
             case MakeDisks():
                 return done.model_copy(
                     update={"disks": [self._make(request, item.disk, item.name) for item in request.disks]}

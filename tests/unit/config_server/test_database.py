@@ -7,15 +7,17 @@ import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import alembic.command
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from config_server.database import Database, sqlite_url
+from config_server.database import Database, migration_config, sqlite_url
 from config_server.policies import ensure_default_policy, find_policy
-from config_server.tables import Base, MachineRow, PolicyRow, ProtectedItemRow
+from config_server.tables import Base, GenerationRow, MachineRow, PolicyRow, ProtectedItemRow
 from replication.errors import NotFound, SettingsError
 
 
@@ -36,6 +38,36 @@ async def test_migrations_make_exactly_the_declared_schema(database: Database) -
 
     async with database.read() as session:
         assert await (await session.connection()).run_sync(differences) == []
+
+
+async def test_generations_closed_before_torn_ones_were_known_learn_it_from_the_kept_answers(
+    database: Database, tmp_path: Path
+) -> None:
+    def upgrade_to_first(connection: Connection) -> None:
+        alembic.command.upgrade(migration_config(connection), "0001")
+
+    engine = create_async_engine(sqlite_url(tmp_path / "state.sqlite"))
+    async with engine.begin() as old:
+        await old.run_sync(upgrade_to_first)
+        for generation, answer in ((1, '{"problem": {"code": "torn-epoch"}}'), (11, '{"problem": null}')):
+            await old.execute(
+                text(
+                    "INSERT INTO generations VALUES ('disk', :generation, 'item', :generation, '', 'closed', NULL, 7, 1, 2)"
+                ),
+                {"generation": generation},
+            )
+            await old.execute(
+                text(
+                    "INSERT INTO writer_requests (id, key, kind, document, state, answer, created_ns, retired) "
+                    "VALUES (:generation, :key, 'close-generation', '', 'succeeded', :answer, 1, 0)"
+                ),
+                {"generation": generation, "key": f"close-generation/disk/{generation}/1", "answer": answer},
+            )
+    await engine.dispose()
+    await database.upgrade()
+    async with database.read() as session:
+        rows = await session.scalars(select(GenerationRow).order_by(GenerationRow.generation))
+        assert [(row.generation, row.torn) for row in rows] == [(1, True), (11, False)]
 
 
 async def test_upgrade_may_be_repeated_and_keeps_what_is_there(database: Database) -> None:

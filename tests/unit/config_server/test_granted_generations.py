@@ -61,6 +61,25 @@ async def test_next_generation_names_the_closed_one_as_base_and_keeps_the_digest
     assert second.manifest_key != first.manifest_key
 
 
+@pytest.mark.parametrize("torn", [True, False])
+async def test_next_generation_says_whether_the_closed_one_ended_in_a_torn_epoch(site: DrivenSite, torn: bool) -> None:
+    await site.replicate()
+    assert not GenerationGrant.decode((await site.grant()).body).torn
+    site.writer.torn = torn
+    request = new_id()
+    await site.grant(request=request)
+    await site.settle()
+    second = GenerationGrant.decode((await site.grant(request=request)).body)
+    assert (second.generation, second.torn) == (2, torn)
+    assert GenerationGrant.decode((await site.grant(request=request)).body) == second
+    assert GenerationGrant.decode((await site.agent("GET", f"/agent/disks/{DISK}/generations/2")).body).torn == torn
+    site.writer.torn = False
+    later = new_id()
+    await site.grant(request=later)
+    await site.settle()
+    assert not GenerationGrant.decode((await site.grant(request=later)).body).torn
+
+
 async def test_writer_that_cannot_close_a_generation_is_named_to_the_agent(site: DrivenSite) -> None:
     await site.replicate()
     await site.grant()
