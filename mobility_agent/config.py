@@ -26,6 +26,7 @@ DEFAULT_EPOCH_BYTES: Final = 256 * 1024 * 1024
 DEFAULT_UNCONFIRMED_EPOCHS: Final = 4
 DEFAULT_SEEDING_DISKS: Final = 3
 DEFAULT_LAST_ROUND_BYTES: Final = 32 * 1024 * 1024
+DEFAULT_KEEP_UNPROTECTED_S: Final = 60.0
 DEFAULT_HEARTBEAT_S: Final = 5.0
 DEFAULT_REQUEST_TIMEOUT_S: Final = 60.0
 DEFAULT_HOOK_TIMEOUT_S: Final = 30.0
@@ -111,12 +112,16 @@ class QuiesceSettings:
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
-    """The whole file. ``disk_files``: plain files to offer as disks, besides the block devices that are found."""
+    """The whole file. ``disk_files``: plain files to offer as disks, besides the block devices that are found.
+
+    ``keep_unprotected_s``: for so long is a disk's tracking kept when it is protected no longer; protecting it again goes on with it.
+    """
 
     config_server: ConfigServerSettings
     state_dir: Path = DEFAULT_STATE_DIR
     disk_files: tuple[Path, ...] = ()
     heartbeat_s: float = DEFAULT_HEARTBEAT_S
+    keep_unprotected_s: float = DEFAULT_KEEP_UNPROTECTED_S
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
     shipping: ShippingSettings = field(default_factory=ShippingSettings)
     quiesce: QuiesceSettings = field(default_factory=QuiesceSettings)
@@ -127,6 +132,11 @@ class AgentSettings:
 
     def __post_init__(self) -> None:
         _require(0.5 <= self.heartbeat_s <= 300, f"use heartbeat_s {self.heartbeat_s:g}", "0.5 s to 5 min")
+        _require(
+            0 <= self.keep_unprotected_s <= 30 * 86400,
+            f"use keep_unprotected_s {self.keep_unprotected_s:g}",
+            "up to 30 d",
+        )
 
     @property
     def identity_dir(self) -> Path:

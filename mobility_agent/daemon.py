@@ -113,7 +113,9 @@ class Agent:
         self._state_writes = StateWrites(time.monotonic)
         self._heard_desired = False
         self._unprotected = UnprotectedDisks(
-            settings.state_dir / _DISKS_DIRECTORY, functools.partial(discard_tracking, settings.tracker)
+            settings.state_dir / _DISKS_DIRECTORY,
+            functools.partial(discard_tracking, settings.tracker),
+            settings.keep_unprotected_s,
         )
 
     @property

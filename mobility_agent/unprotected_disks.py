@@ -1,7 +1,7 @@
 """What is kept of disks that are not protected any more, and when it is discarded: trackers, journals, digest tables.
 
 Called by ``daemon``. Discarding costs nothing if the wish was meant, and a full resync if it was not. So it is done late
-(``DISCARD_AFTER_S`` after the wish was heard, if it still stands then) and never on the word of a configuration server that lost its memory
+(``keep_for_s`` after the wish was heard, if it still stands then) and never on the word of a configuration server that lost its memory
 (``desired_memory``). Until then tracking goes on in the kernel, and protecting the disk again goes on where it was.
 """
 
@@ -11,12 +11,9 @@ import logging
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Final
 
 from replication.errors import BlockferryError, InvalidInput
 from replication.identifiers import DiskId, parse_uuid
-
-DISCARD_AFTER_S: Final = 60.0
 
 _logger = logging.getLogger(__name__)
 
@@ -24,10 +21,11 @@ _logger = logging.getLogger(__name__)
 class UnprotectedDisks:
     """The disks with a directory below ``directory`` that are not among the protected ones."""
 
-    def __init__(self, directory: Path, discard_tracking: Callable[[DiskId], None]) -> None:
+    def __init__(self, directory: Path, discard_tracking: Callable[[DiskId], None], keep_for_s: float) -> None:
         """:param discard_tracking: leaves nothing of a disk's tracking behind; idempotent; blocks."""
         self._directory = directory
         self._discard_tracking = discard_tracking
+        self._keep_for_s = keep_for_s
         self._unwanted_since_s: dict[DiskId, float] = {}
 
     def kept(self) -> set[DiskId]:
@@ -44,7 +42,7 @@ class UnprotectedDisks:
         unwanted = {disk for disk in self.kept() if disk not in wanted} if may_destroy else set()
         self._unwanted_since_s = {disk: self._unwanted_since_s.get(disk, now_s) for disk in unwanted}
         for disk, since_s in sorted(self._unwanted_since_s.items()):
-            if now_s - since_s >= DISCARD_AFTER_S:
+            if now_s - since_s >= self._keep_for_s:
                 self._discard(disk)
 
     def _discard(self, disk: DiskId) -> None:

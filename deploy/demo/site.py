@@ -170,6 +170,7 @@ class Site:
                 "state_dir": str(self.directory / "mobility-agent" / "state"),
                 "disk_files": [str(path) for path in self.disk_files],
                 "heartbeat_s": 1,
+                "keep_unprotected_s": 5,
                 "tracker": {"kind": self.tracker, "scan_interval_s": 3, "pin_root": str(self.pin_root)},
                 "quiesce": {"pre": list(pre), "post": list(post)},
                 "observability": observability("h-agent"),
