@@ -23,6 +23,8 @@ DEFAULT_BATCH_BYTES: Final = 8 * 1024 * 1024
 DEFAULT_BATCHES_IN_FLIGHT: Final = 4
 DEFAULT_BUFFERS: Final = 8
 DEFAULT_EPOCH_BYTES: Final = 256 * 1024 * 1024
+MAX_EPOCH_BYTES: Final = 16 * 1024**3
+"""Keeps an epoch's digests in memory small, and its batches far below what a manifest can list."""
 DEFAULT_UNCONFIRMED_EPOCHS: Final = 4
 DEFAULT_SEEDING_DISKS: Final = 3
 DEFAULT_LAST_ROUND_BYTES: Final = 32 * 1024 * 1024
@@ -87,7 +89,11 @@ class ShippingSettings:
         _require(
             self.batches_in_flight < self.buffers <= 256, f"use {self.buffers} buffers", "more than batches_in_flight"
         )
-        _require(self.epoch_bytes >= self.batch_bytes, f"use epoch_bytes {self.epoch_bytes}", "at least batch_bytes")
+        _require(
+            self.batch_bytes <= self.epoch_bytes <= MAX_EPOCH_BYTES,
+            f"use epoch_bytes {self.epoch_bytes}",
+            f"from batch_bytes to {MAX_EPOCH_BYTES}",
+        )
         _require(1 <= self.unconfirmed_epochs <= 64, f"use unconfirmed_epochs {self.unconfirmed_epochs}", "1 to 64")
         _require(1 <= self.seeding_disks <= 64, f"use seeding_disks {self.seeding_disks}", "1 to 64")
 
@@ -132,6 +138,12 @@ class AgentSettings:
 
     def __post_init__(self) -> None:
         _require(0.5 <= self.heartbeat_s <= 300, f"use heartbeat_s {self.heartbeat_s:g}", "0.5 s to 5 min")
+        room_bytes = min(self.shipping.batch_bytes, self.quiesce.last_round_bytes // 2)
+        _require(
+            self.tracker.granularity_bytes <= room_bytes,
+            f"use tracker.granularity_bytes {self.tracker.granularity_bytes}",
+            f"at most shipping.batch_bytes and half of quiesce.last_round_bytes, here {room_bytes}",
+        )
         _require(
             0 <= self.keep_unprotected_s <= 30 * 86400,
             f"use keep_unprotected_s {self.keep_unprotected_s:g}",

@@ -13,6 +13,8 @@ must be one of them: a manifest that this ledger never sealed shows that the age
 history at the sink (R4). Its granules are unknown then, so nothing that is known of the replica can be trusted any more.
 
 Invariant: epochs are numbered without gaps from ``applied_epoch`` + 1, and no SEALED epoch follows an OPEN one.
+
+One thread at a time changes the ledger; others may read it meanwhile and see each epoch as it was before or after.
 """
 
 from __future__ import annotations
@@ -132,7 +134,9 @@ class EpochLedger:
         """Next granule that initial replication or resync will take; None once every granule was taken."""
         self.last_seed_epoch = EpochId(0)
         self._pending = DirtyBitmap(geometry.granules)
-        self._pending_granules: int | None = 0
+        self._pending_version = 0
+        self._counted = (0, 0)
+        """(version of ``_pending``, its granules): a count that a change overtook names an older version."""
 
     # ---- what is to do
 
@@ -144,9 +148,16 @@ class EpochLedger:
     @property
     def pending_granules(self) -> int:
         """Number of pending granules. Counted when asked for the first time after a change: a few ms for a very large disk."""
-        if self._pending_granules is None:
-            self._pending_granules = self._pending.count()
-        return self._pending_granules
+        version, count = self._counted
+        if version != self._pending_version:
+            version = self._pending_version
+            count = self._pending.count()
+            self._counted = (version, count)
+        return count
+
+    def _pending_changed(self) -> None:
+        """Called after each change."""
+        self._pending_version += 1
 
     @property
     def next_epoch(self) -> EpochId:
@@ -178,8 +189,7 @@ class EpochLedger:
 
     def find(self, number: EpochId) -> Epoch | None:
         """The unconfirmed epoch ``number``, or None."""
-        index = number - self.applied_epoch - 1
-        return self.epochs[index] if 0 <= index < len(self.epochs) else None
+        return next((epoch for epoch in self.epochs if epoch.number == number), None)
 
     def unconfirmed_bytes(self) -> int:
         return sum(epoch.granules.byte_count(self.geometry) for epoch in self.epochs)
@@ -205,12 +215,12 @@ class EpochLedger:
     def begin_seeding(self) -> None:
         """Initial replication or resync: every granule is to be compared, then sent if it differs."""
         self._pending.mark_all()
-        self._pending_granules = self.geometry.granules
+        self._pending_changed()
         self.seed_cursor = 0
 
     def absorb(self, harvested: DirtyBitmap) -> None:
         self._pending.mark_words(harvested.words)
-        self._pending_granules = None
+        self._pending_changed()
 
     @property
     def covered_time_ns(self) -> int:
@@ -253,7 +263,7 @@ class EpochLedger:
 
     def _add(self, runs: GranuleRuns, flags: EpochFlag, cut_time_ns: int, cut: ConsistentCut | None) -> Epoch:
         self._pending.clear_runs(runs)
-        self._pending_granules = None
+        self._pending_changed()
         epoch = Epoch(self.next_epoch, runs, AttemptNumber(1), flags, cut_time_ns, cut, EpochState.OPEN)
         self.epochs.append(epoch)
         return epoch
@@ -313,12 +323,12 @@ class EpochLedger:
         if index + 1 < len(self.epochs):
             self.begin_attempt(EpochId(number + 1))
         self._pending.mark_runs(epoch.granules)
-        self._pending_granules = None
+        self._pending_changed()
         nothing = replace(epoch, granules=GranuleRuns.of(()), flags=EpochFlag(0), cut=None)
         self.epochs[index] = nothing.sealed_as(fixed, manifest)
 
-    def confirm(self, number: EpochId, applied_hash: bytes, cut_time_ns: int) -> list[Confirmation]:
-        """A receipt says that ``number`` is applied with ``applied_hash``; epochs up to it leave the ledger.
+    def confirmable(self, number: EpochId, applied_hash: bytes) -> list[Confirmation]:
+        """What a receipt that ``number`` is applied with ``applied_hash`` confirms; changes nothing.
 
         :raises HistoryDiverged: if the sink is ahead of this ledger (a reverted machine, R4) or has another history.
         """
@@ -343,6 +353,16 @@ class EpochLedger:
             wanted = applied.previous_hash
         if wanted != self.applied_hash:
             raise self._diverged("the sink's manifests do not chain to what was applied before", number)
+        return confirmed
+
+    def confirm(self, number: EpochId, applied_hash: bytes, cut_time_ns: int) -> list[Confirmation]:
+        """What is ``confirmable`` leaves the ledger.
+
+        :raises HistoryDiverged: as there.
+        """
+        confirmed = self.confirmable(number, applied_hash)
+        if not confirmed:
+            return []
         is_present = confirmed[-1].applied == confirmed[-1].epoch.sealed
         self.epochs = self.epochs[number - self.applied_epoch :]
         self.applied_epoch, self.applied_hash, self.applied_cut_time_ns = number, applied_hash, cut_time_ns
@@ -372,4 +392,4 @@ class EpochLedger:
     def restore_pending(self, pending: DirtyBitmap) -> None:
         """Replace what is pending, when the ledger is read back."""
         self._pending = pending
-        self._pending_granules = None
+        self._pending_changed()

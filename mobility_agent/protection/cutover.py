@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
-from typing import Final, Protocol
+from typing import Final, NoReturn, Protocol
 
 from mobility_agent.block_device.buffers import BufferPool
 from mobility_agent.core.epoch_ledger import Epoch
@@ -69,29 +69,37 @@ class Cutover:
         return self.observation.identity_claimed or self.observation.state == "failed"
 
     async def run(self) -> None:
-        """Do the cutover, then hold the disks until cancelled. A failure is stated in ``observation``; claims are released."""
-        try:
-            if self._desired.mode != "offline-disk":
-                raise Unsupported(
-                    f"cannot cut over in mode {self._desired.mode}", hint="unmount the disks and use mode offline-disk"
-                )
-            with ExitStack() as claims:
-                await self._claim_all(claims)
-                async with AsyncExitStack() as gaps:
-                    self._note(state="shipping")
-                    for disk in sorted(self.sessions):
-                        await gaps.enter_async_context(self.sessions[disk].gap)
-                    while not await self._finish():
-                        pass
-                    await asyncio.Event().wait()
-        except BlockferryError as error:
-            self._fail(error, Problem(code=error.code, message=str(error), hint=error.hint))
-        except OSError as error:
-            self._fail(error, Problem(code="operating-system", message=str(error)))
+        """Do the cutover, then hold the disks until cancelled. A failure is stated in ``observation``; claims are released.
 
-    def _fail(self, error: Exception, problem: Problem) -> None:
-        _logger.warning("cutover failed", extra={"fields": {"job": self._desired.job, "error": str(error)}})
+        If a disk's session ended, the cutover has not failed: it waits to be begun again with the next session.
+        """
+        try:
+            await self._cut_over()
+        except BlockferryError as error:
+            problem = Problem(code=error.code, message=str(error), hint=error.hint)
+        except OSError as error:
+            problem = Problem(code="operating-system", message=str(error))
+        if any(session.has_ended for session in self.sessions.values()):
+            self._note(state="waiting-for-disk", cut=None, problem=problem)
+            await asyncio.Event().wait()
+        _logger.warning("cutover failed", extra={"fields": {"job": self._desired.job, "error": problem.message}})
         self._note(state="failed", problem=problem)
+
+    async def _cut_over(self) -> NoReturn:
+        if self._desired.mode != "offline-disk":
+            raise Unsupported(
+                f"cannot cut over in mode {self._desired.mode}", hint="unmount the disks and use mode offline-disk"
+            )
+        with ExitStack() as claims:
+            await self._claim_all(claims)
+            async with AsyncExitStack() as gaps:
+                self._note(state="shipping")
+                for disk in sorted(self.sessions):
+                    await gaps.enter_async_context(self.sessions[disk].gap)
+                while not await self._finish():
+                    pass
+                await asyncio.Event().wait()
+        raise AssertionError("a cutover ends only by cancellation")
 
     def _note(self, **changes: object) -> None:
         self.observation = self.observation.model_copy(update=changes)
@@ -129,6 +137,9 @@ class Cutover:
             freeze_budget_s=_FREEZE_BUDGET_S,
             quiesced=True,
         )
+        if outcome.is_spent:
+            self._note_again(cut, outcome.reason)
+            return False
         if not outcome.made:
             raise PeerUnavailable(
                 f"cannot cut the final epoch: {outcome.reason}",
@@ -139,11 +150,14 @@ class Cutover:
         try:
             await together([self._hash_all(), self._note_applied(outcome.epochs)])
         except PointLost as error:
-            _logger.warning("the final epoch is cut again", extra={"fields": {"cut": cut, "reason": str(error)}})
-            self._note(state="shipping", cut=None)
+            self._note_again(cut, str(error))
             return False
         self._note(identity_claimed=True)
         return True
+
+    def _note_again(self, cut: CutId, reason: str) -> None:
+        _logger.warning("the final epoch is cut again", extra={"fields": {"cut": cut, "reason": reason}})
+        self._note(state="shipping", cut=None)
 
     async def _note_applied(self, epochs: Mapping[DiskId, Epoch]) -> None:
         await together(self.sessions[disk].wait_applied(epoch) for disk, epoch in epochs.items())

@@ -165,9 +165,8 @@ class DiskSession:
 
     async def _wait_for_turn(self) -> None:
         """Until there is room and, if nothing is known to be pending, the epoch interval is over."""
-        await self.wait_for_room()
+        await self.ready_to_ship()
         if self.ledger.open_epoch is None and not self.ledger.pending_granules:
-            await self.ready_to_harvest()
             limits = self.limits
             interval_s = limits.scan_interval_s if self.harvest_reads_disk else limits.epoch_interval_s
             wait_s = self._last_harvest_s + interval_s - time.monotonic()
@@ -181,16 +180,31 @@ class DiskSession:
             if self.ledger.applied_epoch == applied:
                 await self._manifests.put_all(again=True)
 
-    async def wait_for_room(self) -> None:
-        """Until another epoch may be cut. One that has to be shipped again needs no room: it has its place already."""
+    async def ready_to_ship(self) -> None:
+        """Until ``ship_next`` may be called: there is room for another epoch (one that has to be shipped again has its place already),
+        and the tracker may be asked if it will be.
+        """
         await self._kept.until(
             lambda: self.ledger.open_epoch is not None or len(self.ledger.epochs) <= self.limits.unconfirmed_epochs
         )
+        if self.ledger.open_epoch is None and not self.ledger.pending_granules:
+            await self.ready_to_harvest()
 
     async def ready_to_harvest(self) -> None:
-        """A scan compares with confirmed digests only: what is on its way would be found again, so it waits until nothing is."""
+        """A scan compares with confirmed digests only: a granule on its way that has its confirmed content again would not be found. So
+        it waits until nothing is on its way, or until something has to be shipped again first.
+        """
         if self.harvest_reads_disk:
-            await self._kept.until(lambda: not self.ledger.epochs)
+            await self._kept.until(lambda: not self.ledger.epochs or self.ledger.open_epoch is not None)
+
+    @property
+    def has_ended(self) -> bool:
+        """It failed or is over: what it worked with is closed, or will be."""
+        return self._kept.failure is not None
+
+    def require_alive(self) -> None:
+        """:raises: what the session failed with."""
+        self._kept.require_alive()
 
     async def ship_next(self, *, urgent: bool = False) -> int:
         """Ship one ordinary epoch if anything changed; the caller holds ``gap``. Returns the bytes its granules cover.
@@ -226,6 +240,8 @@ class DiskSession:
 
     def _harvest_and_cut(self, *, urgent: bool) -> Epoch | None:
         ledger, cut_time_ns = self.ledger, time.time_ns()
+        if ledger.open_epoch is not None:
+            return None  # opened again this very moment: it goes first
         is_harvested = not (self.harvest_reads_disk and ledger.pending_granules)
         if is_harvested:
             self._require_size()
@@ -288,7 +304,7 @@ class DiskSession:
     async def held_still(self) -> AsyncIterator[None]:
         """Neither journal nor table nor tracker is touched by anybody else inside: the executor rests. The caller holds ``gap``."""
         async with self._kept.lock:
-            self._kept.require_alive()
+            self.require_alive()
             yield
 
     async def keep_round(self, harvest: Harvest, make_epoch: Callable[[EpochLedger], Epoch | None]) -> Epoch | None:
@@ -308,6 +324,7 @@ class DiskSession:
 
     async def in_executor_interruptibly(self, function: Callable[[], ResultT]) -> ResultT:
         """Run a long call of tracker or reader, to its end even if cancelled; the caller holds the session still."""
+        self.require_alive()
         self.parts.interruption.renew()
         return await self._kept.in_executor(function, self.parts.interruption.interrupt)
 
@@ -385,6 +402,12 @@ class DiskSession:
             for epoch in self.ledger.epochs
         )
         return on_its_way or self.has_applied_cut(cut)
+
+    @property
+    def newest_point_cut(self) -> CutId | None:
+        """The newest recovery point of this disk that is recorded at the sink, as the newest receipt says."""
+        cut = self.figures.newest_point_cut
+        return None if cut is None else CutId(cut)
 
     def has_applied_cut(self, cut: CutId) -> bool:
         """Whether the sink has applied this disk's part of ``cut``, as far as this session or the newest point tells."""

@@ -117,14 +117,17 @@ class DiskSupervisor:
             await asyncio.sleep(pause_s)
 
     async def _run_once(self, uplink: Uplink) -> None:
-        with ExitStack() as opened:
-            try:
-                parts = await self._prepare(opened)
-                self._problem = None
-                await self._run_session(parts, uplink)
-            finally:
-                # Before anything is closed: observations must not ask a tracker that is.
-                self.session = self.tracker = None
+        opened, interruption = ExitStack(), Interruption()
+        try:
+            parts = await self._prepare(opened, interruption)
+            self._problem = None
+            await self._run_session(parts, uplink)
+        finally:
+            # Before anything is closed: observations must not ask a tracker that is.
+            self.session = self.tracker = None
+            # A point or a cutover may still use it in the executor: it is closed there, after that has ended.
+            interruption.interrupt()
+            await self._in_executor(opened.close)
 
     async def _begin_resync(self, error: ResyncRequired | KeyConflict) -> None:
         _logger.warning("resync is required", extra={"fields": {"disk": self.disk, "reason": str(error)}})
@@ -202,7 +205,7 @@ class DiskSupervisor:
     def _require_generation(self, reason: str, *, distrust_digests: bool = False) -> None:
         self._opened_record().require_generation(reason, distrust_digests=distrust_digests)
 
-    async def _prepare(self, opened: ExitStack) -> DiskParts:
+    async def _prepare(self, opened: ExitStack, interruption: Interruption) -> DiskParts:
         """Open everything; on return the ledger's generation is the granted one and the tracker's doubt is settled.
 
         What is opened enters ``opened`` where it is opened, in the executor: a cancellation meanwhile closes it too.
@@ -220,7 +223,6 @@ class DiskSupervisor:
                 DigestTable(self._directory / _DIGEST_TABLE_FILE, self.disk, geometry, bytes.fromhex(grant.digest_key)),
             )
         )
-        interruption = Interruption()
         tracker = await self._in_executor(
             lambda: _entered(opened, environment.open_tracker(self.disk, reader, geometry, table, interruption))
         )

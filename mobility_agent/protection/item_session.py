@@ -152,17 +152,17 @@ class ItemSession:
             async with asyncio.timeout(POINT_DEADLINE_S):
                 outcome = await self._cut(sessions, due)
         except TimeoutError:
-            outcome = PointOutcome(due.cut, {}, f"it took longer than {POINT_DEADLINE_S:g} s")
+            outcome = PointOutcome(due.cut, {}, f"it took longer than {POINT_DEADLINE_S:g} s", is_spent=True)
         except BlockferryError as error:
-            outcome = PointOutcome(due.cut, {}, str(error))
+            outcome = PointOutcome(due.cut, {}, str(error), is_spent=True)
         except OSError as error:
-            outcome = PointOutcome(due.cut, {}, f"the operating system: {error}")
+            outcome = PointOutcome(due.cut, {}, f"the operating system: {error}", is_spent=True)
         before = None if self.newest_outcome is None else self.newest_outcome.reason
         self.newest_outcome = outcome
         if outcome.made:
             self._schedule.note_made(due, time.monotonic())
         else:
-            self._schedule.note_failed(time.monotonic())
+            self._schedule.note_failed(due, time.monotonic(), is_spent=outcome.is_spent)
             if outcome.reason != before:  # once, not every few seconds
                 fields = {"cut": due.cut, "reason": outcome.reason}
                 _logger.warning("cannot make a recovery point", extra={"fields": fields})

@@ -101,11 +101,11 @@ def _rebase_table(
     generation = GenerationId(grant.generation)
     if not distrust_digests and table.generation == generation and table.exact_epoch == 0:
         return  # done before a crash; nothing of this generation has been sent yet
-    if distrust_digests or old is None or grant.base is None or not _leads_to(table, old, grant.base):
+    if distrust_digests or old is None or grant.base is None or not _leads_to(table, old, grant.base, torn=grant.torn):
         table.forget_all(generation, EpochId(0))
         return
     _settle_table(table, old)
-    # All of them, also those beyond the base: the sink may have applied a part of the next epoch and given it up.
+    # All of them, also those beyond the base: the sink may have applied a part of the next epoch and given it up (a torn epoch).
     table.begin_generation(generation, _granules_of(old))
 
 
@@ -113,11 +113,14 @@ def _granules_of(ledger: EpochLedger) -> Iterable[GranuleRuns]:
     return (epoch.granules for epoch in ledger.epochs)
 
 
-def _leads_to(table: DigestTable, old: EpochLedger, base: GenerationBase) -> bool:
-    """Whether ``old`` knows every epoch that the sink applied after the table's one, up to ``base``: its granules, not its content."""
+def _leads_to(table: DigestTable, old: EpochLedger, base: GenerationBase, *, torn: bool) -> bool:
+    """Whether ``old`` knows the granules of every epoch that the sink applied after the table's one, up to ``base``; and, if ``torn``,
+    of the one after it, which was applied in part.
+    """
     if not table.generation == old.generation == base.generation or table.geometry != old.geometry:
         return False
-    if not old.applied_epoch <= table.exact_epoch <= base.epoch < old.next_epoch:
+    touched = base.epoch + 1 if torn else base.epoch
+    if not old.applied_epoch <= table.exact_epoch <= base.epoch <= touched < old.next_epoch:
         return False
     # An epoch that was never sealed here cannot be what the sink applied under its number.
-    return all(epoch.fixed for epoch in old.epochs if epoch.number <= base.epoch)
+    return all(epoch.fixed for epoch in old.epochs if epoch.number <= touched)

@@ -36,18 +36,24 @@ from replication.identifiers import CutId, DiskId, ItemId
 MAX_PRECOPY_ROUNDS: Final = 8
 MAX_ATTEMPTS: Final = 5
 PAGE_BYTES: Final = 4096
+OPENED_AGAIN: Final = "an epoch had to be opened again"
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class PointOutcome:
-    """``epochs``: each disk's point epoch as it was sealed and put, if the point was made; else ``reason`` says why not."""
+    """``epochs``: each disk's point epoch as it was sealed and put, if the point was made; else ``reason`` says why not.
+
+    ``is_spent``: a disk's part may have been sealed under this cut although the point was not made. Another instant must not be cut
+    under the same name: the sink would put parts of both together.
+    """
 
     cut: CutId
     epochs: Mapping[DiskId, Epoch]
     reason: str = ""
     frozen_s: float | None = None
+    is_spent: bool = False
 
     @property
     def made(self) -> bool:
@@ -156,6 +162,7 @@ class PointCoordinator:
 
         :param quiesced: the writers are stopped: the word of a tracker that cannot prove quiet is not asked.
         :raises ResyncRequired: if tracking is lost. On cancel the epochs that were cut are shipped later, not as points.
+            Whatever is raised, the cut may be spent.
         """
         if any(session.ledger.is_seeding for session in sessions.values()):
             return PointOutcome(cut, {}, "initial replication or resync is not complete")
@@ -171,10 +178,10 @@ class PointCoordinator:
             async with AsyncExitStack() as still:
                 for part in rounds:
                     await still.enter_async_context(part.session.held_still())
-                if any(part.session.harvest_reads_disk for part in rounds):
+                reason, cut_time_ns, frozen_s = _not_now(rounds), 0, None
+                if not reason and any(part.session.harvest_reads_disk for part in rounds):
                     reason, cut_time_ns = await self._scan_and_read(rounds, quiesced=quiesced)
-                    frozen_s = None
-                else:
+                elif not reason:
                     reason, cut_time_ns, frozen_s = self._freeze_and_read(
                         rounds, mounts, freeze_budget_s, quiesced=quiesced
                     )
@@ -186,14 +193,14 @@ class PointCoordinator:
                 sealed = await self._ship(rounds, epochs)
                 if len(sealed) == len(rounds):
                     return PointOutcome(cut, sealed, frozen_s=frozen_s)
-                reason = "an epoch had to be opened again"
+                return PointOutcome(cut, {}, OPENED_AGAIN, is_spent=True)
             _logger.info("no point was made", extra={"fields": {"attempt": attempt + 1, "reason": reason}})
         return PointOutcome(cut, {}, reason)
 
     async def _precopy(self, sessions: Mapping[DiskId, DiskSession]) -> None:
         """Ordinary epochs until one round is small enough that the next, frozen one will be."""
         for _ in range(MAX_PRECOPY_ROUNDS):
-            await together(session.wait_for_room() for session in sessions.values())
+            await together(session.ready_to_ship() for session in sessions.values())
             shipped = await together(session.ship_next(urgent=True) for session in sessions.values())
             left = sum(session.ledger.pending_bytes() for session in sessions.values())
             if left == 0 and sum(shipped) <= self._memory.nbytes // 4:
@@ -267,6 +274,13 @@ class PointCoordinator:
             for (session, _, _), epoch in zip(to_ship, sealed, strict=True)
             if epoch is not None
         }
+
+
+def _not_now(rounds: Sequence[_DiskRound]) -> str:
+    """Why no point can be cut now, or "": an epoch that is read again after the cut would bring later writes into it."""
+    for part in rounds:
+        part.session.require_alive()
+    return OPENED_AGAIN if any(part.session.ledger.open_epoch is not None for part in rounds) else ""
 
 
 def _seen_writing(rounds: Sequence[_DiskRound], *, quiesced: bool) -> str:

@@ -2,11 +2,17 @@
 
 Asked by ``item_session`` several times a second. A point stands while every disk's part of it is sealed and on its way, or applied. One
 whose epoch had to be opened again (a spool lost) does not: it is due again, and a request that it answered is open again.
+
+A cut's name stands for one instant: the sink makes a point of the parts that have the same name, so parts of two instants must never meet
+under it. Points get a name each time they are tried. A request's name is given; when it may have been used (it failed half-way, or
+an agent before this one may have tried), it is not used again before a point of another name, made since, is recorded for every disk: then
+the sink has dropped what was left of the earlier try. With one disk there is nothing to mix.
 """
 
 from __future__ import annotations
 
 import uuid
+from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -19,6 +25,7 @@ from replication.store_documents import Consistency
 FAILED_POINT_RETRY_S: Final = 5.0
 MIN_INTERVAL_S: Final = 1.0
 """However short an interval the policy states."""
+_REMEMBERED_CUTS: Final = 256
 
 
 class PointHolder(Protocol):
@@ -32,6 +39,11 @@ class PointHolder(Protocol):
         ...
 
     def has_applied_cut(self, cut: CutId) -> bool: ...
+
+    @property
+    def newest_point_cut(self) -> CutId | None:
+        """The newest of the disk's points that the sink has recorded, as far as is known."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,10 @@ class PointSchedule:
         self._answer: _Made | None = None
         """To the newest request."""
         self._not_before_s = float("-inf")
+        self._used_names: set[CutId] | None = None
+        """Requests of which parts may be at the sink. None at first: an agent before this one may have tried what is asked for now."""
+        self._made_since: deque[CutId] = deque(maxlen=_REMEMBERED_CUTS)
+        """Points made since the newest try of a request."""
 
     def due(
         self,
@@ -73,10 +89,18 @@ class PointSchedule:
         now_s: float,
     ) -> DuePoint | None:
         """The point that is due, None if none is. A request goes first, and is answered by a cut of its own name."""
+        if self._used_names is None:
+            self._used_names = set() if request is None else {CutId(request.request)}
         if now_s < self._not_before_s or any(session.ledger.is_seeding for session in sessions):
             return None
         if request is not None and not self._is_answered(request, sessions, now_s):
-            return DuePoint(CutId(request.request), request.consistency)
+            cut = CutId(request.request)
+            if len(sessions) == 1 or self._may_use(cut, self._used_names, sessions):
+                self._used_names.add(cut)
+                self._made_since.clear()
+                return DuePoint(cut, request.consistency)
+            if not self._made_since:
+                return DuePoint(CutId(str(uuid.uuid4())), "crash")
         app_interval_s = timing.app_consistent_interval_s
         if app_interval_s is not None and _is_due(self._newest_app, app_interval_s, sessions, now_s):
             return DuePoint(CutId(str(uuid.uuid4())), "app")
@@ -90,15 +114,22 @@ class PointSchedule:
             self._answer = _Made(CutId(request.request), now_s)
         return self._answer.stands(sessions)
 
+    def _may_use(self, cut: CutId, used_names: set[CutId], sessions: Collection[PointHolder]) -> bool:
+        return cut not in used_names or all(session.newest_point_cut in self._made_since for session in sessions)
+
     def note_made(self, point: DuePoint, now_s: float) -> None:
         """Every disk's part of ``point`` is sealed and put."""
         self._newest = _Made(point.cut, now_s)
+        if self._answer is None or self._answer.cut != point.cut:
+            self._made_since.append(point.cut)
         if point.consistency == "app":
             self._newest_app = self._newest
 
-    def note_failed(self, now_s: float) -> None:
-        """It could not be made: not at once again."""
+    def note_failed(self, point: DuePoint, now_s: float, *, is_spent: bool) -> None:
+        """It could not be made: not at once again. ``is_spent``: a disk's part may have been sealed all the same."""
         self._not_before_s = now_s + FAILED_POINT_RETRY_S
+        if not is_spent and self._used_names is not None:
+            self._used_names.discard(point.cut)
 
 
 def _is_due(newest: _Made | None, interval_s: float, sessions: Collection[PointHolder], now_s: float) -> bool:

@@ -43,6 +43,7 @@ class ReceiptIntake:
         figures: DiskFigures,
     ) -> None:
         self.sink_problem: Problem | None = None
+        self._seen: bytes | None = None
         self._kept = kept
         self._table = table
         self._shipper = shipper
@@ -67,7 +68,7 @@ class ReceiptIntake:
         """Until cancelled. :raises ResyncRequired: if the generation is closed or the history is another."""
         await self.look()
         while True:
-            content = await self._newest(self._kept.ledger.applied_epoch, RECEIPT_WAIT_S)
+            content = await self._newest(self._kept.ledger.applied_epoch, RECEIPT_WAIT_S, self._seen)
             if content is None:
                 await self.look()
             elif not await self._take(content):
@@ -79,9 +80,10 @@ class ReceiptIntake:
         if content is not None:
             await self._take(content)
 
-    async def _newest(self, after_epoch: EpochId, wait_s: float) -> bytes | None:
+    async def _newest(self, after_epoch: EpochId, wait_s: float, seen: bytes | None = None) -> bytes | None:
+        """``seen``: the last one taken, so that another of the same epoch (a point complete, a problem, closed) is news at once."""
         return await self._shipper.persistently(
-            lambda: self._shipper.uplink.receipt(self._generation, after_epoch, wait_s)
+            lambda: self._shipper.uplink.receipt(self._generation, after_epoch, wait_s, seen)
         )
 
     async def _take(self, content: bytes) -> bool:
@@ -97,6 +99,7 @@ class ReceiptIntake:
             self._figures.newest_point_ns = receipt.newest_point.time_ns
             self._figures.newest_point_cut = receipt.newest_point.cut
         self.sink_problem = receipt.problem
+        self._seen = content
         self._kept.tell()
         if receipt.closed:
             closed = ResyncRequired("cannot go on: the sink has closed this generation", disk=receipt.disk)
@@ -105,12 +108,16 @@ class ReceiptIntake:
         return bool(confirmed)
 
     def _confirm(self, receipt: Receipt) -> Sequence[Confirmation]:
-        ledger = self._kept.ledger
-        confirmed = ledger.confirm(EpochId(receipt.epoch), bytes.fromhex(receipt.manifest_hash), receipt.cut_time_ns)
+        """The table first; then it is known here that the epochs are applied; only then do they leave the ledger. So nobody who looks
+        meanwhile finds an epoch neither on its way nor applied.
+        """
+        ledger, number, applied_hash = self._kept.ledger, EpochId(receipt.epoch), bytes.fromhex(receipt.manifest_hash)
+        confirmed = ledger.confirmable(number, applied_hash)
         if not confirmed:
             return ()
         for confirmation in confirmed:
             self._record(confirmation)
+        ledger.confirm(number, applied_hash, receipt.cut_time_ns)
         self._kept.save()
         self._kept.journal.drop_digests(ledger.applied_epoch)
         self._kept.wrote()

@@ -13,6 +13,7 @@ u64 size, u64 exact epoch, u64 applying epoch or 0, 8 bytes key check, xxh3-64 o
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import mmap
 import os
@@ -238,4 +239,5 @@ class DigestTable:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
             del self._entries
-            self._map.close()
+            with contextlib.suppress(BufferError):  # a failed lookup's traceback has a view still: it goes with that
+                self._map.close()

@@ -46,7 +46,9 @@ class Uplink(Protocol):
 
     async def stored_manifest(self, key: EpochKey) -> bytes | None: ...
 
-    async def receipt(self, key: GenerationKey, after_epoch: EpochId, wait_s: float) -> bytes | None: ...
+    async def receipt(
+        self, key: GenerationKey, after_epoch: EpochId, wait_s: float, seen: bytes | None = None
+    ) -> bytes | None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from replication.data_plane import (
     batch_path,
     hello_path,
     manifest_path,
+    receipt_digest,
     receipt_path,
 )
 from replication.epoch_manifest import MAX_MANIFEST_BYTES
@@ -109,9 +110,14 @@ class ProcessServerClient:
         except NotFound:
             return None
 
-    async def receipt(self, key: GenerationKey, after_epoch: EpochId, wait_s: float) -> bytes | None:
-        """The newest signed receipt beyond ``after_epoch``, or None after ``wait_s`` without one."""
+    async def receipt(
+        self, key: GenerationKey, after_epoch: EpochId, wait_s: float, seen: bytes | None = None
+    ) -> bytes | None:
+        """The newest signed receipt beyond ``after_epoch``, or one of ``after_epoch`` that is not ``seen``; None after ``wait_s``
+        without one."""
         path = f"{receipt_path(key)}?after_epoch={after_epoch}&wait_s={wait_s:g}"
+        if seen is not None:
+            path += f"&seen={receipt_digest(seen)}"
         status, body = await self._request("GET", path, extra_wait_s=wait_s)
         return None if status == 204 else self._expect(status, body, 200)
 
