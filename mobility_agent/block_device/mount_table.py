@@ -1,4 +1,4 @@
-"""The mount table of this process' mount namespace, and the swap areas. Reads /proc only.
+"""The mount table of a process' mount namespace (this one's, if not told otherwise), and the swap areas. Reads /proc only.
 
 Called by the listing of disks, by claims and by the freeze. Format: proc(5), /proc/pid/mountinfo.
 """
@@ -31,10 +31,15 @@ class MountEntry:
     is_read_only: bool
 
 
-def read_mounts(proc: Path = _PROC) -> list[MountEntry]:
-    """In the order of mounting."""
+def read_mounts(proc: Path = _PROC, process: str = "self") -> list[MountEntry]:
+    """In the order of mounting, as ``process`` sees them.
+
+    Sources are looked up in this process' own view; those of another namespace only below /dev, since any other path means something else
+    here, and may even hang.
+    """
     entries = []
-    for line in (proc / "self/mountinfo").read_text().splitlines():
+    is_own = process == "self"
+    for line in (proc / process / "mountinfo").read_text(errors="surrogateescape").splitlines():
         fields = line.split(" ")
         separator = fields.index("-", 6)
         major, minor = fields[2].split(":")
@@ -46,7 +51,7 @@ def read_mounts(proc: Path = _PROC) -> list[MountEntry]:
                 fs_type=fields[separator + 1],
                 source=source,
                 device=(int(major), int(minor)),
-                source_device=block_device_number(source),
+                source_device=block_device_number(source) if is_own or source.startswith("/dev/") else None,
                 is_read_only="ro" in super_options,
             )
         )

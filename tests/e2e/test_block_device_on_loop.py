@@ -77,6 +77,29 @@ def test_a_mounted_disk_is_refused_with_its_mount_point(disk: LoopDisk, tmp_path
         Claim(disk.device)
 
 
+@pytest.mark.requires("unshare")
+def test_a_disk_mounted_in_another_namespace_only_is_refused_with_the_process_that_keeps_it(
+    disk: LoopDisk, tmp_path: Path
+) -> None:
+    run("mkfs.ext4", "-q", disk.device)
+    target = tmp_path / "seen only there"
+    target.mkdir()
+    script = f"mount {disk.device} '{target}' && echo ready && read line"
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as keeper:
+        try:
+            assert keeper.stdout is not None
+            assert keeper.stdout.readline() == "ready\n"
+            with pytest.raises(Conflict) as refused:
+                Claim(disk.device)
+        finally:
+            keeper.terminate()
+            keeper.wait()
+    assert f"mounted on {target} in the mount namespace of sh (process {keeper.pid})" in str(refused.value)
+    with Claim(disk.device):
+        pass
+
+
 def test_a_disk_in_use_as_swap_is_refused(disk: LoopDisk) -> None:
     run("mkswap", disk.device)
     run("swapon", disk.device)
