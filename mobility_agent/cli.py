@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mobility_agent import daemon
-from mobility_agent.block_device.machine_facts import read_machine_facts
+from mobility_agent.block_device.machine_facts import MACHINE_ID_FILE, read_machine_facts
 from mobility_agent.config import DEFAULT_CONFIG_PATH, AgentSettings
 from mobility_agent.inventory import find_disks, take_inventory
 from replication.enrolment import enrol as enrol_with
@@ -75,7 +75,7 @@ def enrol(config_path: Path, fingerprint: str, passphrase_file: Path) -> None:
     """Get a certificate from the configuration server. The passphrase is sent only after the authority's fingerprint matched."""
     settings = load_or_exit(AgentSettings, config_path, check_only=False)
     try:
-        facts = read_machine_facts()
+        facts = read_machine_facts(substitute=settings.state_dir / MACHINE_ID_FILE)
         name = asyncio.run(
             enrol_with(
                 settings.config_server.url,
@@ -114,8 +114,9 @@ def _passphrase(path: Path) -> str:
 def disks(config_path: Path | None, as_json: bool) -> None:
     """List the disks of this machine: what can be protected, and why not. What is replicated is the whole block device."""
     try:
-        files = () if config_path is None else load_settings(AgentSettings, config_path).disk_files
-        facts = read_machine_facts()
+        settings = None if config_path is None else load_settings(AgentSettings, config_path)
+        files = () if settings is None else settings.disk_files
+        facts = read_machine_facts(substitute=None if settings is None else settings.state_dir / MACHINE_ID_FILE)
         if as_json:
             click.echo(json.dumps(take_inventory(facts, files).model_dump(mode="json"), indent=2))
             return

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from mobility_agent.block_device.claim import Claim
-from mobility_agent.block_device.machine_facts import MachineFacts, read_machine_facts
+from mobility_agent.block_device.machine_facts import MACHINE_ID_FILE, MachineFacts, read_machine_facts
 from mobility_agent.config import AgentSettings
 from mobility_agent.config_server_client import ConfigServerClient
 from mobility_agent.core.own_writes import StateWrites
@@ -99,7 +99,7 @@ class Agent:
 
     def __init__(self, settings: AgentSettings, identity: TlsIdentity, held: contextlib.ExitStack) -> None:
         self._settings = settings
-        self._facts: MachineFacts = read_machine_facts()
+        self._facts: MachineFacts = read_machine_facts(substitute=settings.state_dir / MACHINE_ID_FILE)
         self._tls = identity.client_context()
         self._control = ConfigServerClient(settings.config_server.url, self._tls)
         self._board = HealthBoard()

@@ -1,7 +1,8 @@
 """Facts of this machine for the inventory: names, platform, operating system, processors, memory, boot type, fingerprint.
 
 Called by the agent's inventory and enrolment. Reads /sys, /proc, /etc only; nothing here needs a privilege except the
-serial numbers of DMI, which are left out without it.
+serial numbers of DMI, which are left out without it. Where a machine has no id (containers, images not booted yet), one is made in the
+agent's state directory.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from pathlib import Path
 from typing import Final
 
 from mobility_agent.core.platform_detection import DmiStrings, detect_platform
-from replication.errors import Unsupported
+from replication.durable_file import DurableFile
+from replication.errors import Permanent, Unsupported
 
 _ROOT: Final = Path("/")
+MACHINE_ID_FILE: Final = "machine-id"
+"""Name of the substitute in the agent's state directory."""
 _IPV6_GLOBAL_SCOPE: Final = "00"
 
 
@@ -41,10 +45,10 @@ class MachineFacts:
     addresses: list[str]
 
 
-def read_machine_facts(root: Path = _ROOT) -> MachineFacts:
-    """:raises Unsupported: if the machine has no machine id."""
+def read_machine_facts(root: Path = _ROOT, *, substitute: Path | None = None) -> MachineFacts:
+    """:param substitute: see ``read_machine_id``. :raises Unsupported: if the machine has no machine id and none can be made."""
     dmi = _dmi(root)
-    machine_id = read_machine_id(root)
+    machine_id = read_machine_id(root, substitute)
     return MachineFacts(
         hostname=socket.gethostname(),
         machine_id=machine_id,
@@ -62,15 +66,44 @@ def read_machine_facts(root: Path = _ROOT) -> MachineFacts:
     )
 
 
-def read_machine_id(root: Path = _ROOT) -> uuid.UUID:
-    """:raises Unsupported: if /etc/machine-id is missing or not 32 hexadecimal digits."""
-    text = _text(root / "etc/machine-id") or _text(root / "var/lib/dbus/machine-id")
-    try:
-        return uuid.UUID(hex=text)
-    except ValueError:
+def read_machine_id(root: Path = _ROOT, substitute: Path | None = None) -> uuid.UUID:
+    """The machine's id, machine-id(5).
+
+    :param substitute: the file that serves instead where the machine has none; made, with a random id, if it is not there. Once made
+        it stays in use, so that disks keep their identity when the machine gets an id later.
+    :raises Unsupported: if /etc/machine-id is missing or not 32 hexadecimal digits, and no substitute can be made.
+    """
+    text = "" if substitute is None else _text(substitute)
+    if not _is_machine_id(text):
+        text = _text(root / "etc/machine-id") or _text(root / "var/lib/dbus/machine-id")
+    if not _is_machine_id(text) and substitute is not None:
+        text = _made_machine_id(substitute)
+    if not _is_machine_id(text):
         raise Unsupported(
             "cannot identify this machine: /etc/machine-id holds no machine id", hint="run systemd-machine-id-setup"
-        ) from None
+        )
+    return uuid.UUID(hex=text)
+
+
+def _made_machine_id(path: Path) -> str:
+    """A new id, durable in ``path``.
+
+    :raises Permanent: if it cannot be written.
+    """
+    text = uuid.uuid4().hex
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        DurableFile(path).replace(f"{text}\n".encode())
+    except OSError as error:
+        raise Permanent(f"cannot write {path}: {error.strerror}") from error
+    return text
+
+
+def _is_machine_id(text: str) -> bool:
+    try:
+        return bool(uuid.UUID(hex=text).int)
+    except ValueError:
+        return False
 
 
 def _fingerprint(machine_id: uuid.UUID, product_uuid: str) -> str:

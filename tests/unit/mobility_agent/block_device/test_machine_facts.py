@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mobility_agent.block_device.machine_facts import read_machine_facts, read_machine_id
-from replication.errors import Unsupported
+from replication.errors import Permanent, Unsupported
 
 MACHINE_ID = "3d1219c7c4c5404aaa1f6d2a48adfda4"
 FIB_TRIE = """\
@@ -82,6 +82,29 @@ def test_a_machine_without_an_id_is_unsupported(root: Path, content: str) -> Non
     (root / "etc/machine-id").write_text(content)
     with pytest.raises(Unsupported, match="machine id"):
         read_machine_id(root)
+
+
+@pytest.mark.parametrize("content", ["", "uninitialized\n", "0" * 32 + "\n"])
+def test_a_machine_without_an_id_gets_one_that_stays(root: Path, tmp_path: Path, content: str) -> None:
+    (root / "etc/machine-id").write_text(content)
+    substitute = tmp_path / "state" / "machine-id"
+    made = read_machine_id(root, substitute)
+    assert read_machine_id(root, substitute) == made
+    (root / "etc/machine-id").write_text(MACHINE_ID)
+    assert read_machine_id(root, substitute) == made
+
+
+def test_a_machine_with_an_id_needs_no_substitute(root: Path, tmp_path: Path) -> None:
+    substitute = tmp_path / "machine-id"
+    assert read_machine_id(root, substitute) == read_machine_id(root)
+    assert not substitute.exists()
+
+
+def test_a_substitute_that_cannot_be_written_is_an_error(root: Path, tmp_path: Path) -> None:
+    (root / "etc/machine-id").write_text("")
+    (tmp_path / "file").touch()
+    with pytest.raises(Permanent, match="cannot write"):
+        read_machine_id(root, tmp_path / "file" / "machine-id")
 
 
 def test_a_bare_machine_has_facts_too(tmp_path: Path) -> None:
