@@ -17,6 +17,7 @@ from typing import Final
 from process_server.core.epoch_chain import ReceiptFacts
 from replication.blob_client.api import BlobClient
 from replication.clock import Clock
+from replication.data_plane import receipt_digest
 from replication.documents import MAX_DOCUMENT_BYTES, document_context
 from replication.errors import BlockferryError, NotFound, PeerProtocolError, Retryable
 from replication.identifiers import EpochId, GenerationKey
@@ -38,6 +39,14 @@ class StoredReceipt:
 
     content: bytes
     facts: ReceiptFacts
+    digest: str
+    """``data_plane.receipt_digest`` of the content."""
+
+    def is_news(self, after_epoch: int, seen: str | None) -> bool:
+        """Whether it says something to an agent that knows ``after_epoch`` and, of that epoch, the receipt ``seen``."""
+        if self.facts.epoch != after_epoch:
+            return self.facts.epoch > after_epoch
+        return seen is not None and seen != self.digest
 
 
 @dataclass(slots=True)
@@ -99,15 +108,17 @@ class ReceiptWatch:
         watched = self._watched.get(key)
         return None if watched is None else watched.receipt
 
-    async def wait_beyond(self, key: GenerationKey, after_epoch: int, wait_s: float) -> StoredReceipt | None:
-        """The newest receipt with an epoch beyond ``after_epoch``; None if there is none within ``wait_s``."""
+    async def wait_for_news(
+        self, key: GenerationKey, after_epoch: int, wait_s: float, seen: str | None = None
+    ) -> StoredReceipt | None:
+        """The newest receipt if it is news (``StoredReceipt.is_news``); None if there is none within ``wait_s``."""
         deadline_s = self._clock.monotonic_s() + wait_s
         watched = self._watch(key)
         watched.waiting += 1
         if watched.receipt is None:
             self._hurry(watched)
         try:
-            while watched.receipt is None or watched.receipt.facts.epoch <= after_epoch:
+            while watched.receipt is None or not watched.receipt.is_news(after_epoch, seen):
                 left_s = deadline_s - self._clock.monotonic_s()
                 if left_s <= 0 or self._stopping:
                     return None
@@ -210,7 +221,7 @@ class ReceiptWatch:
         watched.etag = blob.properties.etag
         if watched.receipt is not None and facts.epoch < watched.receipt.facts.epoch:
             return False
-        watched.receipt = StoredReceipt(blob.content, facts)
+        watched.receipt = StoredReceipt(blob.content, facts, receipt_digest(blob.content))
         self.on_receipt(key, facts)
         news, watched.news = watched.news, asyncio.Event()
         news.set()

@@ -6,7 +6,8 @@ Called by the agent's uplink and the process server's intake. Every request is a
     PUT  {generation}/epochs/E/attempts/A/batches/B         batch frame → 201 or 200 (already there) + BatchAcknowledgement
     PUT  {generation}/epochs/E/manifest                     manifest    → 201 or 200 (already there)
     GET  {generation}/epochs/E/manifest                     → the manifest that is in the store, or 404
-    GET  {generation}/receipt?after_epoch=K&wait_s=N        → newest signed receipt with epoch > K, or 204 after N seconds
+    GET  {generation}/receipt?after_epoch=K&wait_s=N&seen=H → newest signed receipt with epoch > K, or of epoch K and another
+                                                              than the one whose digest is H; 204 after N seconds without
 
 with ``{generation}`` = ``/v1/disks/DISK/generations/G``. An acknowledgement means durable in the spool (P1). 503 with Retry-After: nothing
 was accepted, try again; 409 ``segments-missing``: the named batches are neither spooled here nor stored, open a new attempt.
@@ -14,6 +15,7 @@ was accepted, try again; 409 ``segments-missing``: the named batches are neither
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final
 
 from pydantic import Field
@@ -55,6 +57,11 @@ class BatchAcknowledgement(Document):
 
     tag: str = Field(pattern=r"^[0-9a-f]{32}$")
     segment_bytes: int
+
+
+def receipt_digest(content: bytes) -> str:
+    """What names a receipt that was seen: SHA-256 of its bytes as they lie in the store, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def hello_path() -> str:

@@ -28,7 +28,7 @@ from replication.data_plane import (
     receipt_path,
 )
 from replication.epoch_manifest import MAX_MANIFEST_BYTES
-from replication.errors import NotFound, PeerProtocolError, PeerUnavailable, Refused, Unsupported
+from replication.errors import NotFound, Overloaded, PeerProtocolError, PeerUnavailable, Refused, Unsupported
 from replication.identifiers import EpochId, EpochKey, GenerationKey
 from replication.service.problem import error_from_problem
 
@@ -57,6 +57,8 @@ class ProcessServerClient:
             auto_decompress=False,
         )
         self._hello: Hello | None = None
+        self._asks_first = False
+        """Since there was no room for the last batch: the next body goes out when there is, not in vain (Expect: 100-continue)."""
 
     async def close(self) -> None:
         await self._session.close()
@@ -89,8 +91,16 @@ class ProcessServerClient:
                 hint="lower shipping.batch_bytes in the agent's configuration",
             )
         views = (memoryview(frame.head), *frame.data)
-        status, body = await self._request("PUT", batch_path(frame.key), views=views, length=frame.frame_bytes)
-        return BatchAcknowledgement.decode(self._expect(status, body, 200, 201))
+        status, body = await self._request(
+            "PUT", batch_path(frame.key), views=views, length=frame.frame_bytes, expect100=self._asks_first
+        )
+        try:
+            content = self._expect(status, body, 200, 201)
+        except Overloaded:
+            self._asks_first = True
+            raise
+        self._asks_first = False
+        return BatchAcknowledgement.decode(content)
 
     async def put_manifest(self, key: EpochKey, encoded: bytes) -> None:
         """On return the manifest is durable at the process server.
@@ -133,6 +143,7 @@ class ProcessServerClient:
         *,
         views: tuple[memoryview, ...] | None = None,
         length: int = 0,
+        expect100: bool = False,
         extra_wait_s: float = 0.0,
         max_answer_bytes: int = _MAX_ANSWER_BYTES,
     ) -> tuple[int, bytes]:
@@ -147,6 +158,7 @@ class ProcessServerClient:
                     self.url + path,
                     data=None if views is None else _slices(views, lambda: _put_off(deadline, deadline_s)),
                     headers=headers,
+                    expect100=expect100,
                     allow_redirects=False,
                 ) as response:
                     return response.status, await self._answer(response, max_answer_bytes)

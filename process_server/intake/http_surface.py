@@ -5,6 +5,7 @@ Built by ``daemon``. Every request is authenticated by its client certificate; e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -38,6 +39,7 @@ from replication.service.https import peer_certificate_der
 from replication.service.problem import problem_middleware
 
 MANIFEST_CONTENT_TYPE: Final = "application/octet-stream"
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _MACHINE: Final = web.RequestKey("machine", str)
 _GENERATION: Final = "/v1/disks/{disk}/generations/{generation}"
 
@@ -119,8 +121,11 @@ class HttpSurface:
         key = _generation_key(request)
         after_epoch = _query_number(request, "after_epoch", int, -1)
         wait_s = min(_query_number(request, "wait_s", float, 0.0), MAX_RECEIPT_WAIT_S)
+        seen = request.query.get("seen")
+        if seen is not None and not _DIGEST.fullmatch(seen):
+            raise InvalidInput(f"cannot use {seen[:80]!r} as seen", hint="64 hexadecimal digits are expected")
         await self.grants.check_owner(key, _machine(request))
-        found = await self.receipts.wait_beyond(key, after_epoch, wait_s)
+        found = await self.receipts.wait_for_news(key, after_epoch, wait_s, seen)
         if found is None:
             return web.Response(status=204)
         self.metrics.receipts.inc()

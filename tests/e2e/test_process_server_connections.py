@@ -10,12 +10,20 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from aiohttp import web
 
+from mobility_agent.shipping.process_server_client import ProcessServerClient
 from process_server.config import IntakeSettings
-from replication.data_plane import batch_path, hello_path, manifest_path
+from replication.batch_frame import MAX_BATCH_DATA_BYTES
+from replication.data_plane import BatchAcknowledgement, Hello, batch_path, hello_path, manifest_path
+from replication.errors import Overloaded
 from replication.identifiers import MachineId
+from replication.service.https import ListenAddress, start_server
+from replication.service.problem import problem_response
+from replication.tls_identity import Role
 from tests.harness.epochs import new_uuid
 from tests.harness.process_site import LabSite, ShippedDisk, lab_settings, running_site
+from tests.harness.tls import LabAuthority
 
 RANDOM = Random(23)
 STILL_S = 0.2
@@ -175,3 +183,63 @@ async def test_a_slow_body_is_slow_and_not_broken(impatient: LabSite) -> None:
             await asyncio.sleep(STILL_S / 4)  # the pace of the line
         assert (await line.answer())[0] == 201
         assert asyncio.get_running_loop().time() - begun_s > STILL_S
+
+
+async def test_an_agent_that_was_put_off_sends_no_body_in_vain(site: LabSite) -> None:
+    disk = new_disk(site)
+    content = content_of(disk)
+    client = ProcessServerClient(
+        site.url, site.agent_identity(disk.machine).client_context(), connections=2, timeout_s=20
+    )
+    try:
+        async with contextlib.AsyncExitStack() as lines:
+            for batch in range(1, 17):  # every buffer waits for a body
+                holder = await lines.enter_async_context(line_to(site, disk.machine))
+                await holder.put(batch_path(disk.batch_key(1, batch)), len(content), expect="100-continue")
+                assert (await holder.answer())[0] == 100
+            for _ in range(2):  # the second one is asked for leave, and does not get it
+                with pytest.raises(Overloaded):
+                    await client.put_batch(disk.frame(1, 0))
+        for batch in range(4):
+            await client.put_batch(disk.frame(1, batch))
+    finally:
+        await client.close()
+    assert site.metric("batches_total", outcome="accepted") == 4
+
+
+async def test_the_agent_asks_for_leave_only_after_it_was_put_off(tmp_path: Path) -> None:
+    authority, disk, asked = LabAuthority(), ShippedDisk(RANDOM, MachineId(new_uuid(RANDOM))), list[str | None]()
+    server_identity = authority.issue(Role.PROCESS_SERVER, new_uuid(RANDOM), tmp_path / "server")
+    agent_identity = authority.issue(Role.AGENT, disk.machine, tmp_path / "agent")
+    acknowledgement = BatchAcknowledgement(tag="0" * 32, segment_bytes=1)
+    answers = [201, 503, 503, 201, 201]
+
+    async def hello(_request: web.Request) -> web.Response:
+        document = Hello(
+            server="s", software_version="1", protocol_min=1, protocol_max=1,
+            max_batch_data_bytes=MAX_BATCH_DATA_BYTES, max_batches_in_flight=4,
+        )  # fmt: skip
+        return web.Response(body=document.encode())
+
+    async def put(request: web.Request) -> web.Response:
+        asked.append(request.headers.get("Expect"))
+        status = answers[len(asked) - 1]
+        if status == 503:
+            return problem_response(Overloaded("cannot accept more"))
+        await request.read()
+        return web.Response(status=status, body=acknowledgement.encode())
+
+    app = web.Application()
+    app.router.add_get(hello_path(), hello)
+    app.router.add_put("/v1/{rest:.*}", put)
+    server = await start_server(app, ListenAddress("127.0.0.1", 0), server_identity.server_context(require_client=True))
+    url = f"https://127.0.0.1:{server.port}"
+    client = ProcessServerClient(url, agent_identity.client_context(), connections=1, timeout_s=20)
+    try:
+        for status in answers:
+            with contextlib.suppress(Overloaded) if status == 503 else contextlib.nullcontext():
+                await client.put_batch(disk.frame(1, 0))
+    finally:
+        await client.close()
+        await server.close()
+    assert asked == [None, None, "100-continue", "100-continue", None]

@@ -13,12 +13,13 @@ from random import Random
 
 import pytest
 
+from mobility_agent.shipping.process_server_client import ProcessServerClient
 from process_server.daemon import Surroundings
 from process_server.spool.files import DirectoryFiles, SpoolFile
 from replication.data_plane import ManifestSuperseded, SegmentsMissing, batch_path
 from replication.epoch_manifest import EpochFlag, manifest_hash
 from replication.errors import KeyConflict, NotFound
-from replication.identifiers import MachineId
+from replication.identifiers import EpochId, MachineId
 from replication.store_layout import manifest_name, segment_name
 from tests.harness.epochs import new_uuid
 from tests.harness.process_site import LabAgent, LabSite, LabWriter, ShippedDisk, lab_settings, running_site
@@ -325,6 +326,24 @@ async def test_a_receipt_is_relayed_byte_for_byte_as_soon_as_it_is_there(site: L
     assert await waiting == content
     assert await agent.receipt(disk.key, after_epoch=0) == content
     assert await agent.receipt(disk.key, after_epoch=1) is None
+
+
+async def test_another_receipt_of_the_same_epoch_reaches_a_waiting_agent(site: LabSite) -> None:
+    disk, writer = new_disk(site), LabWriter(site.store)
+    identity = site.agent_identity(disk.machine)
+    client = ProcessServerClient(site.url, identity.client_context(), connections=2, timeout_s=20)
+    try:
+        encoded = await disk.ship_epoch(site.agent(disk.machine), 1, 1)
+        first = await writer.apply(disk, 1, manifest_hash(encoded))
+        assert await client.receipt(disk.key, EpochId(0), 20) == first
+        assert await client.receipt(disk.key, EpochId(1), 0.1, first) is None, "nothing new"
+        waiting = asyncio.create_task(client.receipt(disk.key, EpochId(1), 30, first))
+        closed = await writer.apply(disk, 1, manifest_hash(encoded), closed=True)
+        async with asyncio.timeout(10):
+            assert await waiting == closed
+        assert await client.receipt(disk.key, EpochId(2), 0.1, first) is None, "older than what the agent knows"
+    finally:
+        await client.close()
 
 
 async def test_an_applied_epoch_counts_as_predecessor_though_its_manifest_is_gone(tmp_path: Path) -> None:

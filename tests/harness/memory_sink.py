@@ -16,7 +16,7 @@ from replication.documents import WriterIdentity
 from replication.epoch_manifest import NO_MANIFEST, EpochManifest, decode_manifest, manifest_hash
 from replication.errors import KeyConflict, PeerUnavailable
 from replication.identifiers import BatchKey, DiskId, EpochId, EpochKey, GenerationKey
-from replication.store_documents import PointSummary, Receipt
+from replication.store_documents import PointSummary, Receipt, WriterProblem
 
 
 @dataclass(slots=True)
@@ -35,6 +35,8 @@ class MemorySink:
     applied_hash: bytes = NO_MANIFEST
     applied_cut_time_ns: int = 0
     newest_point: PointSummary | None = None
+    problem: WriterProblem | None = None
+    closed: bool = False
     failures: int = 0
     applying: bool = True
     received_data_bytes: int = 0
@@ -117,21 +119,39 @@ class MemorySink:
         self._fail_if_asked()
         return self.manifests.get(key.epoch)
 
-    async def receipt(self, key: GenerationKey, after_epoch: EpochId, wait_s: float) -> bytes | None:
+    async def receipt(
+        self, key: GenerationKey, after_epoch: EpochId, wait_s: float, seen: bytes | None = None
+    ) -> bytes | None:
         assert key == self.generation
         self._fail_if_asked()
+
+        def is_news() -> bool:
+            known = seen is None or seen == self._newest_receipt()
+            return self.applied_epoch > after_epoch or (self.applied_epoch == after_epoch and not known)
+
         try:
             async with asyncio.timeout(wait_s), self.changed:
-                await self.changed.wait_for(lambda: self.applied_epoch > after_epoch)
+                await self.changed.wait_for(is_news)
         except TimeoutError:
             return None
+        return self._newest_receipt()
+
+    async def say(self, *, problem: WriterProblem | None = None, closed: bool = False) -> None:
+        """Write another receipt of the epoch that is applied."""
+        async with self.changed:
+            self.problem, self.closed = problem, closed
+            self.changed.notify_all()
+
+    def _newest_receipt(self) -> bytes:
         return self.writer.sign(
             Receipt(
-                disk=DiskId(key.disk),
-                generation=key.generation,
+                disk=DiskId(self.generation.disk),
+                generation=self.generation.generation,
                 epoch=self.applied_epoch,
                 manifest_hash=self.applied_hash.hex(),
                 cut_time_ns=self.applied_cut_time_ns,
                 newest_point=self.newest_point,
+                problem=self.problem,
+                closed=self.closed,
             )
         )

@@ -70,7 +70,9 @@ class ScriptedUplink:
     async def stored_manifest(self, key: EpochKey) -> bytes | None:
         raise NotImplementedError
 
-    async def receipt(self, key: GenerationKey, after_epoch: EpochId, wait_s: float) -> bytes | None:
+    async def receipt(
+        self, key: GenerationKey, after_epoch: EpochId, wait_s: float, seen: bytes | None = None
+    ) -> bytes | None:
         raise NotImplementedError
 
 

@@ -1,0 +1,208 @@
+"""Receipts: who waits hears of news at once, the store is asked no more than needed, nothing is taken for a receipt that is none."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from random import Random
+
+import pytest
+
+from process_server.core.epoch_chain import ReceiptFacts
+from process_server.receipt_watch import FORGET_AFTER_S, SLOWEST_S, ReceiptWatch, read_receipt
+from replication.data_plane import receipt_digest
+from replication.errors import PeerProtocolError, PeerUnavailable
+from replication.identifiers import EpochId, GenerationId, GenerationKey, MachineId
+from replication.store_layout import REPLICATION_CONTAINER, receipt_name
+from tests.harness.epochs import new_uuid
+from tests.harness.process_site import LabWriter, ShippedDisk
+from tests.harness.process_time import in_virtual_time, now_s, virtual_clock
+from tests.harness.unreliable_store import UnreliableStore
+
+RANDOM = Random(31)
+
+
+class Rig:
+    """A watch over one disk's receipt."""
+
+    def __init__(self) -> None:
+        self.store = UnreliableStore()
+        self.writer = LabWriter(self.store)
+        self.disk = ShippedDisk(RANDOM, MachineId(new_uuid(RANDOM)))
+        self.told: list[ReceiptFacts] = []
+        self.watch = ReceiptWatch(self.store, virtual_clock(), lambda _key, facts: self.told.append(facts))
+
+    async def apply(self, epoch: int, *, closed: bool = False) -> bytes:
+        return await self.writer.apply(self.disk, epoch, bytes([epoch]) * 32, closed=closed)
+
+    async def news(self, after: int, wait_s: float = 0.0, seen: bytes | None = None) -> bytes | None:
+        digest = None if seen is None else receipt_digest(seen)
+        found = await self.watch.wait_for_news(self.disk.key, after, wait_s, digest)
+        return None if found is None else found.content
+
+
+@contextlib.asynccontextmanager
+async def running() -> AsyncIterator[Rig]:
+    rig = Rig()
+    task = asyncio.create_task(rig.watch.run())
+    try:
+        yield rig
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+
+@in_virtual_time
+async def test_who_waits_hears_of_a_higher_epoch_within_two_seconds() -> None:
+    async with running() as rig:
+        first = await rig.apply(1)
+        assert await rig.news(0, 30) == first
+        waiting = asyncio.create_task(rig.news(1, 30))
+        await asyncio.sleep(20)
+        second = await rig.apply(2)
+        assert await waiting == second
+        assert now_s() <= 20 + 2 * SLOWEST_S
+
+
+@in_virtual_time
+async def test_another_receipt_of_the_same_epoch_is_news_to_who_names_the_one_it_has_seen() -> None:
+    async with running() as rig:
+        first = await rig.apply(4)
+        assert await rig.news(3, 30) == first
+        named, unnamed = asyncio.create_task(rig.news(4, 30, first)), asyncio.create_task(rig.news(4, 30))
+        await asyncio.sleep(5)
+        assert not named.done()
+        closed = await rig.apply(4, closed=True)
+        assert await named == closed
+        assert now_s() <= 5 + 2 * SLOWEST_S
+        assert await unnamed is None
+        assert [facts.closed for facts in rig.told] == [False, True]
+
+
+@in_virtual_time
+async def test_an_older_receipt_is_never_news() -> None:
+    async with running() as rig:
+        seen = await rig.apply(5)
+        assert await rig.news(0, 30) == seen
+        await rig.apply(3)
+        assert await rig.news(6, 10, seen) is None
+        assert await rig.news(0) == seen, "an older one takes nobody's place"
+        assert [facts.epoch for facts in rig.told] == [5]
+
+
+@in_virtual_time
+async def test_without_a_receipt_the_wait_ends_when_it_was_said_to() -> None:
+    async with running() as rig:
+        assert await rig.news(-1, 7) is None
+        assert now_s() == 7
+
+
+@in_virtual_time
+async def test_many_that_wait_for_one_disk_cost_one_question_at_a_time() -> None:
+    async with running() as rig:
+        waiting = [asyncio.create_task(rig.news(0, 30)) for _ in range(50)]
+        await asyncio.sleep(27)
+        questions = rig.store.calls["get_blob"]
+        assert questions <= 27 / SLOWEST_S + 12
+        content = await rig.apply(1)
+        assert await asyncio.gather(*waiting) == [content] * 50
+
+
+@in_virtual_time
+async def test_nobody_asks_the_store_once_nobody_waits_and_nothing_is_expected() -> None:
+    async with running() as rig:
+        await rig.apply(1)
+        await rig.news(0, 30)
+        rig.watch.expect(rig.disk.key, EpochId(2))
+        await asyncio.sleep(100)
+        before = rig.store.calls["get_blob"]
+        await asyncio.sleep(100)
+        assert rig.store.calls["get_blob"] > before + 40, "a manifest waits for its receipt"
+        await rig.apply(2)
+        await asyncio.sleep(FORGET_AFTER_S + 10)
+        before = rig.store.calls["get_blob"]
+        await asyncio.sleep(3600)
+        assert rig.store.calls["get_blob"] == before
+        assert rig.watch.newest(rig.disk.key) is None, "it is forgotten"
+
+
+@in_virtual_time
+async def test_a_store_that_fails_and_comes_back_costs_only_time() -> None:
+    async with running() as rig:
+        rig.store.failing = PeerUnavailable("cannot reach the store")
+        waiting = asyncio.create_task(rig.news(0, 30))
+        await asyncio.sleep(20)
+        rig.store.failing = None
+        content = await rig.apply(1)
+        assert await waiting == content
+        assert now_s() <= 20 + 2 * SLOWEST_S
+
+
+@in_virtual_time
+async def test_what_is_no_receipt_is_left_alone_until_there_is_one() -> None:
+    async with running() as rig:
+        await rig.apply(1)
+        name = receipt_name(rig.disk.key)
+        await rig.store.put_blob(REPLICATION_CONTAINER, name, b"{")
+        waiting = asyncio.create_task(rig.news(0, 30))
+        await asyncio.sleep(10)
+        assert not waiting.done()
+        content = await rig.apply(1)
+        assert await waiting == content
+
+
+@in_virtual_time
+async def test_a_stop_releases_who_waits() -> None:
+    async with running() as rig:
+        waiting = asyncio.create_task(rig.news(0, 30))
+        await asyncio.sleep(1)
+        rig.watch.release_waiters()
+        assert await waiting is None
+        assert now_s() == 1
+        assert await rig.news(0, 30) is None
+
+
+@in_virtual_time
+async def test_a_generation_that_is_over_is_forgotten_unless_somebody_waits() -> None:
+    async with running() as rig:
+        await rig.apply(1)
+        await rig.news(0, 30)
+        rig.watch.forget(rig.disk.key)
+        assert rig.watch.newest(rig.disk.key) is None
+        waiting = asyncio.create_task(rig.news(1, 30))
+        await asyncio.sleep(1)
+        rig.watch.forget(rig.disk.key)
+        content = await rig.apply(2)
+        assert await waiting == content
+
+
+@in_virtual_time
+async def test_a_receipt_can_be_read_at_once() -> None:
+    rig = Rig()
+    await rig.apply(3)
+    await rig.watch.read_now(rig.disk.key)
+    assert rig.told == [ReceiptFacts(EpochId(3), b"\3" * 32, closed=False)]
+    rig.store.failing = PeerUnavailable("cannot reach the store")
+    with pytest.raises(PeerUnavailable):
+        await rig.watch.read_now(rig.disk.key)
+
+
+@in_virtual_time
+async def test_a_receipt_of_another_disk_another_kind_or_no_document_is_refused() -> None:
+    rig = Rig()
+    content = await rig.apply(1)
+    key = rig.disk.key
+    document = json.loads(content)
+    for broken in (
+        b"", b"null", b"[]", b"{}", content[:-1], b"\xff" * 10,
+        json.dumps(document | {"context": "blockferry answer v1"}).encode(),
+        json.dumps(document | {"payload": 7}).encode(),
+        json.dumps(document | {"payload": "{}"}).encode(),
+    ):  # fmt: skip
+        with pytest.raises(PeerProtocolError, match="cannot"):
+            read_receipt(broken, key)
+    with pytest.raises(PeerProtocolError, match="another disk or generation"):
+        read_receipt(content, GenerationKey(key.disk, GenerationId(2)))
