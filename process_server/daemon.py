@@ -250,7 +250,7 @@ class _Site:
             config_server,
             clock,
             self.metrics,
-            (self.grants.forget, self.batches.forget, self.receipts.forget),
+            (self.grants.forget, self.batches.forget, self.receipts.forget, self._forget_idle_machines),
         )
         self.observation = Observation(
             settings.effective_service_url,
@@ -295,6 +295,9 @@ class _Site:
 
     def _note_generation(self, key: GenerationKey) -> None:
         self.retirement.ships(key)
+
+    def _forget_idle_machines(self, _key: GenerationKey) -> None:
+        self.schedule.forget_idle()
 
     def _note_receipt(self, key: GenerationKey, facts: ReceiptFacts) -> None:
         generation = self.backlog.generations.get(key)

@@ -371,9 +371,3 @@ class Backlog:
                         key = generation.key
                         self._taken.pop(BatchKey(key.disk, key.generation, epoch, number, batch), None)
         return places
-
-    def epoch_keys(self, key: GenerationKey) -> list[EpochKey]:
-        """The epochs of a generation that are not forgotten, ascending."""
-        generation = self.generations.get(key)
-        epochs = [] if generation is None else sorted(generation.epochs)
-        return [EpochKey(key.disk, key.generation, epoch) for epoch in epochs]

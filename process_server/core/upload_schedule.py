@@ -8,7 +8,6 @@ the oldest accepted of its generations' heads; within a generation the oldest ep
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -62,6 +61,11 @@ class UploadSchedule:
     @property
     def in_flight(self) -> int:
         return sum(machine.in_flight for machine in self._machines.values())
+
+    @property
+    def machines(self) -> frozenset[MachineId]:
+        """Those that take part: they have something waiting, under way or to be tried again, or had lately."""
+        return frozenset(self._machines)
 
     def added(self, generation: GenerationBacklog) -> None:
         """A segment of ``generation`` waits: its machine takes part from now on, with no claim from the time it was idle."""
@@ -132,11 +136,9 @@ class UploadSchedule:
         """When the next failed job waits again; for the dispatcher's timer."""
         return self._parked[0][0] if self._parked else None
 
-    def parked(self) -> Iterable[UploadJob]:
-        return (job for _, _, job in self._parked)
-
     def forget_idle(self) -> None:
         """Drop machines with nothing waiting and nothing under way, so that those that left cost nothing."""
-        parked = {job.machine for job in self.parked()}
-        for name in [n for n, m in self._machines.items() if not m.generations and not m.in_flight and n not in parked]:
-            del self._machines[name]
+        parked = {job.machine for _, _, job in self._parked}
+        for name, machine in list(self._machines.items()):
+            if name not in parked and not machine.in_flight and self._head(machine) is None:
+                del self._machines[name]
