@@ -167,6 +167,7 @@ def test_a_resync_compares_everything_sends_little_and_begins_a_new_generation(
 ) -> None:
     disk = two_disks[0]
     (disk.mount_point / "content").write_bytes(os.urandom(32 * MIB))
+    run("sync", "--file-system", disk.mount_point)
     item = site.protect(_device(disk))
     before = item["disks"][0]["observation"]
     operator = site.operator
