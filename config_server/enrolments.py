@@ -132,7 +132,7 @@ class Enrolments:
         if row.reenrolment_until_ns is None or row.reenrolment_until_ns <= now_ns:
             raise Conflict(
                 f"cannot enrol {request.hostname}: this machine is enrolled already as {row.hostname} ({row.id})",
-                hint=f"if it was reinstalled, allow it once: `migratectl servers allow-reenrolment {row.hostname}`",
+                hint=f"if it was reinstalled, allow it once: `migratectl servers allow-reenrolment {row.id}`",
             )
         row.reenrolment_until_ns = None
         row.hostname = request.hostname

@@ -144,6 +144,8 @@ def end_job(
     job.problem = None if problem is None else problem.model_dump_json()
     job.updated_ns = job.ended_ns = now_ns
     job.eta_s = None
+    if state is JobState.SUCCEEDED:
+        job.done_bytes = job.total_bytes
     text = f"{job.kind} {state.value}"
     record_event(
         session,

@@ -75,18 +75,17 @@ class DiskFacts:
 
     @property
     def replication_lag_s(self) -> float | None:
-        """As reported, plus the time since."""
-        observed = self.observation
-        return (
-            None
-            if observed is None or observed.replication_lag_s is None
-            else observed.replication_lag_s + self.observation_age_s
-        )
+        """As reported, plus the time since; None also for a held disk, to which nothing is added."""
+        return self._aged(None if self.observation is None else self.observation.replication_lag_s)
 
     @property
     def rpo_lag_s(self) -> float | None:
-        observed = self.observation
-        return None if observed is None or observed.rpo_lag_s is None else observed.rpo_lag_s + self.observation_age_s
+        """As ``replication_lag_s``."""
+        return self._aged(None if self.observation is None else self.observation.rpo_lag_s)
+
+    def _aged(self, reported_s: float | None) -> float | None:
+        held = self.observation is not None and self.observation.phase == "held"
+        return None if reported_s is None or held else reported_s + self.observation_age_s
 
 
 @dataclass(frozen=True, slots=True)

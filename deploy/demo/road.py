@@ -311,11 +311,15 @@ class Road:
         """Stop everything and detach the disk; with ``KEEP=1`` say how."""
         if self._keep and not failed:
             self._record_remains()
-            self._say(f"\nThe site is still running under {self._directory}. To look at it:")
-            self._say(f"  export BLOCKFERRY_URL={self._site.config_url} BLOCKFERRY_TOKEN_FILE={self._site.token_file}")
-            self._say(f"  export BLOCKFERRY_AUTHORITY={self._site.authority_file}")
-            self._say(f"  {Path(sys.executable).parent}/migratectl status")
-            self._say(f"To stop it: {sys.executable} -m deploy.demo.remains {self._directory}")
+            lines = [
+                f"\nThe site is still running under {self._directory}. To look at it:",
+                f"  export BLOCKFERRY_URL={self._site.config_url} BLOCKFERRY_TOKEN_FILE={self._site.token_file}",
+                f"  export BLOCKFERRY_AUTHORITY={self._site.authority_file}",
+                f"  {Path(sys.executable).parent}/migratectl status",
+                f"To stop it: {sys.executable} -m deploy.demo.remains {self._directory}",
+            ]
+            for line in lines:
+                self._console.print(line, soft_wrap=True)  # to be copied
             return
         self._site.stop_all()
         self._source.destroy()

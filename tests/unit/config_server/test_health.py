@@ -131,6 +131,11 @@ def test_failed_item_is_critical_with_its_reason(state: State) -> None:
     assert "the disk is gone" in verdict.conditions[0].message
 
 
+def test_a_held_disk_has_no_lag() -> None:
+    held = disk(replication_lag_s=100.0, rpo_lag_s=100.0, phase="held")
+    assert (held.replication_lag_s, held.rpo_lag_s) == (None, None)
+
+
 def test_lag_includes_the_time_since_it_was_reported() -> None:
     late = disk(replication_lag_s=100.0, observation_age_s=250.0)
     assert late.replication_lag_s == 350.0
