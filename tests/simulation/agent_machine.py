@@ -1,0 +1,327 @@
+"""The protected server: its disks, their writers, its file system, and the real agent's item session on it.
+
+Used by the simulation. Real: ``ItemSession`` and everything below it (supervisors, sessions, ledger, journal, digest table, shipper, point
+coordinator) and the ``EbpfTracker`` or ``ScanTracker``. Modelled: the disks' block layer, freeze and watchdog,
+hooks, the uplink's HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, cast
+
+from mobility_agent.block_device.kernel_counters import KernelCounters
+from mobility_agent.block_device.reader import DiskReader
+from mobility_agent.change_tracker.ebpf.objects import KernelObjects
+from mobility_agent.change_tracker.ebpf.tracker import EbpfTracker
+from mobility_agent.change_tracker.interface import ChangeTracker, Harvest
+from mobility_agent.change_tracker.scan import ScanTracker
+from mobility_agent.core.own_writes import StateWrites
+from mobility_agent.core.reconciliation import Cause
+from mobility_agent.interruption import Interruption
+from mobility_agent.protection.disk_session import DiskSession, SessionLimits
+from mobility_agent.protection.disk_supervisor import DiskEnvironment
+from mobility_agent.protection.item_session import ItemEnvironment, ItemSession
+from mobility_agent.protection.point_coordinator import PointCoordinator, PointOutcome
+from mobility_agent.quiesce.interface import Mount
+from mobility_agent.shipping.digest_table import DigestTable
+from mobility_agent.shipping.epoch_shipper import ShippingBuffers
+from replication.batch_frame import BatchFrame
+from replication.control_plane import (
+    DesiredItem,
+    GenerationGrant,
+    GenerationRequest,
+    ProcessServerAddress,
+    ReplicationTiming,
+)
+from replication.data_plane import BatchAcknowledgement, receipt_digest
+from replication.dirty_bitmap import DirtyBitmap, Geometry
+from replication.errors import NotFound
+from replication.extents import Extent
+from replication.identifiers import CutId, DiskId, EpochId, EpochKey, GenerationKey
+from tests.simulation.control_model import ITEM
+from tests.simulation.network import TIMEOUT_S, Network
+from tests.simulation.oracle import CutTaken, Oracle
+from tests.simulation.source_disk import SourceDisk
+from tests.simulation.virtual_files import VirtualFiles
+from tests.simulation.virtual_loop import Process, VirtualLoop
+from tests.simulation.workload import SimulatedFreezer, Workload
+
+STATE: Final = Path("/simulated-agent/var/state")
+_FILE_CALL_S: Final = 100e-6
+_PROCESS_SERVER: Final = ProcessServerAddress(identifier="44444444-4444-4444-8444-444444444444", url="https://ps")
+
+
+class SimulatedReader:
+    """``DiskReader`` of one process over a simulated disk."""
+
+    def __init__(self, disk: SourceDisk, path: Path, process: Process) -> None:
+        self.path = path
+        self.size_bytes = disk.geometry.size_bytes
+        self._disk = disk
+        self._process = process
+
+    def current_size_bytes(self) -> int:
+        return self._disk.geometry.size_bytes
+
+    def read_into(self, buffer: memoryview, extent: Extent) -> None:
+        self._process.act()
+        self._disk.read_into(buffer, extent)
+
+    def data_extents(self, within: Extent, granularity_bytes: int) -> Iterator[Extent]:
+        yield within
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Uplink:
+    """One agent process's way to one process server: real handlers behind an unreliable network."""
+
+    def __init__(self, process: Process, target: Intake, network: Network) -> None:
+        self._process = process
+        self._target = target
+        self._network = network
+
+    async def _ask(self, call: Callable[[], Coroutine[Any, Any, Any]], timeout_s: float = TIMEOUT_S) -> Any:
+        return await self._network.ask(self._process, lambda: self._target.process, self._target.name, call, timeout_s)
+
+    async def put_batch(self, frame: BatchFrame) -> BatchAcknowledgement:
+        content = b"".join((bytes(frame.head), *(bytes(view) for view in frame.data)))
+        key = frame.key
+        return cast("BatchAcknowledgement", await self._ask(lambda: self._target.put_batch(key, content)))
+
+    async def put_manifest(self, key: EpochKey, encoded: bytes) -> None:
+        await self._ask(lambda: self._target.put_manifest(key, encoded))
+
+    async def stored_manifest(self, key: EpochKey) -> bytes | None:
+        try:
+            return cast("bytes", await self._ask(lambda: self._target.stored_manifest(key)))
+        except NotFound:
+            return None
+
+    async def receipt(
+        self, key: GenerationKey, after_epoch: EpochId, wait_s: float, seen: bytes | None = None
+    ) -> bytes | None:
+        digest = None if seen is None else receipt_digest(seen)
+        return cast(
+            "bytes | None",
+            await self._ask(lambda: self._target.receipt(key, after_epoch, wait_s, digest), TIMEOUT_S + wait_s),
+        )
+
+
+class Intake:
+    """What an uplink needs of a process server's machine."""
+
+    name: str
+    process: Process | None
+    is_gone: bool
+
+    async def put_batch(self, key: Any, content: bytes) -> BatchAcknowledgement:
+        raise NotImplementedError
+
+    async def put_manifest(self, key: EpochKey, encoded: bytes) -> None:
+        raise NotImplementedError
+
+    async def stored_manifest(self, key: EpochKey) -> bytes:
+        raise NotImplementedError
+
+    async def receipt(self, key: GenerationKey, after_epoch: EpochId, wait_s: float, seen: str | None) -> bytes | None:
+        raise NotImplementedError
+
+
+class _Coordinator(PointCoordinator):
+    """Says which cut it is at."""
+
+    present_cut: str = ""
+
+    async def cut_held(self, item: Any, sessions: Any, cut: CutId, **named: Any) -> PointOutcome:
+        self.present_cut = cut
+        return await super().cut_held(item, sessions, cut, **named)
+
+
+class AgentMachine:
+    """``start`` an agent process, kill it, cut the machine's power, revert it."""
+
+    def __init__(
+        self,
+        disks: Mapping[DiskId, SourceDisk],
+        loop: VirtualLoop,
+        network: Network,
+        files: VirtualFiles,
+        workload: Workload,
+        freezer: SimulatedFreezer,
+        oracle: Oracle,
+        *,
+        tracker_kind: str,
+        timing: ReplicationTiming,
+        ask_generation: Callable[[Process, DiskId, GenerationRequest], Coroutine[Any, Any, GenerationGrant]],
+    ) -> None:
+        self.disks = disks
+        self.files = files
+        self.workload = workload
+        self.freezer = freezer
+        self.process: Process | None = None
+        self.item: ItemSession | None = None
+        self.target: Intake | None = None
+        self.ended: Callable[[asyncio.Task[None]], None] = lambda _task: None
+        self._loop = loop
+        self._network = network
+        self._oracle = oracle
+        self._tracker_kind = tracker_kind
+        self._timing = timing
+        self._ask_generation = ask_generation
+
+    # ---- life
+
+    def start(self, target: Intake) -> None:
+        self.target = target
+        process = self.process = Process("agent", self._loop)
+        task = process.start(self._run(process, target))
+        task.add_done_callback(self.ended, context=self._loop.world)
+
+    async def _run(self, process: Process, target: Intake) -> None:
+        desired = DesiredItem(
+            item=ITEM, disks=list(self.disks), goal="replicate", timing=self._timing, process_server=_PROCESS_SERVER
+        )
+        self.item = ItemSession(desired, self._environment(process))
+        await self.item.run(Uplink(process, target, self._network))
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+        self.freezer.is_frozen = False
+        self.item = None
+
+    def cut_power(self) -> None:
+        self.kill()
+        self.workload.lose_power()
+        for disk in self.disks.values():
+            disk.lose_power()
+        self.files.cut_power()
+
+    def act(self, what: str) -> None:
+        """A file of this machine is changed."""
+        process = self._loop.current
+        if self.freezer.is_frozen and process is self.process and process is not None and not process.is_dead():
+            raise AssertionError(f"the agent touches a file while frozen: {what}")
+        self._loop.spend(_FILE_CALL_S)
+        if process is not None:
+            process.act()
+
+    # ---- what it is made of
+
+    def _environment(self, process: Process) -> ItemEnvironment:
+        memory = memoryview(mmap.mmap(-1, 16 * 4096))
+        coordinator = _Coordinator(self.freezer, memory, self._mounts)
+        environment = DiskEnvironment(
+            state_dir=STATE,
+            granularity_bytes=4096,
+            locate=lambda disk: Path(f"/simulated-disks/{disk}"),
+            open_tracker=lambda *parts: self._open_tracker(coordinator, *parts),
+            config_server=_ConfigServer(process, self._ask_generation),
+            buffers=ShippingBuffers(3, 4 * 4096),
+            batches_in_flight=2,
+            limits=SessionLimits(
+                epoch_bytes=12 * 4096,
+                unconfirmed_epochs=3,
+                epoch_interval_s=self._timing.epoch_interval_s,
+                scan_interval_s=2.0,
+            ),
+            seeding_slots=asyncio.Semaphore(1),
+            state_writes=StateWrites(self._loop.time),
+            holds_state=lambda _path: False,
+            echo_wait_s=60.0,
+        )
+        quiesced = self._quiesced if self._tracker_kind == "scan" else None
+        return ItemEnvironment(environment, coordinator, quiesced, claim=_no_claim)
+
+    def reader(self, path: Path) -> SimulatedReader:
+        """In place of ``DiskReader``."""
+        process = self._loop.current or self.process
+        if process is None:
+            raise NotFound("there is no agent")
+        return SimulatedReader(self.disks[DiskId(path.name)], path, process)
+
+    def _mounts(self, _disks: Sequence[DiskId]) -> Sequence[Mount]:
+        return [Mount("/m", "ext4", "/dev/d", (7, 0))]
+
+    @contextlib.asynccontextmanager
+    async def _quiesced(self) -> AsyncIterator[None]:
+        self.workload.hold(raw_too=True)
+        try:
+            yield
+        finally:
+            self.workload.let_go()
+
+    def _open_tracker(
+        self,
+        coordinator: _Coordinator,
+        disk: DiskId,
+        reader: DiskReader,
+        geometry: Geometry,
+        table: DigestTable,
+        interruption: Interruption,
+    ) -> ChangeTracker:
+        tracker: ChangeTracker
+        if self._tracker_kind == "scan":
+            tracker = ScanTracker(reader, geometry, table, is_cancelled=interruption.is_interrupted)
+        else:
+            tracker = self._attached(disk, geometry)
+        harvest_now = tracker.begin_harvest
+
+        def begin_harvest(into: DirtyBitmap | None = None) -> Harvest:
+            harvest = harvest_now(into)
+            if self.freezer.is_frozen or self.workload.is_quiesced:
+                self._note_cut(coordinator.present_cut)
+            return harvest
+
+        tracker.begin_harvest = begin_harvest  # type: ignore[method-assign]
+        return tracker
+
+    def _attached(self, disk: DiskId, geometry: Geometry) -> EbpfTracker:
+        source = self.disks[disk]
+        is_pinned = source.tracking is not None
+        if not is_pinned:
+            source.begin_tracking()
+        tracker = EbpfTracker(
+            Path(f"/simulated-disks/{disk}"),
+            geometry,
+            cast("KernelCounters", source),
+            cast("KernelObjects", source),
+            None,
+            source.wait_for_programs,
+        )
+        if is_pinned:
+            tracker._continue()
+        else:
+            tracker._begin(Cause.TRACKING_BEGAN)
+        return tracker
+
+    def _note_cut(self, cut: str) -> None:
+        now_s = self._loop.time()
+        media = {disk: bytes(source.medium) for disk, source in self.disks.items()}
+        self._oracle.cuts.setdefault(cut, []).append(CutTaken(now_s, media))
+
+
+class _ConfigServer:
+    """``GenerationSource``."""
+
+    def __init__(
+        self,
+        process: Process,
+        ask: Callable[[Process, DiskId, GenerationRequest], Coroutine[Any, Any, GenerationGrant]],
+    ) -> None:
+        self._process = process
+        self._ask = ask
+
+    async def new_generation(self, disk: DiskId, request: GenerationRequest) -> GenerationGrant:
+        return await self._ask(self._process, disk, request)
+
+
+def _no_claim(_session: DiskSession) -> Any:
+    raise NotImplementedError

@@ -1,0 +1,173 @@
+"""What must hold, held against the source's own log of writes (P1, P2, R1, R4, R8): told of what daemons do, raises ``Broken`` at once.
+
+Used by the simulation. It knows what no daemon knows: the medium of each disk, every write's issue, landing and completion, every bitmap
+that was forgotten. It judges what lies in the store, not how it came there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from azure_sink.core.replica_metadata import decode_state
+from azure_sink.core.replica_state import Phase, Position
+from replication.blob_client.failures import BlobNotFound
+from replication.documents import WriterPublicKey
+from replication.identifiers import DiskId
+from replication.store_documents import Receipt, RecoveryPoint
+from replication.store_layout import RECOVERY_POINTS_CONTAINER, REPLICAS_CONTAINER, REPLICATION_CONTAINER
+from tests.harness.memory_blob_client import MemoryBlobClient
+from tests.simulation.network import StoreWatch
+from tests.simulation.source_disk import SECTOR_BYTES, SectorWrite, SourceDisk
+from tests.simulation.virtual_loop import drive
+
+
+class Broken(AssertionError):
+    """A promise of the product does not hold."""
+
+
+@dataclass(slots=True)
+class CutTaken:
+    """One try of the coordinator at a cut: when its last flip was, and what the disks held then."""
+
+    flip_s: float
+    media: dict[DiskId, bytes]
+
+
+@dataclass(slots=True)
+class Oracle(StoreWatch):
+    """``disks`` by identifier; ``now_s`` is the simulation's time; ``moment_of`` tells when the agent's clock said so."""
+
+    account: MemoryBlobClient
+    writer: WriterPublicKey
+    disks: Mapping[DiskId, SourceDisk]
+    now_s: Callable[[], float]
+    moment_of: Callable[[int], float | None]
+    note: Callable[..., None]
+    cuts: dict[str, list[CutTaken]] = field(default_factory=dict)
+    points: dict[str, RecoveryPoint] = field(default_factory=dict)
+    applied: dict[DiskId, dict[Position, bytes]] = field(default_factory=dict)
+    """The replica after each (generation, epoch) that a receipt stated."""
+    newest_receipt: dict[DiskId, Receipt] = field(default_factory=dict)
+    forgiven: set[DiskId] = field(default_factory=set)
+    checked_points: int = 0
+    checked_receipts: int = 0
+
+    # ---- what is put into the store
+
+    def happened(self, who: str, call: str, arguments: tuple[object, ...], named: dict[str, object]) -> None:
+        if call != "put_blob":
+            return
+        container, name, body = str(arguments[0]), str(arguments[1]), arguments[2]
+        content = body if isinstance(body, bytes) else b""
+        if container == RECOVERY_POINTS_CONTAINER:
+            self._judge_point(self.writer.open_signed(RecoveryPoint, content))
+        elif container == REPLICATION_CONTAINER and name.endswith("/receipt"):
+            self._judge_receipt(self.writer.open_signed(Receipt, content))
+
+    def _judge_point(self, point: RecoveryPoint) -> None:
+        if point.cut not in self.cuts:
+            raise Broken(f"recovery point {point.cut} was never cut")
+        held = {DiskId(part.disk): self.bytes_of(DiskId(part.disk), part.snapshot) for part in point.disks}
+        failures = []
+        for taken in self.cuts[point.cut]:
+            try:
+                for disk, content in held.items():
+                    if content != taken.media[disk]:
+                        self._judge_sectors(disk, content, taken.flip_s, taken.flip_s, f"recovery point {point.cut}")
+            except Broken as failure:
+                failures.append(f"at {taken.flip_s:.4f}: {failure}")
+            else:
+                self.note("oracle", f"point {point.cut[:8]} is the source at {taken.flip_s:.4f}")
+                break
+        else:
+            raise Broken(f"recovery point {point.cut} is the source at no cut: " + "\n".join(failures))
+        self.points[point.cut] = point
+        self.checked_points += 1
+
+    def _judge_receipt(self, receipt: Receipt) -> None:
+        disk = DiskId(receipt.disk)
+        if receipt.problem is not None and receipt.epoch == 0:
+            return
+        state = decode_state(drive(self.account.head_blob(REPLICAS_CONTAINER, disk)).metadata)
+        stated = Position(receipt.generation, receipt.epoch)
+        if state.applied != stated:
+            raise Broken(f"a receipt states {stated} where the replica is at {state.applied}")
+        if receipt.closed != (state.phase is Phase.CLOSED):
+            raise Broken(f"a receipt says closed={receipt.closed} of a replica that is {state.phase.value}")
+        before = self.newest_receipt.get(disk)
+        if before is not None and (before.generation, before.epoch) > (receipt.generation, receipt.epoch):
+            raise Broken(f"a receipt states {stated} after {before.generation}/{before.epoch}")
+        self.newest_receipt[disk] = receipt
+        if state.applying_epoch is not None:
+            return
+        held = self.bytes_of(disk)
+        known = self.applied.setdefault(disk, {})
+        if known.setdefault(stated, held) != held:
+            raise Broken(f"the replica at {stated} is not what it was when this was first stated")
+        cut_s = self.moment_of(receipt.cut_time_ns) if receipt.cut_time_ns else None
+        if cut_s is not None and held != self.disks[disk].medium:
+            self._judge_sectors(disk, held, cut_s, self.now_s(), f"epoch {stated}, cut at {cut_s:.3f}")
+        self.checked_receipts += 1
+
+    # ---- bytes
+
+    def stores(self, container: str, name: str) -> bool:
+        try:
+            drive(self.account.head_blob(container, name))
+        except BlobNotFound:
+            return False
+        return True
+
+    def bytes_or_none(self, disk: DiskId) -> bytes | None:
+        return self.bytes_of(disk) if self.stores(REPLICAS_CONTAINER, disk) else None
+
+    def bytes_of(self, disk: DiskId, snapshot: str | None = None) -> bytes:
+        """The replica, or a snapshot of it, over the source's size."""
+        buffer = bytearray(self.disks[disk].geometry.size_bytes)
+        drive(self.account.get_blob_into(REPLICAS_CONTAINER, disk, buffer, snapshot=snapshot))
+        return bytes(buffer)
+
+    def _judge_sectors(self, disk: DiskId, held: bytes, cut_s: float, until_s: float, what: str) -> None:
+        source = self.disks[disk]
+        for sector in range(source.sectors):
+            at = sector * SECTOR_BYTES
+            content = held[at : at + SECTOR_BYTES]
+            if content not in allowed(source.history[sector], cut_s, until_s):
+                raise Broken(
+                    f"{what}: sector {sector} (granule {at // source.geometry.granularity_bytes}) of disk {disk[:8]} holds "
+                    f"{content[:16].hex()}; its writes: {told(source.history[sector])}"
+                )
+
+    def judge_end(self) -> None:
+        """At rest: every replica is its disk, bit by bit."""
+        for disk, source in self.disks.items():
+            held = self.bytes_of(disk)
+            if held != source.medium:
+                self._judge_sectors(disk, held, self.now_s(), self.now_s(), "the end")
+                raise Broken(f"the replica of {disk} is not its disk")
+
+
+def allowed(history: Sequence[SectorWrite], cut_s: float, until_s: float) -> set[bytes]:
+    """What a sector may hold: the last write completed before the cut, or any that was in flight then, or issued since and until."""
+    contents: set[bytes] = set()
+    newest: SectorWrite | None = None
+    for write in history:
+        if write.completed_s is not None and write.completed_s <= cut_s:
+            if newest is None or (write.landed_s or 0.0) >= (newest.landed_s or 0.0):
+                newest = write
+        elif write.issued_s <= until_s:
+            contents.add(write.content)
+    if newest is not None:
+        contents.add(newest.content)
+    return contents
+
+
+def told(history: Sequence[SectorWrite]) -> str:
+    def moment(when_s: float | None) -> str:
+        return "-" if when_s is None else f"{when_s:.4f}"
+
+    return "; ".join(
+        f"{write.content[:16].hex()} {write.issued_s:.4f}/{moment(write.landed_s)}/{moment(write.completed_s)}"
+        for write in history[-6:]
+    )

@@ -1,0 +1,171 @@
+"""One seed, from beginning to end: a site is drawn, works, suffers, comes to rest, and is judged.
+
+``simulate(seed)`` is called by the tests, by ``soak`` and by ``mutants``. See README.md for the design.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import logging
+import warnings
+from dataclasses import dataclass, field
+from random import Random
+from typing import Final
+
+from replication.control_plane import ReplicationTiming
+from tests.simulation.faults import Faults
+from tests.simulation.oracle import Broken
+from tests.simulation.source_disk import KernelHabits
+from tests.simulation.virtual_files import redirected
+from tests.simulation.workload import Habits
+from tests.simulation.world import Shape, TracingHandler, World, as_text
+
+REST_DEADLINE_S: Final = 900.0
+TOLD_EVENTS: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a seed came to. ``digest`` is of the whole trace: the same seed has the same."""
+
+    seed: int
+    digest: str
+    virtual_s: float
+    steps: int
+    points: int
+    receipts: int
+    writes: int
+    generations: int
+
+
+@dataclass
+class SimulationFailed(AssertionError):
+    """A promise was broken under ``seed``; the message tells the last events and how to replay it."""
+
+    seed: int
+    reason: str
+    events: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        told = "\n".join(self.events[-TOLD_EVENTS:])
+        return f"seed {self.seed}: {self.reason}\n{told}\nseed {self.seed}: {self.reason}\nreplay: make soak SEED={self.seed}"
+
+
+def drawn_shape(random: Random) -> Shape:
+    return Shape(
+        disks=random.choice((1, 1, 2)),
+        granules=random.randrange(8, 40),
+        short_by_sectors=random.randrange(8),
+        tracker="scan" if random.random() < 0.15 else "ebpf",
+        writers=random.choice((1, 2)),
+        workload=Habits(
+            rate=random.choice((0.5, 2.0, 5.0)), raw=random.choice((0.0, 0.0, 0.1)), hot=random.choice((0.2, 0.7))
+        ),
+        kernel=KernelHabits(slow=random.choice((0.0, 0.1, 0.5)), lost_completion=random.choice((0.0, 0.0, 0.0, 0.05))),
+        timing=ReplicationTiming(
+            epoch_interval_s=random.choice((0.3, 1.0, 2.0)),
+            recovery_point_interval_s=random.choice((2.0, 5.0, 10.0)),
+            freeze_budget_s=random.choice((0.05, 0.5)),
+        ),
+    )
+
+
+async def _scenario(world: World, random: Random) -> None:
+    faults = Faults(world, random)
+    for process_server in world.process_servers:
+        process_server.start()
+    for writer in world.writers:
+        writer.start()
+    world.agent.start(world.process_servers[0])
+    world.workload.start()
+    await asyncio.sleep(random.random() * 6)
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(random.randrange(1, 7)):
+            tasks.create_task(random.choice(faults.all())())  # type: ignore[arg-type]
+            await asyncio.sleep(random.choice((0.0, 0.5, 3.0, 10.0)) * random.random())
+    await faults.heal()
+    world.note("scenario", "healed")
+    await asyncio.sleep(random.random() * 4)
+    world.workload.stop()
+    await _rest(world)
+    world.oracle.judge_end()
+    world.note("scenario", "at rest")
+
+
+async def _rest(world: World) -> None:
+    """Until everything is applied, and a recovery point was made since."""
+    deadline_s = world.loop.time() + REST_DEADLINE_S
+    since_s: float | None = None
+    while True:
+        if all(bytes(disk.medium) == world.oracle.bytes_or_none(each) for each, disk in world.disks.items()):
+            since_s = world.loop.time() if since_s is None else since_s
+            made = [taken.flip_s for cut in world.oracle.points for taken in world.oracle.cuts[cut]]
+            if made and max(made) > since_s and not any(disk.in_flight for disk in world.disks.values()):
+                return
+        if world.loop.time() > deadline_s:
+            problems = {} if world.agent.item is None else {
+                disk[:8]: (str(supervisor.problem), None if supervisor.session is None else supervisor.session.ledger.applied_epoch)
+                for disk, supervisor in world.agent.item.supervisors.items()
+            }  # fmt: skip
+            raise Broken(f"it does not come to rest: {problems}; equal since {since_s}")
+        await asyncio.sleep(0.5)
+
+
+def simulate(seed: int, *, tells_logs: bool = False) -> Outcome:
+    """:raises SimulationFailed: if a promise was broken."""
+    random = Random(seed)
+    with redirected() as redirection, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that the dead never awaited
+        world = World(drawn_shape(random), random, redirection)
+        world.note("scenario", f"{world.shape}")
+        root = logging.getLogger()
+        handler = TracingHandler(world)
+        level = root.level
+        if tells_logs:
+            root.addHandler(handler)
+            root.setLevel(logging.DEBUG)
+        else:
+            logging.disable(logging.CRITICAL)
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            with world.in_place():
+                _run(world, random)
+                digest = hashlib.sha256(repr(world.trace).encode()).hexdigest()
+                if world.failure is not None:
+                    events = [f"{at_s:10.4f} {who:9} {what}" for at_s, who, what in world.trace]
+                    raise SimulationFailed(seed, as_text(world.failure), events) from world.failure
+        finally:
+            logging.disable(logging.NOTSET)
+            root.removeHandler(handler)
+            root.setLevel(level)
+            if collects:
+                gc.enable()
+    return Outcome(
+        seed=seed,
+        digest=digest,
+        virtual_s=world.loop.time(),
+        steps=world.loop.steps,
+        points=world.oracle.checked_points,
+        receipts=world.oracle.checked_receipts,
+        writes=sum(disk.writes for disk in world.disks.values()),
+        generations=max(len(each) for each in world.control.generations.values()),
+    )
+
+
+def _run(world: World, random: Random) -> None:
+    loop = world.loop
+    loop.set_exception_handler(world.on_loop_error)
+    task = loop.create_task(_scenario(world, random))
+    task.add_done_callback(lambda _: loop.stop())
+    try:
+        loop.run_forever()
+        if task.done() and task.exception() is not None:
+            world.fail(task.exception() or Broken("?"))
+    except BaseException as error:
+        world.fail(error)
+        raise
+    finally:
+        world.end()
