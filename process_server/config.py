@@ -24,7 +24,7 @@ from replication.data_plane import DEFAULT_PORT
 from replication.errors import SettingsError
 from replication.sealed_segment import DEFAULT_COMPRESSION_LEVEL, MAX_SEGMENT_BYTES
 from replication.service.https import ListenAddress
-from replication.service.logs import LogFormat, LogLevel
+from replication.service.logs import LogSettings
 from replication.service.observability import ObservabilitySettings
 
 DEFAULT_CONFIG: Final = "/etc/blockferry/process-server.yaml"
@@ -119,14 +119,6 @@ class ConfigServerSettings:
     def __post_init__(self) -> None:
         _require(_is_https(self.url), f"use url {self.url!r}", "expected https://HOST[:PORT]")
         _require(0 < self.heartbeat_interval_s <= 60, "use this heartbeat_interval_s", "more than 0, at most 60 s")
-
-
-@dataclass(frozen=True, slots=True)
-class LogSettings:
-    """``auto``: text on a terminal, JSON otherwise."""
-
-    format: LogFormat = "auto"
-    level: LogLevel = "info"
 
 
 @dataclass(frozen=True, slots=True)

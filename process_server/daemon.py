@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +60,7 @@ from replication.clock import Clock
 from replication.control_plane import ProcessServerDesired
 from replication.data_plane import Hello
 from replication.durable_file import make_directory_durably
-from replication.errors import BlockferryError, InvalidInput, SettingsError
+from replication.errors import InvalidInput, SettingsError
 from replication.identifiers import BatchKey, GenerationKey, MachineId
 from replication.service.health import HealthBoard
 from replication.service.https import ListenAddress, RunningServer, start_server
@@ -109,8 +109,20 @@ class RunningProcessServer:
     retirement: Retirement
 
 
+@contextlib.contextmanager
+def _state_directory_usable(settings: Settings) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(
+            f"cannot use state_dir {settings.state_dir}: {error.strerror or error}",
+            hint="it must be a directory that this user may write to, on a file system that is mounted and writable",
+        ) from error
+
+
 def _budget(settings: Settings, files: SpoolFiles) -> SpoolBudget:
-    space = files.space()
+    with _state_directory_usable(settings):
+        space = files.space()
     limit = spool_limit_bytes(settings.spool.limit_bytes, space.total_bytes)
     try:
         return SpoolBudget(limit)
@@ -139,10 +151,11 @@ async def running_process_server(
     """
     around = around or Surroundings()
     identity = _identity(settings)
-    make_directory_durably(settings.spool_directory)
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(locked(settings.spool_directory))
-        files = around.open_files(settings.spool_directory)
+        with _state_directory_usable(settings):
+            make_directory_durably(settings.spool_directory)
+            stack.enter_context(locked(settings.spool_directory))
+            files = around.open_files(settings.spool_directory)
         bulk = await stack.enter_async_context(around.open_store(settings.store))
         small_requests = dataclasses.replace(settings.store, connections=SMALL_REQUEST_CONNECTIONS)
         store = await stack.enter_async_context(around.open_store(small_requests))
@@ -177,7 +190,6 @@ class _Site:
             _budget(settings, files),
             index_bytes=lambda: self.backlog.index_bytes,
             on_group=self.metrics.fsync_groups.observe,
-            on_failure=self._note_spool_failure,
         )
         self.throttle = Throttle(settings.upload.limit_bits_per_s, clock)
         self.gate = StoreGate()
@@ -239,6 +251,7 @@ class _Site:
             self.spool,
             self.grants,
             self.inquiry,
+            intake_arena,
             self.metrics,
             self.sealing.pool,
             unix_ns=clock.unix_ns,
@@ -283,9 +296,6 @@ class _Site:
         generation = self.backlog.generations.get(key)
         return None if generation is None else generation.machine
 
-    def _note_spool_failure(self, error: BlockferryError | None) -> None:
-        self.observation.spool_failure = error
-
     def _note_segment(self, generation: GenerationBacklog) -> None:
         self.schedule.added(generation)
         self.uploader.wake()
@@ -306,6 +316,7 @@ class _Site:
             self.courier.settle(key)
 
     def _apply(self, desired: ProcessServerDesired) -> None:
+        self.peers.revoke(desired.revoked_serials)
         limits = [
             limit
             for limit in (self.settings.upload.limit_bits_per_s, desired.upload_limit_bits_per_s)
@@ -313,7 +324,6 @@ class _Site:
         ]
         self.throttle.set_limit(min(limits, default=None))
         self.schedule.threads_per_machine = desired.upload_threads_per_machine
-        self.peers.revoke(desired.revoked_serials)
         self.uploader.wake()
 
     # -- start ------------------------------------------------------------------------------------------------

@@ -21,13 +21,14 @@ from process_server.uploader.segment_uploader import SegmentUploader
 from replication import __version__
 from replication.clock import Clock
 from replication.control_plane import ProcessServerObservation
-from replication.errors import BlockferryError
+from replication.errors import BlockferryError, Overloaded
 from replication.service.health import HealthBoard, HealthState
 from replication.store_documents import WriterProblem
 
 REFRESH_EVERY_S: Final = 1.0
 LOW_SPOOL_FRACTION: Final = 0.2
 DAMAGE_SHOWN_S: Final = 3600.0
+HANGS_AFTER_S: Final = 10.0
 
 
 @dataclass(slots=True)
@@ -47,8 +48,9 @@ class Observation:
     board: HealthBoard
     clock: Clock
     load: MachineLoad
-    spool_failure: BlockferryError | None = None
     lost_at_start: BlockferryError | None = None
+    _group: int | None = None
+    _group_seen_at_s: float = 0.0
 
     async def run(self) -> None:
         """Refresh gauges and health until cancelled."""
@@ -82,9 +84,17 @@ class Observation:
         self._report_health(use.used_bytes)
 
     def _report_health(self, used_bytes: int) -> None:
-        budget = self.spool.budget
-        if self.spool_failure is not None:
-            self.board.report("spool", HealthState.FAILED, str(self.spool_failure))
+        budget, problem = self.spool.budget, self.spool.problem
+        if isinstance(problem, Overloaded):
+            self.board.report("spool", HealthState.DEGRADED, str(problem))
+        elif problem is not None:
+            self.board.report("spool", HealthState.FAILED, str(problem))
+        elif self._disk_hangs():
+            self.board.report(
+                "spool",
+                HealthState.FAILED,
+                f"the disk under state_dir has not answered a sync for {HANGS_AFTER_S:g} s: agents wait; see the kernel's log",
+            )
         elif used_bytes > budget.limit_bytes * (1 - LOW_SPOOL_FRACTION):
             self.board.report(
                 "spool",
@@ -110,9 +120,20 @@ class Observation:
         else:
             self.board.report("spool-content", HealthState.OK)
 
+    def _disk_hangs(self) -> bool:
+        group, now_s = self.spool.group_under_way, self.clock.monotonic_s()
+        if group is None or group != self._group:
+            self._group, self._group_seen_at_s = group, now_s
+        return group is not None and now_s - self._group_seen_at_s >= HANGS_AFTER_S
+
     async def observe(self) -> ProcessServerObservation:
         """What the next heartbeat says."""
-        space = await self.spool.space()
+        try:
+            available_bytes = (await self.spool.space()).available_bytes
+        except (
+            BlockferryError
+        ):  # health says what is wrong with the disk; the configuration server hears that nothing is free
+            available_bytes = 0
         use, budget = self.spool.use, self.spool.budget
         problem = self.upload_problem
         return ProcessServerObservation(
@@ -122,7 +143,7 @@ class Observation:
             memory_fraction=self.load.memory_fraction(),
             spool_used_bytes=use.used_bytes,
             spool_limit_bytes=budget.limit_bytes,
-            spool_free_fraction=budget.free_fraction(use, space.available_bytes),
+            spool_free_fraction=budget.free_fraction(use, available_bytes),
             upload_backlog_bytes=self.backlog.waiting_bytes,
             upload_backlog_age_s=self.backlog_age_s,
             upload_rate_bytes_per_s=self.throttle.measured_bytes_per_s(),

@@ -17,7 +17,7 @@ from process_server.spool.record import RecordKind
 from process_server.spool.spool import Spool
 from replication.clock import Clock
 from replication.control_plane import DataKeyGrant
-from replication.errors import NotFound, Refused, Retryable
+from replication.errors import BlockferryError, NotFound
 from replication.identifiers import GenerationKey
 
 REVIEW_EVERY_S: Final = 600.0
@@ -97,7 +97,7 @@ class Retirement:
             await self._source.data_key(key)
         except NotFound:
             self.retire(key, "the configuration server has no such generation any more")
-        except (Retryable, Refused) as error:
+        except BlockferryError as error:  # not answered, assigned elsewhere, not understood: it may still be wanted
             _logger.debug(
                 "cannot ask about a generation", extra={"fields": {"generation": str(key), "error": str(error)}}
             )

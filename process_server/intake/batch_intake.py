@@ -9,6 +9,7 @@ From the moment a segment is sealed until it is durable and in the backlog nothi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -113,7 +114,7 @@ class BatchIntake:
             with await self._arena.lease(length, BUFFER_WAIT_S) as lease:
                 await body.receive_into(lease.view)
                 async with self._locks.hold(key):
-                    return await finished(self._accept(key, lease, grant))
+                    return await finished(self._accept(key, lease, grant, has_room=reservation is not None))
         finally:
             if reservation is not None:
                 reservation.close()
@@ -122,10 +123,11 @@ class BatchIntake:
         entry = self._backlog.find(key)
         return entry if entry is not None and entry.state in _KNOWN else None
 
-    async def _accept(self, key: BatchKey, lease: Lease, grant: Grant) -> BatchAnswer:
+    async def _accept(self, key: BatchKey, lease: Lease, grant: Grant, *, has_room: bool) -> BatchAnswer:
         known = await self._known_anywhere(key, grant.machine)
-        if known is None:
-            return await self._spool_new(key, lease, grant)
+        if known is None:  # though it may have been known when it began: then no room was kept for it
+            with contextlib.nullcontext() if has_room else self._spool.reserve_batch(lease.view.nbytes):
+                return await self._spool_new(key, lease, grant)
         digest = await self._sealing.verify(key, lease.view, grant)
         if digest != known.digest:
             raise KeyConflict(

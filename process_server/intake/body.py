@@ -81,10 +81,3 @@ class Body:
             raise PeerUnavailable(f"cannot receive a body: cut off after {filled} of {view.nbytes} bytes") from error
         if filled != view.nbytes:
             raise PeerProtocolError(f"cannot accept a body of {filled} bytes: {view.nbytes} were announced")
-
-    async def receive(self, *, at_least: int, at_most: int) -> bytearray:
-        """Receive a small body whole; raises as ``length`` and ``receive_into`` do."""
-        content = bytearray(self.length(at_least=at_least, at_most=at_most))
-        with memoryview(content) as view:
-            await self.receive_into(view)
-        return content

@@ -8,12 +8,15 @@ never be put is answered with ``ManifestSuperseded``, one whose segments are gon
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Executor
 from typing import Final
 
+from process_server.buffer_arena import BufferArena
 from process_server.core.backlog import Backlog, SegmentEntry, SegmentState
 from process_server.core.epoch_chain import Decided, PendingManifest, Superseded, decided_otherwise, replaces
+from process_server.intake.batch_intake import BUFFER_WAIT_S
 from process_server.intake.body import Body
 from process_server.intake.grants import Grants
 from process_server.intake.keyed_locks import KeyedLocks
@@ -29,12 +32,14 @@ from replication.epoch_manifest import (
     decode_unverified_manifest,
     manifest_hash,
 )
-from replication.errors import NotFound
+from replication.errors import NotFound, Overloaded, PeerUnavailable
 from replication.identifiers import BatchNumber, EpochKey, GenerationKey, MachineId
 from replication.threads import finished, finished_in
 
 MANIFESTS_AT_ONCE: Final = 4
-"""Each may take 2.6 MiB, and several times that while it is parsed."""
+"""Each may take 2.6 MiB, and several times that once it is parsed. While it is received it takes only its buffer."""
+SLOT_WAIT_S: Final = 5.0
+STORE_LOOKUP_S: Final = 10.0
 _SHOWN_BATCHES: Final = 20
 
 
@@ -47,6 +52,7 @@ class ManifestIntake:
         spool: Spool,
         grants: Grants,
         inquiry: StoreInquiry,
+        arena: BufferArena,
         metrics: ProcessServerMetrics,
         parsing: Executor,
         *,
@@ -57,6 +63,7 @@ class ManifestIntake:
         self._spool = spool
         self._grants = grants
         self._inquiry = inquiry
+        self._arena = arena
         self._metrics = metrics
         self._parsing = parsing
         self._unix_ns = unix_ns
@@ -68,12 +75,17 @@ class ManifestIntake:
         """Accept a manifest; durable on return. True if it is new, False if it was there already.
 
         :raises SegmentsMissing, ManifestSuperseded: as the module says.
-        :raises Overloaded: if the spool is full up to its limit, manifests' headroom included.
+        :raises Overloaded: if the spool is full up to its limit, manifests' headroom included; or no buffer became free, or no turn came.
         :raises BlockferryError: as ``Grants.check_owner``, ``Body.receive`` and ``decode_unverified_manifest`` say.
         """
+        length = body.length(at_least=1, at_most=MAX_MANIFEST_BYTES)
         await self._grants.check_owner(key.generation_key, machine)
-        async with self._slots:
-            encoded = bytes(await body.receive(at_least=1, at_most=MAX_MANIFEST_BYTES))
+        async with contextlib.AsyncExitStack() as held:
+            lease = held.enter_context(await self._arena.lease(length, BUFFER_WAIT_S))
+            await body.receive_into(lease.view)
+            await held.enter_async_context(self._turn())
+            encoded = bytes(lease.view)
+            lease.close()
             manifest = await finished_in(self._parsing, lambda: decode_unverified_manifest(encoded, expected=key))
             async with self._locks.hold(key):
                 try:
@@ -86,6 +98,20 @@ class ManifestIntake:
                     raise
         self._metrics.manifests.labels("accepted" if created else "repeated").inc()
         return created
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(SLOT_WAIT_S):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise Overloaded(
+                "cannot accept more: manifests wait for the store or the disk", retry_after_s=1.0
+            ) from error
+        try:
+            yield
+        finally:
+            self._slots.release()
 
     async def stored(self, key: EpochKey, machine: MachineId) -> bytes:
         """The manifest that decided an epoch, as it lies in the store.
@@ -106,7 +132,9 @@ class ManifestIntake:
                 return False
             case Superseded(reason):
                 # What is applied may have been decided by this very manifest before a restart: the store remembers.
-                if await self._inquiry.manifest_hash(key) == digest:
+                async with _answered_in_time(key):
+                    in_store = await self._inquiry.manifest_hash(key)
+                if in_store == digest:
                     generation.chain.decide(key.epoch, digest)
                     return False
                 raise ManifestSuperseded(f"cannot accept the manifest: {reason}", disk=key.disk, epoch=key.epoch)
@@ -119,8 +147,7 @@ class ManifestIntake:
                 disk=key.disk,
                 epoch=key.epoch,
             )
-        in_store = await self._require_segments(manifest)
-        await self._spool_new(manifest, digest, encoded, machine, in_store)
+        await self._spool_new(manifest, digest, encoded, machine, await self._require_segments(manifest))
         return True
 
     async def _spool_new(
@@ -182,7 +209,8 @@ class ManifestIntake:
         unknown = [segment for segment in manifest.segments if not _is_spooled(segment, entries.get(segment.batch))]
         if not unknown:
             return set()
-        stored = await self._inquiry.attempt(manifest.key, manifest.attempt)
+        async with _answered_in_time(manifest.key):
+            stored = await self._inquiry.attempt(manifest.key, manifest.attempt)
         missing = [segment.batch for segment in unknown if not names(segment, stored.get(segment.batch))]
         if missing:
             raise SegmentsMissing(
@@ -193,6 +221,17 @@ class ManifestIntake:
                 hint="open a new attempt of the epoch",
             )
         return {segment.batch for segment in unknown}
+
+
+@contextlib.asynccontextmanager
+async def _answered_in_time(key: EpochKey) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(STORE_LOOKUP_S):
+            yield
+    except TimeoutError as error:
+        raise PeerUnavailable(
+            "cannot ask the store about a manifest: no answer", disk=key.disk, epoch=key.epoch
+        ) from error
 
 
 def _is_spooled(named: ManifestSegment, entry: SegmentEntry | None) -> bool:

@@ -7,6 +7,7 @@ crash may keep any part of it. A created file is durable only after ``sync_direc
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ class SpoolFiles(Protocol):
         """Make a new file with ``size_bytes`` of zeros allocated, so that writing inside finds room."""
 
     def open(self, name: str) -> SpoolFile:
-        """Open an existing file for reading and writing."""
+        """Open an existing file for reading and, where that is allowed, writing."""
 
     def remove(self, name: str) -> None:
         """Remove a file; a crash may bring it back."""
@@ -72,10 +73,16 @@ class SpoolFiles(Protocol):
 class _OpenFile:
     """A file descriptor."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, *, is_writable: bool = True) -> None:
         self._descriptor = descriptor
+        self._is_writable = is_writable
+
+    def _require_writable(self) -> None:
+        if not self._is_writable:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def write_at(self, offset: int, views: Sequence[memoryview]) -> None:
+        self._require_writable()
         pending = [view for view in views if view.nbytes]
         while pending:
             written = os.pwritev(self._descriptor, pending, offset)
@@ -101,6 +108,7 @@ class _OpenFile:
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def truncate(self, size_bytes: int) -> None:
+        self._require_writable()
         os.ftruncate(self._descriptor, size_bytes)
 
     def size_bytes(self) -> int:
@@ -132,7 +140,14 @@ class DirectoryFiles:
         return _OpenFile(descriptor)
 
     def open(self, name: str) -> SpoolFile:
-        return _OpenFile(os.open(self._directory / name, os.O_RDWR | os.O_CLOEXEC))
+        path = self._directory / name
+        try:
+            return _OpenFile(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            # A file system that an error has made read-only still gives back what was acknowledged; a write will say what is wrong.
+            return _OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC), is_writable=False)
 
     def remove(self, name: str) -> None:
         (self._directory / name).unlink()

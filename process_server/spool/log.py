@@ -193,20 +193,35 @@ class SpoolLog:
     def _create(self, allocated_bytes: int) -> _OpenLogFile:
         """Make the next file; its entry and header are durable on return."""
         name = FileName(self._next_file, self._new_seed())
-        file = self._files.create(str(name), allocated_bytes)
         try:
-            file.write_at(0, [memoryview(encode_file_header(name))])
-            file.sync()
-            self._files.sync_directory()
+            file = self._files.create(str(name), allocated_bytes)
+            try:
+                file.write_at(0, [memoryview(encode_file_header(name))])
+                file.sync()
+                self._files.sync_directory()
+            except OSError:
+                file.close()
+                raise
         except OSError:
-            file.close()
-            with contextlib.suppress(OSError):  # an empty file is removed by the next recovery
-                self._files.remove(str(name))
+            if not self._is_gone(name):
+                self._next_file += (
+                    1  # two files of one number would be taken for each other; the next recovery removes this one
+                )
             raise
         self._next_file += 1
         self._names[name.number] = name
         self._set_end(name.number, FILE_HEADER_BYTES)
         return _OpenLogFile(name, file, allocated_bytes, FILE_HEADER_BYTES, FILE_HEADER_BYTES)
+
+    def _is_gone(self, name: FileName) -> bool:
+        """Remove what a failed creation has left; whether nothing is left."""
+        try:
+            self._files.remove(str(name))
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
 
     def sync(self) -> Durable:
         """Make everything durable that was written before the call.

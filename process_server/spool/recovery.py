@@ -4,9 +4,9 @@ Called by ``Spool.recover`` and the CLI's ``spool-status``. Only headers are rea
 header says up to which number everything was durable when it was written, so at most the last group's payloads need to be verified.
 What is behind the watermark may be torn, and may also have been acknowledged: it is kept if it is intact, wherever it lies.
 
-Damage in the middle (a header that does not parse) is skipped to the next intact header of the file and reported once; the numbers
-in between are lost. A number that occurs twice was void the first time: the later file counts. Repair writes a *gap* record over all
-that does not count, so that no later recovery takes it for anything else.
+Damage in the middle (a header that does not parse, a block that cannot be read) is skipped to the next intact header of the file and
+reported once; the numbers in between are lost. A number that occurs twice was void the first time: the later file counts. Repair writes
+a *gap* record over all that does not count, so that no later recovery takes it for anything else.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from process_server.spool.record import (
 )
 
 _CHUNK_BYTES: Final = 1024 * 1024
+_BLOCK_BYTES: Final = 4096
 
 
 class RecoveredRecord(NamedTuple):
@@ -148,7 +149,7 @@ class Recovery:
     def _scan(self, name: FileName, file: SpoolFile) -> Iterator[_Scanned]:
         size = file.size_bytes()
         start = bytearray(FILE_HEADER_BYTES)
-        file.read_at(0, memoryview(start))
+        _read_what_can_be_read(file, 0, memoryview(start))
         header_intact = file_header_is_intact(bytes(start), name)
         position, found = FILE_HEADER_BYTES, 0
         end, previous = position, self._last_before(name)
@@ -203,13 +204,15 @@ class Recovery:
         total = 0
         for position in range(start, end, _CHUNK_BYTES):
             view = memoryview(self._buffer)[: min(_CHUNK_BYTES, end - position)]
-            count = file.read_at(position, view)
+            count = _read_what_can_be_read(file, position, view)
             total += count - bytes(view[:count]).count(0)
         return total
 
     def _header_at(self, file: SpoolFile, name: FileName, position: int, size: int) -> StoredHeader | None:
         header = bytearray(RECORD_HEADER_BYTES)
-        if position + RECORD_HEADER_BYTES > size or file.read_at(position, memoryview(header)) < RECORD_HEADER_BYTES:
+        if position + RECORD_HEADER_BYTES > size:
+            return None
+        if _read_what_can_be_read(file, position, memoryview(header)) < RECORD_HEADER_BYTES:
             return None
         stored = decode_record_header(memoryview(header), name)
         if stored is None or position + RECORD_HEADER_BYTES + stored.header.payload_bytes > size:
@@ -221,7 +224,7 @@ class Recovery:
         position += ALIGNMENT_BYTES
         while position + RECORD_HEADER_BYTES <= size:
             view = memoryview(self._buffer)[: min(_CHUNK_BYTES, size - position)]
-            content = bytes(view[: file.read_at(position, view)])
+            content = bytes(view[: _read_what_can_be_read(file, position, view)])
             at = content.find(RECORD_MAGIC)
             while at >= 0:
                 candidate = position + at
@@ -272,7 +275,7 @@ class Recovery:
     def _payload_is_intact(self, file: SpoolFile, scanned: _Scanned) -> bool:
         place = scanned.place
         payload = memoryview(self._buffer)[: place.payload_bytes]
-        count = file.read_at(place.offset + RECORD_HEADER_BYTES, payload)
+        count = _read_what_can_be_read(file, place.offset + RECORD_HEADER_BYTES, payload)
         return count == place.payload_bytes and payload_digest(payload, scanned.name) == scanned.stored.payload_digest
 
     def _hand_over(self, scanned: _Scanned) -> Iterator[RecoveredRecord | RecoveredMarks]:
@@ -320,8 +323,9 @@ class Recovery:
                     try:
                         self._fill(file, gap)
                     except OSError as error:
-                        if error.errno != errno.ENOSPC:
-                            raise  # a gap at a file's end needs room; unwritten, it is merely reported again
+                        # A gap at a file's end needs room, one in a bad block may not be writable: unwritten, it is reported again.
+                        if error.errno not in (errno.ENOSPC, errno.EIO):
+                            raise
                 file.sync()
             finally:
                 file.close()
@@ -340,6 +344,29 @@ class Recovery:
                 epoch=gap.lost[0],
             )
             file.write_at(gap.offset, [memoryview(filler.encode(gap.name, bytes(16)))])
+
+
+def _read_what_can_be_read(file: SpoolFile, offset: int, buffer: memoryview) -> int:
+    """As ``SpoolFile.read_at``, with zeros in the place of blocks that the disk cannot read: damage costs what it touches, no more."""
+    try:
+        return file.read_at(offset, buffer)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+    filled = 0
+    while filled < buffer.nbytes:
+        piece = buffer[filled : filled + _BLOCK_BYTES - (offset + filled) % _BLOCK_BYTES]
+        try:
+            count = file.read_at(offset + filled, piece)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            count = min(piece.nbytes, max(0, file.size_bytes() - offset - filled))
+            piece[:count] = bytes(count)
+        filled += count
+        if count < piece.nbytes:
+            break
+    return filled
 
 
 def _gap_of(scanned: _Scanned, *, reported: bool = True) -> _Gap:

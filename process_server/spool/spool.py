@@ -24,7 +24,7 @@ from process_server.spool.recovery import RecoveredMarks, RecoveredRecord, Recov
 from replication.errors import BlockferryError, Retryable
 from replication.sealed_segment import HEADER_BYTES as SEGMENT_HEADER_BYTES
 from replication.sealed_segment import TAG_BYTES
-from replication.threads import finished_in
+from replication.threads import finished, finished_in
 
 MARKS_WITHIN_S: Final = 1.0
 """Marks are written with the next group, or after this time if there is none: they only save repeated uploads."""
@@ -53,16 +53,17 @@ class Spool:
         *,
         index_bytes: Callable[[], int],
         on_group: Callable[[int], None] = lambda _size: None,
-        on_failure: Callable[[BlockferryError | None], None] = lambda _error: None,
         new_seed: Callable[[], int] = _random_seed,
     ) -> None:
-        """:param index_bytes: memory that the backlog takes now. ``on_group`` is told how many appends one sync answered,
-        ``on_failure`` of a sync that failed and (None) of the first that succeeded."""
+        """:param index_bytes: memory that the backlog takes now. ``on_group`` is told how many appends one sync answered."""
         self.budget = budget
         self._files = files
         self._index_bytes = index_bytes
         self._on_group = on_group
-        self._on_failure = on_failure
+        self._write_problem: BlockferryError | None = None
+        self._sync_problem: BlockferryError | None = None
+        self._groups = 0
+        self._committing = False
         self._new_seed = new_seed
         self._recovery: Recovery | None = Recovery(files, repair=True)
         self._log: SpoolLog | None = None
@@ -122,9 +123,25 @@ class Spool:
     def file_count(self) -> int:
         return self._opened.file_count
 
+    @property
+    def problem(self) -> BlockferryError | None:
+        """Why the last record could not be written or made durable, if it could not: a full file system or a disk that fails."""
+        return self._sync_problem or self._write_problem
+
+    @property
+    def group_under_way(self) -> int | None:
+        """The serial number of the group that the disk is working on; None if it is idle. The same one for long: the disk hangs."""
+        return self._groups if self._committing else None
+
     async def space(self) -> FileSystemSpace:
-        """Of the file system that the spool lies on."""
-        return await finished_in(self._reading, self._files.space)
+        """Of the file system that the spool lies on.
+
+        :raises Retryable: if the disk fails.
+        """
+        try:
+            return await finished_in(self._reading, self._files.space)
+        except OSError as error:
+            raise spool_failure(error, "ask for the spool's free space") from error
 
     # -- accepting --------------------------------------------------------------------------------------------
 
@@ -147,7 +164,13 @@ class Spool:
 
         :raises Overloaded, Retryable: nothing was written.
         """
-        return self._opened.append(draft, payload, urgent=draft.kind is RecordKind.MANIFEST)
+        try:
+            written = self._opened.append(draft, payload, urgent=draft.kind is RecordKind.MANIFEST)
+        except BlockferryError as error:
+            self._write_problem = error
+            raise
+        self._write_problem = None
+        return written
 
     async def append_in_thread(self, draft: RecordHeader, payload: memoryview) -> Written:
         """``append`` for callers on the event loop."""
@@ -192,7 +215,7 @@ class Spool:
                 except TimeoutError:
                     if not any(self._marks.values()):
                         continue
-                await self._commit()
+                await finished(self._commit())  # whoever waits for this group is answered whatever happens
         finally:
             self._stopped = True
             for _, future in self._waiters:
@@ -203,18 +226,25 @@ class Spool:
         self._wanted.clear()
         waiters, self._waiters = self._waiters, []
         marks, self._marks = self._marks, {kind: [] for kind in self._marks}
+        self._groups += 1
+        self._committing = True
         try:
             durable = await finished_in(self._syncing, lambda: self._flush(marks))
         except BlockferryError as error:
             for kind, numbers in marks.items():
                 self._marks[kind] += numbers
-            self._on_failure(error)
+            self._sync_problem = error
             for written, future in waiters:
                 self._opened.release(written.place)
                 if not future.done():
                     future.set_exception(_repeated(error))
             return
-        self._on_failure(None)
+        except BaseException:
+            self._waiters += waiters  # ``run`` ends, and tells them
+            raise
+        finally:
+            self._committing = False
+        self._sync_problem = None
         if waiters:
             self._on_group(len(waiters))
         for written, future in waiters:

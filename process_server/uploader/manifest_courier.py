@@ -8,8 +8,9 @@ of a generation at a time, the lowest epoch first; generations side by side.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from process_server.core.backlog import Backlog, GenerationBacklog, SegmentState
@@ -34,7 +35,7 @@ from process_server.uploader.conditional_put import put_first
 from replication.blob_client.api import BlobClient
 from replication.clock import Clock
 from replication.epoch_manifest import decode_unverified_manifest
-from replication.errors import BlockferryError, Conflict, IntegrityError, NotFound
+from replication.errors import BlockferryError, Conflict, IntegrityError, NotFound, PeerUnavailable
 from replication.identifiers import BatchKey, EpochId, EpochKey, GenerationKey
 from replication.store_layout import MANIFEST_HASH_METADATA, manifest_name
 
@@ -42,6 +43,8 @@ AT_ONCE: Final = 4
 """Generations advanced at the same time; each may hold a manifest of 2.6 MiB."""
 FIRST_LOOK_AGAIN_S: Final = 0.25
 MAX_LOOK_AGAIN_S: Final = 2.0
+QUESTION_S: Final = 120.0
+"""For all of a question to the store, however many pages its answer has."""
 _LONGEST_WAIT_S: Final = 60.0
 
 _logger = logging.getLogger(__name__)
@@ -78,8 +81,14 @@ class ManifestCourier:
         self._looks: dict[GenerationKey, int] = {}
         self._active: set[GenerationKey] = set()
         self._wake = asyncio.Event()
-        self.problem: BlockferryError | None = None
-        """Why the store refuses some single manifest, if it does."""
+        self._problems: dict[GenerationKey, BlockferryError] = {}
+
+    @property
+    def problem(self) -> BlockferryError | None:
+        """Why the store refuses some single manifest that is still wanted, if it does."""
+        for key in [key for key in self._problems if key not in self._backlog.generations]:
+            del self._problems[key]
+        return next(iter(self._problems.values()), None)
 
     def nudge(self, key: GenerationKey) -> None:
         """Something about the generation has changed: a manifest, a stored segment, a receipt."""
@@ -145,7 +154,7 @@ class ManifestCourier:
                 ticket = self._gate.failures
                 if not await self._step(generation, manifest):
                     break
-                self.problem = None
+                self._problems.pop(key, None)
         except BlockferryError as error:
             self._failed(key, error, ticket)
         finally:
@@ -184,11 +193,12 @@ class ManifestCourier:
     async def _ask(self, generation: GenerationBacklog, epoch: EpochId) -> bool:
         """Learn which manifest decided ``epoch``: from the store, or from the receipt if it is applied and gone."""
         key = generation.key
-        found = await self._inquiry.manifest_hash(EpochKey(key.disk, key.generation, epoch))
-        if found is not None:
-            generation.chain.decide(epoch, found)
-        else:
-            await self._receipts.read_now(key)
+        async with _answered_in_time(key):
+            found = await self._inquiry.manifest_hash(EpochKey(key.disk, key.generation, epoch))
+            if found is not None:
+                generation.chain.decide(epoch, found)
+            else:
+                await self._receipts.read_now(key)
         self._gate.succeeded()
         if generation.chain.hash_of(epoch) is not None or generation.chain.applied_epoch > epoch:
             return True
@@ -223,7 +233,8 @@ class ManifestCourier:
         if content is None:
             return
         entries = self._backlog.attempt_entries(manifest.key, manifest.attempt)
-        stored = await self._inquiry.attempt(manifest.key, manifest.attempt)
+        async with _answered_in_time(manifest.key.generation_key):
+            stored = await self._inquiry.attempt(manifest.key, manifest.attempt)
         for named in decode_unverified_manifest(bytes(content)).segments:
             wanted = StoredSegment(named.batch_digest, named.tag, named.segment_bytes)
             entry = entries.get(named.batch)
@@ -258,7 +269,8 @@ class ManifestCourier:
         now_s = self._clock.monotonic_s()
         self._metrics.upload_failures.labels(error.code).inc()
         if classify(error) is Failure.OF_THIS_BLOB:
-            self.problem = error
+            self._gate.succeeded()  # it answers
+            self._problems[key] = error
             _logger.error(
                 "the store refuses a manifest", extra={"fields": {"generation": str(key), "error": str(error)}}
             )
@@ -266,3 +278,14 @@ class ManifestCourier:
             return
         self._gate.failed(ticket, error, now_s, self._chance())
         self._due.setdefault(key, self._gate.opens_at_s)
+
+
+@contextlib.asynccontextmanager
+async def _answered_in_time(key: GenerationKey) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(QUESTION_S):
+            yield
+    except TimeoutError as error:
+        raise PeerUnavailable(
+            f"cannot ask the store about generation {key}: no answer within {QUESTION_S:g} s"
+        ) from error

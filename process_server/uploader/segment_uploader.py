@@ -83,7 +83,9 @@ class SegmentUploader:
 
     @property
     def blob_problem(self) -> BlockferryError | None:
-        """Why the store refuses some single segment, if it does."""
+        """Why the store refuses some single segment that is still wanted, if it does."""
+        for key in [key for key in self._blob_problems if self._backlog.find(key) is None]:
+            del self._blob_problems[key]
         return next(iter(self._blob_problems.values()), None)
 
     async def run(self) -> None:
@@ -192,6 +194,7 @@ class SegmentUploader:
         now_s = self._clock.monotonic_s()
         self._metrics.upload_failures.labels(error.code).inc()
         if classify(error) is Failure.OF_THIS_BLOB:
+            self._gate.succeeded()  # it answers
             if len(self._blob_problems) < MAX_BLOB_PROBLEMS:
                 self._blob_problems[job.key] = error
             _logger.error("the store refuses a segment", extra={"fields": {"batch": str(job.key), "error": str(error)}})

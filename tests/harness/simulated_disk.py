@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from process_server.spool.files import FileSystemSpace, SpoolFile, SpoolFiles
 
 SECTOR_BYTES: Final = 512
+BLOCK_BYTES: Final = 4096
 
 
 class PowerCut(Exception):
@@ -29,6 +30,8 @@ class _Inode:
     durable: bytearray
     dirty: set[int] = field(default_factory=set)
     """Sectors whose written and durable content may differ."""
+    unreadable: set[int] = field(default_factory=set)
+    """Blocks that the disk cannot read back."""
 
 
 @dataclass(slots=True)
@@ -39,6 +42,7 @@ class SimulatedDisk:
     failing_syncs: int = 0
     """So many of the next syncs fail with EIO; what they should have written is lost or not, and later syncs do not write it."""
     failing_writes: int = 0
+    failing_removals: int = 0
     random: Random = field(default_factory=lambda: Random(0))
     _written: dict[str, _Inode] = field(default_factory=dict)
     _durable: dict[str, _Inode] = field(default_factory=dict)
@@ -67,6 +71,11 @@ class SimulatedDisk:
 
     def remove(self, name: str) -> None:
         self._burn()
+        if self.failing_removals:
+            self.failing_removals -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if name not in self._written:
+            raise FileNotFoundError(errno.ENOENT, "no such file", name)
         del self._written[name]
 
     def sync_directory(self) -> None:
@@ -116,6 +125,10 @@ class SimulatedDisk:
                 content[start : start + len(piece)] = piece[: len(content) - start]
         return content
 
+    def make_unreadable(self, name: str, offset: int, length: int = 1) -> None:
+        """Blocks that give EIO when they are read, or written in part; writing them whole heals them."""
+        self._written[name].unreadable.update(range(offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES + 1))
+
     def damage(self, name: str, offset: int, length: int = 1) -> None:
         """Flip all bits of a range, durably: what a failing disk does in silence."""
         for inode in {id(i): i for i in (self._written[name], self._durable[name])}.values():
@@ -132,18 +145,23 @@ class _SimulatedFile:
     def write_at(self, offset: int, views: Sequence[memoryview]) -> None:
         content = b"".join(views)
         try:
-            self._fail_if_asked(offset + len(content))
+            self._fail_if_asked(offset, offset + len(content))
         except (PowerCut, OSError):
             self._put(offset, content[: self._disk.random.randint(0, len(content))])
             raise
         self._put(offset, content)
 
-    def _fail_if_asked(self, end: int) -> None:
+    def _fail_if_asked(self, start: int, end: int) -> None:
         disk = self._disk
         disk._burn()
         if disk.failing_writes:
             disk.failing_writes -= 1
             raise OSError(errno.EIO, os.strerror(errno.EIO))
+        first, last = start // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
+        whole = set(range(-(-start // BLOCK_BYTES), end // BLOCK_BYTES))
+        if self._inode.unreadable & set(range(first, last + 1)) - whole:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self._inode.unreadable -= whole
         grown = end - len(self._inode.content)
         if grown > 0 and disk.used_bytes + grown > disk.capacity_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -157,6 +175,9 @@ class _SimulatedFile:
             inode.dirty.update(range(offset // SECTOR_BYTES, (offset + len(content) - 1) // SECTOR_BYTES + 1))
 
     def read_at(self, offset: int, buffer: memoryview) -> int:
+        blocks = range(offset // BLOCK_BYTES, (offset + buffer.nbytes - 1) // BLOCK_BYTES + 1)
+        if not self._inode.unreadable.isdisjoint(blocks):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         piece = self._inode.content[offset : offset + buffer.nbytes]
         buffer[: len(piece)] = piece
         return len(piece)
