@@ -75,7 +75,8 @@ async def _keep_watchdog_fed(lifecycle: Lifecycle) -> None:
     while not lifecycle.stopping.is_set():
         notify_service_manager("WATCHDOG=1", patience_s=0)  # the next one will do
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(lifecycle.stopping.wait(), interval_s)
+            async with asyncio.timeout(interval_s):
+                await lifecycle.stopping.wait()
 
 
 async def _supervise(main: Callable[[Lifecycle], Awaitable[None]]) -> None:
