@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from process_server.core.backlog import Backlog, SegmentEntry, SegmentState
 from process_server.core.epoch_chain import PendingManifest
+from process_server.core.places import NOWHERE, RecordPlace
 from process_server.spool.log import spool_failure
 from process_server.spool.record import RecordHeader, RecordKind
 from process_server.spool.recovery import RecoveredMarks, RecoveredRecord, RecoveryReport
@@ -58,6 +59,8 @@ def rebuild_backlog(spool: Spool, backlog: Backlog) -> RecoveryReport:
                         header.accepted_unix_ns,
                     )
                     known.segments[header.number] = key
+                    if _is_older(place, backlog.find(key)):
+                        continue
                     backlog.add_segment(key, MachineId(known.shared(header.machine)), entry)
                 case RecoveredRecord(header, place):
                     known.manifests[header.number] = (header.epoch_key, header.content_id)
@@ -72,6 +75,11 @@ def rebuild_backlog(spool: Spool, backlog: Backlog) -> RecoveryReport:
         _count_segments(spool, backlog, manifest)
     _report(report)
     return report
+
+
+def _is_older(place: RecordPlace, other: SegmentEntry | PendingManifest | None) -> bool:
+    """Whether ``other`` was written behind ``place``, or is stored already. By place, as a void record may bear a higher number."""
+    return other is not None and (other.place == NOWHERE or other.place[:2] > place[:2])
 
 
 def _shared_key(known: _Known, header: RecordHeader) -> BatchKey:
@@ -102,7 +110,9 @@ def _add_manifest(backlog: Backlog, item: RecoveredRecord) -> None:
     header, place = item
     generation = backlog.generation(header.epoch_key.generation_key, header.machine)
     pending = generation.pending_manifest(EpochId(header.epoch))
-    if pending is not None and pending.attempt > header.attempt:
+    if pending is not None and (
+        pending.attempt > header.attempt or (pending.attempt == header.attempt and _is_older(place, pending))
+    ):
         return
     backlog.add_manifest(
         PendingManifest(

@@ -5,8 +5,8 @@ called in any thread. A record is *written* when ``append`` returns and *durable
 be told of it. Records are numbered; a number is given again only if its first record was void.
 
 A failed sync voids every record that was not durable before it: the kernel may have dropped their pages, and a second sync would lie. The
-log then goes on in a new file, with the numbers of the void records; ``incarnation`` counts these breaks. Invariant: a record whose number
-is at most ``durable_through`` and whose incarnation's sync succeeded survives a crash byte for byte.
+log then cuts them off, durably, and goes on in a new file with their numbers; ``incarnation`` counts these breaks. Invariant: a record
+whose number is at most ``durable_through`` and whose incarnation's sync succeeded survives a crash byte for byte.
 """
 
 from __future__ import annotations
@@ -118,6 +118,8 @@ class SpoolLog:
         self._incarnation = 0
         self._current: _OpenLogFile | None = None
         self._dirty: list[_OpenLogFile] = []
+        self._void_behind: list[_OpenLogFile] = []
+        """Files with void records behind their durable end."""
 
     # -- figures ----------------------------------------------------------------------------------------------
 
@@ -174,6 +176,7 @@ class SpoolLog:
         if current is not None and current.end_bytes + size <= current.allocated_bytes:
             return current
         needed = FILE_HEADER_BYTES + size
+        self._cut_what_is_void()
         try:
             fresh = self._create(max(self._file_bytes, needed))
         except OSError as error:
@@ -253,17 +256,22 @@ class SpoolLog:
         """Give up what is not durable and every file it lies in; the next append begins a new one."""
         for file in self._dirty:
             self._set_end(file.name.number, file.durable_end_bytes)
-            with contextlib.suppress(
-                OSError
-            ):  # else recovery finds void records; the store settles which of two counts
-                file.file.truncate(file.durable_end_bytes)
-            file.file.close()
+            self._void_behind.append(file)
         if self._current is not None and self._current not in self._dirty:
             self._current.file.close()
         self._dirty.clear()
         self._current = None
         self._next_number = self._durable_through + 1
         self._incarnation += 1
+
+    def _cut_what_is_void(self) -> None:
+        """Durable on return: before a void record's number is given again, so that no recovery ever meets both."""
+        while self._void_behind:
+            file = self._void_behind[-1]
+            file.file.truncate(file.durable_end_bytes)
+            file.file.sync()
+            file.file.close()
+            self._void_behind.pop()
 
     def _set_end(self, number: int, end_bytes: int) -> None:
         self._used_bytes += end_bytes - self._ends.get(number, 0)
@@ -339,6 +347,8 @@ class SpoolLog:
             name = self._names.get(number)
             if name is None:
                 return
+            if any(file.name.number == number for file in self._void_behind):
+                self._cut_what_is_void()  # or a crash would bring the void records back with the file
             for file in [file for file in self._dirty if file.name.number == number]:
                 self._dirty.remove(file)
                 file.file.close()
@@ -355,6 +365,10 @@ class SpoolLog:
             if current is not None:
                 with contextlib.suppress(OSError):  # recovery does it at the next start
                     current.file.truncate(current.end_bytes)
-            for file in {id(f): f for f in [*self._dirty, *([] if current is None else [current])]}.values():
+            with contextlib.suppress(OSError):
+                self._cut_what_is_void()
+            left = [*self._dirty, *self._void_behind, *([] if current is None else [current])]
+            for file in {id(f): f for f in left}.values():
                 file.file.close()
             self._dirty.clear()
+            self._void_behind.clear()

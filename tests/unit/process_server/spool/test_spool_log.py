@@ -502,3 +502,39 @@ def test_what_a_read_only_file_system_holds_can_be_read_and_a_write_says_why_not
         with pytest.raises(Retryable, match="Read-only"):
             append(log, 1, bytes(FILE_BYTES))
     log.close()
+
+
+def test_void_records_never_come_back_beside_those_that_bear_their_numbers() -> None:
+    for seed in range(200):
+        disk = SimulatedDisk(random=Random(seed))
+        log = make_log(disk)
+        append(log, 0, b"kept")
+        log.sync()
+        for batch in (1, 2, 3):
+            append(log, batch, b"void")
+        disk.failing_syncs = 1
+        with pytest.raises(Retryable):
+            log.sync()
+        append(log, 9, b"later")
+        log.sync()
+        records, _, report = recover(disk.after_power_cut())
+        assert [record.header.batch for record in records] == [0, 9]
+        assert not [damage for damage in report.damages if damage.acknowledged]
+
+
+def test_while_void_records_cannot_be_cut_off_nothing_is_accepted() -> None:
+    disk = SimulatedDisk()
+    log = make_log(disk)
+    append(log, 0, b"kept")
+    log.sync()
+    append(log, 1, b"void")
+    disk.failing_syncs = 3
+    with pytest.raises(Retryable):
+        log.sync()
+    for _ in range(2):
+        with pytest.raises(Retryable):
+            append(log, 2, b"refused")
+    assert append(log, 3, b"later").place.number == 2
+    log.sync()
+    records, _, _ = recover(disk)
+    assert [record.header.batch for record in records] == [0, 3]
