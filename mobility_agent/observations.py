@@ -109,7 +109,7 @@ class DiskMetrics(Collector):
     def collect(self) -> Iterable[Metric]:
         observations: Sequence[DiskObservation] = () if self.item is None else observe_item(self.item)
         counters = {
-            "read_bytes": "Bytes read from the disk for replication.",
+            "read_bytes": "Bytes read from the disk: to ship, to compare, to scan for changes.",
             "sent_bytes": "Bytes of batches acknowledged by process servers.",
             "changed_bytes": "Bytes of granules that the change tracker reported as changed.",
         }

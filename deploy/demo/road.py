@@ -281,7 +281,7 @@ class Road:
         rows = [
             (
                 "bytes read from the disk, in all",
-                f"{samples.read_bytes / MIB:.0f} MiB (disk: {self._source.size_bytes // MIB} MiB)",
+                f"{samples.read_bytes / MIB:.0f} MiB ({self._source.size_bytes // MIB} for initial replication)",
             ),
             ("bytes of changed granules", f"{samples.changed_bytes / MIB:.0f} MiB"),
             ("bytes sent by the agent", f"{samples.sent_bytes / MIB:.0f} MiB"),

@@ -10,6 +10,7 @@ import base64
 import functools
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import threading
@@ -264,12 +265,7 @@ class Site:
         for name in reversed(DAEMONS):
             if name in self.daemons:
                 self.stop(name)
-        for disk in self.pin_root.iterdir() if self.pin_root.is_dir() else ():
-            for pin in disk.iterdir():
-                pin.unlink()
-            disk.rmdir()
-        if self.pin_root.is_dir():
-            self.pin_root.rmdir()
+        shutil.rmtree(self.pin_root, ignore_errors=True)  # which is not there without root, and may not be looked for
 
     def sample(self) -> None:
         """Sample every daemon's memory and counters twice a second until ``stop_all``, in a thread."""

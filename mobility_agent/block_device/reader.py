@@ -18,7 +18,7 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -37,14 +37,16 @@ _BOUNCE_BYTES: Final = 1024 * 1024
 class DiskReader:
     """``ExtentSource`` over one open disk. Thread-safe: reads are positioned and share nothing."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, note_read: Callable[[int], None] = lambda _bytes: None) -> None:
         """Open ``path`` for reading.
 
+        :param note_read: told of the bytes of each read, in the thread that reads.
         :raises NotFound: if there is no such file.
         :raises Refused: without permission.
         :raises Unsupported: for what is neither block device nor plain file, or a block device without O_DIRECT.
         """
         self.path = path
+        self._note_read = note_read
         self._descriptor, self.is_direct = _open(path)
         try:
             self.is_block_device = _is_block_device(path, self._descriptor, is_direct=self.is_direct)
@@ -106,6 +108,7 @@ class DiskReader:
                     offset_bytes=offset + done,
                     hint="look for medium errors in the kernel's log",
                 ) from error
+            self._note_read(count)
             done += count
             if done < needed and (count == 0 or done % self.alignment_bytes):
                 raise ResyncRequired(

@@ -212,7 +212,7 @@ class DiskSupervisor:
         """
         environment = self._environment
         path = await self._in_executor(lambda: environment.locate(self.disk))
-        reader = await self._in_executor(lambda: _entered(opened, DiskReader(path)))
+        reader = await self._in_executor(lambda: _entered(opened, DiskReader(path, self.figures.note_read)))
         geometry = Geometry(reader.size_bytes, environment.granularity_bytes)
         record = await self._in_executor(self._opened_record)
         journal = await self._in_executor(lambda: EpochJournal(self._directory))

@@ -6,6 +6,7 @@ computed against the same clock, so no two machines' clocks are compared. Rates 
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
@@ -36,6 +37,7 @@ class DiskFigures:
     """Totals since this agent process began with the disk, and the newest instants that matter."""
 
     read_bytes: int = 0
+    """Everything that was read of the disk: to ship it, to compare it, to find changes without a tracker."""
     sent_bytes: int = 0
     changed_bytes: int = 0
     """Granules that the tracker reported, in bytes: what delta replication had to read."""
@@ -47,6 +49,13 @@ class DiskFigures:
     freezes_s: deque[float] = field(default_factory=lambda: deque(maxlen=256))
     send_rate: Rate = field(default_factory=Rate)
     churn_rate: Rate = field(default_factory=Rate)
+
+    _reading: threading.Lock = field(default_factory=threading.Lock)
+
+    def note_read(self, length_bytes: int) -> None:
+        """Count a read. Callable from any thread."""
+        with self._reading:
+            self.read_bytes += length_bytes
 
     def note_applied_cut(self, cut_time_ns: int) -> None:
         """Every write before ``cut_time_ns`` is applied at the sink; 0: nothing can be said."""

@@ -32,7 +32,6 @@ class FilledBatch:
     extents: tuple[BatchExtent, ...]
     indices: Indices
     digests: Digests
-    read_bytes: int
 
 
 class EpochReader:
@@ -58,7 +57,7 @@ class EpochReader:
             return None
         granularity = self._geometry.granularity_bytes
         filling = _Filling()
-        used = read_bytes = 0
+        used = 0
         while self._runs and used + granularity <= buffer.nbytes and len(filling.extents) < MAX_EXTENTS:
             start, count = self._runs.popleft()
             taken = min(count, (buffer.nbytes - used) // granularity)
@@ -67,13 +66,11 @@ class EpochReader:
             extent = self._geometry.run_extent(start, taken)
             window = buffer[used : used + extent.length_bytes]
             self._source.read_into(window, extent)
-            read_bytes += extent.length_bytes
             used += self._sort_window(filling, start, extent, window)
         return FilledBatch(
             tuple(filling.extents),
             np.array(filling.indices, dtype=np.int64),
             np.frombuffer(b"".join(filling.digests), dtype=np.uint8).reshape(-1, DIGEST_BYTES),
-            read_bytes,
         )
 
     def _sort_window(self, filling: _Filling, first: int, extent: Extent, window: memoryview) -> int:

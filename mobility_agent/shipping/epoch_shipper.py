@@ -93,6 +93,8 @@ async def finished_in(
         while not future.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([future])
+        if not future.cancelled():
+            future.exception()  # nobody asks for it any more
         raise
 
 
@@ -177,7 +179,6 @@ class EpochShipper:
                 self._buffers.release(buffer)
                 return sent
             content, frame = filled
-            self._figures.read_bytes += content.read_bytes
             if frame is None:
                 self._buffers.release(buffer)
                 slots.release()

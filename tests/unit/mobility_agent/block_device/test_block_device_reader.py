@@ -171,3 +171,12 @@ def test_a_pool_hands_out_no_more_than_it_has() -> None:
         BufferPool(0, 8192)
     with pytest.raises(InvalidInput):
         BufferPool(1, 1000)
+
+
+def test_every_byte_read_is_noted(path: Path) -> None:
+    noted: list[int] = []
+    with DiskReader(path, noted.append) as reader, BufferPool(1, 2**22).acquire(0) as buffer:
+        reader.read_into(buffer.view[: 2**20], Extent(2**20, 2**20))
+        assert sum(noted) == 2**20
+        read(reader, Extent(0, 512))
+    assert sum(noted) >= 2**20 + 512
