@@ -1,0 +1,254 @@
+"""Cutover of an offline disk: claimed, cut, applied, hashed; what it proves, what it refuses to, and that a failure harms nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from mobility_agent.protection import cutover as cutover_module
+from mobility_agent.protection.cutover import Cutover, HeldClaim
+from mobility_agent.protection.disk_session import DiskSession
+from mobility_agent.protection.point_coordinator import PointCoordinator
+from mobility_agent.quiesce.interface import Mount
+from replication.control_plane import CutoverMode, DesiredCutover
+from replication.epoch_manifest import EpochFlag, decode_manifest
+from replication.errors import Conflict
+from replication.extents import Extent
+from replication.identifiers import DiskId, EpochId, EpochKey, ItemId
+from tests.harness.fake_tracker import FakeDisk
+from tests.harness.memory_sink import MemorySink
+from tests.harness.session_site import MANIFEST_KEY, FakeFreezer, SessionSite
+
+ITEM = ItemId("11111111-1111-4111-8111-111111111111")
+DISKS = [DiskId(f"22222222-2222-4222-8222-22222222222{number}") for number in range(2)]
+
+
+class Claims:
+    """Claims on fake disks: ``holder`` refuses them; ``held`` are the disks that are claimed now."""
+
+    def __init__(self) -> None:
+        self.held: list[DiskId] = []
+        self.holder = ""
+        self.refused = 0
+
+    def claim(self, session: DiskSession) -> HeldClaim:
+        if self.holder:
+            self.refused += 1
+            raise Conflict(f"cannot claim: {self.holder}", hint="unmount it")
+        return _Held(self, session.parts.disk)
+
+
+class _Held:
+    def __init__(self, claims: Claims, disk: DiskId) -> None:
+        self._claims, self._disk = claims, disk
+        claims.held.append(disk)
+
+    def close(self) -> None:
+        self._claims.held.remove(self._disk)
+
+
+class Scene:
+    def __init__(self, sites: list[SessionSite], claims: Claims, cutover: Cutover) -> None:
+        self.sites, self.claims, self.cutover = sites, claims, cutover
+
+    @property
+    def state(self) -> str:
+        return self.cutover.observation.state
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+    async def applied_and_hashed(self) -> None:
+        await self.until(lambda: self.cutover.observation.identity_claimed or self.state == "failed")
+        assert self.state == "applied", self.cutover.observation.problem
+
+
+@pytest.fixture
+async def sites(tmp_path: Path) -> AsyncIterator[list[SessionSite]]:
+    made = [SessionSite(tmp_path / str(number), disk) for number, disk in enumerate(DISKS)]
+    for number, site in enumerate(made, 1):
+        site.disk.write(0, bytes([number]) * site.geometry.size_bytes)
+        site.start()
+    for site in made:
+        await site.settle()
+    yield made
+    for site in made:
+        await site.crash()
+
+
+@asynccontextmanager
+async def cutting_over(
+    sites: list[SessionSite],
+    claims: Claims,
+    mode: CutoverMode = "offline-disk",
+    find_mounts: Callable[[Sequence[DiskId]], Sequence[Mount]] = lambda _: [],
+) -> AsyncIterator[Scene]:
+    sessions = {site.disk_id: site.session for site in sites if site.session is not None}
+    coordinator = PointCoordinator(FakeFreezer(), memoryview(bytearray(2**20)), find_mounts)
+    cutover = Cutover(DesiredCutover(job=str(uuid.uuid4()), mode=mode), ITEM, sessions, coordinator, claims.claim)
+    task = asyncio.create_task(cutover.run())
+    try:
+        yield Scene(sites, claims, cutover)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    assert claims.held == [], "claims are released, however it ended"
+
+
+async def test_the_final_epoch_is_applied_and_its_sources_are_hashed_while_claimed(sites: list[SessionSite]) -> None:
+    sites[0].disk.write(4096, b"z" * 512)
+    async with cutting_over(sites, Claims()) as scene:
+        await scene.applied_and_hashed()
+        observed = scene.cutover.observation
+        assert scene.claims.held == sorted(DISKS)
+        assert scene.cutover.is_over
+        assert {each.disk: each.sha256 for each in observed.source_hashes} == {
+            site.disk_id: hashlib.sha256(site.disk.content).hexdigest() for site in sites
+        }
+        assert observed.hashed_bytes == observed.total_bytes == sum(site.geometry.size_bytes for site in sites)
+        for site in sites:
+            assert site.replica_matches
+            key = EpochKey(site.disk_id, site.sink.generation.generation, applied_epoch(site))
+            final = decode_manifest(site.sink.manifests[key.epoch], MANIFEST_KEY, expected=key)
+            assert final.flags & EpochFlag.FINAL
+            assert final.cut is not None
+            assert final.cut.cut == observed.cut
+
+
+def applied_epoch(site: SessionSite) -> EpochId:
+    assert site.session is not None
+    return site.session.ledger.applied_epoch
+
+
+async def test_what_holds_a_disk_is_said_and_waited_for_while_replication_goes_on(
+    sites: list[SessionSite], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cutover_module, "_CLAIM_RETRY_S", 0.001)
+    claims = Claims()
+    claims.holder = "/dev/x is mounted on /srv"
+    async with cutting_over(sites, claims) as scene:
+        await scene.until(lambda: claims.refused > 2)
+        problem = scene.cutover.observation.problem
+        assert problem is not None
+        assert "mounted on /srv" in problem.message
+        sites[0].disk.write(0, b"r" * 512)
+        await sites[0].settle()
+        claims.holder = ""
+        await scene.applied_and_hashed()
+        assert scene.cutover.observation.problem is None
+
+
+async def test_a_disk_that_is_never_free_fails_the_cutover(
+    sites: list[SessionSite], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cutover_module, "_CLAIM_RETRY_S", 0.001)
+    monkeypatch.setattr(cutover_module, "CLAIM_DEADLINE_S", 0.02)
+    claims = Claims()
+    claims.holder = "/dev/x is mounted on /srv"
+    async with cutting_over(sites, claims) as scene:
+        await scene.until(lambda: scene.state == "failed")
+    await replication_goes_on(sites)
+
+
+async def replication_goes_on(sites: list[SessionSite]) -> None:
+    for site in sites:
+        site.disk.write(8192, b"a" * 512)
+        await site.settle()
+        assert site.replica_matches
+
+
+async def test_a_write_after_the_final_cut_is_no_identity(
+    sites: list[SessionSite], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although the hashes might be equal."""
+    real = FakeDisk.read_into
+    written: list[int] = []
+
+    def read_into(disk: FakeDisk, buffer: memoryview, extent: Extent) -> None:
+        real(disk, buffer, extent)
+        if disk is sites[1].disk and extent.length_bytes == sites[1].geometry.size_bytes and not written:
+            written.append(extent.offset_bytes)
+            disk.write(0, bytes(disk.content[:512]))
+
+    monkeypatch.setattr(FakeDisk, "read_into", read_into)
+    async with cutting_over(sites, Claims()) as scene:
+        await scene.until(lambda: scene.state == "failed")
+        problem = scene.cutover.observation.problem
+        assert problem is not None
+        assert "written after the final cut" in problem.message
+        assert not scene.cutover.observation.identity_claimed
+    await replication_goes_on(sites)
+
+
+async def test_a_final_epoch_that_was_lost_is_cut_again_under_another_name(
+    sites: list[SessionSite], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losing, real = sites[1].sink, MemorySink.put_manifest
+    cuts: list[str] = []
+
+    async def put_manifest(sink: MemorySink, key: EpochKey, encoded: bytes) -> None:
+        manifest = decode_manifest(encoded, MANIFEST_KEY, expected=key)
+        if sink is losing and manifest.cut is not None:
+            cuts.append(manifest.cut.cut)
+            if len(cuts) == 1:
+                sink.lose_spool()
+        await real(sink, key, encoded)
+
+    monkeypatch.setattr(MemorySink, "put_manifest", put_manifest)
+
+    def write_at_the_last_moment(_: Sequence[DiskId]) -> Sequence[Mount]:
+        for site in sites:
+            site.disk.write(4096, b"u" * 512)
+        return []
+
+    async with cutting_over(sites, Claims(), find_mounts=write_at_the_last_moment) as scene:
+        await scene.applied_and_hashed()
+        assert len(set(cuts)) == 2
+        assert scene.cutover.observation.cut == cuts[-1]
+        assert all(site.replica_matches for site in sites)
+
+
+async def test_a_session_that_ends_is_no_failure_of_the_cutover(sites: list[SessionSite]) -> None:
+    """Its claims are released, and it waits to be begun again with the next session."""
+    sites[1].sink.applying = False
+    async with cutting_over(sites, Claims()) as scene:
+        await scene.until(lambda: scene.state == "sealed")
+        await sites[1].crash()
+        await scene.until(lambda: scene.state == "waiting-for-disk")
+        assert not scene.cutover.is_over
+        assert scene.claims.held == []
+        problem = scene.cutover.observation.problem
+        assert problem is not None
+        assert "session has ended" in problem.message
+
+
+async def test_a_mode_that_is_not_there_fails_and_touches_nothing(sites: list[SessionSite]) -> None:
+    async with cutting_over(sites, Claims(), "live-root-disk") as scene:
+        await scene.until(lambda: scene.state == "failed")
+        problem = scene.cutover.observation.problem
+        assert problem is not None
+        assert problem.code == "unsupported"
+        assert scene.claims.held == []
+
+
+async def test_a_disk_that_cannot_be_read_fails_with_the_operating_system_s_word(
+    sites: list[SessionSite], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: DiskSession) -> HeldClaim:
+        raise OSError(5, "Input/output error")
+
+    claims = Claims()
+    monkeypatch.setattr(claims, "claim", refuse)
+    async with cutting_over(sites, claims) as scene:
+        await scene.until(lambda: scene.state == "failed")
+        problem = scene.cutover.observation.problem
+        assert problem is not None
+        assert problem.code == "operating-system"

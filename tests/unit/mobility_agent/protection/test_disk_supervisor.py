@@ -1,0 +1,312 @@
+"""One disk's supervisor over a real file, the scan tracker and a memory sink: generations, retries, and what is closed when."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from mobility_agent.block_device.reader import DiskReader
+from mobility_agent.change_tracker.interface import ChangeTracker
+from mobility_agent.change_tracker.scan import ScanTracker
+from mobility_agent.core.own_writes import StateWrites
+from mobility_agent.interruption import Interruption
+from mobility_agent.protection import disk_supervisor
+from mobility_agent.protection.disk_session import SessionLimits
+from mobility_agent.protection.disk_supervisor import DiskEnvironment, DiskSupervisor
+from mobility_agent.shipping.digest_table import DigestTable
+from mobility_agent.shipping.epoch_shipper import ShippingBuffers
+from replication.batch_frame import BatchFrame
+from replication.control_plane import GenerationGrant, GenerationRequest
+from replication.data_plane import BatchAcknowledgement
+from replication.dirty_bitmap import Geometry
+from replication.documents import WriterIdentity
+from replication.errors import BlockferryError, Conflict, NotFound, Retryable
+from replication.identifiers import DiskId, EpochId, EpochKey, GenerationId, GenerationKey, ItemId
+from replication.store_documents import GenerationBase
+from tests.harness.memory_sink import MemorySink
+
+GRANULARITY_BYTES = 4096
+SIZE_BYTES = 40 * GRANULARITY_BYTES
+ITEM = ItemId("11111111-1111-4111-8111-111111111111")
+DISK = DiskId("22222222-2222-4222-8222-222222222222")
+KEY = bytes(range(32))
+
+
+class Sinks:
+    """``Uplink`` over one memory sink a generation; the replica goes from one to the next."""
+
+    def __init__(self) -> None:
+        self.writer = WriterIdentity.generate()
+        self.all: dict[int, MemorySink] = {}
+
+    def open(self, generation: int) -> MemorySink:
+        key = GenerationKey(DISK, GenerationId(generation))
+        made = self.all[generation] = MemorySink(key, KEY, SIZE_BYTES, self.writer)
+        if generation > 1:
+            made.replica[:] = self.all[generation - 1].replica
+        return made
+
+    async def put_batch(self, frame: BatchFrame) -> BatchAcknowledgement:
+        return await self.all[frame.key.generation].put_batch(frame)
+
+    async def put_manifest(self, key: EpochKey, encoded: bytes) -> None:
+        await self.all[key.generation].put_manifest(key, encoded)
+
+    async def stored_manifest(self, key: EpochKey) -> bytes | None:
+        return await self.all[key.generation].stored_manifest(key)
+
+    async def receipt(
+        self, key: GenerationKey, after_epoch: EpochId, wait_s: float, seen: bytes | None = None
+    ) -> bytes | None:
+        return await self.all[key.generation].receipt(key, after_epoch, wait_s, seen)
+
+
+class Grants:
+    """The configuration server: a generation for each request, idempotent. ``answers``: errors to raise first."""
+
+    def __init__(self, sinks: Sinks) -> None:
+        self._sinks = sinks
+        self.granted: dict[str, GenerationGrant] = {}
+        self.asked: list[GenerationRequest] = []
+        self.answers: list[BlockferryError] = []
+        self.changes: dict[str, object] = {}
+
+    async def new_generation(self, disk: DiskId, request: GenerationRequest) -> GenerationGrant:
+        self.asked.append(request)
+        if self.answers:
+            raise self.answers.pop(0)
+        if request.request not in self.granted:
+            self.granted[request.request] = self._grant(request)
+        return self.granted[request.request].model_copy(update=self.changes)
+
+    def _grant(self, request: GenerationRequest) -> GenerationGrant:
+        generation = len(self.granted) + 1
+        before = self._sinks.all.get(generation - 1)
+        self._sinks.open(generation)
+        return GenerationGrant(
+            disk=DISK,
+            item=ITEM,
+            generation=generation,
+            size_bytes=request.size_bytes,
+            granularity_bytes=request.granularity_bytes,
+            base=None if before is None else GenerationBase(generation=generation - 1, epoch=before.applied_epoch),
+            manifest_key=KEY.hex(),
+            digest_key=KEY.hex(),
+            writer_public_key=self._sinks.writer.public.encode(),
+        )
+
+
+class Rig:
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "disk.img"
+        self.path.write_bytes(os.urandom(SIZE_BYTES))
+        self.sinks = Sinks()
+        self.grants = Grants(self.sinks)
+        self.readers: list[DiskReader] = []
+        environment = DiskEnvironment(
+            state_dir=directory,
+            granularity_bytes=GRANULARITY_BYTES,
+            locate=self._locate,
+            open_tracker=self._open_tracker,
+            config_server=self.grants,
+            buffers=ShippingBuffers(3, 4 * GRANULARITY_BYTES),
+            batches_in_flight=2,
+            limits=SessionLimits(
+                epoch_bytes=16 * GRANULARITY_BYTES, unconfirmed_epochs=3, epoch_interval_s=0.0, scan_interval_s=0.001
+            ),
+            seeding_slots=asyncio.Semaphore(1),
+            state_writes=StateWrites(lambda: 0.0),
+            holds_state=lambda _: False,
+            echo_wait_s=1.0,
+        )
+        self.supervisor = DiskSupervisor(DISK, ITEM, environment)
+        self._task: asyncio.Task[None] | None = None
+
+    def _locate(self, disk: DiskId) -> Path:
+        if not self.path.exists():
+            raise NotFound("cannot find the disk on this machine", disk=disk)
+        return self.path
+
+    def _open_tracker(
+        self, _: DiskId, reader: DiskReader, geometry: Geometry, table: DigestTable, interruption: Interruption
+    ) -> ChangeTracker:
+        self.readers.append(reader)
+        return ScanTracker(reader, geometry, table, is_cancelled=interruption.is_interrupted)
+
+    def start(self) -> asyncio.Task[None]:
+        self._task = asyncio.create_task(self.supervisor.run(self.sinks))
+        return self._task
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self.supervisor.close()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                assert self._task is None or not self._task.done()
+                await asyncio.sleep(0.002)
+
+    async def replicated(self, generation: int) -> None:
+        await self.until(lambda: self._is_replicated(generation))
+
+    def _is_replicated(self, generation: int) -> bool:
+        session = self.supervisor.session
+        return (
+            session is not None
+            and session.ledger.generation == generation
+            and not session.ledger.is_seeding
+            and self.sinks.all[generation].replica == self.path.read_bytes()
+        )
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+    monkeypatch.setattr(disk_supervisor, "backoff_s", lambda *_: 0.001)
+    rig = Rig(tmp_path)
+    yield rig
+    await rig.stop()
+
+
+async def test_a_disk_is_seeded_and_followed(rig: Rig) -> None:
+    rig.start()
+    await rig.replicated(1)
+    assert rig.supervisor.begins_from_nothing
+    with rig.path.open("r+b") as stream:
+        stream.write(b"changed")
+    await rig.replicated(1)
+    assert rig.supervisor.problem is None
+    assert len(rig.grants.asked) == 1
+
+
+async def test_a_resync_order_is_obeyed_once_and_sends_only_what_differs(rig: Rig) -> None:
+    task = rig.start()
+    await rig.replicated(1)
+    order = str(uuid.uuid4())
+    assert await rig.supervisor.order_resync(order, "the operator asked")
+    task.cancel()
+    await asyncio.wait([task])
+    with rig.path.open("r+b") as stream:
+        stream.write(b"changed")
+    rig.start()
+    await rig.replicated(2)
+    assert not await rig.supervisor.order_resync(order, "the operator asked")
+    assert not rig.supervisor.begins_from_nothing
+    assert rig.grants.asked[-1].reason == "the operator asked"
+    assert rig.sinks.all[2].received_data_bytes == GRANULARITY_BYTES
+
+
+async def test_a_torn_generation_is_sent_again_where_nobody_knows_what_was_written(rig: Rig) -> None:
+    task = rig.start()
+    await rig.replicated(1)
+    await rig.supervisor.order_resync(str(uuid.uuid4()), "the operator asked")
+    task.cancel()
+    await asyncio.wait([task])
+    rig.grants.changes = {"torn": True}
+    rig.sinks.all[1].replica[:] = bytes(SIZE_BYTES)  # what a half-applied epoch may do
+    rig.start()
+    await rig.replicated(2)
+    assert rig.sinks.all[2].received_data_bytes == SIZE_BYTES
+
+
+async def test_a_closed_generation_is_followed_by_another(rig: Rig) -> None:
+    rig.start()
+    await rig.replicated(1)
+    await rig.sinks.all[1].say(closed=True)
+    await rig.replicated(2)
+    assert "closed" in rig.grants.asked[-1].reason
+
+
+async def test_a_disk_that_was_resized_begins_a_new_generation(rig: Rig) -> None:
+    rig.start()
+    await rig.replicated(1)
+    with rig.path.open("r+b") as stream:
+        stream.truncate(SIZE_BYTES - GRANULARITY_BYTES)
+    await rig.until(lambda: len(rig.grants.granted) == 2)
+    assert rig.grants.asked[-1].size_bytes == SIZE_BYTES - GRANULARITY_BYTES
+
+
+async def test_while_no_generation_is_granted_the_disk_says_why_and_asks_under_the_same_name(rig: Rig) -> None:
+    rig.grants.answers = [Retryable("cannot open a new generation yet: not closed")] * 3
+    rig.start()
+    await rig.until(lambda: rig.supervisor.problem is not None)
+    await rig.replicated(1)
+    assert len({request.request for request in rig.grants.asked}) == 1
+    assert rig.supervisor.problem is None
+
+
+async def test_a_request_whose_generation_is_closed_is_asked_under_another_name(rig: Rig) -> None:
+    rig.grants.answers = [Conflict("cannot grant: its generation is closed")]
+    rig.start()
+    await rig.replicated(1)
+    assert len({request.request for request in rig.grants.asked}) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"disk": str(uuid.uuid4())}, {"item": str(uuid.uuid4())}, {"size_bytes": 4096}, {"granularity_bytes": 8192}],
+    ids=lambda changes: next(iter(changes)),
+)
+async def test_a_grant_for_something_else_is_refused(rig: Rig, changes: dict[str, object]) -> None:
+    rig.grants.changes = changes
+    rig.start()
+    await rig.until(lambda: len(rig.grants.asked) > 2)
+    assert rig.supervisor.session is None
+    problem = rig.supervisor.problem
+    assert problem is not None
+    assert problem.code == "protocol"
+    assert rig.sinks.all[1].received_data_bytes == 0
+
+
+async def test_a_disk_that_is_not_there_is_waited_for(rig: Rig) -> None:
+    away = rig.path.rename(rig.path.with_suffix(".away"))
+    rig.start()
+    await rig.until(lambda: rig.supervisor.problem is not None and rig.supervisor.problem.code == "not-found")
+    away.rename(rig.path)
+    await rig.replicated(1)
+
+
+async def test_what_a_session_worked_with_is_closed_only_after_what_still_uses_it(rig: Rig) -> None:
+    """A point or a cutover reads in the disk's executor while the session ends: its descriptor must not become another file's."""
+    task = rig.start()
+    await rig.replicated(1)
+    session = rig.supervisor.session
+    assert session is not None
+    reader, entered, leave = rig.readers[-1], threading.Event(), threading.Event()
+
+    def read_slowly() -> bool:
+        entered.set()
+        assert leave.wait(10)
+        return reader.fileno() >= 0
+
+    async with session.gap, session.held_still():
+        using = asyncio.create_task(session.in_executor_interruptibly(read_slowly))
+        await asyncio.to_thread(entered.wait, 10)
+        task.cancel()
+        await asyncio.sleep(0.02)
+        assert session.has_ended
+        assert session.parts.interruption.is_interrupted()
+        assert not task.done()
+        leave.set()
+        assert await using
+        await asyncio.wait([task])
+        assert reader.fileno() < 0
+        with pytest.raises(Retryable, match="has ended"):
+            await session.in_executor_interruptibly(read_slowly)
+
+
+async def test_a_state_directory_that_cannot_be_written_is_stated_and_tried_again(rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "disks").write_bytes(b"in the way")
+    rig.start()
+    await rig.until(lambda: rig.supervisor.problem is not None and rig.supervisor.problem.code == "operating-system")
+    assert not await rig.supervisor.order_resync(str(uuid.uuid4()), "why")
+    (tmp_path / "disks").unlink()
+    await rig.replicated(1)
