@@ -199,6 +199,9 @@ class ManifestCourier:
                 generation.chain.decide(epoch, found)
             else:
                 await self._receipts.read_now(key)
+                newest = self._receipts.newest(key)
+                if newest is not None:  # also if it was read before this generation was known here
+                    generation.chain.learn(newest.facts)
         self._gate.succeeded()
         if generation.chain.hash_of(epoch) is not None or generation.chain.applied_epoch > epoch:
             return True

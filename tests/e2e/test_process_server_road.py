@@ -360,6 +360,17 @@ async def test_an_applied_epoch_counts_as_predecessor_though_its_manifest_is_gon
         await site.until_decided(disk.epoch_key(2))
 
 
+async def test_a_receipt_that_was_read_before_the_first_batch_counts_for_the_chain(site: LabSite) -> None:
+    """Found by the simulation: an agent that changes to another process server asks for receipts first."""
+    disk, writer = new_disk(site), LabWriter(site.store)
+    agent = site.agent(disk.machine)
+    disk.previous_hash = RANDOM.randbytes(32)  # of epoch 2, which went another way, was applied and is gone
+    await writer.apply(disk, 2, disk.previous_hash)
+    assert await agent.receipt(disk.key, wait_s=5) is not None
+    await disk.ship_epoch(agent, 3, batches=1)
+    await site.until_decided(disk.epoch_key(3))
+
+
 async def test_a_closed_generation_takes_no_more_manifests_and_leaves_the_spool(site: LabSite) -> None:
     disk, writer = new_disk(site), LabWriter(site.store)
     agent = site.agent(disk.machine)
