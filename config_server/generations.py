@@ -10,6 +10,7 @@ store: a restored backup), that generation is adopted, so that it gets closed be
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import uuid
 from typing import Final
@@ -31,7 +32,12 @@ from replication.errors import Conflict, IntegrityError, NotFound, Refused, Retr
 from replication.identifiers import DiskId, GenerationId, GenerationKey
 from replication.segment_keys import manifest_key, new_data_key, wrap_for_writer
 from replication.store_documents import TORN_EPOCH, CloseGeneration, GenerationBase, GenerationRecord
-from replication.store_layout import REPLICATION_CONTAINER, generation_record_name
+from replication.store_layout import (
+    KEYS_PREFIX,
+    REPLICATION_CONTAINER,
+    generation_record_name,
+    parse_generation_record_name,
+)
 
 ALLOCATED: Final = "allocated"
 OPEN: Final = "open"
@@ -73,6 +79,7 @@ class Generations:
         return await self._grant_of(machine_id, row)
 
     async def _find_or_allocate(self, machine_id: str, disk: str, request: GenerationRequest) -> GenerationRow:
+        first_number = await self._first_number(disk)
         unpublished: GenerationRow | None = None
         while True:
             if unpublished is not None:
@@ -84,11 +91,11 @@ class Generations:
                     return _checked_repeat(row, disk, request)
                 newest = await newest_generation(session, disk)
                 if newest is None or newest.state in (CLOSED, DELETED):
-                    return await self._allocate(session, item, disk, request, newest)
+                    return await self._allocate(session, item, disk, request, newest, first_number)
                 if newest.state == OPEN:
                     problem = await close_generation(session, newest, self._clock())
                     if newest.state == CLOSED:
-                        return await self._allocate(session, item, disk, request, newest)
+                        return await self._allocate(session, item, disk, request, newest, first_number)
                     break
                 unpublished = newest
         raise Retryable(
@@ -159,11 +166,12 @@ class Generations:
         disk: str,
         request: GenerationRequest,
         newest: GenerationRow | None,
+        first_number: int,
     ) -> GenerationRow:
         owner = await session.get_one(DiskRow, disk)
         if owner.digest_key is None:
             owner.digest_key = self._site_key.wrap_digest_key(new_data_key(), disk)
-        number = 1 if newest is None else newest.generation + 1
+        number = first_number if newest is None else newest.generation + 1
         base = None
         if newest is not None and newest.state == CLOSED and newest.item_id == item.id:
             base = GenerationBase(generation=newest.generation, epoch=newest.final_epoch or 0)
@@ -202,6 +210,19 @@ class Generations:
             item_id=item.id,
         )
         return row
+
+    async def _first_number(self, disk: str) -> int:
+        """Which generation a disk begins with that this database knows nothing of: the newest one in the store, which is then adopted
+        and closed (an earlier number would be ignored by the writer for ever), else 1.
+        """
+        async with self._database.read() as session:
+            if await newest_generation(session, disk) is not None:
+                return 1  # not asked for
+        newest = 1
+        with contextlib.suppress(NotFound):
+            async for item in self._store.list_blobs(REPLICATION_CONTAINER, f"{KEYS_PREFIX}{disk}/"):
+                newest = max(newest, parse_generation_record_name(item.name).generation)
+        return newest
 
     async def _publish_record(self, row: GenerationRow) -> None:
         await self._put_record(row)

@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import delete
 
+from config_server.tables import GenerationRow, WriterRequestRow
 from replication.control_plane import DataKeyGrant, GenerationGrant, GenerationRequest
 from replication.identifiers import DiskId, GenerationId, GenerationKey
 from replication.segment_keys import manifest_key
@@ -59,6 +61,30 @@ async def test_next_generation_names_the_closed_one_as_base_and_keeps_the_digest
     assert second.base.epoch == site.writer.final_epoch
     assert second.digest_key == first.digest_key
     assert second.manifest_key != first.manifest_key
+
+
+@pytest.mark.parametrize("deleted", [[], [1]], ids=["all-in-the-store", "the-first-deleted"])
+async def test_database_that_lost_everything_adopts_and_closes_the_newest_generation_of_the_store(
+    site: DrivenSite, deleted: list[int]
+) -> None:
+    await site.replicate()
+    await site.grant()
+    request = new_id()
+    await site.grant(request=request)
+    await site.settle()
+    assert GenerationGrant.decode((await site.grant(request=request)).body).generation == 2
+    for generation in deleted:
+        await site.lab.store.delete_blob("replication", f"keys/{DISK}/{generation:010}")
+    async with site.lab.running.site.database.write() as session:
+        for row in (GenerationRow, WriterRequestRow):
+            await session.execute(delete(row))
+    request = new_id()
+    adopting = await site.grant(request=request)
+    assert (adopting.status, "knows a later one" in adopting.json["detail"]) == (503, True)
+    assert (await site.grant(request=request)).status == 503, "it is being closed"
+    await site.settle()
+    granted = GenerationGrant.decode((await site.grant(request=request)).body)
+    assert (granted.generation, granted.base is not None and granted.base.generation) == (3, 2)
 
 
 @pytest.mark.parametrize("torn", [True, False])
