@@ -1,0 +1,98 @@
+"""Which change tracker a disk gets: what was asked for, or scan with the reason said; and that nothing of one is left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mobility_agent import tracker_choice
+from mobility_agent.block_device.reader import DiskReader
+from mobility_agent.change_tracker.ebpf.tracker import EbpfTracker
+from mobility_agent.config import TrackerSettings
+from mobility_agent.interruption import Interruption
+from mobility_agent.shipping.digest_table import DigestTable
+from mobility_agent.tracker_choice import discard_tracking, open_tracker, tracker_availability, trackers_for
+from replication.dirty_bitmap import Geometry
+from replication.errors import Conflict, Refused, Retryable, Unsupported
+from replication.identifiers import DiskId
+
+DISK = DiskId("22222222-2222-4222-8222-222222222222")
+GEOMETRY = Geometry(16 * 4096, 4096)
+
+
+class Parts:
+    def __init__(self, directory: Path) -> None:
+        path = directory / "disk.img"
+        path.write_bytes(bytes(GEOMETRY.size_bytes))
+        self.reader = DiskReader(path)
+        self.table = DigestTable(directory / "digests", DISK, GEOMETRY, bytes(32))
+        self.interruption = Interruption()
+        self.pin_root = directory / "pins"
+
+    def open(self, kind: str):  # type: ignore[no-untyped-def]  # noqa: ANN201  a ChangeTracker
+        settings = TrackerSettings(kind=kind, pin_root=self.pin_root)  # type: ignore[arg-type]  # a test's parameter
+        return open_tracker(settings, DISK, self.reader, GEOMETRY, self.table, self.interruption)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Iterator[Parts]:
+    made = Parts(tmp_path)
+    yield made
+    made.reader.close()
+    made.table.close()
+
+
+@pytest.mark.parametrize("kind", ["auto", "scan"])
+def test_a_plain_file_is_scanned(parts: Parts, kind: str) -> None:
+    tracker = parts.open(kind)
+    assert (tracker.kind, tracker.geometry) == ("scan", GEOMETRY)
+    tracker.close()
+
+
+def test_what_was_asked_for_by_name_is_not_replaced(parts: Parts) -> None:
+    with pytest.raises(Unsupported):
+        parts.open("ebpf")
+
+
+@pytest.mark.parametrize("error", [Unsupported("cannot track"), Refused("cannot track")])
+def test_auto_falls_back_only_from_what_cannot_work_here(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: object, **__: object) -> EbpfTracker:
+        raise error
+
+    monkeypatch.setattr(EbpfTracker, "attach", refuse)
+    assert parts.open("auto").kind == "scan"
+    error = Conflict("cannot track: another agent uses the pins")
+    with pytest.raises(Conflict):
+        parts.open("auto")
+
+
+def test_an_interruption_ends_a_scan(parts: Parts) -> None:
+    tracker = parts.open("scan")
+    parts.interruption.interrupt()
+    with pytest.raises(Retryable, match="cancelled"):
+        tracker.begin_harvest()
+
+
+def test_a_reason_is_given_for_what_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker_choice, "why_not_machine", lambda: "the kernel is too old")
+    ebpf, scan = tracker_availability()
+    assert (ebpf.kind, ebpf.available, ebpf.reason) == ("ebpf", False, "the kernel is too old")
+    assert (scan.kind, scan.available) == ("scan", True)
+    monkeypatch.setattr(tracker_choice, "why_not_machine", lambda: "")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert "root" in tracker_availability()[0].reason
+
+
+def test_the_preferred_tracker_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker_choice, "why_not_trackable", lambda _: "")
+    assert trackers_for(Path("/dev/x")) == ["ebpf", "scan"]
+    monkeypatch.setattr(tracker_choice, "why_not_trackable", lambda _: "a plain file")
+    assert trackers_for(Path("/x")) == ["scan"]
+
+
+def test_discarding_what_is_not_there_is_no_error(tmp_path: Path) -> None:
+    discard_tracking(TrackerSettings(pin_root=tmp_path / "pins"), DISK)
