@@ -96,7 +96,7 @@ class UploadSchedule:
 
     def peek(self, now_s: float) -> UploadJob | None:
         """The job that ``next_job`` would hand out now; None if nothing waits or every machine is at its limit."""
-        self._unpark(now_s)
+        self.unpark(now_s)
         by_claim = sorted(self._machines.items(), key=lambda item: (item[1].served_bytes, item[0]))
         for name, machine in by_claim:
             if machine.in_flight >= self._threads:
@@ -124,7 +124,8 @@ class UploadSchedule:
         self._serial += 1
         heapq.heappush(self._parked, (retry_at_s, self._serial, job))
 
-    def _unpark(self, now_s: float) -> None:
+    def unpark(self, now_s: float) -> None:
+        """Failed jobs whose time has come wait again."""
         while self._parked and self._parked[0][0] <= now_s:
             job = heapq.heappop(self._parked)[2]
             self._backlog.give_back(job.key, job.entry.place)
@@ -133,7 +134,7 @@ class UploadSchedule:
                 self.added(generation)
 
     def next_retry_s(self) -> float | None:
-        """When the next failed job waits again; for the dispatcher's timer."""
+        """When the next failed job waits again; for the dispatcher's timer. In the past until ``unpark`` or ``peek``."""
         return self._parked[0][0] if self._parked else None
 
     def forget_idle(self) -> None:

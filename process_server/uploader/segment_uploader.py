@@ -106,12 +106,13 @@ class SegmentUploader:
         retry_s = self._schedule.next_retry_s()
         if retry_s is not None:
             moments.append(retry_s)
-        if self._gate.failures:
+        if not self._gate.permits(now_s):  # once it is open, only what wakes can make something possible
             moments.append(self._gate.opens_at_s)
         return max(0.01, min(moments) - now_s)
 
     def _start_what_may(self, tasks: asyncio.TaskGroup) -> None:
         now_s = self._clock.monotonic_s()
+        self._schedule.unpark(now_s)
         while self._schedule.in_flight < self._parallel and self._gate.permits(now_s):
             job = self._schedule.peek(now_s)
             lease = None if job is None else self._arena.try_lease(job.entry.segment_bytes)
