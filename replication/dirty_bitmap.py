@@ -31,6 +31,8 @@ _WORD_BITS: Final = 64
 _FULL_WORD: Final = np.uint64(2**64 - 1)
 _SLICE_WORDS: Final = 8192
 _SLICE_PAIRS: Final = 8192
+_SPARSE: Final = 16
+"""Where only one word in so many is dirty, only those are unpacked: few granules of a huge disk cost little, also under a freeze."""
 _HEADER: Final = struct.Struct("<4sHHQQQ")
 _MAGIC: Final = b"BFDB"
 _VERSION: Final = 1
@@ -298,8 +300,11 @@ def _word_range(start: int, end: int) -> tuple[int, int, int, int]:
 
 def _runs_of_words(words: Words, first_granule: int) -> Pairs:
     """Runs of set bits inside one slice of words, numbered from ``first_granule``."""
-    if not words.any():
+    dirty = np.flatnonzero(words)
+    if not len(dirty):
         return np.empty((0, 2), dtype=np.int64)
+    if len(dirty) * _SPARSE <= len(words):
+        return _runs_of_sparse_words(words, dirty, first_granule)
     if (words == _FULL_WORD).all():
         return np.array([[first_granule, len(words) * _WORD_BITS]], dtype=np.int64)
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")
@@ -310,11 +315,24 @@ def _runs_of_words(words: Words, first_granule: int) -> Pairs:
     return pairs
 
 
+def _runs_of_sparse_words(words: Words, dirty: npt.NDArray[np.int64], first_granule: int) -> Pairs:
+    """As ``_runs_of_words``, unpacking only the words numbered ``dirty``."""
+    bits = np.unpackbits(words[dirty].view(np.uint8), bitorder="little").reshape(-1, _WORD_BITS)
+    rows, columns = np.nonzero(np.diff(bits, prepend=np.uint8(0), append=np.uint8(0), axis=1))
+    edges = (dirty[rows] * _WORD_BITS + columns + first_granule).reshape(-1, 2)
+    edges[:, 1] -= edges[:, 0]
+    return _merged(edges)
+
+
 def _joined(pieces: list[Pairs]) -> Pairs:
     """Concatenate ascending pieces, merging runs that touch at the seams."""
     if not pieces:
         return np.empty((0, 2), dtype=np.int64)
-    pairs = np.concatenate(pieces)
+    return _merged(np.concatenate(pieces))
+
+
+def _merged(pairs: Pairs) -> Pairs:
+    """Ascending runs that do not overlap, with those that touch made one."""
     ends = pairs[:, 0] + pairs[:, 1]
     starts_new = np.ones(len(pairs), dtype=bool)
     starts_new[1:] = pairs[1:, 0] != ends[:-1]

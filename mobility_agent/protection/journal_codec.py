@@ -41,6 +41,9 @@ def count_runs(words: Words) -> int:
     count, carried = 0, np.uint64(0)
     for at in range(0, len(words), _SLICE_WORDS):
         part = words[at : at + _SLICE_WORDS]
+        if not part.any():
+            carried = np.uint64(0)
+            continue
         before = np.empty_like(part)
         before[0] = carried
         before[1:] = part[:-1] >> _TOP_BIT
