@@ -1,8 +1,13 @@
-"""Random writes, crashes, lost spools, refusals and points: whatever happened, the replica and every point equal the disk."""
+"""Random writes, crashes, lost spools, refusals and points: whatever happened, the replica and every point equal the disk.
+
+A crash here is that of the agent, not of the machine: what it wrote is there. So nothing is synced, and how fast the machine's disk
+syncs, the better part of the time otherwise, does not matter. Each durable step cut off: ``test_epoch_journal``, ``test_digest_table``.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import uuid
 from pathlib import Path
@@ -18,6 +23,11 @@ from tests.harness.session_site import GRANULARITY_BYTES, FakeFreezer, SessionSi
 ITEM = ItemId("11111111-1111-4111-8111-111111111111")
 DISK = DiskId("22222222-2222-4222-8222-222222222222")
 STEPS = 60
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_synced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 async def _write_some(site: SessionSite, rng: random.Random) -> None:
@@ -48,7 +58,7 @@ async def _cut_point(site: SessionSite, rng: random.Random, images: dict[str, by
             break
     if not cutting.done() and rng.random() < 0.5:
         cutting.cancel()
-    await asyncio.wait([cutting], timeout=20)
+    await asyncio.wait([cutting])
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -82,7 +92,7 @@ async def test_replica_and_points_equal_the_disk_whatever_happened(seed: int, tm
                     await asyncio.sleep(rng.random() * 0.005)
         site.sink.applying, site.sink.failures = True, 0
         await site.sink.apply_ready()
-        await asyncio.wait_for(site.settle(), 60)
+        await site.settle()
         assert site.replica_matches
         assert not site.doubts
         for cut, image in site.sink.points.items():

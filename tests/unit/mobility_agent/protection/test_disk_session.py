@@ -32,6 +32,13 @@ def _fill(site: SessionSite, start: int, count: int, byte: int) -> None:
     site.disk.write(start * GRANULARITY_BYTES, bytes([byte]) * length)
 
 
+async def ended(site: SessionSite) -> None:
+    """Until the session has ended; raises what ended it."""
+    assert site._task is not None
+    async with asyncio.timeout(20):
+        await site._task
+
+
 async def test_initial_replication_makes_the_replica_identical(site: SessionSite) -> None:
     _fill(site, 0, 64, 7)
     site.start()
@@ -123,7 +130,7 @@ async def test_lost_marks_demand_a_resync_and_the_duty_is_persisted_first(site: 
     await site.settle()
     site.disk.lost_marks = "an overflow"
     with pytest.raises(ResyncRequired):
-        await asyncio.wait_for(site._task, 10)  # type: ignore[arg-type]
+        await ended(site)
     assert site.doubts == ["an overflow"]
 
 
@@ -135,7 +142,7 @@ async def test_a_sink_that_is_ahead_demands_a_resync(site: SessionSite) -> None:
     (site.directory / "ledger").unlink()
     site.start()
     with pytest.raises(ResyncRequired):
-        await asyncio.wait_for(site._task, 10)  # type: ignore[arg-type]
+        await ended(site)
 
 
 def _coordinator(freezer: FakeFreezer) -> PointCoordinator:
