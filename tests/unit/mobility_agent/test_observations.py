@@ -1,0 +1,152 @@
+"""What the agent tells of its disks: never that one replicates whose session does not run (P3)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Literal, cast
+
+import pytest
+
+from mobility_agent.observations import DiskMetrics, observe_disk, seeded_bytes
+from mobility_agent.protection.disk_supervisor import DiskSupervisor
+from mobility_agent.protection.item_session import ItemSession
+from mobility_agent.shipping.disk_figures import DiskFigures
+from replication.control_plane import (
+    CutoverObservation,
+    DesiredItem,
+    DiskObservation,
+    Problem,
+    ReplicationTiming,
+)
+from replication.dirty_bitmap import Geometry
+from replication.identifiers import DiskId
+from tests.harness.session_site import GRANULARITY_BYTES, SessionSite
+
+DISK = DiskId("22222222-2222-4222-8222-222222222222")
+CutoverState = Literal["waiting-for-disk", "shipping", "sealed", "applied", "failed"]
+
+
+class Supervisor:
+    """What an observation reads of a supervisor."""
+
+    def __init__(self) -> None:
+        self.disk = DISK
+        self.session = None
+        self.tracker = None
+        self.figures = DiskFigures()
+        self.problem: Problem | None = None
+        self.begins_from_nothing = True
+
+    def runs(self, site: SessionSite) -> None:
+        assert site.session is not None
+        self.session = site.session  # type: ignore[assignment]  # None while it does not run
+        self.tracker = site.session.parts.tracker  # type: ignore[assignment]  # as above
+        self.figures = site.session.figures
+
+
+class Item:
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.supervisors = {DISK: supervisor}
+        self.cutover: CutoverObservation | None = None
+        self.desired = DesiredItem(
+            item=str(uuid.uuid4()), disks=[DISK], goal="replicate", timing=ReplicationTiming(), process_server=None
+        )
+
+    def is_cutting_over(self, state: CutoverState) -> None:
+        self.cutover = CutoverObservation(job=str(uuid.uuid4()), state=state)
+
+    def observe(self) -> DiskObservation:
+        supervisor = cast("DiskSupervisor", self.supervisors[DISK])
+        return observe_disk(supervisor, cast("ItemSession", self), time.time_ns())
+
+
+@pytest.fixture
+def supervisor() -> Supervisor:
+    return Supervisor()
+
+
+@pytest.fixture
+def item(supervisor: Supervisor) -> Item:
+    return Item(supervisor)
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[SessionSite]:
+    site = SessionSite(tmp_path, DISK)
+    site.disk.write(0, b"x" * site.geometry.size_bytes)
+    yield site
+    await site.crash()
+
+
+def test_a_disk_without_a_session_waits_or_has_failed_and_nothing_tracks_it(item: Item, supervisor: Supervisor) -> None:
+    observed = item.observe()
+    assert (observed.phase, observed.tracker_kind, observed.tracker_health) == ("waiting", None, "blind")
+    supervisor.problem = Problem(code="not-found", message="cannot find the disk")
+    assert (item.observe().phase, item.observe().problem) == ("failed", supervisor.problem)
+
+
+async def test_phases_of_a_running_session(item: Item, supervisor: Supervisor, site: SessionSite) -> None:
+    site.sink.applying = False
+    session = site.start()
+    supervisor.runs(site)
+    assert item.observe().phase == "seeding"
+    supervisor.begins_from_nothing = False
+    assert item.observe().phase == "resynchronizing"
+    while session.ledger.seed_cursor is not None:
+        await asyncio.sleep(0.001)
+    assert item.observe().phase == "resynchronizing", "until the last epoch that seeds is applied"
+    site.sink.applying = True
+    await site.sink.apply_ready()
+    await site.settle()
+    observed = item.observe()
+    assert (observed.phase, observed.backlog_bytes, observed.generation) == ("replicating", 0, 1)
+    assert observed.sealed_epoch == observed.applied_epoch == session.ledger.applied_epoch
+    assert observed.seeding_done_bytes == observed.seeding_total_bytes == site.geometry.size_bytes
+    while item.observe().replication_lag_s is None:
+        await asyncio.sleep(0.001)
+
+
+async def test_phases_of_a_cutover_and_of_a_pause(item: Item, supervisor: Supervisor, site: SessionSite) -> None:
+    site.start()
+    supervisor.runs(site)
+    await site.settle()
+    for state, phase in (("shipping", "cutting-over"), ("sealed", "cutting-over"), ("applied", "held")):
+        item.is_cutting_over(cast("CutoverState", state))
+        assert item.observe().phase == phase
+    item.is_cutting_over("failed")
+    assert item.observe().phase == "replicating"
+    item.desired = item.desired.model_copy(update={"goal": "pause"})
+    assert item.observe().phase == "paused"
+
+
+async def test_a_blind_tracker_is_told_with_its_reason(item: Item, supervisor: Supervisor, site: SessionSite) -> None:
+    site.start()
+    supervisor.runs(site)
+    site.disk.blind_reason = "the device is gone"
+    observed = item.observe()
+    assert (observed.tracker_health, observed.tracker_reason) == ("blind", "the device is gone")
+
+
+def test_what_seeding_has_taken_never_exceeds_the_disk() -> None:
+    geometry = Geometry(10 * GRANULARITY_BYTES - 512, GRANULARITY_BYTES)
+    assert seeded_bytes(0, geometry) == 0
+    assert seeded_bytes(4, geometry) == 4 * GRANULARITY_BYTES
+    assert seeded_bytes(10, geometry) == seeded_bytes(None, geometry) == geometry.size_bytes
+
+
+async def test_metrics_are_of_the_present_item(item: Item, supervisor: Supervisor, site: SessionSite) -> None:
+    metrics = DiskMetrics()
+    assert not [sample for family in metrics.collect() for sample in family.samples]
+    site.start()
+    supervisor.runs(site)
+    await site.settle()
+    metrics.item = cast("ItemSession", item)
+    samples = {sample.name: sample.value for family in metrics.collect() for sample in family.samples}
+    assert samples["blockferry_agent_tracker_healthy"] == 1
+    assert samples["blockferry_agent_disk_sent_bytes_total"] >= site.geometry.size_bytes
+    assert samples["blockferry_agent_disk_backlog_bytes"] == 0
+    assert "blockferry_agent_disk_rpo_lag_seconds" not in samples, "nothing is said of what is not known"
