@@ -1,0 +1,152 @@
+"""What the process server says of itself: each trouble has a check with its reason, and its end ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from types import SimpleNamespace
+from typing import Any, cast
+
+from prometheus_client import CollectorRegistry
+
+from process_server.core.backlog import Backlog
+from process_server.core.spool_budget import SpoolBudget, SpoolUse
+from process_server.metrics import ProcessServerMetrics
+from process_server.observation import DAMAGE_SHOWN_S, HANGS_AFTER_S, Observation
+from process_server.spool.files import FileSystemSpace
+from process_server.throttle import Throttle
+from replication.errors import BlockferryError, IntegrityError, Overloaded, PeerUnavailable, Retryable
+from replication.service.health import HealthBoard, HealthState
+from tests.harness.process_time import in_virtual_time, virtual_clock
+
+MIB = 2**20
+
+
+@dataclasses.dataclass
+class FakeSpool:
+    budget: SpoolBudget = dataclasses.field(default_factory=lambda: SpoolBudget(100 * MIB))
+    use: SpoolUse = SpoolUse(0, 0)  # noqa: RUF009 - a constant
+    problem: BlockferryError | None = None
+    group_under_way: int | None = None
+    file_count: int = 1
+    available: int | None = 2**40
+
+    async def space(self) -> FileSystemSpace:
+        if self.available is None:
+            raise Retryable("cannot ask for the spool's free space")
+        return FileSystemSpace(2**41, self.available)
+
+
+class Rig:
+    def __init__(self) -> None:
+        clock = virtual_clock()
+        self.board, self.spool = HealthBoard(), FakeSpool()
+        self.gate = SimpleNamespace(problem=None)
+        self.uploader = SimpleNamespace(blob_problem=None, damaged_at_s=None)
+        self.courier = SimpleNamespace(problem=None)
+        self.clock = clock
+        self.observation = Observation(
+            "https://ps:9443",
+            Backlog(),
+            cast("Any", self.spool),
+            cast("Any", SimpleNamespace(in_flight=0)),
+            cast("Any", self.uploader),
+            cast("Any", self.courier),
+            cast("Any", self.gate),
+            Throttle(None, clock),
+            cast("Any", SimpleNamespace(seen_lately=list)),
+            ProcessServerMetrics(CollectorRegistry()),
+            self.board,
+            clock,
+            cast("Any", SimpleNamespace(cpu_fraction=lambda: 0.25, memory_fraction=lambda: 0.5)),
+        )
+
+    def health(self, name: str) -> tuple[HealthState, str]:
+        self.observation.refresh()
+        return next((check.state, check.reason) for check in self.board.checks if check.name == name)
+
+    def state(self, name: str) -> HealthState:
+        return self.health(name)[0]
+
+
+@in_virtual_time
+async def test_a_quiet_process_server_is_healthy() -> None:
+    rig = Rig()
+    for name in ("spool", "upload", "spool-content"):
+        assert rig.state(name) is HealthState.OK
+
+
+@in_virtual_time
+async def test_a_spool_that_fills_up_is_degraded() -> None:
+    rig = Rig()
+    rig.spool.use = SpoolUse(81 * MIB, 0)
+    assert rig.state("spool") is HealthState.DEGRADED
+    rig.spool.use = SpoolUse(79 * MIB, 0)
+    assert rig.state("spool") is HealthState.OK
+
+
+@in_virtual_time
+async def test_a_full_file_system_degrades_and_a_failing_disk_fails_until_they_are_over() -> None:
+    rig = Rig()
+    for problem, state in (
+        (Overloaded("cannot write to the spool: the spool's file system is full"), HealthState.DEGRADED),
+        (Retryable("cannot make the spool durable: Input/output error"), HealthState.FAILED),
+    ):
+        rig.spool.problem = problem
+        assert rig.health("spool") == (state, str(problem))
+        rig.spool.problem = None
+        assert rig.state("spool") is HealthState.OK
+
+
+@in_virtual_time
+async def test_a_disk_that_does_not_answer_is_noticed_and_one_that_is_only_busy_is_not() -> None:
+    rig = Rig()
+    for group in range(60):
+        rig.spool.group_under_way = group
+        assert rig.state("spool") is HealthState.OK
+        await asyncio.sleep(1)
+    assert rig.state("spool") is HealthState.OK
+    await asyncio.sleep(HANGS_AFTER_S)
+    state, reason = rig.health("spool")
+    assert state is HealthState.FAILED
+    assert "has not answered" in reason
+    rig.spool.group_under_way = None
+    assert rig.state("spool") is HealthState.OK
+
+
+@in_virtual_time
+async def test_whatever_holds_up_uploads_is_said() -> None:
+    for part in ("gate", "uploader", "courier"):
+        rig = Rig()
+        attribute = "blob_problem" if part == "uploader" else "problem"
+        error = PeerUnavailable(f"cannot reach the store, says the {part}")
+        setattr(getattr(rig, part), attribute, error)
+        assert rig.health("upload") == (HealthState.DEGRADED, str(error))
+        problem = (await rig.observation.observe()).upload_problem
+        assert problem is not None
+        assert (problem.code, problem.message) == (error.code, error.message)
+        setattr(getattr(rig, part), attribute, None)
+        assert rig.state("upload") is HealthState.OK
+
+
+@in_virtual_time
+async def test_damage_is_shown_for_an_hour_and_what_a_start_has_lost_for_as_long_as_it_runs() -> None:
+    rig = Rig()
+    rig.uploader.damaged_at_s = rig.clock.monotonic_s()
+    assert rig.state("spool-content") is HealthState.DEGRADED
+    await asyncio.sleep(DAMAGE_SHOWN_S)
+    assert rig.state("spool-content") is HealthState.OK
+    rig.observation.lost_at_start = IntegrityError("cannot read 3 acknowledged records of the spool any more")
+    await asyncio.sleep(DAMAGE_SHOWN_S)
+    assert "3 acknowledged" in rig.health("spool-content")[1]
+
+
+@in_virtual_time
+async def test_the_observation_says_what_is_free_and_nothing_where_the_disk_does_not_say() -> None:
+    rig = Rig()
+    rig.spool.use = SpoolUse(50 * MIB, 0)
+    seen = await rig.observation.observe()
+    assert (seen.spool_free_fraction, seen.spool_used_bytes) == (0.5, 50 * MIB)
+    assert (seen.cpu_fraction, seen.memory_fraction, seen.upload_backlog_age_s) == (0.25, 0.5, 0.0)
+    rig.spool.available = None
+    assert (await rig.observation.observe()).spool_free_fraction == 0.0
