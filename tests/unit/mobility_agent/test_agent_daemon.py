@@ -1,0 +1,232 @@
+"""The agent's composition root where something is wrong: not enrolled, a second agent, no configuration server, a full disk, a defect."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from mobility_agent import daemon
+from mobility_agent.config import AgentSettings, ConfigServerSettings, TrackerSettings
+from mobility_agent.daemon import Agent
+from mobility_agent.desired_memory import DesiredMemory
+from mobility_agent.unprotected_disks import UnprotectedDisks
+from replication.control_plane import AgentDesired, AgentObservation, DesiredItem, MachineInventory, ReplicationTiming
+from replication.errors import PeerUnavailable, Refused, Retryable, SettingsError
+from replication.service.health import HealthState
+from replication.service.observability import ObservabilitySettings
+from replication.service.runtime import Lifecycle
+from replication.tls_identity import Role, TlsIdentity
+from tests.harness.tls import LabAuthority
+
+DISK = "22222222-2222-4222-8222-222222222222"
+
+
+class ConfigServer:
+    """In place of the agent's client of it: says ``desired`` once, or that it is away."""
+
+    def __init__(self) -> None:
+        self.is_away = False
+        self.news: list[AgentDesired] = []
+        self.observations: list[AgentObservation] = []
+        self.inventories = 0
+
+    def _answer(self) -> None:
+        if self.is_away:
+            raise PeerUnavailable("cannot reach the configuration server")
+
+    async def put_inventory(self, _: MachineInventory) -> None:
+        self._answer()
+        self.inventories += 1
+
+    async def post_observation(self, observation: AgentObservation) -> None:
+        self._answer()
+        self.observations.append(observation)
+
+    async def desired(self, _: int, wait_s: float) -> AgentDesired | None:
+        self._answer()
+        if self.news:
+            return self.news.pop(0)
+        await asyncio.sleep(0.01)
+        return None
+
+    async def close(self) -> None:
+        return None
+
+
+def wish(revision: int, *disks: str) -> AgentDesired:
+    item = DesiredItem(
+        item=str(uuid.uuid4()), disks=list(disks), goal="replicate", timing=ReplicationTiming(), process_server=None
+    )
+    return AgentDesired(revision=revision, item=item if disks else None)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AgentSettings:
+    monkeypatch.setattr(daemon, "RETRY_S", 0.01)
+    monkeypatch.setattr(daemon, "DISCARD_POLL_S", 0.01)
+    made = AgentSettings(
+        config_server=ConfigServerSettings("https://127.0.0.1:1"),
+        state_dir=tmp_path / "state",
+        heartbeat_s=0.5,
+        keep_unprotected_s=0.0,
+        tracker=TrackerSettings(kind="scan", pin_root=tmp_path / "pins"),
+        observability=ObservabilitySettings(listen="127.0.0.1:0"),
+    )
+    LabAuthority().issue(Role.AGENT, str(uuid.uuid4()), made.identity_dir)
+    return made
+
+
+class Running:
+    def __init__(self, agent: Agent, server: ConfigServer, task: asyncio.Task[None]) -> None:
+        self.agent, self.server, self.task = agent, server, task
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                if self.task.done():
+                    await self.task
+                await asyncio.sleep(0.005)
+
+    def health(self, check: str) -> HealthState | None:
+        return next((each.state for each in self.agent._board.checks if each.name == check), None)
+
+
+@asynccontextmanager
+async def running(settings: AgentSettings, server: ConfigServer) -> AsyncIterator[Running]:
+    lifecycle = Lifecycle()
+    with contextlib.ExitStack() as held:
+        agent = Agent(settings, TlsIdentity(settings.identity_dir), held)
+        await agent._control.close()
+        agent._control = server  # type: ignore[assignment]  # the same calls
+        task = asyncio.create_task(agent.run(lifecycle))
+        try:
+            yield Running(agent, server, task)
+        finally:
+            lifecycle.request_stop()
+            await asyncio.wait([task])
+
+
+async def test_an_agent_that_is_not_enrolled_says_what_to_do(tmp_path: Path) -> None:
+    settings = AgentSettings(config_server=ConfigServerSettings("https://x"), state_dir=tmp_path)
+    with pytest.raises(SettingsError) as raised:
+        await daemon.run(settings, Lifecycle())
+    assert raised.value.hint is not None
+    assert "enrol" in raised.value.hint
+
+
+async def test_a_second_agent_on_the_same_state_is_refused(settings: AgentSettings) -> None:
+    first = daemon._lock_state(settings.state_dir)
+    try:
+        with pytest.raises(SettingsError, match="another agent runs on it"):
+            await daemon.run(settings, Lifecycle())
+    finally:
+        os.close(first)
+
+
+async def test_without_a_configuration_server_it_runs_on_what_it_remembers(settings: AgentSettings) -> None:
+    DesiredMemory(settings.state_dir / "desired.json").take(wish(7, DISK))
+    server = ConfigServer()
+    server.is_away = True
+    async with running(settings, server) as agent:
+        await agent.until(lambda: agent.health("config-server") is HealthState.DEGRADED)
+        assert agent.agent._item is not None
+        assert list(agent.agent._item.supervisors) == [DISK]
+        server.is_away = False
+        await agent.until(lambda: agent.health("config-server") is HealthState.OK and server.inventories > 0)
+        assert server.observations[-1].revision == 7
+
+
+async def test_what_is_not_protected_any_more_is_discarded_on_the_server_s_word_only(
+    settings: AgentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = settings.state_dir / "disks" / DISK
+    kept.mkdir(parents=True)
+    DesiredMemory(settings.state_dir / "desired.json").take(wish(7))
+    asked: list[bool] = []
+    real = UnprotectedDisks.discard_due
+
+    def discard_due(disks: UnprotectedDisks, wanted: set[str], *, may_destroy: bool, now_s: float) -> None:
+        asked.append(may_destroy)
+        real(disks, wanted, may_destroy=may_destroy, now_s=now_s)
+
+    monkeypatch.setattr(UnprotectedDisks, "discard_due", discard_due)
+    server = ConfigServer()
+    server.is_away = True
+    async with running(settings, server) as agent:
+        await agent.until(lambda: len(asked) > 3)
+        assert kept.is_dir()
+        assert not any(asked)
+        server.is_away = False
+        await agent.until(lambda: not kept.exists())
+
+
+async def test_a_wish_that_cannot_be_written_is_obeyed_all_the_same(
+    settings: AgentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ConfigServer()
+    server.news = [wish(3, DISK)]
+    real = DesiredMemory.take
+
+    def take(memory: DesiredMemory, desired: AgentDesired) -> None:
+        real(memory, desired)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(DesiredMemory, "take", take)
+    async with running(settings, server) as agent:
+        await agent.until(lambda: agent.agent._item is not None)
+        await agent.until(lambda: any(each.revision == 3 for each in server.observations))
+
+
+async def test_an_item_that_is_not_desired_any_more_is_forgotten_with_its_health(settings: AgentSettings) -> None:
+    server = ConfigServer()
+    server.news = [wish(3, DISK)]
+    async with running(settings, server) as agent:
+        await agent.until(lambda: agent.health(f"disk {DISK}") is not None)
+        server.news = [wish(4)]
+        await agent.until(lambda: agent.agent._item is None and agent.health(f"disk {DISK}") is None)
+
+
+async def test_a_peer_that_asks_for_patience_is_not_asked_in_a_busy_loop(
+    settings: AgentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, calls = ConfigServer(), 0
+
+    async def desired(_: int, wait_s: float) -> AgentDesired | None:
+        nonlocal calls
+        calls += 1
+        raise Retryable("cannot answer now", retry_after_s=0.0)
+
+    monkeypatch.setattr(server, "desired", desired)
+    async with running(settings, server) as agent:
+        await agent.until(lambda: len(server.observations) > 0)
+        await asyncio.sleep(0.1)
+    assert calls < 50
+
+
+async def test_a_defect_ends_the_agent_instead_of_leaving_a_part_of_it_dead(
+    settings: AgentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def defect(*_: object) -> MachineInventory:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(daemon, "take_inventory", defect)
+    async with running(settings, ConfigServer()) as agent:
+        await asyncio.wait([agent.task], timeout=20)
+        assert isinstance(agent.task.exception(), BaseExceptionGroup)
+
+
+def test_without_the_privilege_to_lock_memory_points_without_a_freeze_still_have_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: int) -> None:
+        raise Refused("cannot lock memory")
+
+    monkeypatch.setattr(daemon, "LockedBuffer", refuse)
+    assert daemon._reserve(8192).nbytes == 8192
