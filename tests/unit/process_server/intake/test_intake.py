@@ -1,0 +1,402 @@
+"""Batches and manifests on their way in: room and buffers are given back whatever happens, every wait ends, nothing is taken twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from random import Random
+from typing import Any, cast
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from process_server.buffer_arena import BufferArena
+from process_server.core.backlog import Backlog, GenerationBacklog, SegmentState
+from process_server.core.epoch_chain import ReceiptFacts
+from process_server.core.spool_budget import SpoolBudget
+from process_server.intake.batch_intake import BatchAnswer, BatchIntake
+from process_server.intake.body import Body
+from process_server.intake.grants import Grants
+from process_server.intake.manifest_intake import MANIFESTS_AT_ONCE, SLOT_WAIT_S, STORE_LOOKUP_S, ManifestIntake
+from process_server.intake.sealing import Sealing
+from process_server.metrics import ProcessServerMetrics
+from process_server.spool.spool import Spool
+from process_server.store_inquiry import StoreInquiry
+from replication.batch_frame import BatchFrame, DataExtent, encode_batch
+from replication.data_plane import ManifestSuperseded, SegmentsMissing
+from replication.epoch_manifest import manifest_hash
+from replication.errors import (
+    BlockferryError,
+    IntegrityError,
+    InvalidInput,
+    KeyConflict,
+    NotFound,
+    Overloaded,
+    PeerUnavailable,
+    Refused,
+    Retryable,
+)
+from replication.extents import Extent
+from replication.identifiers import BatchKey, EpochId, GenerationKey, MachineId
+from replication.store_layout import MANIFEST_HASH_METADATA, REPLICATION_CONTAINER, manifest_name
+from tests.harness.epochs import new_uuid
+from tests.harness.process_site import LabConfigServer, ShippedDisk
+from tests.harness.process_time import in_virtual_time, now_s, virtual_clock
+from tests.harness.simulated_disk import SimulatedDisk
+from tests.harness.unreliable_store import UnreliableStore
+
+RANDOM = Random(97)
+MIB = 2**20
+
+
+class SlowStore(UnreliableStore):
+    """Answers questions only when it is let to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = asyncio.Event()
+        self.answers.set()
+
+    async def head_blob(self, *args: Any, **kwargs: Any) -> Any:
+        await self.answers.wait()
+        return await super().head_blob(*args, **kwargs)
+
+    async def list_blobs(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        await self.answers.wait()
+        async for item in super().list_blobs(*args, **kwargs):
+            yield item
+
+
+class Content:
+    """A body that arrives when ``arrives`` is set, or fails."""
+
+    def __init__(self, content: bytes, arrives: asyncio.Event | None = None, error: Exception | None = None) -> None:
+        self._content = content
+        self._arrives = arrives
+        self._error = error
+
+    def as_body(self) -> Body:
+        return cast("Body", self)
+
+    def length(self, *, at_least: int, at_most: int) -> int:
+        if not at_least <= len(self._content) <= at_most:
+            raise InvalidInput(f"cannot accept a body of {len(self._content)} bytes")
+        return len(self._content)
+
+    async def receive_into(self, view: memoryview) -> None:
+        if self._arrives is not None:
+            await self._arrives.wait()
+        if self._error is not None:
+            raise self._error
+        view[:] = self._content
+
+
+class Rig:
+    def __init__(self, limit_bytes: int = 256 * MIB, arena_bytes: int = 4 * MIB) -> None:
+        clock = virtual_clock()
+        self.store, self.config = SlowStore(), LabConfigServer()
+        self.backlog = Backlog()
+        self.files = SimulatedDisk()
+        self.spool = Spool(self.files, SpoolBudget(limit_bytes), index_bytes=lambda: self.backlog.index_bytes)
+        list(self.spool.recover())
+        self.spool.begin([])
+        self.arena = BufferArena(arena_bytes)
+        self.sealing = Sealing(self.spool, threads=2, level=1, unix_ns=clock.unix_ns)
+        self.waiting: list[GenerationKey] = []
+        self.begun: list[GenerationKey] = []
+        self.pending: list[GenerationKey] = []
+        inquiry, metrics = StoreInquiry(self.store), ProcessServerMetrics(CollectorRegistry())
+        grants = Grants(self.config, inquiry, clock)
+        note: Callable[[GenerationBacklog], None] = lambda generation: self.waiting.append(generation.key)  # noqa: E731
+        self.batches = BatchIntake(
+            self.backlog, self.spool, self.sealing, self.arena, grants, inquiry, metrics,
+            on_segment=note, on_generation=self.begun.append,
+        )  # fmt: skip
+        self.manifests = ManifestIntake(
+            self.backlog, self.spool, grants, inquiry, self.arena, metrics, self.sealing.pool,
+            unix_ns=clock.unix_ns, on_manifest=self.pending.append,
+        )  # fmt: skip
+        self.disk = self.new_disk()
+
+    def new_disk(self) -> ShippedDisk:
+        disk = ShippedDisk(RANDOM, MachineId(new_uuid(RANDOM)))
+        self.config.grants[disk.key] = disk.grant
+        return disk
+
+    async def put(self, frame: BatchFrame, **how: Any) -> BatchAnswer:
+        content = Content(b"".join((frame.head, *frame.data)), **how)
+        answer = await self.batches.put(frame.key, self.disk.machine, content.as_body())
+        self.disk.acknowledged[frame.key] = answer.acknowledgement
+        return answer
+
+    async def put_manifest(self, epoch: int, encoded: bytes, disk: ShippedDisk | None = None, **how: Any) -> bool:
+        disk = disk or self.disk
+        return await self.manifests.put(disk.epoch_key(epoch), disk.machine, Content(encoded, **how).as_body())
+
+    def decide(self, epoch: int, digest: bytes = b"h" * 32) -> None:
+        self.backlog.generation(self.disk.key, self.disk.machine).chain.decide(EpochId(epoch), digest)
+        self.backlog.settle(self.disk.key)
+
+    def state(self, key: BatchKey) -> SegmentState | None:
+        entry = self.backlog.find(key)
+        return None if entry is None else entry.state
+
+    @property
+    def holds_nothing(self) -> bool:
+        return self.arena.leased_bytes == 0 and self.spool.budget.reserved_bytes == 0
+
+
+@contextlib.asynccontextmanager
+async def running(**how: Any) -> AsyncIterator[Rig]:
+    rig = Rig(**how)
+    task = asyncio.create_task(rig.spool.run())
+    try:
+        yield rig
+        assert rig.holds_nothing
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        rig.sealing.close()
+        await rig.spool.close()
+
+
+# -- batches --------------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_a_batch_is_acknowledged_once_and_known_ever_after() -> None:
+    async with running() as rig:
+        frame = rig.disk.frame(1, 0)
+        first, again = await rig.put(frame), await rig.put(frame)
+        assert (first.created, again.created) == (True, False)
+        assert first.acknowledgement == again.acknowledgement
+        assert rig.state(frame.key) is SegmentState.WAITING
+        assert rig.waiting == rig.begun == [rig.disk.key]
+
+
+@in_virtual_time
+async def test_other_content_under_the_same_key_is_never_taken() -> None:
+    async with running() as rig:
+        frame = rig.disk.frame(1, 0)
+        other = encode_batch(frame.key, [DataExtent(Extent(0, 512), memoryview(bytes([1]) * 512))])
+        await rig.put(frame)
+        for _ in range(2):
+            with pytest.raises(KeyConflict):
+                await rig.put(other)
+
+
+@in_virtual_time
+async def test_whatever_goes_wrong_with_a_body_room_and_buffer_are_given_back() -> None:
+    async with running() as rig:
+        frame = rig.disk.frame(1, 0)
+        content = b"".join((frame.head, *frame.data))
+        for error in (PeerUnavailable("cannot wait any longer"), InvalidInput("cannot")):
+            with pytest.raises(type(error)):
+                await rig.put(frame, error=error)
+            assert rig.holds_nothing
+        damaged = bytearray(content)
+        damaged[-1] ^= 1
+        with pytest.raises(IntegrityError):
+            await rig.batches.put(frame.key, rig.disk.machine, Content(bytes(damaged)).as_body())
+        with pytest.raises(Refused):
+            await rig.batches.put(frame.key, MachineId(new_uuid(RANDOM)), Content(content).as_body())
+        with pytest.raises(InvalidInput):
+            await rig.batches.put(frame.key, rig.disk.machine, Content(b"short").as_body())
+        assert rig.holds_nothing
+        assert (await rig.put(frame)).created
+
+
+@in_virtual_time
+async def test_a_failed_disk_and_a_full_one_accept_nothing() -> None:
+    async with running() as rig:
+        await rig.put(rig.disk.frame(1, 0))
+        rig.files.failing_syncs = 1
+        with pytest.raises(Retryable):
+            await rig.put(rig.disk.frame(1, 1))
+        assert rig.state(rig.disk.frame(1, 1).key) is None
+        rig.files.capacity_bytes = 0
+        with pytest.raises(Overloaded, match="file system is full"):
+            await rig.put(rig.disk.frame(1, 2))
+        assert rig.holds_nothing
+        rig.files.capacity_bytes = 2**40
+        assert (await rig.put(rig.disk.frame(1, 1))).created
+
+
+@in_virtual_time
+async def test_without_a_buffer_a_batch_waits_two_seconds_and_no_longer() -> None:
+    async with running(arena_bytes=MIB) as rig:
+        arrives = asyncio.Event()
+        holding = asyncio.create_task(rig.put(rig.disk.frame(1, 0, size=900 * 1024), arrives=arrives))
+        await asyncio.sleep(1)
+        with pytest.raises(Overloaded):
+            await rig.put(rig.disk.frame(1, 1, size=900 * 1024))
+        assert now_s() == 3
+        arrives.set()
+        assert (await holding).created
+
+
+@in_virtual_time
+async def test_a_request_that_is_broken_off_after_its_body_came_is_finished_all_the_same() -> None:
+    async with running() as rig:
+        frame = rig.disk.frame(1, 0)
+        rig.store.answers.clear()  # the store is asked whether it has the attempt
+        request = asyncio.create_task(rig.put(frame))
+        await asyncio.sleep(1)
+        request.cancel()
+        await asyncio.sleep(0)
+        assert not request.done()
+        rig.store.answers.set()
+        await asyncio.wait([request])
+        assert rig.state(frame.key) is SegmentState.WAITING
+        assert not (await rig.put(frame)).created
+
+
+@in_virtual_time
+async def test_a_store_that_does_not_answer_holds_up_new_batches_for_five_seconds_once() -> None:
+    async with running() as rig:
+        rig.store.answers.clear()
+        assert (await rig.put(rig.disk.frame(1, 0))).created
+        assert now_s() == 5
+        assert (await rig.put(rig.disk.frame(1, 1))).created
+        assert (await rig.put(rig.disk.frame(2, 0))).created
+        assert now_s() == 5
+
+
+@in_virtual_time
+async def test_a_batch_of_an_epoch_that_is_over_is_asked_of_the_store_and_never_waits() -> None:
+    async with running() as rig:
+        frame = rig.disk.frame(1, 0)
+        rig.decide(1)
+        rig.store.answers.clear()
+        with pytest.raises(PeerUnavailable, match="no answer"):
+            await rig.put(frame)
+        rig.store.answers.set()
+        assert (await rig.put(frame)).created, "durable, acknowledged, and of no use"
+        assert rig.state(frame.key) is None
+        assert rig.backlog.waiting_bytes == 0
+
+
+@in_virtual_time
+async def test_what_was_known_when_it_began_and_is_not_any_more_needs_room_like_any_other() -> None:
+    async with running(limit_bytes=64 * MIB) as rig:
+        frame = rig.disk.frame(1, 0)
+        await rig.put(frame)
+        arrives = asyncio.Event()
+        request = asyncio.create_task(rig.put(frame, arrives=arrives))
+        await asyncio.sleep(1)
+        rig.decide(1)
+        with contextlib.ExitStack() as full:
+            with contextlib.suppress(Overloaded):
+                while True:
+                    full.enter_context(rig.spool.reserve_batch(1))
+            arrives.set()
+            with pytest.raises(Overloaded, match="the spool is full"):
+                await request
+
+
+# -- manifests ------------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_a_manifest_is_pending_once_its_segments_are_spooled() -> None:
+    async with running() as rig:
+        frames = [rig.disk.frame(1, batch) for batch in range(3)]
+        for frame in frames:
+            await rig.put(frame)
+        encoded = rig.disk.manifest(1, frames)
+        assert await rig.put_manifest(1, encoded)
+        assert not await rig.put_manifest(1, encoded)
+        (pending,) = rig.backlog.pending_manifests()
+        assert pending.missing == {0, 1, 2}
+        assert rig.pending == [rig.disk.key]
+
+
+@in_virtual_time
+async def test_a_manifest_that_names_what_nobody_has_or_comes_too_late_is_refused() -> None:
+    async with running() as rig:
+        frame = rig.disk.frame(1, 0)
+        await rig.put(frame)
+        named = rig.disk.acknowledged[frame.key]
+        rig.disk.acknowledged[frame.key] = named.model_copy(update={"tag": "00" * 16})
+        with pytest.raises(SegmentsMissing, match="1 of its 1 segments"):
+            await rig.put_manifest(1, rig.disk.manifest(1, [frame]))
+        rig.disk.acknowledged[frame.key] = named
+        rig.decide(1, b"x" * 32)
+        with pytest.raises(ManifestSuperseded):
+            await rig.put_manifest(1, rig.disk.manifest(1, [frame]))
+        assert not list(rig.backlog.pending_manifests())
+
+
+@in_virtual_time
+async def test_a_manifest_that_the_store_has_is_a_repetition_though_the_chain_has_forgotten_it() -> None:
+    async with running() as rig:
+        encoded = rig.disk.manifest(3, [], previous_hash=b"p" * 32)
+        await rig.store.create_container(REPLICATION_CONTAINER)
+        metadata = {MANIFEST_HASH_METADATA: manifest_hash(encoded).hex()}
+        name = manifest_name(rig.disk.epoch_key(3))
+        await rig.store.put_blob(REPLICATION_CONTAINER, name, encoded, metadata=metadata)
+        chain = rig.backlog.generation(rig.disk.key, rig.disk.machine).chain
+        chain.learn(ReceiptFacts(EpochId(40), b"h" * 32, closed=False))
+        assert not await rig.put_manifest(3, encoded)
+        assert await rig.manifests.stored(rig.disk.epoch_key(3), rig.disk.machine) == encoded
+        with pytest.raises(NotFound):
+            await rig.manifests.stored(rig.disk.epoch_key(4), rig.disk.machine)
+
+
+@in_virtual_time
+async def test_a_store_that_does_not_answer_ends_a_manifests_wait_and_the_turns_come_back() -> None:
+    async with running() as rig:
+        frame = rig.disk.frame(1, 0)
+        await rig.put(frame)
+        named = rig.disk.acknowledged[frame.key]
+        rig.disk.acknowledged[frame.key] = named.model_copy(update={"tag": "00" * 16})
+        unknown = rig.disk.manifest(1, [frame])
+        rig.store.answers.clear()
+        begun_s = now_s()
+        asked = [asyncio.create_task(rig.put_manifest(1, unknown)) for _ in range(MANIFESTS_AT_ONCE)]
+        await asyncio.sleep(1)
+        other = rig.new_disk()
+        with pytest.raises(Overloaded, match="manifests wait"):
+            await rig.put_manifest(1, other.manifest(1, []), disk=other)
+        assert now_s() == begun_s + 1 + SLOT_WAIT_S
+        with pytest.raises(PeerUnavailable, match="no answer"):
+            await asked[0]
+        assert now_s() == begun_s + STORE_LOOKUP_S
+        rig.store.answers.set()
+        for task in asked[1:]:
+            with pytest.raises(SegmentsMissing):
+                await task
+        assert await rig.put_manifest(1, other.manifest(1, []), disk=other)
+
+
+@in_virtual_time
+async def test_slow_bodies_of_manifests_hold_up_no_others() -> None:
+    async with running() as rig:
+        arrives = asyncio.Event()
+        slow = []
+        for _ in range(2 * MANIFESTS_AT_ONCE):
+            disk = rig.new_disk()
+            slow.append(asyncio.create_task(rig.put_manifest(1, disk.manifest(1, []), disk=disk, arrives=arrives)))
+        await asyncio.sleep(30)
+        begun_s = now_s()
+        assert await rig.put_manifest(1, rig.disk.manifest(1, []))
+        assert now_s() == begun_s
+        arrives.set()
+        assert all(await asyncio.gather(*slow))
+
+
+@in_virtual_time
+async def test_what_is_no_manifest_is_refused_and_a_failed_disk_accepts_none() -> None:
+    async with running() as rig:
+        encoded = rig.disk.manifest(1, [])
+        for broken in (b"x", encoded[:-1], b"XXXX" + encoded[4:]):
+            with pytest.raises(BlockferryError, match="cannot"):
+                await rig.put_manifest(1, broken)
+        rig.files.failing_syncs = 2  # the new file's, and the one that its first record's group needs
+        with pytest.raises(Retryable):
+            await rig.put_manifest(1, encoded)
+        with pytest.raises(Retryable):
+            await rig.put_manifest(1, encoded)
+        assert not list(rig.backlog.pending_manifests())
+        assert await rig.put_manifest(1, encoded)

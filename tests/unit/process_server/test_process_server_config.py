@@ -1,0 +1,78 @@
+"""The configuration: defaults, what is refused and why, what agents are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from process_server.config import Settings
+from replication.batch_frame import MAX_FRAME_BYTES
+from replication.errors import SettingsError
+from replication.sealed_segment import MAX_SEGMENT_BYTES
+from replication.settings import parse_settings
+
+REQUIRED: dict[str, Any] = {
+    "config_server": {"url": "https://appliance.example.internal"},
+    "store": {"url": "https://sink.example.internal/blockferry", "account": "blockferry", "key_file": "/key"},
+}
+
+
+def parsed(**changes: Any) -> Settings:
+    return parse_settings(Settings, REQUIRED | changes)
+
+
+def test_what_is_required_is_enough() -> None:
+    settings = parsed()
+    assert settings.listen == "0.0.0.0:9443"
+    assert settings.spool.limit_bytes == 300 * 10**9
+    assert settings.identity_directory == Path("/var/lib/blockferry/process-server/identity")
+    assert settings.spool_directory == Path("/var/lib/blockferry/process-server/spool")
+    assert settings.intake.buffer_bytes >= 4 * MAX_FRAME_BYTES
+    assert settings.upload.buffer_bytes >= 3 * MAX_SEGMENT_BYTES
+
+
+@pytest.mark.parametrize("missing", sorted(REQUIRED))
+def test_what_is_required_cannot_be_left_out(missing: str) -> None:
+    with pytest.raises(SettingsError, match=missing):
+        parse_settings(Settings, {key: value for key, value in REQUIRED.items() if key != missing})
+
+
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [
+        ("spool", {"limit_bytes": "63 MiB"}),
+        ("intake", {"buffer_bytes": "8 MiB"}),
+        ("intake", {"batches_in_flight": 0}),
+        ("intake", {"sealing_threads": 65}),
+        ("intake", {"compression_level": 20}),
+        ("intake", {"body_timeout_s": 0}),
+        ("upload", {"threads_per_machine": 33}),
+        ("upload", {"limit_bits_per_s": "63 Kbps"}),
+        ("upload", {"buffer_bytes": "8 MiB"}),
+        ("config_server", {"url": "http://appliance"}),
+        ("config_server", {"url": "https://appliance/path"}),
+        ("config_server", {"url": "https://appliance", "heartbeat_interval_s": "2 min"}),
+        ("listen", "localhost:9443"),
+        ("service_url", "http://appliance:9443"),
+        ("observability", {"listen": "9882"}),
+        ("log", {"level": "verbose"}),
+        ("spool", {"limit": "300 GB"}),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(section: str, value: object) -> None:
+    with pytest.raises(SettingsError, match="cannot"):
+        parsed(**{section: value})
+
+
+def test_agents_are_told_the_service_url_the_address_or_this_machines_name() -> None:
+    assert parsed(service_url="https://ps.example:1234/").effective_service_url == "https://ps.example:1234"
+    assert parsed(listen="192.0.2.7:9443").effective_service_url == "https://192.0.2.7:9443"
+    assert parsed(listen="[2001:db8::7]:9443").effective_service_url == "https://[2001:db8::7]:9443"
+    for everywhere in ("0.0.0.0:9443", "[::]:9443"):
+        url = parsed(listen=everywhere).effective_service_url
+        assert url.startswith("https://")
+        assert url.endswith(":9443")
+        assert everywhere.rpartition(":")[0] not in url
+        assert "[" not in url
