@@ -14,7 +14,7 @@ UNIT ?= tests/unit tests/property tests/contract
 # Workers must find the same tests in the same order, also where names come out of a set.
 export PYTHONHASHSEED ?= 0
 
-.PHONY: help venv demo test packages lint format unit e2e fresh lock clean
+.PHONY: help venv demo test packages lint format unit e2e bench fresh lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,10 @@ unit: venv ## Tests that need nothing of the machine: unit, property, contract
 
 e2e: venv packages ## End-to-end tests on real loop devices (as root)
 	@$(PYTHON) -m pytest tests/e2e $(PYTEST_ARGS)
+
+bench: venv ## Measure speed next to others, as root; BENCH_ARGS="--rounds 5 --only images" (docs/performance.md)
+	@deploy/setup/install-debian-packages.sh bench-packages.txt
+	@$(PYTHON) -m tests.bench $(BENCH_ARGS)
 
 fresh: packages ## Prove the set-up on a bare Debian 12 (as root); FRESH_TARGETS="demo" proves the demo there
 	@deploy/setup/prove-fresh-debian.sh $(FRESH_TARGETS)

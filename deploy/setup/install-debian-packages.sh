@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Installs what the tests need of Debian (debian-packages.txt beside this file), as far as it is missing.
+# Installs what the tests need of Debian (debian-packages.txt beside this file, and the lists that are named), as far as it is missing.
 #
 # Called by `make test`. Asks nothing, says what it installs, and touches nothing when all is there. Without root or without apt it
 # says what is missing and succeeds: the tests that need it are then skipped with the reason.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-mapfile -t wanted < <(sed -E 's/#.*//; s/[[:space:]]+//g; /^$/d' debian-packages.txt)
+mapfile -t wanted < <(sed -E 's/#.*//; s/[[:space:]]+//g; /^$/d' debian-packages.txt "$@")
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
     printf 'packages: this is no Debian: install the equivalents of %s, or the tests that need them are skipped\n' "${wanted[*]}"
