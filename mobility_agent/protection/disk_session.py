@@ -286,7 +286,9 @@ class DiskSession:
         """
         if harvest.doubt.kind is DoubtKind.RESYNC:
             self.parts.note_doubt(harvest.doubt.reason)
-            self.parts.tracker.commit_harvest()
+            # Under a new serial: a copy of the agent's state from before knows nothing of the duty, and must show that it is older.
+            self._kept.save()
+            self.parts.tracker.commit_harvest(self.ledger.serial)
             raise ResyncRequired(f"cannot vouch for tracking: {harvest.doubt.reason}", disk=self.parts.disk)
         self.doubt = harvest.doubt.reason or None
         changed = harvest.bitmap.count()

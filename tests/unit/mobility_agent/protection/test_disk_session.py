@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from mobility_agent.core.epoch_ledger import HistoryDiverged
+from mobility_agent.protection.epoch_journal import EpochJournal
+from mobility_agent.protection.ledger_opening import settle_attach
 from mobility_agent.protection.point_coordinator import PointCoordinator
 from mobility_agent.quiesce.interface import Mount
 from replication.epoch_manifest import EpochFlag
 from replication.errors import ResyncRequired
 from replication.identifiers import CutId, DiskId, ItemId
+from tests.harness.fake_tracker import FakeTracker
 from tests.harness.session_site import GRANULARITY_BYTES, FakeFreezer, SessionSite
 
 ITEM = ItemId("11111111-1111-4111-8111-111111111111")
@@ -132,6 +136,24 @@ async def test_lost_marks_demand_a_resync_and_the_duty_is_persisted_first(site: 
     with pytest.raises(ResyncRequired):
         await ended(site)
     assert site.doubts == ["an overflow"]
+
+
+async def test_a_copy_of_the_state_from_before_a_doubt_shows_that_it_is_older(
+    site: SessionSite, tmp_path: Path
+) -> None:
+    """Found by the simulation: the duty to resynchronize was durable, the doubt forgotten, and the state restored from a backup."""
+    site.start()
+    await site.settle()
+    backup = (tmp_path / "ledger").read_bytes()
+    site.disk.lost_marks = "an overflow"
+    with pytest.raises(ResyncRequired, match="an overflow"):
+        await ended(site)
+    await site.crash()
+    (tmp_path / "ledger").write_bytes(backup)
+    restored, tracker = EpochJournal(tmp_path).load(), FakeTracker(site.disk)
+    assert restored is not None
+    with pytest.raises(HistoryDiverged):
+        settle_attach(tracker, restored)
 
 
 async def test_a_sink_that_is_ahead_demands_a_resync(site: SessionSite) -> None:
