@@ -25,7 +25,7 @@ from mobility_agent.core.reconciliation import Cause
 from mobility_agent.interruption import Interruption
 from mobility_agent.protection.disk_session import DiskSession, SessionLimits
 from mobility_agent.protection.disk_supervisor import DiskEnvironment
-from mobility_agent.protection.item_session import ItemEnvironment, ItemSession
+from mobility_agent.protection.item_session import ItemEnvironment, ItemSession, ended
 from mobility_agent.protection.point_coordinator import PointCoordinator, PointOutcome
 from mobility_agent.quiesce.interface import Mount
 from mobility_agent.shipping.digest_table import DigestTable
@@ -37,6 +37,7 @@ from replication.control_plane import (
     GenerationRequest,
     ProcessServerAddress,
     ReplicationTiming,
+    ResyncOrder,
 )
 from replication.data_plane import BatchAcknowledgement, receipt_digest
 from replication.dirty_bitmap import DirtyBitmap, Geometry
@@ -175,27 +176,65 @@ class AgentMachine:
         self._tracker_kind = tracker_kind
         self._timing = timing
         self._ask_generation = ask_generation
+        self._next_target: Intake | None = None
+        self._changed = asyncio.Event()
+        self._resyncs: list[ResyncOrder] = []
 
     # ---- life
 
     def start(self, target: Intake) -> None:
-        self.target = target
+        self.target, self._changed = target, asyncio.Event()
         process = self.process = Process("agent", self._loop)
         task = process.start(self._run(process, target))
         task.add_done_callback(self.ended, context=self._loop.world)
 
     async def _run(self, process: Process, target: Intake) -> None:
-        desired = DesiredItem(
-            item=ITEM, disks=list(self.disks), goal="replicate", timing=self._timing, process_server=_PROCESS_SERVER
+        """As the daemon does: the item's session ends and begins anew when its process server changes."""
+        environment = self._environment(process)
+        while True:
+            self.target, self._next_target = target, None
+            self.item = ItemSession(self._desired(), environment)
+            running = asyncio.get_running_loop().create_task(self.item.run(Uplink(process, target, self._network)))
+            while self._assigned() is None and not running.done():
+                self._changed.clear()
+                changed = asyncio.get_running_loop().create_task(self._changed.wait())
+                await asyncio.wait([running, changed], return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+                self.item.update(self._desired())
+            if running.done():
+                await running
+                return
+            await ended(running)
+            target = self._assigned() or target
+
+    def _assigned(self) -> Intake | None:
+        return self._next_target
+
+    def _desired(self) -> DesiredItem:
+        return DesiredItem(
+            item=ITEM,
+            disks=list(self.disks),
+            goal="replicate",
+            timing=self._timing,
+            process_server=_PROCESS_SERVER,
+            resyncs=list(self._resyncs),
         )
-        self.item = ItemSession(desired, self._environment(process))
-        await self.item.run(Uplink(process, target, self._network))
+
+    def change_to(self, target: Intake) -> None:
+        """Another process server is assigned."""
+        self._next_target = target
+        self._changed.set()
+
+    def order_resync(self, disk: DiskId, request: str) -> None:
+        self._resyncs.append(ResyncOrder(request=request, disk=disk, reason="an operator's order"))
+        self._changed.set()
 
     def kill(self) -> None:
         if self.process is not None:
             self.process.kill()
         self.freezer.is_frozen = False
         self.item = None
+        self.workload.let_go()  # the watchdog thaws, the operator's post hook is run
 
     def cut_power(self) -> None:
         self.kill()
@@ -240,7 +279,7 @@ class AgentMachine:
         quiesced = self._quiesced if self._tracker_kind == "scan" else None
         return ItemEnvironment(environment, coordinator, quiesced, claim=_no_claim)
 
-    def reader(self, path: Path) -> SimulatedReader:
+    def reader(self, path: Path, *_others: object) -> SimulatedReader:
         """In place of ``DiskReader``."""
         process = self._loop.current or self.process
         if process is None:

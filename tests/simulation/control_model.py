@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
+from config_server.core.retention import Point, points_to_prune
 from replication.blob_client.api import BlobClient
 from replication.blob_client.failures import BlobNotFound
 from replication.control_plane import DataKeyGrant, GenerationGrant, GenerationRequest
@@ -19,7 +20,14 @@ from replication.documents import WriterIdentity
 from replication.errors import Conflict, NotFound, Retryable
 from replication.identifiers import DiskId, GenerationId, GenerationKey, ItemId, MachineId
 from replication.segment_keys import manifest_key, wrap_for_writer
-from replication.store_documents import CloseGeneration, GenerationBase, GenerationRecord, PrunePoints, WriterAnswer
+from replication.store_documents import (
+    CloseGeneration,
+    GenerationBase,
+    GenerationRecord,
+    PrunePoints,
+    RecoveryPoint,
+    WriterAnswer,
+)
 from replication.store_layout import (
     RECOVERY_POINTS_CONTAINER,
     REPLICATION_CONTAINER,
@@ -174,17 +182,18 @@ class ControlModel:
 
     # ---- the store
 
-    async def prune(self) -> list[str]:
-        """Ask for the deletion of every recovery point but the newest two in the order of their names' making; returns their cuts."""
+    async def prune(self, retention_s: float) -> None:
+        """Ask for the deletion of every recovery point that ``core/retention`` lets go."""
         if self._pruning and await self._answer(self._pruning) is None:
-            return []
-        listed = [
-            (item.properties.last_modified, item.properties.etag, item.name)
-            async for item in self._store.list_blobs(RECOVERY_POINTS_CONTAINER, recovery_point_prefix(ITEM))
-        ]
-        cuts = [name.rpartition("/")[2] for _, _, name in sorted(listed)[:-2]]
+            return
+        points = []
+        async for item in self._store.list_blobs(RECOVERY_POINTS_CONTAINER, recovery_point_prefix(ITEM)):
+            found = await self._store.get_blob(RECOVERY_POINTS_CONTAINER, item.name, max_bytes=_ANSWER_BYTES)
+            if found is not None:
+                point = self._writer.public.open_signed(RecoveryPoint, found.content)
+                points.append(Point(point.cut, point.time_ns))
+        cuts = points_to_prune(points, retention_s)
         if cuts:
             self._pruning = self._new_id()
             request = PrunePoints(request=self._pruning, item=ITEM, cuts=cuts)
             await self._put_once(request_name(self._pruning), request.encode())
-        return cuts

@@ -81,12 +81,58 @@ class Faults:
         """As when the configuration server assigns another one: the item session ends and begins anew, batches are on their way."""
         world = self.world
         others = [each for each in world.process_servers if not each.is_gone and each is not world.agent.target]
-        if not others or world.agent.process is None or world.agent.process.is_dead():
-            return
-        world.note("fault", f"agent changes to {others[0].name}")
-        await self._at_failpoint(world.agent.process, world.agent.kill)
-        if world.agent.process.is_dead():
-            world.agent.start(others[0])
+        if others and world.agent.process is not None and not world.agent.process.is_dead():
+            world.note("fault", f"the agent is to ship to {others[0].name}")
+            world.agent.change_to(others[0])
+
+    async def order_resync(self) -> None:
+        disk = self.random.choice(list(self.world.disks))
+        self.world.note("fault", f"resync of {disk[:8]} is ordered")
+        self.world.agent.order_resync(disk, self.world.new_id())
+
+    async def revert_machine(self) -> None:
+        """To a snapshot of its disks and files; it boots from there."""
+        world = self.world
+        media = {disk: bytes(source.medium) for disk, source in world.disks.items()}
+        files = world.agent.files.copy()
+        world.note("fault", "the source is snapshotted")
+        await asyncio.sleep(self.random.random() * 15)
+        world.note("fault", "the source is reverted")
+        world.agent.cut_power()
+        world.agent.files.revert(files)
+        for disk, source in world.disks.items():
+            source.revert(media[disk])
+        await asyncio.sleep(self._away_s())
+        world.workload.start()
+        await self._start_agent()
+
+    async def restore_agents_state(self) -> None:
+        """From a backup, while the disks go on."""
+        world = self.world
+        files = world.agent.files.copy()
+        world.note("fault", "the agent's state is backed up")
+        await asyncio.sleep(self.random.random() * 15)
+        world.note("fault", "the agent's state is restored")
+        world.agent.kill()
+        world.agent.files.revert(files)
+        await self._start_agent()
+
+    async def jump_clock(self) -> None:
+        seconds = self.random.choice((-7200.0, -30.0, -1.0, 1.0, 30.0, 7200.0))
+        self.world.note("fault", f"the source's clock jumps by {seconds} s")
+        self.world.clock_offset_ns += int(seconds * 1e9)
+
+    async def fill_disk(self) -> None:
+        """Of the source or of a process server: what is new finds no room, or what is synced does not arrive."""
+        chosen = self.random.choice((self.world.agent.files, self._some_process_server().files))
+        if self.random.random() < 0.6:
+            self.world.note("fault", f"{chosen.machine}'s disk is full")
+            chosen.is_full = True
+            await asyncio.sleep(self.random.random() * 20)
+            chosen.is_full = False
+        else:
+            chosen.failing_syncs = self.random.randrange(1, 4)
+            self.world.note("fault", f"{chosen.failing_syncs} syncs of {chosen.machine} fail")
 
     # ---- process servers
 
@@ -119,7 +165,47 @@ class Faults:
             self.world.note(chosen.name, "starts")
             chosen.start()
 
+    async def lose_process_server(self) -> None:
+        """For good, with its spool; the configuration server assigns the other one after a while."""
+        world = self.world
+        alive = [each for each in world.process_servers if not each.is_gone]
+        if len(alive) < 2:
+            return
+        chosen = self._some_process_server()
+
+        def strike() -> None:
+            world.note("fault", f"{chosen.name} is gone for good")
+            chosen.lose_everything()
+
+        await self._at_failpoint(chosen.process, strike)
+        await asyncio.sleep(self._away_s())
+        if world.agent.target is chosen:
+            other = next(each for each in alive if each is not chosen)
+            world.note("fault", f"the agent is to ship to {other.name}")
+            world.agent.change_to(other)
+
     # ---- writers
+
+    async def stall_somebody(self) -> None:
+        """A machine that is paused, or a process that is stopped: it wakes up and goes on where it was."""
+        world = self.world
+        writers = [each.process for each in world.writers]
+        chosen = self.random.choice(
+            [*writers, *writers, world.agent.process, *(each.process for each in world.process_servers)]
+        )
+        if chosen is None or chosen.is_dead():
+            return
+        clock_stands = self.random.random() < 0.5
+
+        def strike() -> None:
+            world.note("fault", f"{chosen.name} stalls, its clock {'stands' if clock_stands else 'goes on'}")
+            chosen.stall(clock_stands=clock_stands)
+
+        chosen.fuse, chosen.on_fuse = self.random.choice(_FUSES), strike
+        await asyncio.sleep(self.random.choice((3.0, 20.0, 40.0)) * (0.5 + self.random.random()))
+        chosen.fuse = None
+        world.note("fault", f"{chosen.name} wakes")
+        chosen.wake()
 
     async def kill_writer(self) -> None:
         chosen: WriterMachine = self.random.choice(self.world.writers)
@@ -147,6 +233,17 @@ class Faults:
         await asyncio.sleep(5 + random.random() * 20)
         network.weather = Weather()
 
+    async def part(self) -> None:
+        """Two of them do not reach each other for a while."""
+        network = self.world.network
+        names = [("agent", "ps-1"), ("agent", "ps-2"), ("ps-1", "store"), ("ps-2", "store"), ("agent", "config")]
+        names += [("writer-1", "store"), ("writer-2", "store"), ("ps-1", "config")]
+        pair = frozenset(self.random.choice(names))
+        self.world.note("fault", f"{' and '.join(sorted(pair))} do not reach each other")
+        network.cut.add(pair)
+        await asyncio.sleep(self.random.choice((2.0, 10.0, 30.0)) * (0.5 + self.random.random()))
+        network.cut.discard(pair)
+
     def all(self) -> list[Callable[[], Awaitable[None]]]:
         return [
             self.kill_agent,
@@ -156,6 +253,16 @@ class Faults:
             self.cut_process_servers_power,
             self.kill_writer,
             self.storm,
+            self.storm,
+            self.part,
+            self.stall_somebody,
+            self.stall_somebody,
+            self.lose_process_server,
+            self.order_resync,
+            self.revert_machine,
+            self.restore_agents_state,
+            self.jump_clock,
+            self.fill_disk,
         ]
 
     async def heal(self) -> None:
@@ -163,12 +270,16 @@ class Faults:
         world = self.world
         world.network.weather = Weather()
         world.network.cut.clear()
+        for files in (world.agent.files, *(each.files for each in world.process_servers)):
+            files.is_full, files.failing_syncs = False, 0
         for process_server in world.process_servers:
             if not process_server.is_gone and (process_server.process is None or process_server.process.is_dead()):
                 process_server.start()
         for writer in world.writers:
             if writer.process is None or writer.process.is_dead():
                 writer.start()
+        world.workload.start()
         if world.agent.process is None or world.agent.process.is_dead():
-            world.workload.start()
             await self._start_agent()
+        elif world.agent.target is not None and world.agent.target.is_gone:
+            world.agent.change_to(next(each for each in world.process_servers if not each.is_gone))

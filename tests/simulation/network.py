@@ -145,9 +145,9 @@ class Network:
             task = process.start(call())
 
             def ended(done: asyncio.Task[Any]) -> None:
+                error = None if done.cancelled() else done.exception()
                 if not heard or done.cancelled():
                     return
-                error = done.exception()
                 if error is not None and not isinstance(error, BlockferryError):
                     raise error
                 outcome = None if error is not None else done.result()

@@ -56,10 +56,12 @@ class Oracle(StoreWatch):
     # ---- what is put into the store
 
     def happened(self, who: str, call: str, arguments: tuple[object, ...], named: dict[str, object]) -> None:
+        container, name = str(arguments[0]), str(arguments[1])
+        if call == "delete_blob":
+            self._judge_deletion(container, name, named.get("snapshot"))
         if call != "put_blob":
             return
-        container, name, body = str(arguments[0]), str(arguments[1]), arguments[2]
-        content = body if isinstance(body, bytes) else b""
+        content = bytes(arguments[2]) if isinstance(arguments[2], bytes) else b""
         if container == RECOVERY_POINTS_CONTAINER:
             self._judge_point(self.writer.open_signed(RecoveryPoint, content))
         elif container == REPLICATION_CONTAINER and name.endswith("/receipt"):
@@ -84,6 +86,20 @@ class Oracle(StoreWatch):
             raise Broken(f"recovery point {point.cut} is the source at no cut: " + "\n".join(failures))
         self.points[point.cut] = point
         self.checked_points += 1
+
+    def _judge_deletion(self, container: str, name: str, snapshot: object) -> None:
+        """P5: the last good recovery point is never deleted."""
+        if not self.points:
+            return
+        newest = max(self.points.values(), key=_order)
+        if container == RECOVERY_POINTS_CONTAINER and name.endswith(newest.cut):
+            raise Broken(f"the newest recovery point {newest.cut} is deleted")
+        if container == REPLICAS_CONTAINER and any(
+            part.disk == name and snapshot in (None, part.snapshot) for part in newest.disks
+        ):
+            raise Broken(f"the newest recovery point {newest.cut} loses a snapshot")
+        if container == RECOVERY_POINTS_CONTAINER:
+            self.points.pop(name.rpartition("/")[2], None)
 
     def _judge_receipt(self, receipt: Receipt) -> None:
         disk = DiskId(receipt.disk)
@@ -146,6 +162,10 @@ class Oracle(StoreWatch):
             if held != source.medium:
                 self._judge_sectors(disk, held, self.now_s(), self.now_s(), "the end")
                 raise Broken(f"the replica of {disk} is not its disk")
+
+
+def _order(point: RecoveryPoint) -> tuple[int, int]:
+    return max((part.generation, part.epoch) for part in point.disks)
 
 
 def allowed(history: Sequence[SectorWrite], cut_s: float, until_s: float) -> set[bytes]:

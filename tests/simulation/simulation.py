@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import hashlib
 import logging
@@ -15,6 +16,7 @@ from random import Random
 from typing import Final
 
 from replication.control_plane import ReplicationTiming
+from replication.errors import BlockferryError
 from tests.simulation.faults import Faults
 from tests.simulation.oracle import Broken
 from tests.simulation.source_disk import KernelHabits
@@ -81,17 +83,27 @@ async def _scenario(world: World, random: Random) -> None:
     world.agent.start(world.process_servers[0])
     world.workload.start()
     await asyncio.sleep(random.random() * 6)
+    pruning = asyncio.get_running_loop().create_task(_prune(world, random))
     async with asyncio.TaskGroup() as tasks:
         for _ in range(random.randrange(1, 7)):
             tasks.create_task(random.choice(faults.all())())  # type: ignore[arg-type]
             await asyncio.sleep(random.choice((0.0, 0.5, 3.0, 10.0)) * random.random())
     await faults.heal()
+    pruning.cancel()
     world.note("scenario", "healed")
     await asyncio.sleep(random.random() * 4)
     world.workload.stop()
     await _rest(world)
     world.oracle.judge_end()
     world.note("scenario", "at rest")
+
+
+async def _prune(world: World, random: Random) -> None:
+    retention_s = random.choice((0.0, 5.0, 20.0, 1000.0))
+    while True:
+        await asyncio.sleep(2 + random.random() * 10)
+        with contextlib.suppress(BlockferryError):
+            await world.control.prune(retention_s)
 
 
 async def _rest(world: World) -> None:

@@ -76,6 +76,7 @@ class KernelHabits:
 
     slow: float = 0.1
     lost_completion: float = 0.0
+    overflow: float = 0.0
     marks_issue: bool = True
     marks_completion: bool = True
 
@@ -143,9 +144,12 @@ class SourceDisk:
         request, tracking = run.request, run.tracking
         counters = tracking.counters
         counters.runs += 1
+        is_marked = self._random.random() >= self.habits.overflow
+        if not is_marked:
+            counters.overflow += 1
         counter = counters.completed if run.is_completion else counters.issued
         counter[request.group] += len(request.parts)
-        if self.habits.marks_completion if run.is_completion else self.habits.marks_issue:
+        if is_marked and (self.habits.marks_completion if run.is_completion else self.habits.marks_issue):
             extent = Extent(request.first_sector * SECTOR_BYTES, len(request.parts) * SECTOR_BYTES)
             first, count = self.geometry.granule_range(extent)
             for granule in range(first, first + count):

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar, cast
 ResultT = TypeVar("ResultT")
 
 _EXECUTOR_STEP_S: Final = 1e-6
+_STEP_S: Final = 1e-8
 _CLOSING_TRIES: Final = 50
 
 
@@ -44,7 +45,7 @@ class Process:
         self.name = name
         self.liveness = Liveness.RUNNING
         self.fuse: int | None = None
-        """So many actions on the world until it is killed in the middle of one; None: none is counted."""
+        """So many actions on the world until something strikes in the middle of one; None: none is counted."""
         self.on_fuse: Callable[[], None] = self.kill
         self.slept_s = 0.0
         self._loop = loop
@@ -93,7 +94,8 @@ class Process:
             if self.fuse < 0:
                 self.fuse = None
                 self.on_fuse()
-                raise ProcessKilled(self.name)
+                if self.is_dead():
+                    raise ProcessKilled(self.name)
 
     def stall(self, *, clock_stands: bool) -> None:
         if self.is_running:
@@ -233,6 +235,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             if when_s is None:
                 raise Stuck("nothing is scheduled any more")
             self._advance(when_s)
+        self._now_s += _STEP_S  # who computes with it may be off by a rounding, and would wait for ever
         now_s = self._now_s
         while scheduled and scheduled[0][0] <= now_s:
             timer = heapq.heappop(scheduled)[2]
