@@ -2,8 +2,8 @@
 
 Built by ``daemon``, ``run`` in a task. Buffers of closed connections and of sealed batches leave holes in glibc's heap that it does not
 give back by itself; a lower mmap threshold would avoid them, but costs 20 % more processor time per batch, or twice as much below 256 KiB
-(measured). With another C library this does nothing. Trimming walks the heap on the event loop, a few milliseconds, so it is done only
-where memory has grown since the last time: what is in use is not walked again and again.
+(measured). With another C library this does nothing. Trimming walks the heap on the event loop, a few milliseconds, so a trim that gave
+nothing back is followed by a longer pause: what is in use is not walked again and again.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Final
 from replication.clock import Clock
 
 EVERY_S: Final = 2.0
+SELDOM_S: Final = 64.0
+LITTLE_BYTES: Final = 56 * 2**20
+"""Below this nothing is worth it: an idle process server has 48 MiB."""
 MUCH_BYTES: Final = 144 * 2**20
 WORTHWHILE_BYTES: Final = 4 * 2**20
-"""Growth since the last trim from which on another is tried while it is quiet."""
-WORTHWHILE_WHEN_BUSY_BYTES: Final = 16 * 2**20
 
 
 def anonymous_bytes(status: Path = Path("/proc/self/status")) -> int:
@@ -54,7 +55,8 @@ class HeapKeeper:
         self._is_quiet = is_quiet
         self._resident = resident
         self._trim = trim
-        self._left_bytes = 0
+        self._pause_s = EVERY_S
+        self._next_s = 0.0
 
     async def run(self) -> None:
         """Look every two seconds until cancelled."""
@@ -63,12 +65,11 @@ class HeapKeeper:
             self.look()
 
     def look(self) -> None:
-        """Trim if memory has grown since the last time: a little while it is quiet, more while there is much anyway."""
-        resident = self._resident()
-        self._left_bytes = min(self._left_bytes, resident)
-        grown = resident - self._left_bytes
-        if (self._is_quiet() and grown >= WORTHWHILE_BYTES) or (
-            resident > MUCH_BYTES and grown >= WORTHWHILE_WHEN_BUSY_BYTES
-        ):
-            self._trim()
-            self._left_bytes = self._resident()
+        """Trim while it is quiet, or while there is much: at every look if that gives something back, else more and more seldom."""
+        now_s, before = self._clock.monotonic_s(), self._resident()
+        if now_s < self._next_s or before <= (LITTLE_BYTES if self._is_quiet() else MUCH_BYTES):
+            return
+        self._trim()
+        gave_back = before - self._resident() >= WORTHWHILE_BYTES
+        self._pause_s = EVERY_S if gave_back else min(SELDOM_S, 2 * self._pause_s)
+        self._next_s = now_s + self._pause_s

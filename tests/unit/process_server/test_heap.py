@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
-from process_server.heap import MUCH_BYTES, HeapKeeper, anonymous_bytes, trim_heap
-from replication.clock import Clock
+from process_server.heap import EVERY_S, MUCH_BYTES, SELDOM_S, HeapKeeper, anonymous_bytes, trim_heap
+from tests.harness.process_time import in_virtual_time, virtual_clock
 
 MIB = 2**20
 
@@ -17,7 +18,7 @@ MIB = 2**20
 class Process:
     """A process with ``used`` memory and a heap that keeps what is ``free``."""
 
-    used: int = 40 * MIB
+    used: int = 50 * MIB
     free: int = 0
     quiet: bool = False
     trims: int = 0
@@ -29,71 +30,60 @@ class Process:
         self.trims += 1
         self.free = 0
 
-    def keeper(self) -> HeapKeeper:
-        keeper = HeapKeeper(Clock(), lambda: self.quiet, resident=self.resident, trim=self.trim)
-        keeper.look()
-        return keeper
+
+@contextlib.asynccontextmanager
+async def kept(process: Process) -> AsyncIterator[Process]:
+    keeper = HeapKeeper(virtual_clock(), lambda: process.quiet, resident=process.resident, trim=process.trim)
+    task = asyncio.create_task(keeper.run())
+    yield process
+    task.cancel()
+    await asyncio.wait([task])
 
 
-def test_free_memory_is_given_back_once_it_is_quiet() -> None:
-    process = Process()
-    keeper = process.keeper()
-    process.free = 30 * MIB
-    keeper.look()
-    assert process.free == 30 * MIB, "while there is work it may be used again"
-    process.quiet = True
-    keeper.look()
-    assert process.free == 0
+@in_virtual_time
+async def test_free_memory_is_given_back_once_it_is_quiet() -> None:
+    async with kept(Process(free=30 * MIB)) as process:
+        await asyncio.sleep(600)
+        assert process.free == 30 * MIB, "while there is work it may be used again"
+        process.quiet = True
+        await asyncio.sleep(2 * EVERY_S)
+        assert process.free == 0
 
 
-def test_a_quiet_process_is_not_trimmed_again_and_again() -> None:
-    process = Process(quiet=True)
-    keeper = process.keeper()
-    trims = process.trims
-    for _ in range(100):
-        process.quiet = not process.quiet
-        keeper.look()
-    assert process.trims == trims
+@in_virtual_time
+async def test_an_idle_process_is_not_trimmed_at_all() -> None:
+    async with kept(Process(quiet=True)) as process:
+        await asyncio.sleep(86400)
+        assert process.trims == 0
 
 
-def test_much_memory_is_given_back_under_load_too() -> None:
-    process = Process(used=100 * MIB)
-    keeper = process.keeper()
-    process.free = MUCH_BYTES - 90 * MIB
-    keeper.look()
-    assert process.free == 0
+@in_virtual_time
+async def test_much_memory_is_given_back_under_load_too() -> None:
+    async with kept(Process(used=100 * MIB, free=MUCH_BYTES)) as process:
+        await asyncio.sleep(2 * EVERY_S)
+        assert process.free == 0
 
 
-def test_much_memory_that_is_in_use_is_not_walked_again_and_again() -> None:
-    process = Process(used=4 * MUCH_BYTES)
-    keeper = process.keeper()
-    assert process.trims == 1
-    for _ in range(100):
-        keeper.look()
-    assert process.trims == 1
-    process.used -= MUCH_BYTES
-    keeper.look()
-    process.free = 20 * MIB
-    keeper.look()
-    assert (process.trims, process.free) == (2, 0), "growth counts from the least since then"
+@in_virtual_time
+async def test_memory_that_is_in_use_is_walked_seldom_and_freed_at_last() -> None:
+    async with kept(Process(used=4 * MUCH_BYTES)) as process:
+        await asyncio.sleep(3600)
+        assert process.trims <= 3600 / SELDOM_S + 8
+        process.used, process.free = MUCH_BYTES, 3 * MUCH_BYTES
+        await asyncio.sleep(SELDOM_S + EVERY_S)
+        assert process.free == 0
 
 
-async def test_it_looks_until_it_is_cancelled() -> None:
-    process, naps = Process(quiet=True, free=50 * MIB), []
-
-    class Over(Exception):
-        pass
-
-    async def sleep(seconds: float) -> None:
-        naps.append(seconds)
-        if len(naps) > 3:
-            raise Over
-
-    keeper = HeapKeeper(Clock(sleep=sleep), lambda: process.quiet, resident=process.resident, trim=process.trim)
-    with pytest.raises(Over):
-        await keeper.run()
-    assert process.free == 0
-    assert len(set(naps)) == 1
+@in_virtual_time
+async def test_while_trimming_gives_something_back_it_is_done_at_every_look() -> None:
+    async with kept(Process(used=60 * MIB, quiet=True)) as process:
+        await asyncio.sleep(3600)
+        process.free = 20 * MIB
+        await asyncio.sleep(SELDOM_S + EVERY_S)
+        for _ in range(10):
+            process.free = 20 * MIB
+            await asyncio.sleep(2 * EVERY_S)
+            assert process.free == 0
 
 
 def test_resident_memory_is_read_from_procfs(tmp_path: Path) -> None:
