@@ -28,6 +28,7 @@ from tests.harness.source_tree import REPOSITORY
 from tests.harness.systemd_units import PROGRAMS, SERVICES
 
 OPERATIONS: Final = sorted((REPOSITORY / "docs" / "operations").glob("*.md"))
+PAGES: Final = sorted([*OPERATIONS, *(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "README.md"])
 PAGE: Final = (REPOSITORY / "docs" / "operations" / "install.md").read_text()
 SETTINGS: Final[dict[str, type[Any]]] = {
     "agent": mobility_agent.config.AgentSettings,
@@ -101,6 +102,25 @@ def test_commands_of_the_operators_pages_parse(path: Path) -> None:
             assert found is not None, name
             command, context = found, click.Context(found, parent=context)
         command.parse_args(context, list(rest))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_commands_and_options_named_in_a_sentence_exist(path: Path) -> None:
+    for code in re.findall(rf"`((?:{'|'.join(COMMANDS)}) [^`]*)`", path.read_text()):
+        program, *words = code.split()
+        command: click.Command = COMMANDS[program]
+        options = {name for parameter in command.params for name in parameter.opts} | {"--help"}
+        for word in words:
+            if isinstance(command, click.Group) and re.fullmatch(r"[a-z][a-z-]+", word):
+                found = command.commands.get(word)
+                if found is None and command.invoke_without_command:
+                    break
+                assert found is not None, f"`{code}`: there is no {word}"
+                command = found
+                options |= {name for parameter in command.params for name in parameter.opts}
+            elif word.startswith("--"):
+                name = re.split(r"[=,.;:]", word)[0]
+                assert name in options, f"`{code}`: there is no {name}"
 
 
 def test_guide_calls_every_program() -> None:
