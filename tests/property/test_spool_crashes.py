@@ -120,7 +120,10 @@ class Machine:
 
     def remove(self, _argument: int) -> None:
         for number in self.log.removable():
-            self.log.remove(number)
+            try:
+                self.log.remove(number)
+            except OSError as error:  # as ``Spool`` does: another time
+                note(f"remove: {error}")
 
     def live(self, operations: list[tuple[str, int]], dies_after: int | None, power_cut: bool) -> None:
         self.disk.capacity_bytes = 2**40
