@@ -315,6 +315,15 @@ async def test_a_second_process_server_on_the_same_spool_is_refused(tmp_path: Pa
                 pass
 
 
+async def test_a_state_directory_that_cannot_be_used_is_said_with_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / "process-server").mkdir()
+    (tmp_path / "process-server" / "spool").write_text("a file in the place of the spool")
+    with pytest.raises(SettingsError, match="cannot use state_dir") as caught:
+        async with running_site(tmp_path):
+            pass
+    assert caught.value.hint
+
+
 # -- generations that are over --------------------------------------------------------------------------------
 
 
