@@ -90,6 +90,7 @@ class Cutover:
             raise Unsupported(
                 f"cannot cut over in mode {self._desired.mode}", hint="unmount the disks and use mode offline-disk"
             )
+        await self._wait_until_seeded()
         with ExitStack() as claims:
             await self._claim_all(claims)
             async with AsyncExitStack() as gaps:
@@ -103,6 +104,19 @@ class Cutover:
 
     def _note(self, **changes: object) -> None:
         self.observation = self.observation.model_copy(update=changes)
+
+    async def _wait_until_seeded(self) -> None:
+        """A resync may have begun in the middle of a cutover, or before it: nothing is claimed, and nothing fails, until it is over."""
+        waiting = Problem(
+            code="seeding",
+            message="cannot cut over yet: initial replication or resync is not complete",
+            hint="it goes on, and the cutover after it",
+        )
+        while any(session.ledger.is_seeding for session in self.sessions.values()):
+            for session in self.sessions.values():
+                session.require_alive()
+            self._note(problem=waiting)
+            await asyncio.sleep(_CLAIM_RETRY_S)
 
     async def _claim_all(self, claims: ExitStack) -> None:
         """Wait, replicating on, until every disk can be claimed; what stands in the way is in the observation."""

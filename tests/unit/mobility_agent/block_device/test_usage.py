@@ -9,6 +9,7 @@ import pytest
 
 from mobility_agent.block_device import usage
 from mobility_agent.block_device.device_tree import DeviceTree
+from mobility_agent.block_device.mount_table import read_mounts
 from mobility_agent.block_device.usage import mounts_elsewhere, mounts_on, open_by
 from tests.harness.fake_sysfs import FakeSysfs
 
@@ -95,7 +96,7 @@ def test_a_source_of_another_namespace_is_not_looked_up_outside_of_dev(
 def test_mounts_on_a_disk_are_those_of_all_that_stands_on_it(sysfs: FakeSysfs, proc: FakeProc) -> None:
     tree = DeviceTree.read(sysfs.root)
     proc.add("4", "any", {"/one": _device(sysfs, "sda1"), "/other": _device(sysfs, "sdb")})
-    mounts = usage.read_mounts(proc.root, "4")
+    mounts = read_mounts(proc.root, "4")
     assert [mount.mount_point for mount in mounts_on(tree, "sda", mounts)] == ["/one"]
 
 

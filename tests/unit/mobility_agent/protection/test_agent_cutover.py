@@ -230,6 +230,26 @@ async def test_a_session_that_ends_is_no_failure_of_the_cutover(sites: list[Sess
         assert "session has ended" in problem.message
 
 
+async def test_a_resync_under_way_is_waited_for_and_nothing_is_claimed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cutover_module, "_CLAIM_RETRY_S", 0.001)
+    site = SessionSite(tmp_path, DISKS[0])
+    site.disk.write(0, b"x" * site.geometry.size_bytes)
+    site.sink.applying = False
+    site.start()
+    async with cutting_over([site], Claims()) as scene:
+        await scene.until(lambda: scene.cutover.observation.problem is not None)
+        problem = scene.cutover.observation.problem
+        assert problem is not None
+        assert problem.code == "seeding"
+        assert (scene.state, scene.claims.held) == ("waiting-for-disk", [])
+        site.sink.applying = True
+        await site.sink.apply_ready()
+        await scene.applied_and_hashed()
+    await site.crash()
+
+
 async def test_a_mode_that_is_not_there_fails_and_touches_nothing(sites: list[SessionSite]) -> None:
     async with cutting_over(sites, Claims(), "live-root-disk") as scene:
         await scene.until(lambda: scene.state == "failed")
