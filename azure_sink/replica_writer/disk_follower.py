@@ -391,7 +391,10 @@ class DiskFollower:
 
     async def _state_problem(self, error: BlockferryError) -> None:
         """In the receipt of the generation that cannot go on, so that its agent and the operator hear of it."""
-        replica = self._replica if self.holds_replica else None
+        replica = self._replica
+        if replica is not None and not replica.usable:
+            # Not "no replica": what this writer knows of it is old, and whoever holds it says what is the case.
+            raise FenceLost("cannot state a problem: the replica is held no longer", disk=self.disk)
         if replica is not None and replica.state.phase in (Phase.SETTLED, Phase.APPLYING, Phase.POINT_DUE):
             await self._state_receipt(replica)
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from random import Random
-from typing import Final
+from typing import Any, Final, cast
 
 import pytest
 
@@ -12,7 +12,7 @@ from azure_sink.core.replica_state import EpochBegun
 from azure_sink.replica_writer.disk_follower import Outcome
 from azure_sink.replica_writer.failures import FenceLost, ReplicaHeld
 from azure_sink.replica_writer.replica_blob import ReplicaBlob
-from replication.blob_client.api import LeaseState
+from replication.blob_client.api import BlobClient, LeaseState
 from replication.clock import Clock
 from replication.store_layout import REPLICAS_CONTAINER
 from tests.harness.epochs import DiskHistory, new_uuid
@@ -189,3 +189,37 @@ async def test_writer_that_lost_a_replica_puts_no_receipt_over_the_winners() -> 
     await disk.put(disk.random_batches(1, 1))
     assert await loser.settle() == {disk.disk: Outcome.STANDBY}
     assert await site.receipt(disk) == newest
+
+
+class _Overtaken:
+    """A client whose first read of a segment takes so long that ``meanwhile`` happens before it."""
+
+    def __init__(self, inner: BlobClient, meanwhile: Callable[[], Awaitable[None]]) -> None:
+        self._inner = inner
+        self._meanwhile = [meanwhile]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def get_blob_into(self, *arguments: Any, **named: Any) -> Any:
+        while self._meanwhile:
+            await self._meanwhile.pop()()
+        return await self._inner.get_blob_into(*arguments, **named)
+
+
+async def test_writer_that_lost_a_replica_inside_an_epoch_states_no_problem_of_it() -> None:
+    """Found by the simulation: the segments were gone because another writer had applied them; the receipt fell back to epoch 0."""
+    site, disk = await prepared()
+    await disk.put(disk.random_batches(1, 1))
+
+    async def another_takes_over() -> None:
+        site.time.advance(31)
+        await site.start(lease_id=THEIRS).settle()
+        with pytest.raises(FenceLost):
+            await loser.followers.all[0].renew_lease()
+
+    loser = site.start(cast("BlobClient", _Overtaken(site.account, another_takes_over)), lease_id=MINE)
+    assert await loser.settle() == {disk.disk: Outcome.STANDBY}
+    receipt = await site.receipt(disk)
+    assert receipt is not None
+    assert (receipt.epoch, receipt.problem) == (2, None)
