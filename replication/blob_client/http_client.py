@@ -1,7 +1,7 @@
 """``BlobClient`` over HTTPS: Azure Blob Storage, or ``azure-sink blob``.
 
 Called by the daemons' composition roots: ``async with HttpBlobClient(settings) as client``. Each method is one request (listings:
-one a page; a copy: until it has succeeded) with the deadline ``settings.timeout_s``; nothing is retried.
+one a page; a copy: until it has succeeded) that may stand still for ``settings.timeout_s``; nothing is retried.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class BlobEndpointSettings:
     """One storage account.
 
     ``url`` is what stands before ``/CONTAINER``: ``https://127.0.0.1:10000/ACCOUNT`` or ``https://ACCOUNT.blob.core.windows.net``.
-    ``timeout_s`` bounds every single request from its start to its last byte.
+    ``timeout_s``: so long may a request stand still; one that moves may take thirty times as long.
     """
 
     url: str

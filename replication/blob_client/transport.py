@@ -7,9 +7,10 @@ No retries here: the caller knows whether the call may be made again.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Final
@@ -27,6 +28,8 @@ from replication.shared_key import authorization
 API_VERSION: Final = "2021-12-02"
 SLICE_BYTES: Final = 256 * 1024
 READ_BUFFER_BYTES: Final = 256 * 1024
+LONGEST_REQUEST: Final = 30
+"""A request that moves may take so many times ``timeout_s``: 8 MiB need 18 minutes if eight of them share 512 Kbps."""
 MAX_DOCUMENT_BYTES: Final = 16 * 2**20
 """Largest XML answer that is read; a page of a listing is far smaller."""
 
@@ -39,11 +42,13 @@ def body_length(body: Body) -> int:
     return sum(view.nbytes for view in body)
 
 
-async def _slices(body: Body) -> AsyncIterator[memoryview]:
+async def _slices(body: Body, moved: Callable[[], None]) -> AsyncIterator[memoryview]:
+    """The body in pieces; ``moved`` is called before each, which is when the one before went out."""
     views: Sequence[memoryview] = [memoryview(body)] if isinstance(body, bytes | bytearray | memoryview) else body
     for view in views:
         octets = view.cast("B") if view.nbytes else view
         for start in range(0, octets.nbytes, SLICE_BYTES):
+            moved()
             yield octets[start : start + SLICE_BYTES]
 
 
@@ -81,8 +86,11 @@ class BlobTransport:
     async def open(self) -> None:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=self._tls, limit=self._settings.connections, keepalive_timeout=30.0),
+            # sock_read counts from the end of the request; while its body goes out, ``send`` watches that it moves.
             timeout=aiohttp.ClientTimeout(
-                total=self._settings.timeout_s, sock_connect=self._settings.connect_timeout_s
+                total=self._settings.timeout_s * LONGEST_REQUEST,
+                sock_connect=self._settings.connect_timeout_s,
+                sock_read=self._settings.timeout_s,
             ),
             auto_decompress=False,
             skip_auto_headers=_UNSIGNED_AUTOMATIC_HEADERS,
@@ -120,21 +128,33 @@ class BlobTransport:
         headers["Authorization"] = authorization(self._settings.account, self._key, call.method, target, headers)
         if call.method in ("GET", "HEAD"):
             del headers["Content-Length"]
+        standstill_s = self._settings.timeout_s
+        now_s = asyncio.get_running_loop().time
         try:
-            async with self._session.request(
-                call.method,
-                URL(self._origin + target, encoded=True),
-                headers=headers,
-                data=_slices(call.body) if length else None,
-                allow_redirects=False,
-            ) as response:
+            async with contextlib.AsyncExitStack() as answered:
+                async with asyncio.timeout(standstill_s) as sending:
+
+                    def moved() -> None:
+                        # An answer may come before the whole body has gone out: then nobody waits for it here any more.
+                        with contextlib.suppress(RuntimeError):
+                            sending.reschedule(now_s() + standstill_s)
+
+                    response = await answered.enter_async_context(
+                        self._session.request(
+                            call.method,
+                            URL(self._origin + target, encoded=True),
+                            headers=headers,
+                            data=_slices(call.body, moved) if length else None,
+                            allow_redirects=False,
+                        )
+                    )
                 if response.status not in expect:
                     await _raise_failure(response, call.what)
                 yield response
         except BlockferryError:
             raise
         except TimeoutError as error:
-            raise PeerUnavailable(f"cannot {call.what}: no answer within {self._settings.timeout_s:g} s") from error
+            raise PeerUnavailable(f"cannot {call.what}: nothing moved for {standstill_s:g} s") from error
         except aiohttp.ClientConnectorCertificateError as error:
             raise Refused(
                 f"cannot {call.what}: the endpoint's certificate is not trusted: {error.certificate_error}",

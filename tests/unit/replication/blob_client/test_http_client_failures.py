@@ -82,6 +82,50 @@ async def test_a_status_becomes_its_class(tmp_path: Path, status: int, code: str
         assert getattr(caught.value, "retry_after_s", None) == 7.0
 
 
+SLOW_BODY = bytes(32 * 2**20)
+
+
+async def test_a_body_that_moves_may_take_longer_than_a_standstill(tmp_path: Path) -> None:
+    received = 0
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        nonlocal received
+        for _ in range(6):
+            received += len(await request.content.readexactly(len(SLOW_BODY) // 6))
+            await asyncio.sleep(0.25)
+        while piece := await request.content.readany():
+            received += len(piece)
+        return web.Response(status=201, headers={"ETag": '"1"', "Last-Modified": "Mon, 23 Nov 2026 08:00:00 GMT"})
+
+    async with endpoint(tmp_path, slow) as client:
+        await client.put_blob("lab", "blob", SLOW_BODY)
+    assert received == len(SLOW_BODY)
+
+
+async def test_a_body_that_stands_still_is_given_up(tmp_path: Path) -> None:
+    async def stuck(request: web.Request) -> web.StreamResponse:
+        await request.content.readexactly(65536)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with endpoint(tmp_path, stuck) as client:
+        with pytest.raises(PeerUnavailable, match="nothing moved for 1 s"):
+            await client.put_blob("lab", "blob", SLOW_BODY)
+
+
+async def test_an_answer_that_stands_still_is_given_up(tmp_path: Path) -> None:
+    async def stuck(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "1000", "ETag": '"1"'})
+        await response.prepare(request)
+        await response.write(b"x" * 10)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with endpoint(tmp_path, stuck) as client:
+        with pytest.raises(PeerUnavailable, match="nothing moved for 1 s"):
+            await client.get_blob("lab", "blob", max_bytes=1000)
+
+
 async def test_an_endpoint_that_does_not_answer_is_unavailable_after_the_deadline(tmp_path: Path) -> None:
     async def silent(_request: web.Request) -> web.StreamResponse:
         await asyncio.Event().wait()
