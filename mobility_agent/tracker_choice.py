@@ -22,7 +22,7 @@ from mobility_agent.interruption import Interruption
 from mobility_agent.shipping.digest_table import DigestTable
 from replication.control_plane import TrackerAvailability, TrackerKind
 from replication.dirty_bitmap import Geometry
-from replication.errors import Refused, Unsupported
+from replication.errors import NotFound, Refused, Unsupported
 from replication.identifiers import DiskId
 
 _PRIVILEGE: Final = "it needs root, or CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN for the pins"
@@ -40,8 +40,11 @@ def tracker_availability() -> list[TrackerAvailability]:
 
 
 def trackers_for(path: Path) -> list[TrackerKind]:
-    """The trackers that work for one disk, the preferred one first."""
-    return ["scan"] if why_not_trackable(path) else ["ebpf", "scan"]
+    """The trackers that work for one disk, the preferred one first; none if it has no device node, or is gone by now."""
+    try:
+        return ["scan"] if why_not_trackable(path) else ["ebpf", "scan"]
+    except NotFound:
+        return []
 
 
 def open_tracker(

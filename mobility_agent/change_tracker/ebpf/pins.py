@@ -30,7 +30,7 @@ def ensure_bpf_file_system(root: Path) -> None:
     """
     mount_point = root.parent
     if not _is_bpf(mount_point):
-        mount_point.mkdir(parents=True, exist_ok=True)
+        _make_directory(mount_point, parents=True)
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.mount(b"bpf", os.fsencode(mount_point), b"bpf", ctypes.c_ulong(0), b"mode=0700"):
             code = ctypes.get_errno()
@@ -38,7 +38,19 @@ def ensure_bpf_file_system(root: Path) -> None:
                 f"cannot mount a bpf file system at {mount_point}: {os.strerror(code)}",
                 hint=f"mount it with: mount -t bpf bpf {mount_point}",
             )
-    root.mkdir(mode=0o700, exist_ok=True)
+    _make_directory(root)
+
+
+def _make_directory(path: Path, *, parents: bool = False) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=parents, exist_ok=True)
+    except PermissionError:
+        raise  # the caller says which privilege is missing
+    except OSError as error:
+        raise Unsupported(
+            f"cannot make {path} for the tracker's pins: {error.strerror}",
+            hint="mount a bpf file system, or choose another tracker.pin_root on one",
+        ) from error
 
 
 def _is_bpf(directory: Path) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from mobility_agent import tracker_choice
 from mobility_agent.block_device.reader import DiskReader
+from mobility_agent.change_tracker.ebpf.pins import ensure_bpf_file_system
 from mobility_agent.change_tracker.ebpf.tracker import EbpfTracker
 from mobility_agent.config import TrackerSettings
 from mobility_agent.interruption import Interruption
@@ -96,3 +97,13 @@ def test_the_preferred_tracker_comes_first(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_discarding_what_is_not_there_is_no_error(tmp_path: Path) -> None:
     discard_tracking(TrackerSettings(pin_root=tmp_path / "pins"), DISK)
+
+
+def test_a_disk_without_a_node_has_no_tracker_and_costs_the_inventory_nothing(tmp_path: Path) -> None:
+    assert trackers_for(tmp_path / "nothing") == []
+
+
+def test_pins_that_cannot_be_made_are_unsupported_so_that_auto_falls_back(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Unsupported, match="tracker's pins"):
+        ensure_bpf_file_system(tmp_path / "file" / "bpf" / "pins")
