@@ -242,7 +242,8 @@ class DiskSession:
         ledger, cut_time_ns = self.ledger, time.time_ns()
         if ledger.open_epoch is not None:
             return None  # opened again this very moment: it goes first
-        is_harvested = not (self.harvest_reads_disk and ledger.pending_granules)
+        # A scan is put off if an epoch was cut (by a point, say) since its turn was found to have come: see ``ready_to_harvest``.
+        is_harvested = not (self.harvest_reads_disk and (ledger.pending_granules or ledger.epochs))
         if is_harvested:
             self._require_size()
             self._last_harvest_s = time.monotonic()

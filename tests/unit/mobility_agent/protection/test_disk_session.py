@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from mobility_agent.change_tracker.interface import Harvest
 from mobility_agent.core.epoch_ledger import HistoryDiverged
 from mobility_agent.protection.epoch_journal import EpochJournal
 from mobility_agent.protection.ledger_opening import settle_attach
 from mobility_agent.protection.point_coordinator import PointCoordinator
 from mobility_agent.quiesce.interface import Mount
+from replication.dirty_bitmap import DirtyBitmap
 from replication.epoch_manifest import EpochFlag
 from replication.errors import ResyncRequired
 from replication.identifiers import CutId, DiskId, ItemId
@@ -136,6 +138,35 @@ async def test_lost_marks_demand_a_resync_and_the_duty_is_persisted_first(site: 
     with pytest.raises(ResyncRequired):
         await ended(site)
     assert site.doubts == ["an overflow"]
+
+
+async def test_a_scan_is_put_off_if_an_epoch_was_cut_while_it_waited_for_the_gap(
+    site: SessionSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the simulation: a granule that had its confirmed content again, while a point carried another, was called unchanged."""
+    session = site.start()
+    await site.settle()
+    session.harvest_reads_disk = True
+    on_their_way: list[int] = []
+    begin_harvest = FakeTracker.begin_harvest
+
+    def counted(tracker: FakeTracker, into: DirtyBitmap | None = None) -> Harvest:
+        on_their_way.append(len(session.ledger.epochs))
+        return begin_harvest(tracker, into)
+
+    monkeypatch.setattr(FakeTracker, "begin_harvest", counted)
+    site.sink.applying = False
+    async with session.gap:
+        await asyncio.sleep(0.01)
+        _fill(site, 3, 1, 7)
+        await session.ship_next()
+        assert session.ledger.sealed_epochs
+    await asyncio.sleep(0.05)
+    assert set(on_their_way) == {0}
+    site.sink.applying = True
+    await site.sink.apply_ready()
+    await site.settle()
+    assert site.replica_matches
 
 
 async def test_a_copy_of_the_state_from_before_a_doubt_shows_that_it_is_older(
