@@ -41,12 +41,14 @@ from replication.control_plane import (
 )
 from replication.data_plane import BatchAcknowledgement, receipt_digest
 from replication.dirty_bitmap import DirtyBitmap, Geometry
+from replication.epoch_manifest import manifest_hash
 from replication.errors import NotFound
 from replication.extents import Extent
 from replication.identifiers import CutId, DiskId, EpochId, EpochKey, GenerationKey
 from tests.simulation.control_model import ITEM
 from tests.simulation.network import TIMEOUT_S, Network
 from tests.simulation.oracle import CutTaken, Oracle
+from tests.simulation.promises import DiskPromises, PromiseBroken, judge_table
 from tests.simulation.source_disk import SourceDisk
 from tests.simulation.virtual_files import VirtualFiles
 from tests.simulation.virtual_loop import Process, VirtualLoop
@@ -83,8 +85,11 @@ class SimulatedReader:
 class Uplink:
     """One agent process's way to one process server: real handlers behind an unreliable network."""
 
-    def __init__(self, process: Process, target: Intake, network: Network) -> None:
+    def __init__(
+        self, process: Process, target: Intake, network: Network, promises: Mapping[DiskId, DiskPromises]
+    ) -> None:
         self._process = process
+        self._promises = promises
         self._target = target
         self._network = network
 
@@ -92,11 +97,13 @@ class Uplink:
         return await self._network.ask(self._process, lambda: self._target.process, self._target.name, call, timeout_s)
 
     async def put_batch(self, frame: BatchFrame) -> BatchAcknowledgement:
+        self._promises[frame.key.disk].sent_batch(frame.key)
         content = b"".join((bytes(frame.head), *(bytes(view) for view in frame.data)))
         key = frame.key
         return cast("BatchAcknowledgement", await self._ask(lambda: self._target.put_batch(key, content)))
 
     async def put_manifest(self, key: EpochKey, encoded: bytes) -> None:
+        self._promises[key.disk].sent_manifest(key, manifest_hash(encoded))
         await self._ask(lambda: self._target.put_manifest(key, encoded))
 
     async def stored_manifest(self, key: EpochKey) -> bytes | None:
@@ -176,6 +183,7 @@ class AgentMachine:
         self._tracker_kind = tracker_kind
         self._timing = timing
         self._ask_generation = ask_generation
+        self.promises: dict[DiskId, DiskPromises] = {disk: DiskPromises() for disk in disks}
         self._next_target: Intake | None = None
         self._changed = asyncio.Event()
         self._resyncs: list[ResyncOrder] = []
@@ -194,7 +202,8 @@ class AgentMachine:
         while True:
             self.target, self._next_target = target, None
             self.item = ItemSession(self._desired(), environment)
-            running = asyncio.get_running_loop().create_task(self.item.run(Uplink(process, target, self._network)))
+            uplink = Uplink(process, target, self._network, self.promises)
+            running = asyncio.get_running_loop().create_task(self.item.run(uplink))
             while self._assigned() is None and not running.done():
                 self._changed.clear()
                 changed = asyncio.get_running_loop().create_task(self._changed.wait())
@@ -242,6 +251,24 @@ class AgentMachine:
         for disk in self.disks.values():
             disk.lose_power()
         self.files.cut_power()
+        self.files.failing_syncs = 0
+        self.judge_files()
+
+    def judge_files(self) -> None:
+        """The agent is down: its files know all that it acted on."""
+        for disk, source in self.disks.items():
+            directory = STATE / "disks" / disk
+            if not directory.exists():
+                if self.promises[disk].asked:
+                    raise PromiseBroken("the agent's state is gone")
+                continue
+            self.promises[disk].judge(directory, ITEM)
+            judge_table(directory, ITEM, disk, source.geometry, self._oracle.applied.get(disk, {}))
+
+    def forget_promises(self) -> None:
+        """Its files were replaced by a person."""
+        for disk in self.promises:
+            self.promises[disk] = DiskPromises()
 
     def act(self, what: str) -> None:
         """A file of this machine is changed."""
@@ -262,7 +289,7 @@ class AgentMachine:
             granularity_bytes=4096,
             locate=lambda disk: Path(f"/simulated-disks/{disk}"),
             open_tracker=lambda *parts: self._open_tracker(coordinator, *parts),
-            config_server=_ConfigServer(process, self._ask_generation),
+            config_server=_ConfigServer(process, self.promises, self._ask_generation),
             buffers=ShippingBuffers(3, 4 * 4096),
             batches_in_flight=2,
             limits=SessionLimits(
@@ -311,7 +338,14 @@ class AgentMachine:
             tracker = ScanTracker(reader, geometry, table, is_cancelled=interruption.is_interrupted)
         else:
             tracker = self._attached(disk, geometry)
-        harvest_now = tracker.begin_harvest
+        harvest_now, forget_now = tracker.begin_harvest, tracker.commit_harvest
+        promises = self.promises[disk]
+
+        def commit_harvest(journal_serial: int = 0) -> None:
+            forget_now(journal_serial)
+            promises.forgotten_serial = max(promises.forgotten_serial, journal_serial)
+
+        tracker.commit_harvest = commit_harvest  # type: ignore[method-assign]
 
         def begin_harvest(into: DirtyBitmap | None = None) -> Harvest:
             harvest = harvest_now(into)
@@ -353,13 +387,19 @@ class _ConfigServer:
     def __init__(
         self,
         process: Process,
+        promises: Mapping[DiskId, DiskPromises],
         ask: Callable[[Process, DiskId, GenerationRequest], Coroutine[Any, Any, GenerationGrant]],
     ) -> None:
         self._process = process
+        self._promises = promises
         self._ask = ask
 
     async def new_generation(self, disk: DiskId, request: GenerationRequest) -> GenerationGrant:
-        return await self._ask(self._process, disk, request)
+        promises = self._promises[disk]
+        promises.asked = request.request
+        grant = await self._ask(self._process, disk, request)
+        promises.grants[request.request] = grant.generation
+        return grant
 
 
 def _no_claim(_session: DiskSession) -> Any:

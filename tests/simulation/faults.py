@@ -100,6 +100,7 @@ class Faults:
         world.note("fault", "the source is reverted")
         world.agent.cut_power()
         world.agent.files.revert(files)
+        world.agent.forget_promises()
         for disk, source in world.disks.items():
             source.revert(media[disk])
         await asyncio.sleep(self._away_s())
@@ -115,6 +116,7 @@ class Faults:
         world.note("fault", "the agent's state is restored")
         world.agent.kill()
         world.agent.files.revert(files)
+        world.agent.forget_promises()
         await self._start_agent()
 
     async def jump_clock(self) -> None:
@@ -168,10 +170,11 @@ class Faults:
     async def lose_process_server(self) -> None:
         """For good, with its spool; the configuration server assigns the other one after a while."""
         world = self.world
-        alive = [each for each in world.process_servers if not each.is_gone]
+        alive = [each for each in world.process_servers if not each.is_doomed]
         if len(alive) < 2:
             return
         chosen = self._some_process_server()
+        chosen.is_doomed = True
 
         def strike() -> None:
             world.note("fault", f"{chosen.name} is gone for good")

@@ -103,9 +103,12 @@ class Oracle(StoreWatch):
 
     def _judge_receipt(self, receipt: Receipt) -> None:
         disk = DiskId(receipt.disk)
-        if receipt.problem is not None and receipt.epoch == 0:
+        is_refusal = receipt.problem is not None and receipt.epoch == 0
+        if is_refusal and not self.stores(REPLICAS_CONTAINER, disk):
             return
         state = decode_state(drive(self.account.head_blob(REPLICAS_CONTAINER, disk)).metadata)
+        if is_refusal and receipt.generation > state.applied.generation:
+            return
         stated = Position(receipt.generation, receipt.epoch)
         if state.applied != stated:
             raise Broken(f"a receipt states {stated} where the replica is at {state.applied}")

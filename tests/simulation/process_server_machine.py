@@ -24,6 +24,7 @@ from replication.blob_client.settings import BlobEndpointSettings
 from replication.clock import Clock
 from replication.control_plane import DataKeyGrant
 from replication.data_plane import MAX_RECEIPT_WAIT_S, BatchAcknowledgement
+from replication.epoch_manifest import decode_unverified_manifest, manifest_hash
 from replication.errors import PeerUnavailable
 from replication.identifiers import BatchKey, EpochId, EpochKey, GenerationKey
 from replication.service.health import HealthBoard
@@ -87,8 +88,9 @@ class ProcessServerMachine(Intake):
         self.name = name
         self.process: Process | None = None
         self.files = files
-        self.is_gone = False
+        self.is_gone = self.is_doomed = False
         self.acknowledged: dict[BatchKey, str] = {}
+        self.acknowledged_manifests: dict[EpochKey, tuple[int, bytes]] = {}
         self.ended: Callable[[asyncio.Task[None]], None] = lambda _task: None
         self.spool_limit_bytes = 64 * 2**20
         self._loop = loop
@@ -110,6 +112,13 @@ class ProcessServerMachine(Intake):
         process = self.process = Process(self.name, self._loop)
         task = process.start(self._serve(process))
         task.add_done_callback(self.ended, context=self._loop.world)
+
+    def restart(self) -> None:
+        """By the service manager, after it has ended by itself."""
+        if self.process is not None and not self.process.is_dead():
+            self.kill()
+            if not self.is_gone:
+                self.start()
 
     async def _serve(self, process: Process) -> None:
         self._site = None
@@ -184,16 +193,27 @@ class ProcessServerMachine(Intake):
             del self.acknowledged[key]
             if stores(REPLICATION_CONTAINER, segment_name(key)):
                 continue
-            receipt = self._oracle.newest_receipt.get(key.disk)
-            if receipt is not None and (receipt.generation, receipt.epoch) >= (key.generation, key.epoch):
+            if not self._is_over(key.epoch_key):
+                raise Broken(f"{self.name} has acknowledged batch {key} and does not have it any more")
+
+        for epoch, (attempt, digest) in list(self.acknowledged_manifests.items()):
+            pending = site.backlog.generation(epoch.generation_key, MACHINE).pending_manifest(epoch.epoch)
+            if pending is not None and (pending.manifest_hash == digest or pending.attempt > attempt):
                 continue
-            if stores(REPLICATION_CONTAINER, manifest_name(key.epoch_key)):
-                continue
-            if receipt is not None and receipt.generation == key.generation and receipt.closed:
-                continue
-            if any(other.disk == key.disk and other.generation > key.generation for other in self.acknowledged):
-                continue
-            raise Broken(f"{self.name} has acknowledged batch {key} and does not have it any more")
+            del self.acknowledged_manifests[epoch]
+            if not self._is_over(epoch):
+                raise Broken(f"{self.name} has acknowledged the manifest of {epoch} and does not have it any more")
+
+    def _is_over(self, key: EpochKey) -> bool:
+        """Nothing that is kept of this epoch can count any more, or its manifest was refused for good."""
+        receipt = self._oracle.newest_receipt.get(key.disk)
+        if receipt is not None and (receipt.generation, receipt.epoch) >= (key.generation, key.epoch):
+            return True
+        if receipt is not None and receipt.generation == key.generation and receipt.closed:
+            return True
+        if self._oracle.stores(REPLICATION_CONTAINER, manifest_name(key)):
+            return True
+        return any(other.disk == key.disk and other.generation > key.generation for other in self.acknowledged)
 
     # ---- the surface
 
@@ -209,6 +229,10 @@ class ProcessServerMachine(Intake):
 
     async def put_manifest(self, key: EpochKey, encoded: bytes) -> None:
         await self._running().manifests.put(key, MACHINE, _Content(encoded).as_body())
+        attempt = decode_unverified_manifest(encoded, expected=key).attempt
+        before = self.acknowledged_manifests.get(key)
+        if before is None or before[0] <= attempt:
+            self.acknowledged_manifests[key] = attempt, manifest_hash(encoded)
 
     async def stored_manifest(self, key: EpochKey) -> bytes:
         return await self._running().manifests.stored(key, MACHINE)

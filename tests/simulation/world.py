@@ -13,7 +13,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -202,7 +202,7 @@ class World:
             name, self.loop, self.network, files, self.oracle, self.random.random, self.store_of, self._ask_key
         )
         files.act = machine.act
-        machine.ended = self.note_end(name)
+        machine.ended = self.note_end(name, machine.restart)
         return machine
 
     def store_of(self, process: Process) -> StoreClient:
@@ -245,12 +245,19 @@ class World:
     def note(self, who: str, what: str) -> None:
         self.trace.append((self.loop.time(), who, what))
 
-    def note_end(self, name: str) -> Any:
+    def note_end(self, name: str, restart: Callable[[], None] | None = None) -> Any:
+        """:param restart: as a service manager does, for what a daemon may end with."""
+
         def ended(task: asyncio.Task[None]) -> None:
             if task.cancelled():
                 return
             error = task.exception()
-            if not _is_death(error):
+            if _is_death(error):
+                return
+            if restart is not None and _is_gone_on_with(error):
+                self.note(name, f"has ended: {error!r}")
+                self.loop.in_world(1.0, restart)
+            else:
                 self.fail(error or Broken(f"{name} has ended by itself"))
 
         return ended
@@ -301,6 +308,12 @@ def _is_death(error: BaseException | None) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return any(_is_death(each) for each in error.exceptions)
     return isinstance(error, ProcessKilled)
+
+
+def _is_gone_on_with(error: BaseException | None) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_gone_on_with(each) for each in error.exceptions)
+    return isinstance(error, BlockferryError)
 
 
 class TracingHandler(logging.Handler):
