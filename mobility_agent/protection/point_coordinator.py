@@ -3,7 +3,8 @@
 Called by ``item_session`` (recovery points) and ``cutover`` (the final epoch). While frozen nothing is written, logged or sent: the code
 between entering and leaving ``frozen`` runs with the event loop deliberately blocked, into memory locked beforehand, and every session is
 held still, so that no thread of the agent is in its journal. It is a point only if every file system stayed frozen until we thawed it
-ourselves and no write was seen since the flip; else what was harvested is pending again and the rounds go on, up to ``MAX_ATTEMPTS``.
+ourselves and no write was seen since the flip (which alone speaks for what cannot be frozen: an EFI partition's vfat); else what was
+harvested is pending again and the rounds go on, up to ``MAX_ATTEMPTS``.
 
 A tracker that reads the disk to harvest is not asked under a freeze: it would last for the whole scan. Its points rest on hooks alone
 that stopped the writers, or on a claim; the scan runs in the disk's executor and the event loop goes on.
@@ -16,7 +17,7 @@ import contextlib
 import logging
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
@@ -173,6 +174,7 @@ class PointCoordinator:
                 await session.ready_to_harvest()
             mounts = await asyncio.to_thread(self._find_mounts, sorted(sessions))
             await asyncio.to_thread(write_back, mounts)
+            to_freeze = _to_freeze(mounts, sessions.values())
             together_cut = ConsistentCut(cut, item, tuple(sorted(sessions)))
             rounds = [_DiskRound(session, session.scratch) for _, session in sorted(sessions.items())]
             async with AsyncExitStack() as still:
@@ -183,11 +185,11 @@ class PointCoordinator:
                     reason, cut_time_ns = await self._scan_and_read(rounds, quiesced=quiesced)
                 elif not reason:
                     reason, cut_time_ns, frozen_s = self._freeze_and_read(
-                        rounds, mounts, freeze_budget_s, quiesced=quiesced
+                        rounds, to_freeze, freeze_budget_s, quiesced=quiesced
                     )
                 epochs = [await self._keep(part, reason, flags, cut_time_ns, together_cut) for part in rounds]
             for session in sessions.values():
-                if mounts and frozen_s is not None:
+                if to_freeze and frozen_s is not None:
                     session.figures.freezes_s.append(frozen_s)
             if not reason:
                 sealed = await self._ship(rounds, epochs)
@@ -274,6 +276,12 @@ class PointCoordinator:
             for (session, _, _), epoch in zip(to_ship, sealed, strict=True)
             if epoch is not None
         }
+
+
+def _to_freeze(mounts: Sequence[Mount], sessions: Iterable[DiskSession]) -> list[Mount]:
+    """What cannot be frozen is left out if the trackers say whether it writes meanwhile; else it is tried, and refused with its reason."""
+    seen = all(session.parts.tracker.proves_quiet for session in sessions)
+    return [mount for mount in mounts if mount.can_be_frozen or not seen]
 
 
 def _not_now(rounds: Sequence[_DiskRound]) -> str:

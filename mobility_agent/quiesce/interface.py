@@ -10,6 +10,8 @@ fake in tests/harness.
         read the last small round; stop when freeze.remaining_s() runs out
         wrote = tracker.wrote_since_flip()
     it is a point if freeze.result.is_point and not wrote
+
+A mounted file system that cannot be frozen (vfat) is not given to ``frozen``: ``wrote`` speaks for it, as for a disk without any.
 """
 
 from __future__ import annotations
@@ -17,7 +19,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+_NEVER_FROZEN: Final = frozenset(
+    ("affs", "exfat", "fuseblk", "hfs", "hfsplus", "minix", "msdos", "ntfs", "ntfs3", "udf", "vfat")
+)
+"""Without ``freeze_fs`` and ``freeze_super`` in the kernel (fs/*/super.c): FIFREEZE says EOPNOTSUPP. EFI system partitions are vfat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,11 @@ class Mount:
     source: str
     device: tuple[int, int]
     is_read_only: bool = False
+
+    @property
+    def can_be_frozen(self) -> bool:
+        """False for kinds without a freeze in the kernel: they are left running, and must be seen to write nothing."""
+        return self.fs_type not in _NEVER_FROZEN
 
 
 @dataclass(frozen=True, slots=True)

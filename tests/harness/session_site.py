@@ -44,17 +44,22 @@ class FakeFreeze:
 
 
 class FakeFreezer:
-    """Freezes nothing; ``problem`` makes its freezes no points. ``when_frozen`` is called as soon as it is frozen."""
+    """Freezes nothing; ``problem`` makes its freezes no points.
+
+    ``when_frozen`` is called as soon as it is frozen; ``asked`` is what was to be frozen.
+    """
 
     def __init__(self, when_frozen: Callable[[], None] = lambda: None) -> None:
         self.problem = ""
         self.count = 0
+        self.asked: list[Sequence[Mount]] = []
         self._when_frozen = when_frozen
 
     @contextlib.contextmanager
     def frozen(self, mounts: Sequence[Mount], budget_s: float) -> Iterator[Freeze]:
         freeze = FakeFreeze()
         self.count += 1
+        self.asked.append(mounts)
         self._when_frozen()
         yield freeze
         freeze.result = FreezeResult(not self.problem, 0.0, self.problem)

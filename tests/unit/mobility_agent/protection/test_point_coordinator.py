@@ -89,6 +89,51 @@ async def test_two_disks_are_cut_at_one_instant(sites: list[SessionSite]) -> Non
     assert manifests[0].cut_time_ns == manifests[1].cut_time_ns
 
 
+EFI = Mount("/boot/efi", "vfat", "/d1", (7, 1))
+
+
+async def test_what_cannot_be_frozen_is_left_running_and_must_be_quiet(sites: list[SessionSite]) -> None:
+    freezer = FakeFreezer()
+    fill(sites[0], 5, 2, 9)
+    outcome = await cut_point(sites[:1], freezer=freezer, find_mounts=lambda _: [EFI, MOUNT])
+    assert outcome.made
+    assert freezer.asked == [[MOUNT]]
+
+
+async def test_a_quiet_disk_with_nothing_that_can_be_frozen_has_points(sites: list[SessionSite]) -> None:
+    freezer = FakeFreezer()
+    outcome = await cut_point(sites[:1], freezer=freezer, find_mounts=lambda _: [EFI])
+    assert outcome.made
+    assert not freezer.asked
+
+
+async def test_a_write_to_what_cannot_be_frozen_makes_it_no_point(sites: list[SessionSite]) -> None:
+    values = iter(range(2, 200))
+    real = session_of(sites[0]).parts.tracker.wrote_since_flip
+
+    def write_meanwhile() -> bool:
+        fill(sites[0], 3, 1, next(values))
+        return real()
+
+    fill(sites[0], 5, 2, 9)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(session_of(sites[0]).parts.tracker, "wrote_since_flip", write_meanwhile)
+        outcome = await cut_point(sites[:1], find_mounts=lambda _: [EFI, MOUNT])
+    assert not outcome.made
+    assert "a write was seen" in outcome.reason
+    await sites[0].settle()
+    assert sites[0].replica_matches
+
+
+async def test_a_tracker_that_cannot_prove_quiet_has_everything_frozen(
+    sites: list[SessionSite], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeTracker, "proves_quiet", False)
+    freezer = FakeFreezer()
+    await cut_point(sites[:1], freezer=freezer, find_mounts=lambda _: [EFI, MOUNT])
+    assert freezer.asked[0] == [EFI, MOUNT]
+
+
 async def test_a_last_round_that_does_not_fit_is_no_point_and_nothing_of_it_is_lost(sites: list[SessionSite]) -> None:
     site = sites[0]
     values = iter(range(2, 200))
