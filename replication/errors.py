@@ -46,14 +46,18 @@ class BlockferryError(Exception):
         self.offset_bytes = offset_bytes
         self.hint = hint
 
-    def __str__(self) -> str:
+    @property
+    def located(self) -> str:
+        """What happened and where, without the hint: for documents that carry the hint apart."""
         where = [
             f"{name} {value}"
             for name, value in (("disk", self.disk), ("epoch", self.epoch), ("offset", self.offset_bytes))
             if value is not None
         ]
-        text = self.message if not where else f"{self.message} ({', '.join(where)})"
-        return text if self.hint is None else f"{text}; {self.hint}"
+        return self.message if not where else f"{self.message} ({', '.join(where)})"
+
+    def __str__(self) -> str:
+        return self.located if self.hint is None else f"{self.located}; {self.hint}"
 
 
 class Retryable(BlockferryError):

@@ -76,7 +76,7 @@ class Cutover:
         try:
             await self._cut_over()
         except BlockferryError as error:
-            problem = Problem(code=error.code, message=str(error), hint=error.hint)
+            problem = Problem(code=error.code, message=error.located, hint=error.hint)
         except OSError as error:
             problem = Problem(code="operating-system", message=str(error))
         if any(session.has_ended for session in self.sessions.values()):
@@ -130,7 +130,7 @@ class Cutover:
                 except (Conflict, Refused) as error:
                     if time.monotonic() > deadline_s:
                         raise
-                    self._note(problem=Problem(code=error.code, message=str(error), hint=error.hint))
+                    self._note(problem=Problem(code=error.code, message=error.located, hint=error.hint))
                     await asyncio.sleep(_CLAIM_RETRY_S)
                 else:
                     self._note(problem=None)

@@ -143,7 +143,7 @@ class DiskSupervisor:
 
     def _state_problem(self, error: Exception) -> None:
         if isinstance(error, BlockferryError):
-            self._problem = Problem(code=error.code, message=str(error), hint=error.hint)
+            self._problem = Problem(code=error.code, message=error.located, hint=error.hint)
         else:
             self._problem = Problem(code="operating-system", message=str(error))
 

@@ -26,6 +26,7 @@ def test_every_class_is_drawn_in_the_tree(kind: type[BlockferryError]) -> None:
 def test_text_says_what_where_and_remedy() -> None:
     error = errors.NotFound("cannot find the epoch", disk="sda", epoch=0, offset_bytes=0, hint="start a resync")
     assert str(error) == "cannot find the epoch (disk sda, epoch 0, offset 0); start a resync"
+    assert error.located == "cannot find the epoch (disk sda, epoch 0, offset 0)"
 
 
 def test_text_without_place_and_hint_is_the_message() -> None:
