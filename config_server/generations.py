@@ -24,6 +24,7 @@ from config_server.events import SYSTEM, Actor, Clock, record_event
 from config_server.items import active_item, item_disks
 from config_server.key_encryption import KeyEncryptionKey
 from config_server.tables import DiskRow, GenerationRow, ProtectedItemRow
+from config_server.tracking_losses import note_resync
 from config_server.writer_requests import SUCCEEDED, answer_of, ask_writer_anew, failure_of
 from replication.blob_client.api import BlobClient
 from replication.control_plane import DataKeyGrant, GenerationGrant, GenerationRequest
@@ -90,6 +91,8 @@ class Generations:
                 if row is not None:
                     return _checked_repeat(row, disk, request)
                 newest = await newest_generation(session, disk)
+                if newest is not None and newest.item_id == item.id and newest.state != DELETED:
+                    await note_resync(session, item, disk, newest.generation, request.reason, self._clock())
                 if newest is None or newest.state in (CLOSED, DELETED):
                     return await self._allocate(session, item, disk, request, newest, first_number)
                 if newest.state == OPEN:

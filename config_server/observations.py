@@ -5,17 +5,15 @@ Ages come as seconds by the sender's own clock; this server adds the time since 
 
 from __future__ import annotations
 
-from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.core.disk_progress import came_forward, falls_behind
-from config_server.core.doubt import becomes_suspect, loss_among, proved_point_time
 from config_server.core.job import JobKind
 from config_server.core.observation import SEEDED_PHASES
 from config_server.core.protected_item import TRANSITIONS, ReplicationObserved, State
-from config_server.events import SYSTEM, Actor, record_event
+from config_server.events import Actor, record_event
 from config_server.inventory import check_same_machine
-from config_server.items import active_item, apply_event, item_disks, observation_of, observed_progress, ordered_resyncs
+from config_server.items import active_item, apply_event, item_disks, observation_of, observed_progress
 from config_server.job_documents import MigrationContext
 from config_server.jobs import context_of, keep_context, newest_job
 from config_server.tables import (
@@ -23,8 +21,8 @@ from config_server.tables import (
     MachineRow,
     ProcessServerRow,
     ProtectedItemRow,
-    RecoveryPointRow,
 )
+from config_server.tracking_losses import follow_tracking
 from replication.control_plane import AgentObservation, CutoverObservation, DiskObservation, ProcessServerObservation
 
 
@@ -51,9 +49,9 @@ async def report_agent(session: AsyncSession, machine: MachineRow, observation: 
     reported = {disk.disk: disk for disk in observation.disks}
     rows = [disk for disk in await item_disks(session, item.id) if disk.disk_id in reported]
     for row in rows:
+        await follow_tracking(session, item, row, reported[row.disk_id], now_ns)
         _write_disk(row, reported[row.disk_id], now_ns)
     await session.flush()
-    await _settle_doubt(session, item, [reported[row.disk_id] for row in rows], now_ns)
     if observation.cutover is not None:
         await _keep_cutover(session, item, observation.cutover, now_ns)
     await follow_observation(session, item, now_ns)
@@ -83,41 +81,6 @@ async def follow_observation(session: AsyncSession, item: ProtectedItemRow, now_
         apply_event(session, item, ReplicationObserved(progress, reason), Actor(f"agent:{item.machine_id}"), now_ns)
     if item.seeded_ns is None and all(disk.seeded_ns is not None for disk in await item_disks(session, item.id)):
         item.seeded_ns = now_ns
-
-
-async def _settle_doubt(
-    session: AsyncSession, item: ProtectedItemRow, disks: list[DiskObservation], now_ns: int
-) -> None:
-    """R12: move the proved point time forward, or, where tracking was lost, mark the points since it as suspect."""
-    loss = loss_among(disks, await ordered_resyncs(session, item.id))
-    points = list(
-        await session.scalars(
-            select(RecoveryPointRow).where(
-                RecoveryPointRow.item_id == item.id,
-                RecoveryPointRow.state == "available",
-                RecoveryPointRow.suspect.is_(None),
-            )
-        )
-    )
-    if loss is None:
-        if len(disks) == len(await item_disks(session, item.id)):
-            proved = proved_point_time(disks, {point.cut: point.time_ns for point in points})
-            if proved is not None:
-                item.proved_point_time_ns = max(proved, item.proved_point_time_ns or 0)
-        return
-    suspects = [point for point in points if becomes_suspect(point.time_ns, item.proved_point_time_ns)]
-    for point in suspects:
-        point.suspect = loss
-    if suspects:
-        record_event(
-            session,
-            now_ns,
-            SYSTEM,
-            "points-suspect",
-            f"{len(suspects)} recovery points are suspect: {loss}",
-            machine_id=item.machine_id,
-            item_id=item.id,
-        )
 
 
 async def _keep_cutover(

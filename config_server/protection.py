@@ -166,6 +166,9 @@ async def resync(
 ) -> JobRow:
     """Compare and repair, in a new generation of each disk.
 
+    Each order's reason carries its identifier: the agent asks for the new generation with it, so that one asked for without is known
+    to have another cause (``tracking_losses.py``).
+
     :raises Conflict: if the item's state does not allow it. :raises InvalidInput: if a disk is not the item's.
     """
     item = await find_item(session, server)
@@ -188,7 +191,7 @@ async def resync(
         step=steps.RESYNCHRONIZING,
         parameters=ResyncParameters(disks=list(disks), reason=reason),
         context=ResyncContext(
-            orders=[ResyncOrder(request=str(uuid.uuid4()), disk=disk, reason=reason) for disk in chosen],
+            orders=[_order(disk, reason) for disk in chosen],
             generations=generations,
         ),
         actor=actor,
@@ -196,6 +199,11 @@ async def resync(
     )
     await publish(session, item.machine_id)
     return job
+
+
+def _order(disk: str, reason: str) -> ResyncOrder:
+    request = str(uuid.uuid4())
+    return ResyncOrder(request=request, disk=disk, reason=f"{reason} (order {request})")
 
 
 async def request_recovery_point(

@@ -188,7 +188,6 @@ class ProtectedItemRow(Base):
     first_revision: Mapped[int] = mapped_column(BigInteger, default=0)
     seeded_ns: Mapped[int | None] = mapped_column(BigInteger)
     ended_ns: Mapped[int | None] = mapped_column(BigInteger)
-    proved_point_time_ns: Mapped[int | None] = mapped_column(BigInteger)
     health: Mapped[str | None] = mapped_column(_KIND)
     health_since_ns: Mapped[int | None] = mapped_column(BigInteger)
     drill_ns: Mapped[int | None] = mapped_column(BigInteger)
@@ -196,7 +195,10 @@ class ProtectedItemRow(Base):
 
 
 class ItemDiskRow(Base):
-    """A disk under protection, with the newest ``DiskObservation`` of it. ``progress_ns``: when it last came forward."""
+    """A disk under protection, with the newest ``DiskObservation`` of it. ``progress_ns``: when it last came forward.
+
+    ``proved_*``: up to where its tracking was last reported as intact.
+    """
 
     __tablename__ = "item_disks"
 
@@ -209,6 +211,23 @@ class ItemDiskRow(Base):
     observed_ns: Mapped[int | None] = mapped_column(BigInteger)
     progress_ns: Mapped[int | None] = mapped_column(BigInteger)
     falling_behind_since_ns: Mapped[int | None] = mapped_column(BigInteger)
+    proved_generation: Mapped[int] = mapped_column(BigInteger, default=0)
+    proved_epoch: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class TrackingLossRow(Base):
+    """Tracking of a disk was lost: what was cut after the proved position and up to ``until_*`` may miss writes (R12)."""
+
+    __tablename__ = "tracking_losses"
+
+    item_id: Mapped[str] = mapped_column(ForeignKey("protected_items.id"), primary_key=True)
+    disk_id: Mapped[str] = mapped_column(ForeignKey("disks.id"), primary_key=True)
+    proved_generation: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    proved_epoch: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    until_generation: Mapped[int] = mapped_column(BigInteger)
+    until_epoch: Mapped[int] = mapped_column(BigInteger)
+    reason: Mapped[str] = mapped_column(Text)
+    noticed_ns: Mapped[int] = mapped_column(BigInteger)
 
 
 class GenerationRow(Base):

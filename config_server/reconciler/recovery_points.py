@@ -22,6 +22,7 @@ from config_server.incidents import record_incident
 from config_server.job_documents import MigrationContext, TestMigrationContext
 from config_server.jobs import context_of, newest_job, open_jobs
 from config_server.tables import JobRow, PolicyRow, ProtectedItemRow, RecoveryPointRow, WriterRequestRow
+from config_server.tracking_losses import newest_proved_cut, suspicion_of
 from config_server.writer_requests import FAILED, NEW, PUT, SUCCEEDED, ask_writer, request_id, request_of
 from replication.blob_client.api import BlobClient
 from replication.documents import MAX_DOCUMENT_BYTES, WriterPublicKey
@@ -116,6 +117,7 @@ class RecoveryPoints:
                     final=point.final,
                     document=point.model_dump_json(),
                     state=AVAILABLE,
+                    suspect=await suspicion_of(session, point),
                     found_ns=self._clock(),
                 )
             )
@@ -146,7 +148,11 @@ class RecoveryPoints:
                 )
             ).all()
             points = [Point(row.cut, row.time_ns, row.consistency == "app", row.suspect is not None) for row in rows]
-            cuts = points_to_prune(points, policy.retention_s, await _in_use(session, item_id))[:MAX_CUTS_A_REQUEST]
+            kept = await _in_use(session, item_id)
+            # The newest ones may turn out to be suspect: then this is the last good one (R12).
+            if (proved := await newest_proved_cut(session, item_id)) is not None:
+                kept.add(proved)
+            cuts = points_to_prune(points, policy.retention_s, kept)[:MAX_CUTS_A_REQUEST]
             if not cuts:
                 return
             key = f"prune-points/{item_id}/{hashlib.sha256(' '.join(cuts).encode()).hexdigest()[:16]}/{self._clock()}"

@@ -104,9 +104,9 @@ class DrivenSite:
         assert (await self.item())["state"] == "replicating"
         return str(job["item"])
 
-    async def grant(self, disk: str = DISK, request: str | None = None) -> Any:
+    async def grant(self, disk: str = DISK, request: str | None = None, reason: str = "test") -> Any:
         body = GenerationRequest(
-            request=request or new_id(), reason="test", size_bytes=len(SOURCE[disk]), granularity_bytes=65536
+            request=request or new_id(), reason=reason, size_bytes=len(SOURCE[disk]), granularity_bytes=65536
         )
         return await self.agent("POST", f"/agent/disks/{disk}/generations", body)
 

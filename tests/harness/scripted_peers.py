@@ -143,8 +143,10 @@ class ScriptedWriter:
         disks: list[str] | None = None,
         final: bool = False,
         signer: WriterIdentity | None = None,
+        generation: int = 1,
+        epoch: int = 1,
     ) -> RecoveryPoint:
-        """Put a recovery point's record into the store."""
+        """Put a recovery point's record into the store; all disks are cut at the same ``generation`` and ``epoch``."""
         point = RecoveryPoint(
             item=item,
             cut=cut,
@@ -154,8 +156,8 @@ class ScriptedWriter:
             disks=[
                 RecoveryPointDisk(
                     disk=disk,
-                    generation=1,
-                    epoch=1,
+                    generation=generation,
+                    epoch=epoch,
                     manifest_hash="0" * 64,
                     snapshot="2024-01-01T00:00:00.0000000Z",
                     size_bytes=len(self.source[disk]),

@@ -14,7 +14,15 @@ from config_server.core.attempt_limiter import AttemptLimiter
 from config_server.core.desired_state import DesiredFacts, desired_item
 from config_server.core.disk_names import made_disk_name
 from config_server.core.disk_progress import came_forward, falls_behind
-from config_server.core.doubt import becomes_suspect, doubt_of, loss_among, proved_point_time
+from config_server.core.doubt import (
+    END_OF_GENERATION,
+    Position,
+    TrackingLoss,
+    doubt_of,
+    lost_tracking,
+    proved_position,
+    suspicion,
+)
 from config_server.core.forecast import SeedingDisk, seeding_forecast
 from config_server.core.job import TRANSITIONS, JobState, next_job_state
 from config_server.core.observation import ObservedDisk, progress_of
@@ -131,27 +139,27 @@ def test_doubt_blindness_and_degradation_are_told_and_seeding_is_not_doubt() -> 
     assert doubt_of(disk_observation(generation=None, tracker_health="blind")) is None
 
 
-def test_points_are_in_danger_only_where_tracking_was_lost() -> None:
-    assert loss_among([disk_observation(), disk_observation(OTHER_DISK)], ()) is None
-    assert loss_among([disk_observation(doubt="marks were lost and dirtied again")], ()) is None
-    assert "blind" in str(loss_among([disk_observation(), disk_observation(OTHER_DISK, tracker_health="blind")], ()))
-    resyncing = disk_observation(phase="resynchronizing")
-    assert "resynchronized" in str(loss_among([resyncing], ()))
-    assert loss_among([resyncing], {DISK}) is None
+def test_tracking_is_lost_where_the_tracker_says_so_and_not_where_marks_were_dirtied_again() -> None:
+    assert lost_tracking(disk_observation()) is None
+    assert lost_tracking(disk_observation(doubt="marks were lost and dirtied again")) is None
+    assert lost_tracking(disk_observation(phase="resynchronizing")) is None, "its generation tells why"
+    assert "blind" in str(lost_tracking(disk_observation(tracker_health="blind")))
 
 
-def test_point_is_proved_when_every_disk_names_it_without_doubt() -> None:
-    both = [disk_observation(DISK, newest_cut=JOB), disk_observation(OTHER_DISK, newest_cut=ITEM)]
-    assert proved_point_time(both, {JOB: 20, ITEM: 10}) == 10
-    assert proved_point_time(both, {JOB: 20}) is None
-    assert proved_point_time([disk_observation()], {JOB: 20}) is None
-    assert proved_point_time([], {JOB: 20}) is None
+def test_position_is_proved_only_by_a_tracker_that_tracks_without_doubt() -> None:
+    assert proved_position(disk_observation(generation=2, applied_epoch=9)) == Position(2, 9)
+    assert proved_position(disk_observation(doubt="marks were lost")) is None
+    assert proved_position(disk_observation(tracker_health="degraded")) is None
+    assert proved_position(disk_observation(generation=None)) is None
 
 
-def test_points_newer_than_the_proved_one_become_suspect() -> None:
-    assert not becomes_suspect(10, 10)
-    assert becomes_suspect(11, 10)
-    assert becomes_suspect(1, None)
+def test_points_after_the_proved_position_are_suspect_until_the_loss_is_over() -> None:
+    loss = TrackingLoss(DISK, Position(1, 5), Position(2, END_OF_GENERATION), "rebooted")
+    assert suspicion([(DISK, Position(1, 5)), (OTHER_DISK, Position(9, 9))], [loss]) is None
+    for lost in (Position(1, 6), Position(2, 1), Position(2, 10**9)):
+        assert suspicion([(OTHER_DISK, Position(1, 1)), (DISK, lost)], [loss]) == f"disk {DISK}: rebooted"
+    assert suspicion([(DISK, Position(3, 0))], [loss]) is None
+    assert suspicion([(OTHER_DISK, Position(1, 6))], [loss]) is None
 
 
 def test_disk_without_backlog_does_not_stall_and_one_with_backlog_must_move() -> None:
