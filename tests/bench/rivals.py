@@ -36,7 +36,7 @@ def restic(directory: Path, image: Path, *, delta_bytes: int, seed: int) -> Figu
     directory.mkdir(parents=True)
     try:
         with _rest_server(directory) as (server, environment):
-            _run(["restic", "init"], environment)
+            _restic(environment, "init")
             figures = _backup(image, server, environment, "restic")
             delta = Delta(image.stat().st_size, delta_bytes, seed)
             try:
@@ -52,18 +52,12 @@ def restic(directory: Path, image: Path, *, delta_bytes: int, seed: int) -> Figu
 def _backup(image: Path, server: int, environment: dict[str, str], name: str) -> Figures:
     before_s = children_cpu_s()
     with measured(lambda: {"rclone": server}) as usage:
-        _run(
-            ["restic", "backup", "--no-scan", str(image)] if _knows_no_scan() else ["restic", "backup", str(image)],
-            environment,
-        )
+        _restic(environment, "backup", str(image))
     return {f"{name}_wall_s": usage.wall_s, f"{name}_cpu_s": usage.cpu_s + children_cpu_s() - before_s}
 
 
-def _knows_no_scan() -> bool:
-    return (
-        "--no-scan"
-        in subprocess.run(["restic", "backup", "--help"], capture_output=True, text=True, check=False).stdout
-    )
+def _restic(environment: dict[str, str], *arguments: str) -> None:
+    _run(["restic", "--cacert", environment["RESTIC_CACERT"], *arguments], environment)
 
 
 @contextlib.contextmanager
