@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import logging
 import uuid
+from collections.abc import Sequence
 from typing import Final
 
 from sqlalchemy import select
@@ -231,12 +233,19 @@ class Generations:
         await self._put_record(row)
         async with self._database.write() as session:
             stored = await session.get_one(GenerationRow, (row.disk_id, row.generation))
-            if stored.state == ALLOCATED:
+            item = await session.get_one(ProtectedItemRow, stored.item_id)
+            is_wanted = item.ended_ns is None and State(item.state) not in DELETING_STATES
+            if stored.state == ALLOCATED and is_wanted:
                 stored.state = OPEN
+        if not is_wanted:
+            # The protection was ended while the record was on its way: what has deleted the keys may not have seen this one.
+            with contextlib.suppress(NotFound):
+                await self._store.delete_blob(REPLICATION_CONTAINER, _record_name(row))
+            raise Refused("cannot open a generation: the machine is not protected any more", disk=row.disk_id)
 
     async def _put_record(self, row: GenerationRow) -> None:
         """Put the record unless it is there already; adopt a foreign one."""
-        name = generation_record_name(GenerationKey(DiskId(row.disk_id), GenerationId(row.generation)))
+        name = _record_name(row)
         content = _record_of(row).encode()
         try:
             await self._store.put_blob(REPLICATION_CONTAINER, name, content, if_none_match_any=True)
@@ -313,6 +322,10 @@ def _checked_repeat(row: GenerationRow, disk: str, request: GenerationRequest) -
     return row
 
 
+def _record_name(row: GenerationRow) -> str:
+    return generation_record_name(GenerationKey(DiskId(row.disk_id), GenerationId(row.generation)))
+
+
 def _record_of(row: GenerationRow) -> GenerationRecord:
     if row.record is None:
         raise NotFound(f"cannot find the keys of generation {row.generation}: they are deleted", disk=row.disk_id)
@@ -331,15 +344,24 @@ async def newest_generation(session: AsyncSession, disk: str) -> GenerationRow |
     return found
 
 
+def records_identity(rows: Sequence[GenerationRow]) -> str:
+    """What tells the generations of ``rows`` from all others that ever had their numbers: their records hold random keys."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(f"{row.disk_id}/{row.generation}/{row.record}\n".encode())
+    return digest.hexdigest()[:32]
+
+
 async def close_generation(session: AsyncSession, row: GenerationRow, now_ns: int) -> str | None:
     """Ask the writer to close an open generation (R8), or take its answer: then ``row`` is CLOSED with its final epoch.
 
     Called again and again until it is. Returns what the writer complained of, if it did; it is asked anew after ``CLOSE_AGAIN_S``.
-    A success may name a problem: that the epoch after the final one was applied in part.
+    A success may name a problem: that the epoch after the final one was applied in part. The request is made of the record's bytes,
+    not only of its number: should numbers begin anew, an answer about an earlier generation of this number is none about this one.
     """
     asked = await ask_writer_anew(
         session,
-        f"close-generation/{row.disk_id}/{row.generation}",
+        f"close-generation/{row.disk_id}/{row.generation}/{records_identity([row])}",
         lambda request: CloseGeneration(request=request, disk=row.disk_id, generation=row.generation),
         now_ns,
         after_failure_before_ns=now_ns - int(CLOSE_AGAIN_S * 1e9),

@@ -1,7 +1,8 @@
 """Asking the replica writer: requests written into the database first, delivered to the store by ``reconciler/mailbox.py``.
 
 Called by ``generations.py`` and the reconciler. A request has a key that says what it is for; its identifier is derived from the key,
-so that asking twice, or again after a crash or a restored backup, is asking once.
+so that asking twice, or again after a crash or a restored backup, is asking once. Answers stay in the store for a day, also when this
+database is lost: a key must name what will never be again (a job, an item, a cut, a generation's record), not only a number.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from config_server.config import HeartbeatSettings
 from config_server.core.job import JobState
 from config_server.core.protected_item import DeletionFailed, ReplicasDeleted
 from config_server.events import SYSTEM
-from config_server.generations import DELETED, OPEN, close_generation
+from config_server.generations import DELETED, OPEN, close_generation, records_identity
 from config_server.items import apply_event, item_disks
 from config_server.job_documents import DeletionContext, JobProblem
 from config_server.jobs import context_of, end_job, set_progress, set_step
@@ -71,7 +71,8 @@ async def _delete_replicas(
     if generations:
         asked = await ask_writer_anew(
             session,
-            f"delete-replicas/{item.id}",
+            # Of these generations: after a restored backup the item may have begun others, which an earlier answer did not delete.
+            f"delete-replicas/{item.id}/{records_identity(generations)}",
             lambda request: DeleteReplicas(request=request, item=item.id, disks=disks),
             now_ns,
             after_failure_before_ns=job.created_ns,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import delete
@@ -85,6 +86,70 @@ async def test_database_that_lost_everything_adopts_and_closes_the_newest_genera
     await site.settle()
     granted = GenerationGrant.decode((await site.grant(request=request)).body)
     assert (granted.generation, granted.base is not None and granted.base.generation) == (3, 2)
+
+
+async def test_answer_about_an_earlier_generation_of_the_same_number_closes_nothing(site: DrivenSite) -> None:
+    """The database is lost and the disk's keys are deleted within the day that answers are kept: numbers begin anew."""
+    await site.replicate()
+    for life in (1, 2):
+        assert (await site.grant()).status == 200
+        request = new_id()
+        assert (await site.grant(request=request)).status == 503
+        assert (await site.grant(request=request)).status == 503
+        await site.lab.running.reconciler.run_once()
+        assert (await site.grant(request=request)).status == 503, "another generation's answer was taken for this one's"
+        await site.settle()
+        granted = GenerationGrant.decode((await site.grant(request=request)).body)
+        assert (granted.generation, granted.base is not None) == (2, True)
+        assert sum(request.kind == "close-generation" for request in site.writer.worked) == life
+        async with site.lab.running.site.database.write() as session:
+            for row in (GenerationRow, WriterRequestRow):
+                await session.execute(delete(row))
+        for generation in (1, 2):
+            await site.lab.store.delete_blob("replication", f"keys/{DISK}/{generation:010}")
+
+
+async def test_request_to_close_a_generation_is_the_same_after_a_restored_backup(site: DrivenSite) -> None:
+    """The database forgets what it asked; the generation is adopted from the store, and the answer that is there still counts."""
+    await site.replicate()
+    await site.grant()
+    await site.grant()
+    await site.settle()
+    async with site.lab.running.site.database.write() as session:
+        for row in (GenerationRow, WriterRequestRow):
+            await session.execute(delete(row))
+    request = new_id()
+    for _ in range(3):
+        reply = await site.grant(request=request)
+        await site.settle()
+    assert (reply.status, GenerationGrant.decode(reply.body).generation) == (200, 2)
+    assert sum(request.kind == "close-generation" for request in site.writer.worked) == 1
+
+
+async def test_protection_that_ends_while_a_record_is_on_its_way_leaves_no_key_behind(site: DrivenSite) -> None:
+    """Else the writer would begin a replica that nobody knows of."""
+    await site.replicate()
+    store, generations = site.lab.store, site.lab.running.site.generations
+
+    class Slow:
+        """A store to which the record takes as long as it takes to stop the replication."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+        async def put_blob(self, container: str, name: str, *arguments: Any, **named: Any) -> Any:
+            await site.verb("/stop")
+            return await store.put_blob(container, name, *arguments, **named)
+
+    slow: Any = Slow()
+    generations._store = slow
+    reply = await site.grant()
+    generations._store = store
+    assert reply.status == 403, reply.body
+    assert [blob.name async for blob in store.list_blobs("replication", f"keys/{DISK}/")] == []
+    await site.observe()
+    await site.settle()
+    assert (await site.item())["state"] == "stopped"
 
 
 @pytest.mark.parametrize("torn", [True, False])
