@@ -14,7 +14,7 @@ UNIT ?= tests/unit tests/property tests/contract
 # Workers must find the same tests in the same order, also where names come out of a set.
 export PYTHONHASHSEED ?= 0
 
-.PHONY: help venv demo test packages lint format unit e2e bench fresh lock clean
+.PHONY: help venv demo test packages lint format unit e2e soak mutants bench fresh lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,12 @@ unit: venv ## Tests that need nothing of the machine: unit, property, contract
 
 e2e: venv packages ## End-to-end tests on real loop devices (as root)
 	@$(PYTHON) -m pytest tests/e2e $(PYTEST_ARGS)
+
+soak: venv ## Go on with the simulation for SECONDS=60, from FIRST=2000; SEED=n replays one seed and tells all of it
+	@$(PYTHON) -m tests.simulation.soak $(if $(SEED),--seed $(SEED),--first $(or $(FIRST),2000) --seconds $(or $(SECONDS),60))
+
+mutants: venv ## Plant defects in copies of the tree: the simulation must catch every one; ONLY=R1 takes some of them
+	@$(PYTHON) -m tests.simulation.mutants $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS))
 
 bench: venv ## Measure speed next to others, as root; BENCH_ARGS="--rounds 5 --only images" (docs/performance.md)
 	@deploy/setup/install-debian-packages.sh bench-packages.txt

@@ -97,7 +97,7 @@ class Uplink:
         return await self._network.ask(self._process, lambda: self._target.process, self._target.name, call, timeout_s)
 
     async def put_batch(self, frame: BatchFrame) -> BatchAcknowledgement:
-        self._promises[frame.key.disk].sent_batch(frame.key)
+        self._promises[frame.key.disk].sent_batch(frame.key, frame.digest)
         content = b"".join((bytes(frame.head), *(bytes(view) for view in frame.data)))
         key = frame.key
         return cast("BatchAcknowledgement", await self._ask(lambda: self._target.put_batch(key, content)))
@@ -378,7 +378,15 @@ class AgentMachine:
     def _note_cut(self, cut: str) -> None:
         now_s = self._loop.time()
         media = {disk: bytes(source.medium) for disk, source in self.disks.items()}
-        self._oracle.cuts.setdefault(cut, []).append(CutTaken(now_s, media))
+        taken = CutTaken(now_s, media)
+        takes = self._oracle.cuts.setdefault(cut, [])
+        takes.append(taken)
+
+        def spoil() -> None:
+            if taken in takes:
+                takes.remove(taken)
+
+        self.freezer.on_spoiled = spoil
 
 
 class _ConfigServer:

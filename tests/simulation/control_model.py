@@ -54,6 +54,7 @@ class Generation:
     is_published: bool = False
     is_closed: bool = False
     final_epoch: int = 0
+    is_torn: bool = False
     closing: str = ""
     closing_asked_s: float = 0.0
 
@@ -137,6 +138,7 @@ class ControlModel:
             await self._put_once(request_name(generation.closing), request.encode())
         elif answer.state == "succeeded" and answer.final_epoch is not None:
             generation.is_closed, generation.final_epoch = True, answer.final_epoch
+            generation.is_torn = answer.problem is not None and answer.problem.code == "torn-epoch"
         elif answer.state == "failed" and now_s > generation.closing_asked_s + CLOSE_AGAIN_S:
             generation.closing = ""
         return generation.is_closed
@@ -153,6 +155,7 @@ class ControlModel:
             self._digest_keys[disk] = self._random.randbytes(32)
         key = GenerationKey(disk, GenerationId(generation.number))
         record = generation.record
+        before = next((each for each in self.generations[disk] if each.number == generation.number - 1), None)
         return GenerationGrant(
             disk=disk,
             item=ITEM,
@@ -160,6 +163,7 @@ class ControlModel:
             size_bytes=record.size_bytes,
             granularity_bytes=record.granularity_bytes,
             base=record.base,
+            torn=before is not None and before.is_torn,
             manifest_key=manifest_key(generation.data_key, key).hex(),
             digest_key=self._digest_keys[disk].hex(),
             writer_public_key=self._writer.public.encode(),

@@ -28,7 +28,7 @@ class Faults:
     calm: bool = False
 
     def _away_s(self) -> float:
-        return self.random.choice((0.0, 0.2, 1.0, 5.0, 20.0)) * (0.5 + self.random.random())
+        return self.random.choice((0.0, 0.2, 1.0, 4.0, 10.0)) * (0.5 + self.random.random())
 
     async def _at_failpoint(self, process: Process | None, strike: Callable[[], None]) -> None:
         """Strike in the middle of one of the process's next actions, or after a while if it is idle."""
@@ -37,7 +37,7 @@ class Faults:
             strike()
             return
         process.fuse, process.on_fuse = self.random.choice(_FUSES), strike
-        for _ in range(20):
+        for _ in range(12):
             await asyncio.sleep(0.25)
             if process.is_dead():
                 return
@@ -136,6 +136,17 @@ class Faults:
             chosen.failing_syncs = self.random.randrange(1, 4)
             self.world.note("fault", f"{chosen.failing_syncs} syncs of {chosen.machine} fail")
 
+    async def damage_segment(self) -> None:
+        """In the store; and the operator resynchronizes the disk, as the problem's hint says."""
+        world = self.world
+        for _ in range(200):
+            await asyncio.sleep(0.01)
+            if world.damage_some_segment():
+                break
+        await asyncio.sleep(self.random.random() * 5)
+        for disk in world.disks:
+            world.agent.order_resync(disk, world.new_id())
+
     # ---- process servers
 
     def _some_process_server(self) -> ProcessServerMachine:
@@ -150,6 +161,16 @@ class Faults:
         self.world.note("fault", f"{chosen.name} is killed")
         await self._at_failpoint(chosen.process, chosen.kill)
         await self._start_process_server(chosen)
+
+    async def stop_process_server(self) -> None:
+        """As a service manager stops it."""
+        chosen = self._some_process_server()
+        if chosen.process is not None and chosen.process.is_running:
+            self.world.note("fault", f"{chosen.name} is stopped")
+            chosen.stop()
+            await asyncio.sleep(2.0)
+            chosen.kill()
+            await self._start_process_server(chosen)
 
     async def cut_process_servers_power(self) -> None:
         chosen = self._some_process_server()
@@ -205,7 +226,7 @@ class Faults:
             chosen.stall(clock_stands=clock_stands)
 
         chosen.fuse, chosen.on_fuse = self.random.choice(_FUSES), strike
-        await asyncio.sleep(self.random.choice((3.0, 20.0, 40.0)) * (0.5 + self.random.random()))
+        await asyncio.sleep(self.random.choice((3.0, 18.0, 26.0)) * (0.5 + self.random.random()))
         chosen.fuse = None
         world.note("fault", f"{chosen.name} wakes")
         chosen.wake()
@@ -233,7 +254,7 @@ class Faults:
             slow=random.choice((0.0, 0.1, 0.5)),
         )
         self.world.note("fault", f"storm {network.weather}")
-        await asyncio.sleep(5 + random.random() * 20)
+        await asyncio.sleep(3 + random.random() * 12)
         network.weather = Weather()
 
     async def part(self) -> None:
@@ -244,7 +265,7 @@ class Faults:
         pair = frozenset(self.random.choice(names))
         self.world.note("fault", f"{' and '.join(sorted(pair))} do not reach each other")
         network.cut.add(pair)
-        await asyncio.sleep(self.random.choice((2.0, 10.0, 30.0)) * (0.5 + self.random.random()))
+        await asyncio.sleep(self.random.choice((2.0, 8.0, 20.0)) * (0.5 + self.random.random()))
         network.cut.discard(pair)
 
     def all(self) -> list[Callable[[], Awaitable[None]]]:
@@ -262,6 +283,8 @@ class Faults:
             self.stall_somebody,
             self.lose_process_server,
             self.order_resync,
+            self.damage_segment,
+            self.stop_process_server,
             self.revert_machine,
             self.restore_agents_state,
             self.jump_clock,

@@ -100,6 +100,7 @@ class ProcessServerMachine(Intake):
         self._make_store = make_store
         self._ask_key = ask_key
         self._site: _Site | None = None
+        self._stopping = asyncio.Event()
         self._settings = Settings(
             ConfigServerSettings("https://config"),
             BlobEndpointSettings("https://store/account", "account", Path("unused"), connections=4),
@@ -110,6 +111,7 @@ class ProcessServerMachine(Intake):
 
     def start(self) -> None:
         process = self.process = Process(self.name, self._loop)
+        self._stopping = asyncio.Event()
         task = process.start(self._serve(process))
         task.add_done_callback(self.ended, context=self._loop.world)
 
@@ -150,20 +152,50 @@ class ProcessServerMachine(Intake):
             site.schedule.added(generation)
             site.courier.nudge(key)
         self._site = site
-        async with asyncio.TaskGroup() as tasks:
-            for run in (
-                site.spool.run,
-                site.receipts.run,
-                site.courier.run,
-                site.uploader.run,
-                site.retirement.run,
-            ):
-                tasks.create_task(run())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [
+                    tasks.create_task(run())
+                    for run in (
+                        site.spool.run,
+                        site.receipts.run,
+                        site.courier.run,
+                        site.uploader.run,
+                        site.retirement.run,
+                    )
+                ]
+                await self._stopping.wait()
+                for task in running:
+                    task.cancel()
+        finally:
+            await site.spool.close()
+        await asyncio.Event().wait()  # until it is buried
+
+    def stop(self) -> None:
+        """In good order: the spool is closed."""
+        if self._site is not None:
+            self._drop_what_was_given_up(self._site)
+        self._site = None
+        self._stopping.set()
 
     def kill(self) -> None:
         if self.process is not None:
             self.process.kill()
+        if self._site is not None:
+            self._drop_what_was_given_up(self._site)
         self._site = None
+
+    def _drop_what_was_given_up(self, site: _Site) -> None:
+        """What a running process server has given up (superseded, displaced, over) it need not have after its next start."""
+        for epoch, (attempt, digest) in list(self.acknowledged_manifests.items()):
+            generation = site.backlog.generations.get(epoch.generation_key)
+            pending = None if generation is None else generation.pending_manifest(epoch.epoch)
+            if pending is None or (pending.manifest_hash != digest and pending.attempt <= attempt):
+                del self.acknowledged_manifests[epoch]
+        for key in list(self.acknowledged):
+            entry = site.backlog.find(key)
+            if entry is None or entry.state in (SegmentState.LOST, SegmentState.DISPLACED):
+                del self.acknowledged[key]
 
     def cut_power(self) -> None:
         self.kill()

@@ -31,12 +31,16 @@ class DiskPromises:
 
     batches: set[tuple[int, int, int]] = field(default_factory=set)
     manifests: set[tuple[int, int, bytes]] = field(default_factory=set)
+    digests: dict[BatchKey, bytes] = field(default_factory=dict)
     forgotten_serial: int = 0
     asked: str = ""
     grants: dict[str, int] = field(default_factory=dict)
 
-    def sent_batch(self, key: BatchKey) -> None:
+    def sent_batch(self, key: BatchKey, digest: bytes) -> None:
+        """:raises PromiseBroken: if something else was sent under this key before (R4)."""
         self.batches.add((key.generation, key.epoch, key.attempt))
+        if self.digests.setdefault(key, digest) != digest:
+            raise PromiseBroken(f"batch {key} is sent with other content than before")
 
     def sent_manifest(self, key: EpochKey, manifest_hash: bytes) -> None:
         self.manifests.add((key.generation, key.epoch, manifest_hash))

@@ -57,8 +57,8 @@ class SimulationFailed(AssertionError):
 
 def drawn_shape(random: Random) -> Shape:
     return Shape(
-        disks=random.choice((1, 1, 2)),
-        granules=random.randrange(8, 40),
+        disks=random.choice((1, 1, 1, 2)),
+        granules=random.randrange(6, 30),
         short_by_sectors=random.randrange(8),
         tracker="scan" if random.random() < 0.15 else "ebpf",
         writers=random.choice((1, 2)),
@@ -68,7 +68,7 @@ def drawn_shape(random: Random) -> Shape:
         kernel=KernelHabits(slow=random.choice((0.0, 0.1, 0.5)), lost_completion=random.choice((0.0, 0.0, 0.0, 0.05))),
         timing=ReplicationTiming(
             epoch_interval_s=random.choice((0.3, 1.0, 2.0)),
-            recovery_point_interval_s=random.choice((2.0, 5.0, 10.0)),
+            recovery_point_interval_s=random.choice((2.0, 4.0, 8.0)),
             freeze_budget_s=random.choice((0.05, 0.5)),
         ),
     )
@@ -82,10 +82,10 @@ async def _scenario(world: World, random: Random) -> None:
         writer.start()
     world.agent.start(world.process_servers[0])
     world.workload.start()
-    await asyncio.sleep(random.random() * 6)
+    await asyncio.sleep(random.random() * 4)
     pruning = asyncio.get_running_loop().create_task(_prune(world, random))
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(random.randrange(1, 7)):
+        for _ in range(random.randrange(1, 6)):
             tasks.create_task(random.choice(faults.all())())  # type: ignore[arg-type]
             await asyncio.sleep(random.choice((0.0, 0.5, 3.0, 10.0)) * random.random())
     await faults.heal()

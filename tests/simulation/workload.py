@@ -7,7 +7,7 @@ The freezer plays FIFREEZE and the watchdog: writes of file systems wait until t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Final
@@ -141,12 +141,18 @@ class _Freeze:
         return self._deadline_s - self._loop.time()
 
 
+def _nothing() -> None:
+    """No cut was taken."""
+
+
 class SimulatedFreezer:
     """``Freezer``. ``is_frozen`` is true while the agent believes that it froze: it may not touch a file then."""
 
     def __init__(self, workload: Workload, loop: VirtualLoop, random: Random) -> None:
         self.is_frozen = False
         self.slow_chance = 0.0
+        self.on_spoiled: Callable[[], None] = lambda: None
+        """Called if the watchdog thawed: what was cut in this freeze is no point (R9)."""
         self._workload = workload
         self._loop = loop
         self._random = random
@@ -162,6 +168,7 @@ class SimulatedFreezer:
                 thawed_by_watchdog.append(loop.time())
                 self._workload.let_go()
 
+        self.on_spoiled = _nothing
         self._workload.hold(raw_too=False)
         freeze = _Freeze(loop, loop.time() + budget_s)
         loop.at(loop.time() + budget_s, watchdog)
@@ -178,5 +185,7 @@ class SimulatedFreezer:
             self.is_frozen = False
             if not thawed_by_watchdog:
                 self._workload.let_go()
+            if thawed_by_watchdog:
+                self.on_spoiled()
             problem = "the watchdog thawed" if thawed_by_watchdog else ""
             freeze.result = FreezeResult(not problem, loop.time() - began_s, problem)

@@ -34,9 +34,9 @@ from replication.control_plane import DataKeyGrant, GenerationGrant, GenerationR
 from replication.dirty_bitmap import Geometry
 from replication.documents import WriterIdentity
 from replication.errors import BlockferryError
-from replication.identifiers import DiskId, GenerationKey
+from replication.identifiers import BatchKey, DiskId, GenerationKey
 from replication.service.health import HealthBoard
-from replication.store_layout import CONTAINERS
+from replication.store_layout import CONTAINERS, REPLICATION_CONTAINER, parse_epoch_blob_name
 from tests.harness.memory_blob_client import MemoryBlobClient
 from tests.simulation.agent_machine import STATE, AgentMachine
 from tests.simulation.control_model import ControlModel
@@ -222,6 +222,19 @@ class World:
             process, lambda: self.control_process, "config", lambda: self.control.data_key(key)
         )
         return cast("DataKeyGrant", grant)
+
+    def damage_some_segment(self) -> bool:
+        """Flip a bit of a segment in the store that is still to be applied; False if there is none."""
+        blobs = self.account._containers[REPLICATION_CONTAINER]
+        segments = [name for name in sorted(blobs) if isinstance(parse_epoch_blob_name(name), BatchKey)]
+        if not segments:
+            return False
+        name = self.random.choice(segments)
+        content = bytearray(blobs[name].content)
+        content[self.random.randrange(len(content))] ^= 1
+        blobs[name].content = bytes(content)
+        self.note("fault", f"segment {name[37:]} is damaged in the store")
+        return True
 
     # ---- time
 

@@ -1,0 +1,241 @@
+"""The planted defects: each rule broken in one place, each fsync taken away. Called by ``mutants``, which plants them one at a time.
+
+``old`` must occur exactly once in ``file``, so that a change of the code cannot let a defect slip away unnoticed. What is not listed: R6, which
+is not implemented (no snapshots of the source); lines that only another defect could reach (R5's overlaps inside an epoch, the chain that the
+writer verifies once more, the lease beside the sequence number); the Blob service's own syncs, which this simulation does not run.
+"""
+
+# ruff: noqa: E501  the planted lines are as long as the code that they replace
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    rule: str
+    what: str
+    file: str
+    old: str
+    new: str
+
+
+_SESSION: Final = "mobility_agent/protection/disk_session.py"
+_LEDGER: Final = "mobility_agent/core/epoch_ledger.py"
+_OPENING: Final = "mobility_agent/protection/ledger_opening.py"
+_RECEIPTS: Final = "mobility_agent/protection/receipt_intake.py"
+_JOURNAL: Final = "mobility_agent/protection/epoch_journal.py"
+_TABLE: Final = "mobility_agent/shipping/digest_table.py"
+_READER: Final = "mobility_agent/shipping/epoch_reader.py"
+_HALVES: Final = "mobility_agent/change_tracker/ebpf/halves.py"
+_TRACKER: Final = "mobility_agent/change_tracker/ebpf/tracker.py"
+_COORDINATOR: Final = "mobility_agent/protection/point_coordinator.py"
+_DURABLE: Final = "replication/durable_file.py"
+_LOG: Final = "process_server/spool/log.py"
+_RECOVERY: Final = "process_server/spool/recovery.py"
+_FILES: Final = "process_server/spool/files.py"
+_BATCHES: Final = "process_server/intake/batch_intake.py"
+_MANIFESTS: Final = "process_server/intake/manifest_intake.py"
+_CHAIN: Final = "process_server/core/epoch_chain.py"
+_PUT: Final = "process_server/uploader/conditional_put.py"
+_REPLICA: Final = "azure_sink/replica_writer/replica_blob.py"
+_FOLLOWER: Final = "azure_sink/replica_writer/disk_follower.py"
+_APPLICATION: Final = "azure_sink/replica_writer/epoch_application.py"
+_RECEIPT_BLOB: Final = "azure_sink/replica_writer/receipt_blob.py"
+_KERNEL: Final = "tests/simulation/source_disk.py"
+
+MUTANTS: Final = (
+    # ---- R1: digests
+    Mutant("R1", "skip what another unconfirmed epoch carries", _READER,
+           "if digest == self._table.known(granule) and granule not in self._not_to_skip:",
+           "if digest == self._table.known(granule):"),
+    Mutant("R1", "an epoch whose digests are lost keeps its old ones", _RECEIPTS,
+           "self._table.forget(epoch.number, epoch.granules)",
+           "self._table.forget(epoch.number, type(epoch.granules).of(()))"),
+    Mutant("R1", "an interrupted update of the table is taken for whole", _OPENING,
+           "        table.forget(epoch.number, epoch.granules)",
+           "        table.forget(epoch.number, type(epoch.granules).of(()))"),
+    Mutant("R1", "a new generation trusts what was unconfirmed", _OPENING,
+           "table.begin_generation(generation, _granules_of(old))",
+           "table.begin_generation(generation, ())"),
+    Mutant("R1", "an update of the table is not announced", _TABLE,
+           '''            raise IntegrityError("cannot record digests outside of the disk", disk=self._disk, epoch=epoch)
+        self._begin(epoch)''',
+           '''            raise IntegrityError("cannot record digests outside of the disk", disk=self._disk, epoch=epoch)'''),
+    Mutant("R1", "digests of another attempt are taken", _JOURNAL,
+           " or not body.startswith(fixed.hash)", ""),
+    Mutant("R1", "a diverged history's table is trusted", _OPENING,
+           "if distrust_digests or old is None", "if old is None"),
+    Mutant("R1", "a scan compares while epochs are on their way", _SESSION,
+           "(ledger.pending_granules or ledger.epochs))", "ledger.pending_granules)"),
+    Mutant("R1", "digests count before the receipt", _SESSION,
+           "self.parts.journal.save_digests(key.epoch, sealed.sealed, shipped.indices, shipped.digests)",
+           "self.parts.table.apply(EpochId(key.epoch - 1), shipped.indices, shipped.digests)"),
+    # ---- R2: harvest
+    Mutant("R2", "a harvest is forgotten before it is durable", _SESSION,
+           '''        if epoch is not None:
+            self._kept.save()
+        if is_harvested:
+            self._commit()''',
+           '''        if is_harvested:
+            self._commit()
+        if epoch is not None:
+            self._kept.save()'''),
+    Mutant("R2", "a frozen harvest is forgotten before it is durable", _SESSION,
+           '''            self._kept.save()
+            self._commit()
+            return epoch''',
+           '''            self._commit()
+            self._kept.save()
+            return epoch'''),
+    Mutant("R2", "the flipped half is not taken over at the attach", _HALVES,
+           '''        """At attach: nobody knows whether the flipped half was persisted, so it goes forward."""
+        self.fold()''',
+           '''        """At attach: nobody knows whether the flipped half was persisted, so it goes forward."""'''),
+    Mutant("R2", "what is carried is not harvested", _HALVES,
+           "        _or_into(into.words, self._carried)", "        pass"),
+    Mutant("R2", "a flip does not wait for running programs", _HALVES,
+           '''        self._control.active_word = 0 if int(self._control.active_word) else self._layout.half_words
+        self._wait_for_programs()''',
+           '''        self._control.active_word = 0 if int(self._control.active_word) else self._layout.half_words'''),
+    Mutant("R2", "a restart forgets what was pending", "mobility_agent/protection/journal_codec.py",
+           "    ledger.restore_pending(_decode_pending(pending, head[\"pending_form\"], geometry))\n", ""),
+    Mutant("R2", "tracking that was interrupted is gone on with", _OPENING,
+           "elif not nothing_read and not tracker.continued:", "elif False:"),
+    Mutant("R2", "an older journal is not noticed", _OPENING,
+           "elif tracker.journal_serial > ledger.serial:", "elif False:"),
+    Mutant("R2", "a doubt is forgotten under the old serial", _SESSION,
+           '''            self._kept.save()
+            self.parts.tracker.commit_harvest(self.ledger.serial)''',
+           '''            self.parts.tracker.commit_harvest(self.ledger.serial)'''),
+    Mutant("R2", "the duty to resynchronize is not persisted", _SESSION,
+           "            self.parts.note_doubt(harvest.doubt.reason)\n", ""),
+    # ---- R3: in flight
+    Mutant("R3", "the programs mark at issue only", _KERNEL, "marks_completion: bool = True", "marks_completion: bool = False"),
+    Mutant("R3", "the programs mark at completion only", _KERNEL, "marks_issue: bool = True", "marks_issue: bool = False"),
+    Mutant("R3", "what is in doubt is not re-dirtied", _TRACKER, "            self._halves.carry_suspects()", "            pass"),
+    Mutant("R3", "what is harvested in flight is not suspected", _TRACKER, "            self._halves.suspect_flipped()", "            pass"),
+    Mutant("R3", "an overflow demands no resync", _TRACKER,
+           "            self._control.resync_cause = verdict.resync", "            pass"),
+    # ---- R4: attempts
+    Mutant("R4", "an interrupted attempt is gone on with", _SESSION,
+           "            if interrupted is not None:", "            if False:"),
+    Mutant("R4", "an attempt is begun before it is durable", _SESSION,
+           '''        epoch = self.ledger.begin_attempt(number)
+        self._kept.save()''',
+           '''        epoch = self.ledger.begin_attempt(number)'''),
+    Mutant("R4", "a point that was read again stays a point", _LEDGER,
+           '''                    flags=epoch.flags & ~_POINT_FLAGS,
+                    cut=None,''',
+           '''                    flags=epoch.flags,
+                    cut=epoch.cut,'''),
+    Mutant("R4", "another digest's segment is taken for stored", "process_server/uploader/segment_uploader.py",
+           "if (stored.digest, stored.tag) == (job.entry.digest, job.entry.tag):", "if stored:"),
+    Mutant("R4", "an agent that is behind the sink does not notice", _LEDGER,
+           "        if number >= self.next_epoch:", "        if False:"),
+    Mutant("R4", "the duty to begin a generation is asked for before it is durable", "mobility_agent/protection/protection_record.py",
+           '''        self._file.replace(state.encode())
+        self.state = state''',
+           '''        self.state = state'''),
+    # ---- R5: manifests
+    Mutant("R5", "a later manifest replaces the first", _PUT,
+           '''    try:
+        await client.put_blob(REPLICATION_CONTAINER, name, body, metadata=metadata, if_none_match_any=True)''',
+           '''    try:
+        await client.put_blob(REPLICATION_CONTAINER, name, body, metadata=metadata)'''),
+    Mutant("R5", "a manifest is put before its segments", _CHAIN, "    if manifest.missing:", "    if False:"),
+    Mutant("R5", "a manifest is put before its predecessor", _CHAIN,
+           "    if chain.hash_of(EpochId(epoch - 1)) is None:", "    if False:"),
+    Mutant("R5", "a manifest that names what nobody has is accepted", _MANIFESTS,
+           "        if missing:\n            raise", "        if False:\n            raise"),
+    Mutant("R5", "a manifest's segments that are known to the store only are not verified", _CHAIN,
+           "    if manifest.unverified:", "    if False:"),
+    Mutant("R5", "segments that were lost are overlooked", _CHAIN, "    if manifest.lost:", "    if False:"),
+    Mutant("R5", "a manifest that does not chain waits for ever", _CHAIN,
+           "    if previous is not None and previous != previous_hash:", "    if False:"),
+    # ---- R7: the writer
+    Mutant("R7", "pages are put without the fence", _REPLICA,
+           '''                body,
+                lease_id=self._lease_id,
+                if_sequence_number_eq=self._sequence_number,''',
+           '''                body,
+                lease_id=self._lease_id,'''),
+    Mutant("R7", "pages are cleared without the fence", _REPLICA,
+           '''                length_bytes,
+                lease_id=self._lease_id,
+                if_sequence_number_eq=self._sequence_number,''',
+           '''                length_bytes,
+                lease_id=self._lease_id,'''),
+    Mutant("R7", "an epoch does not raise the fence", _APPLICATION, "        await self._replica.raise_fence()\n        await", "        await"),
+    Mutant("R7", "a step is recorded over any state", _REPLICA,
+           "encode_state(following), lease_id=self._lease_id, if_match=etag", "encode_state(following), lease_id=self._lease_id"),
+    Mutant("R7", "an epoch is called applied before it is written", _APPLICATION,
+           "            await together(self._write(batch, writes) for batch, writes in planned)\n",
+           "            asyncio.get_running_loop().create_task(together(self._write(batch, writes) for batch, writes in planned))\n"),
+    Mutant("R7", "a receipt is put over any other", _RECEIPT_BLOB, "                    if_match=self._etag,\n", ""),
+    Mutant("R7", "a writer that lost a replica speaks for it", _FOLLOWER,
+           "        if replica is not None and not replica.usable:", "        if False:"),
+    Mutant("R7", "the next epoch is written over a point that has no snapshot", _FOLLOWER,
+           "            case Phase.POINT_DUE:\n                await self._points.take(replica)",
+           "            case Phase.POINT_DUE:\n                replica.note_snapshot()"),
+    # ---- R8: generations
+    Mutant("R8", "a closed generation goes on", _FOLLOWER,
+           "                await replica.record(GenerationClosed())\n", "                return ClosedGeneration(replica.state.applied.epoch, None)\n"),
+    Mutant("R8", "the answer names another final epoch", "azure_sink/replica_writer/request_handlers.py",
+           "final_epoch=closed.final_epoch", "final_epoch=closed.final_epoch + 1"),
+    Mutant("R8", "a base beyond what the ledger knows is built on", _OPENING, " <= touched < old.next_epoch:", " <= touched:"),
+    Mutant("R8", "a torn epoch is taken for untouched", _OPENING,
+           "touched = base.epoch + 1 if torn else base.epoch", "touched = base.epoch"),
+    Mutant("R8", "a new generation's base is not looked at", "azure_sink/core/generation_choice.py",
+           "        if each.base == state.applied:", "        if True:"),
+    # ---- R9: freeze
+    Mutant("R9", "a write during the last round is overlooked", _COORDINATOR,
+           "reason = self._read(rounds, freeze.remaining_s) or _seen_writing(rounds, quiesced=quiesced)",
+           "reason = self._read(rounds, freeze.remaining_s)"),
+    Mutant("R9", "a freeze that the watchdog ended counts", _COORDINATOR,
+           "        if not reason and (result is None or not result.is_point):", "        if False:"),
+    Mutant("R9", "a file is written while frozen", _COORDINATOR,
+           '''            cut_time_ns = time.time_ns()
+            for part in rounds:''',
+           '''            cut_time_ns = time.time_ns()
+            rounds[0].session.parts.journal.save(rounds[0].session.ledger)
+            for part in rounds:'''),
+    Mutant("R9", "what is pending is not in the last round", _COORDINATOR,
+           "        self.bitmap.mark_words(self.session.ledger.pending.words)\n", ""),
+    Mutant("R9", "an attempt that is no point is kept as one", _COORDINATOR,
+           "return None if reason or part.runs is None else", "return None if part.runs is None else"),
+    # ---- P1: acknowledgement
+    Mutant("P1", "a batch is acknowledged before it is durable", _BATCHES, "        await self._spool.durable(sealed.written)\n", ""),
+    Mutant("P1", "a manifest is acknowledged before it is durable", _MANIFESTS, "            await self._spool.durable(written)\n", ""),
+    Mutant("P1", "an epoch is dropped without a receipt", _SESSION,
+           "        return sealed if await self._manifests.put(sealed) else None",
+           "        is_put = await self._manifests.put(sealed)\n        self.ledger.epochs.clear()\n        return sealed if is_put else None"),
+    # ---- each fsync
+    Mutant("fsync", "directories", _DURABLE, "        os.fsync(descriptor)\n    finally:", "        pass\n    finally:"),
+    Mutant("fsync", "a replaced file's content", _DURABLE, "                os.fsync(descriptor)\n", ""),
+    Mutant("fsync", "a replaced file's name", _DURABLE,
+           "            raise\n        sync_directory(self.path.parent)", "            raise"),
+    Mutant("fsync", "a name that is read after a crash", _DURABLE,
+           "            return None\n        sync_directory(self.path.parent)", "            return None"),
+    Mutant("fsync", "a directory that is made", _DURABLE, "            sync_directory(path.parent)", "            pass"),
+    Mutant("fsync", "the digest table's name", _TABLE, "                sync_directory(path.parent)\n", ""),
+    Mutant("fsync", "the digest table's header", _TABLE,
+           "_CHECKSUM.pack(xxhash.xxh3_64_intdigest(header)), 0)\n        os.fsync(self._descriptor)",
+           "_CHECKSUM.pack(xxhash.xxh3_64_intdigest(header)), 0)"),
+    Mutant("fsync", "the digest table's entries", _TABLE,
+           "        os.fsync(self._descriptor)\n        self.exact_epoch, self.interrupted_epoch = epoch, None",
+           "        self.exact_epoch, self.interrupted_epoch = epoch, None"),
+    Mutant("fsync", "what a new generation's table forgets", _TABLE,
+           "            self._clear(runs)\n        os.fsync(self._descriptor)", "            self._clear(runs)"),
+    Mutant("fsync", "the spool's records", _LOG, "                    file.file.sync()", "                    pass"),
+    Mutant("fsync", "a spool file's header", _LOG, "                file.sync()\n                self._files", "                self._files"),
+    Mutant("fsync", "a spool file's name", _LOG, "                self._files.sync_directory()\n", ""),
+    Mutant("fsync", "void records that are cut off", _LOG, "            file.file.sync()\n            file.file.close()\n            self._void",
+           "            file.file.close()\n            self._void"),
+    Mutant("fsync", "records that recovery counts", _RECOVERY,
+           "                    file.sync()\n                    file.forget_cache()", "                    file.forget_cache()"),
+    Mutant("fsync", "what recovery fills in", _RECOVERY, "                file.sync()\n            finally:", "                pass\n            finally:"),
+    Mutant("fsync", "fdatasync of the spool", _FILES, "        os.fdatasync(self._descriptor)", "        pass"),
+    Mutant("fsync", "the spool's directory", _FILES, "        sync_directory(self._directory)", "        pass"),
+)  # fmt: skip
