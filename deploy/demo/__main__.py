@@ -7,7 +7,6 @@ Environment: ``KEEP=1`` leaves the site running and says how to look at it and h
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from deploy.demo import preflight
+from deploy.demo import demo_directory, preflight
 from deploy.demo.operator import DemoError
 from deploy.demo.remains import Remains
 from deploy.demo.road import Road
@@ -39,8 +38,11 @@ def _clear(directory: Path, console: Console) -> bool:
         except RuntimeError as error:
             console.print(f"[red]cannot start:[/red] an earlier demo was killed and cannot be cleared away: {error}")
             return False
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        demo_directory.empty(directory)
+    except OSError as error:
+        console.print(f"[red]cannot start:[/red] what an earlier demo left cannot be removed: {error}")
+        return False
     return True
 
 
@@ -52,11 +54,24 @@ def main() -> int:
         for problem in ready.problems:
             console.print(f"[red]cannot start:[/red] {problem}")
         return 2
+    try:
+        claim = demo_directory.claim(directory)
+    except (demo_directory.DirectoryRefusedError, OSError) as error:
+        console.print(f"[red]cannot start:[/red] {error}")
+        return 2
+    try:
+        return _walk(directory, console, is_root=ready.is_root)
+    finally:
+        os.close(claim)
+
+
+def _walk(directory: Path, console: Console, *, is_root: bool) -> int:
+    """The demo in a directory that is its own; its exit code."""
     if not _clear(directory, console):
         return 2
     keep = os.environ.get("KEEP") == "1"
     source: Source
-    if ready.is_root and os.environ.get("PLAIN") != "1":
+    if is_root and os.environ.get("PLAIN") != "1":
         source = FileSystemSource(directory / "lab-server")
     else:
         source = PlainFileSource(directory / "lab-server")
