@@ -24,13 +24,20 @@ _UNFINISHED: Final = "-unfinished"
 
 
 def ensure_bpf_file_system(root: Path) -> None:
-    """Make sure that ``root``'s parent lies on a bpf file system (mount one there if need be) and that ``root`` exists.
+    """Make sure that ``root`` exists on a bpf file system; if need be one is mounted at its parent, which must be empty.
 
-    :raises Unsupported: if it cannot be mounted.
+    What a mount would hide is somebody's: over ``/sys/fs`` it would be all control groups of the machine.
+
+    :raises Unsupported: if none can be mounted.
     """
     mount_point = root.parent
-    if not _is_bpf(mount_point):
+    if not _is_bpf(root):
         _make_directory(mount_point, parents=True)
+        if any(mount_point.iterdir()):
+            raise Unsupported(
+                f"cannot mount a bpf file system at {mount_point}: it is not empty",
+                hint=f"choose a tracker.pin_root in a bpf file system, such as {DEFAULT_PIN_ROOT}",
+            )
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.mount(b"bpf", os.fsencode(mount_point), b"bpf", ctypes.c_ulong(0), b"mode=0700"):
             code = ctypes.get_errno()

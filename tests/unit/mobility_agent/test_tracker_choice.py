@@ -107,3 +107,12 @@ def test_pins_that_cannot_be_made_are_unsupported_so_that_auto_falls_back(tmp_pa
     (tmp_path / "file").touch()
     with pytest.raises(Unsupported, match="tracker's pins"):
         ensure_bpf_file_system(tmp_path / "file" / "bpf" / "pins")
+
+
+def test_nothing_is_mounted_over_a_directory_that_holds_something(tmp_path: Path) -> None:
+    """With ``/sys/fs/bpf`` itself as root a bpf file system was mounted over ``/sys/fs``: every control group was hidden."""
+    (tmp_path / "cgroup").mkdir()
+    with pytest.raises(Unsupported, match="it is not empty"):
+        ensure_bpf_file_system(tmp_path / "bpf")
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+    assert not (tmp_path / "bpf").exists()
