@@ -19,8 +19,8 @@ from replication.control_plane import ReplicationTiming
 from replication.errors import BlockferryError
 from tests.simulation.faults import Faults
 from tests.simulation.oracle import Broken
+from tests.simulation.redirected_calls import redirected
 from tests.simulation.source_disk import KernelHabits
-from tests.simulation.virtual_files import redirected
 from tests.simulation.workload import Habits
 from tests.simulation.world import Shape, TracingHandler, World, as_text
 

@@ -43,8 +43,9 @@ from tests.simulation.control_model import ControlModel
 from tests.simulation.network import Network, StoreClient
 from tests.simulation.oracle import Broken, Oracle
 from tests.simulation.process_server_machine import ProcessServerMachine
+from tests.simulation.redirected_calls import Redirection
 from tests.simulation.source_disk import SECTOR_BYTES, KernelHabits, SourceDisk
-from tests.simulation.virtual_files import Redirection, VirtualFiles
+from tests.simulation.virtual_files import VirtualFiles
 from tests.simulation.virtual_loop import Process, ProcessKilled, VirtualLoop, drive
 from tests.simulation.workload import Habits, SimulatedFreezer, Workload, sector_content
 
