@@ -34,7 +34,7 @@ from replication.documents import MAX_DOCUMENT_BYTES, WriterPublicKey
 from replication.errors import Conflict, IntegrityError, NotFound, Refused, Retryable
 from replication.identifiers import DiskId, GenerationId, GenerationKey
 from replication.segment_keys import manifest_key, new_data_key, wrap_for_writer
-from replication.store_documents import TORN_EPOCH, CloseGeneration, GenerationBase, GenerationRecord
+from replication.store_documents import NEVER_OPENED, TORN_EPOCH, CloseGeneration, GenerationBase, GenerationRecord
 from replication.store_layout import (
     KEYS_PREFIX,
     REPLICATION_CONTAINER,
@@ -176,10 +176,12 @@ class Generations:
         owner = await session.get_one(DiskRow, disk)
         if owner.digest_key is None:
             owner.digest_key = self._site_key.wrap_digest_key(new_data_key(), disk)
-        number = first_number if newest is None else newest.generation + 1
-        base = None
-        if newest is not None and newest.state == CLOSED and newest.item_id == item.id:
-            base = GenerationBase(generation=newest.generation, epoch=newest.final_epoch or 0)
+        number, base = first_number, None
+        if newest is not None:
+            number = max(newest.generation, newest.final_generation or 0) + 1
+        if newest is not None and newest.state == CLOSED and newest.item_id == item.id and newest.final_generation != 0:
+            ended = newest.final_generation or newest.generation
+            base = GenerationBase(generation=ended, epoch=newest.final_epoch or 0)
         bare = GenerationRecord(
             disk=disk,
             generation=number,
@@ -218,16 +220,20 @@ class Generations:
 
     async def _first_number(self, disk: str) -> int:
         """Which generation a disk begins with that this database knows nothing of: the newest one in the store, which is then adopted
-        and closed (an earlier number would be ignored by the writer for ever), else 1.
+        and closed (an earlier number would be refused by the writer for ever); where its record is gone, but not what was written
+        under it, the number after it; else 1.
         """
         async with self._database.read() as session:
             if await newest_generation(session, disk) is not None:
                 return 1  # not asked for
-        newest = 1
+        recorded = written = 0
         with contextlib.suppress(NotFound):
             async for item in self._store.list_blobs(REPLICATION_CONTAINER, f"{KEYS_PREFIX}{disk}/"):
-                newest = max(newest, parse_generation_record_name(item.name).generation)
-        return newest
+                recorded = max(recorded, parse_generation_record_name(item.name).generation)
+            async for item in self._store.list_blobs(REPLICATION_CONTAINER, f"{disk}/"):
+                number = item.name.split("/")[1]
+                written = max(written, int(number) if number.isdigit() else 0)
+        return recorded if 0 < recorded >= written else written + 1
 
     async def _publish_record(self, row: GenerationRow) -> None:
         await self._put_record(row)
@@ -352,6 +358,21 @@ def records_identity(rows: Sequence[GenerationRow]) -> str:
     return digest.hexdigest()[:32]
 
 
+async def _continue_elsewhere(
+    session: AsyncSession, row: GenerationRow, base: GenerationBase | None, now_ns: int
+) -> None:
+    """The writer never opened this generation: the next one continues ``base``."""
+    row.final_generation, row.final_epoch = (0, 0) if base is None else (base.generation, base.epoch)
+    continued = None if base is None else await session.get(GenerationRow, (row.disk_id, base.generation))
+    if continued is not None:
+        continued.torn = True  # whatever was written after the base is sent again (R1)
+    where = "nothing: there is no replica" if base is None else f"generation {base.generation}, epoch {base.epoch}"
+    message = (
+        f"generation {row.generation} of disk {row.disk_id} was refused by the sink; the next one continues {where}"
+    )
+    record_event(session, now_ns, SYSTEM, "generation-refused", message, item_id=row.item_id)
+
+
 async def close_generation(session: AsyncSession, row: GenerationRow, now_ns: int) -> str | None:
     """Ask the writer to close an open generation (R8), or take its answer: then ``row`` is CLOSED with its final epoch.
 
@@ -374,5 +395,8 @@ async def close_generation(session: AsyncSession, row: GenerationRow, now_ns: in
         if answer.final_epoch is None:
             return "the replica writer's answer names no final epoch"
         row.state, row.final_epoch, row.closed_ns = CLOSED, answer.final_epoch, now_ns
-        row.torn = answer.problem is not None and answer.problem.code == TORN_EPOCH
+        code = None if answer.problem is None else answer.problem.code
+        row.torn = code == TORN_EPOCH
+        if code == NEVER_OPENED:
+            await _continue_elsewhere(session, row, answer.base, now_ns)
     return None

@@ -164,7 +164,7 @@ async def resume(session: AsyncSession, server: str, actor: Actor, now_ns: int) 
 async def resync(
     session: AsyncSession, server: str, disks: Collection[str], reason: str, actor: Actor, now_ns: int
 ) -> JobRow:
-    """Compare and repair, in a new generation of each disk.
+    """Compare and repair, in a new generation of each disk. One that is under way and has a problem is superseded.
 
     Each order's reason carries its identifier: the agent asks for the new generation with it, so that one asked for without is known
     to have another cause (``tracking_losses.py``).
@@ -179,7 +179,12 @@ async def resync(
         raise InvalidInput(f"cannot resynchronize {min(unknown)}: it is not a disk of this item")
     chosen = [disk for disk in own if not disks or disk in disks]
     apply_event(session, item, ResyncRequested(), actor, now_ns)
-    observed = {row.disk_id: found.generation for row in rows if (found := observation_of(row)) is not None}
+    observations = {row.disk_id: found for row in rows if (found := observation_of(row)) is not None}
+    if any(found.problem is not None for found in observations.values()):
+        # The one that is open cannot go on; else it would be waited for, for ever.
+        for stuck in await open_jobs(session, item.id, JobKind.RESYNC):
+            end_job(session, stuck, item, JobState.CANCELLED, now_ns, actor=actor, message="another resync was ordered")
+    observed = {disk: found.generation for disk, found in observations.items()}
     generations = {}
     for disk in chosen:
         newest = await newest_generation(session, disk)

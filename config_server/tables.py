@@ -233,7 +233,8 @@ class TrackingLossRow(Base):
 class GenerationRow(Base):
     """A generation of a disk and its record with the wrapped keys; states: allocated, open, closed, deleted.
 
-    ``torn``: when it was closed, the epoch after ``final_epoch`` had been applied in part.
+    ``torn``: when it was closed, the epoch after ``final_epoch`` had been applied in part. ``final_generation``: of one that the writer
+    never opened, the generation that ``final_epoch`` is of, which the next one continues (0: there is no replica).
     """
 
     __tablename__ = "generations"
@@ -246,6 +247,7 @@ class GenerationRow(Base):
     state: Mapped[str] = mapped_column(_KIND)
     record: Mapped[str | None] = mapped_column(Text)
     final_epoch: Mapped[int | None] = mapped_column(BigInteger)
+    final_generation: Mapped[int | None] = mapped_column(BigInteger)
     torn: Mapped[bool] = mapped_column(default=False)
     created_ns: Mapped[int] = mapped_column(BigInteger)
     closed_ns: Mapped[int | None] = mapped_column(BigInteger)

@@ -144,6 +144,12 @@ TORN_EPOCH: Final = "torn-epoch"
 """Code of the problem that an answer to ``CloseGeneration`` may name although it succeeded."""
 
 
+NEVER_OPENED: Final = "never-opened"
+"""Code of the problem of an answer to ``CloseGeneration`` that closed a generation which the writer had refused: nothing of it is applied,
+and the next one continues the answer's ``base`` (None: there is no replica).
+"""
+
+
 class CloseGeneration(Document):
     """Apply what is complete, then refuse later epochs; the answer's ``final_epoch`` is the base of the next generation (R8).
 
@@ -207,4 +213,6 @@ class WriterAnswer(Document):
     disks: list[MadeDisk] = Field(default_factory=list)
     sha256: Hash | None = None
     final_epoch: int | None = None
+    base: GenerationBase | None = None
+    """Only with the problem ``NEVER_OPENED``."""
     problem: WriterProblem | None = None

@@ -1,7 +1,8 @@
 """Which generation a replica follows, and when it may go over to the next one (R8).
 
 Called by ``replica_writer/disk_follower.py``. A new generation is opened only if its base is exactly what the replica has applied and
-the generation before is closed; a generation without a base only on a replica that was never written.
+the generation before is closed; a generation without a base only on a replica that was never written. What can never be opened is refused
+with its reason, not waited for in silence.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class AwaitGeneration:
     """Nothing to follow yet."""
 
 
+_CLOSE_HINT = "order a resync (`migratectl resync SERVER`): its generation continues what is applied"
+
 GenerationChoice = FollowGeneration | OpenGeneration | RefuseGeneration | AwaitGeneration
 
 
@@ -71,8 +74,28 @@ def choose_generation(state: ReplicaState | None, known: Iterable[KnownGeneratio
     return RefuseGeneration(
         refused.generation,
         f"its base is {refused.base or 'nothing'}, but the replica is at {state.applied}",
-        "start a new generation from the final epoch that closing the old one answered",
+        _CLOSE_HINT,
     )
+
+
+def passed_over(state: ReplicaState, recorded: Iterable[int]) -> RefuseGeneration | None:
+    """What is waited for in vain while the generation of ``state`` is followed, or after it was closed; None if nothing is.
+
+    ``recorded``: the numbers of all records in the store, usable or not. A later one is put only after this one was closed (R8); and a
+    replica whose own record is gone while there are others was made under numbers that have begun anew.
+    """
+    numbers, applied = sorted(recorded), state.applied
+    if not numbers or not state.was_written or state.phase in (Phase.CREATED, Phase.OPENING):
+        return None
+    if numbers[-1] > applied.generation and state.phase is not Phase.CLOSED:
+        return RefuseGeneration(
+            numbers[-1], f"the replica is at {applied}, and generation {applied.generation} was not closed", _CLOSE_HINT
+        )
+    if numbers[-1] < applied.generation:
+        return RefuseGeneration(
+            numbers[-1], f"the replica is at {applied} already, whose generation has no record any more", _CLOSE_HINT
+        )
+    return None
 
 
 def _first(candidates: list[KnownGeneration]) -> GenerationChoice:
@@ -85,5 +108,5 @@ def _first(candidates: list[KnownGeneration]) -> GenerationChoice:
     return RefuseGeneration(
         refused.generation,
         f"it continues {refused.base}, but there is no replica",
-        "start a generation without a base, which sends the whole disk",
+        "order a resync (`migratectl resync SERVER`): its generation has no base and sends the whole disk",
     )

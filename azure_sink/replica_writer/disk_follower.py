@@ -19,6 +19,7 @@ from azure_sink.core.generation_choice import (
     OpenGeneration,
     RefuseGeneration,
     choose_generation,
+    passed_over,
 )
 from azure_sink.core.replica_state import (
     EpochVoided,
@@ -26,6 +27,7 @@ from azure_sink.core.replica_state import (
     GenerationOpening,
     Opening,
     Phase,
+    Position,
     ReplicaState,
 )
 from azure_sink.replica_writer.disk_points import DiskPoints
@@ -80,10 +82,15 @@ class FollowerParts:
 
 @dataclass(frozen=True, slots=True)
 class ClosedGeneration:
-    """``torn_epoch``: the next epoch was applied in part and can never be finished; all of it must be sent again."""
+    """``torn_epoch``: the next epoch was applied in part and can never be finished; all of it must be sent again.
+
+    ``opened`` False: nothing of this generation was or will be applied; the replica is closed at ``applied`` (None: there is none).
+    """
 
     final_epoch: int
     torn_epoch: int | None
+    opened: bool = True
+    applied: Position | None = None
 
 
 class DiskFollower:
@@ -222,12 +229,20 @@ class DiskFollower:
             case OpenGeneration(generation):
                 return book.opened(GenerationKey(self.disk, GenerationId(generation)))
             case RefuseGeneration(generation, reason, hint):
-                raise GenerationRefused(f"cannot open generation {generation}: {reason}", disk=self.disk, hint=hint)
+                raise GenerationRefused(generation, reason, disk=self.disk, hint=hint)
             case FollowGeneration() | AwaitGeneration():
                 unusable = book.unusable(self.disk, 0 if state is None else state.applied.generation)
                 if unusable is not None:
                     raise unusable
+                if state is not None:
+                    self._require_none_passed_over(state)
                 return None
+
+    def _require_none_passed_over(self, state: ReplicaState) -> None:
+        """:raises GenerationRefused: there is a generation that would be waited for in vain."""
+        refused = passed_over(state, self._parts.book.numbers(self.disk))
+        if refused is not None:
+            raise GenerationRefused(refused.generation, refused.reason, disk=self.disk, hint=refused.hint)
 
     # -- applying ---------------------------------------------------------------------------------------------
 
@@ -240,6 +255,11 @@ class DiskFollower:
             found = None
         if found is None:
             self.waiting_since_s = None
+            if passed_over(replica.state, parts.book.numbers(self.disk)) and self.trouble is None:
+                await (
+                    replica.renew()
+                )  # whoever holds the replica now may have closed and opened what this writer has not heard of
+            self._require_none_passed_over(replica.state)
             return Outcome.IDLE
         self.waiting_since_s = found.properties.last_modified.timestamp()
         generation = parts.book.opened(key.generation_key)
@@ -305,7 +325,9 @@ class DiskFollower:
         """Changes when the blobs do on which the next step depends: the next epoch's, or the generation records. None: not known."""
         replica = self._replica
         prefix = f"{KEYS_PREFIX}{self.disk}/"
-        if replica is not None and replica.state.phase in (Phase.SETTLED, Phase.APPLYING):
+        if isinstance(self.trouble, GenerationRefused):
+            pass  # another record may help
+        elif replica is not None and replica.state.phase in (Phase.SETTLED, Phase.APPLYING):
             applied = replica.state.applied
             prefix = epoch_prefix(EpochKey(self.disk, GenerationId(applied.generation), EpochId(applied.epoch + 1)))
         seen = 0
@@ -320,6 +342,9 @@ class DiskFollower:
 
     async def close_generation(self, generation: int, worked: Callable[[], Awaitable[None]]) -> ClosedGeneration:
         """Apply what is complete, then refuse later epochs (R8). Idempotent; ``worked`` is awaited after each step.
+
+        The newest generation is closed also if it was refused: then the one that the replica is at is closed, so that the next
+        generation can continue it.
 
         :raises ReplicaHeld: another writer holds the replica and will answer.
         :raises Retryable: the store did not answer; ask again.
@@ -340,7 +365,13 @@ class DiskFollower:
             if outcome in (Outcome.WORKED, Outcome.LOST):
                 await worked()
                 continue
-            if replica is None or not replica.usable or replica.state.applied.generation != generation:
+            if self._is_refused(generation):
+                if replica is not None and not replica.usable:
+                    continue
+                if replica is None or replica.state.phase is Phase.CLOSED:
+                    _logger.warning("a refused generation is closed", extra={"fields": {"disk": self.disk}})
+                    return _never_opened(replica)
+            elif replica is None or not replica.usable or replica.state.applied.generation != generation:
                 if self.trouble is not None:
                     raise self.trouble
                 raise NotFound(f"cannot close generation {generation}: it was never opened here", disk=self.disk)
@@ -352,6 +383,10 @@ class DiskFollower:
                 continue
             fields = {"replica": str(replica.state.applied), "torn_epoch": replica.state.torn_epoch}
             _logger.info("generation closed", extra={"fields": fields})
+
+    def _is_refused(self, generation: int) -> bool:
+        trouble = self.trouble
+        return isinstance(trouble, GenerationRefused) and trouble.generation == generation
 
     def _already_closed(self, state: ReplicaState, generation: int) -> ClosedGeneration | None:
         if state.phase is Phase.CLOSED and state.applied.generation == generation:
@@ -369,7 +404,7 @@ class DiskFollower:
     # -- telling ----------------------------------------------------------------------------------------------
 
     async def _state_receipt(self, replica: ReplicaBlob) -> None:
-        lasting = None if isinstance(self.trouble, Retryable) else self.trouble
+        lasting = None if isinstance(self.trouble, Retryable | GenerationRefused) else self.trouble
         problem = None if lasting is None else problem_of(lasting)
         await self._receipts.state(replica, self._points.newest, problem)
 
@@ -395,6 +430,9 @@ class DiskFollower:
         if replica is not None and not replica.usable:
             # Not "no replica": what this writer knows of it is old, and whoever holds it says what is the case.
             raise FenceLost("cannot state a problem: the replica is held no longer", disk=self.disk)
+        if isinstance(error, GenerationRefused):
+            await self._receipts.refuse(error.generation, replica, problem_of(error))
+            return
         if replica is not None and replica.state.phase in (Phase.SETTLED, Phase.APPLYING, Phase.POINT_DUE):
             await self._state_receipt(replica)
             return
@@ -408,3 +446,9 @@ class DiskFollower:
             self._parts.metrics.disk_problem.remove(self.disk, self.trouble.code)
             _logger.info("disk goes on", extra={"fields": {"disk": self.disk}})
         self.trouble = None
+
+
+def _never_opened(replica: ReplicaBlob | None) -> ClosedGeneration:
+    if replica is None or not replica.state.was_written:
+        return ClosedGeneration(0, None, opened=False)
+    return ClosedGeneration(0, replica.state.torn_epoch, opened=False, applied=replica.state.applied)

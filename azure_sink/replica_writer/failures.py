@@ -40,9 +40,13 @@ class SegmentMissing(NotFound):
 
 
 class GenerationRefused(Conflict):
-    """A generation that does not continue this replica (R8)."""
+    """A generation that does not continue this replica (R8); it is answered for in its own receipt."""
 
     code = "generation-refused"
+
+    def __init__(self, generation: int, reason: str, *, disk: str, hint: str) -> None:
+        super().__init__(f"cannot open generation {generation}: {reason}", disk=disk, hint=hint)
+        self.generation = generation
 
 
 async def patiently(call: Callable[[], Awaitable[T]], clock: Clock) -> T:

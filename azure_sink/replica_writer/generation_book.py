@@ -133,6 +133,10 @@ class GenerationBook:
                 found.append(KnownGeneration(record.generation, base, record.size_bytes))
         return found
 
+    def numbers(self, disk: DiskId) -> set[int]:
+        """The generations of a disk whose records are in the store, usable or not."""
+        return {int(generation) for generation in self._entries.get(disk, {})}
+
     def unusable(self, disk: DiskId, after: int) -> BlockferryError | None:
         """Why the newest record of a disk beyond generation ``after`` cannot be used, if that is so."""
         newer = {number: entry for number, entry in self._entries.get(disk, {}).items() if number > after}

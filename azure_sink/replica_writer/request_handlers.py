@@ -22,9 +22,12 @@ from replication.blob_client.failures import BlobNotFound
 from replication.errors import NotFound, Refused
 from replication.identifiers import CutId, DiskId, ItemId
 from replication.store_documents import (
+    NEVER_OPENED,
+    TORN_EPOCH,
     CloseGeneration,
     DeleteDisks,
     DeleteReplicas,
+    GenerationBase,
     HashDisk,
     MakeDisks,
     PrunePoints,
@@ -79,14 +82,24 @@ class RequestHandlers:
             )
         async with follower.lock:
             closed = await follower.close_generation(request.generation, work.report)
-        problem = None
-        if closed.torn_epoch is not None:
+        problem = base = None
+        if not closed.opened:
+            if closed.applied is not None:
+                base = GenerationBase(generation=closed.applied.generation, epoch=closed.applied.epoch)
             problem = WriterProblem(
-                code="torn-epoch",
+                code=NEVER_OPENED,
+                message=f"generation {request.generation} was refused and never opened",
+                hint="the next generation continues what the replica is at and sends everything (R1)",
+            )
+        elif closed.torn_epoch is not None:
+            problem = WriterProblem(
+                code=TORN_EPOCH,
                 message=f"epoch {closed.torn_epoch} was applied in part and could not be finished",
                 hint="the next generation sends every extent of that epoch, whatever the digest table says (R1)",
             )
-        return WriterAnswer(request=request.request, state="succeeded", final_epoch=closed.final_epoch, problem=problem)
+        return WriterAnswer(
+            request=request.request, state="succeeded", final_epoch=closed.final_epoch, base=base, problem=problem
+        )
 
     # -- prune-points -----------------------------------------------------------------------------------------
 

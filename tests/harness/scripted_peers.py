@@ -24,10 +24,12 @@ from replication.control_plane import (
 from replication.documents import WriterIdentity
 from replication.errors import NotFound
 from replication.store_documents import (
+    NEVER_OPENED,
     TORN_EPOCH,
     CloseGeneration,
     DeleteDisks,
     DeleteReplicas,
+    GenerationBase,
     HashDisk,
     MadeDisk,
     MakeDisks,
@@ -63,6 +65,8 @@ class ScriptedWriter:
     store: BlobClient
     identity: WriterIdentity = field(default_factory=WriterIdentity.generate)
     final_epoch: int = 7
+    refused_base: GenerationBase | None = None
+    """Where the replica is when the writer closes a generation that it never opened; None: every generation is opened."""
     torn: bool = False
     """Whether a generation that is closed had begun to apply the epoch after the final one."""
     failing: set[str] = field(default_factory=set)
@@ -107,6 +111,9 @@ class ScriptedWriter:
     def _answer(self, request: WriterRequest) -> WriterAnswer:
         done = WriterAnswer(request=request.request, state="succeeded")
         match request:
+            case CloseGeneration() if self.refused_base is not None:
+                refused = WriterProblem(code=NEVER_OPENED, message="it was refused and never opened")
+                return done.model_copy(update={"final_epoch": 0, "base": self.refused_base, "problem": refused})
             case CloseGeneration():
                 problem = (
                     WriterProblem(code=TORN_EPOCH, message="the next epoch was applied in part") if self.torn else None

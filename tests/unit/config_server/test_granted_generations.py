@@ -13,10 +13,13 @@ from config_server.tables import GenerationRow, WriterRequestRow
 from replication.control_plane import DataKeyGrant, GenerationGrant, GenerationRequest
 from replication.identifiers import DiskId, GenerationId, GenerationKey
 from replication.segment_keys import manifest_key
+from replication.store_documents import GenerationBase
 from replication.tls_identity import Role
 from tests.harness.driven_site import DISKS, DrivenSite, driven_site
 from tests.harness.scripted_peers import (
     DISK,
+    OTHER_DISK,
+    disk_observation,
     inventory,
     new_id,
 )
@@ -124,6 +127,54 @@ async def test_request_to_close_a_generation_is_the_same_after_a_restored_backup
         await site.settle()
     assert (reply.status, GenerationGrant.decode(reply.body).generation) == (200, 2)
     assert sum(request.kind == "close-generation" for request in site.writer.worked) == 1
+
+
+async def granted(site: DrivenSite) -> GenerationGrant:
+    """The next generation, once the one before is closed."""
+    request = new_id()
+    for _ in range(3):
+        reply = await site.grant(request=request)
+        if reply.status == 200:
+            break
+        await site.settle()
+    return GenerationGrant.decode(reply.body)
+
+
+async def test_generation_after_one_that_was_never_opened_continues_what_the_replica_is_at(site: DrivenSite) -> None:
+    await site.replicate()
+    assert [(await granted(site)).generation for _ in range(2)] == [1, 2]
+    site.writer.refused_base = GenerationBase(generation=1, epoch=5)
+    third = await granted(site)
+    assert (third.generation, third.base, third.torn) == (3, GenerationBase(generation=1, epoch=5), True)
+    events = (await site.lab.administer("GET", "/api/v1/events?kind=generation-refused")).json["items"]
+    assert len(events) == 1
+    site.writer.refused_base = GenerationBase(generation=9, epoch=2)
+    fourth = await granted(site)
+    assert (fourth.generation, fourth.base) == (10, site.writer.refused_base), "beyond the replica's own number"
+
+
+async def test_number_is_beyond_what_was_written_under_a_record_that_is_gone(site: DrivenSite) -> None:
+    await site.replicate()
+    await site.lab.store.put_blob("replication", f"{DISK}/0000000006/receipt", b"of an earlier life")
+    assert (await granted(site)).generation == 7
+
+
+async def test_refused_generation_is_a_condition_of_the_item_and_another_resync_may_be_ordered(
+    site: DrivenSite,
+) -> None:
+    await site.replicate()
+    first = await site.verb("/resync", {"reason": "to be sure"})
+    again = await site.lab.administer("POST", "/api/v1/protected-items/web-1/resync", {"reason": "to be sure"})
+    assert again.status == 409, "it is under way"
+    problem = {"code": "generation-refused", "message": "cannot open generation 2", "hint": "order a resync"}
+    stuck = disk_observation(DISK, phase="resynchronizing", generation=2, problem=problem)
+    await site.observe([stuck, disk_observation(OTHER_DISK)])
+    conditions = {condition["code"]: condition for condition in (await site.item())["conditions"]}
+    assert conditions["disk-generation-refused"]["health"] == "critical"
+    assert conditions["disk-generation-refused"]["remedy"] == "order a resync"
+    second = await site.verb("/resync", {"reason": "the sink refused the generation"})
+    assert (await site.item())["open_jobs"] == [second["id"]]
+    assert (await site.job(first["id"]))["state"] == "cancelled"
 
 
 async def test_protection_that_ends_while_a_record_is_on_its_way_leaves_no_key_behind(site: DrivenSite) -> None:

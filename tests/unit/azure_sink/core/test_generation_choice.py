@@ -11,6 +11,7 @@ from azure_sink.core.generation_choice import (
     OpenGeneration,
     RefuseGeneration,
     choose_generation,
+    passed_over,
 )
 from azure_sink.core.replica_state import Opening, Phase, Position, ReplicaState, created
 from replication.identifiers import ItemId
@@ -61,3 +62,22 @@ def test_one_that_continues_is_found_among_others() -> None:
 def test_opening_that_was_begun_is_finished() -> None:
     opening = replace(CLOSED_1_5, phase=Phase.OPENING, opening=Opening(2, 8192, ITEM))
     assert choose_generation(opening, []) == OpenGeneration(2)
+
+
+def test_generation_after_one_that_is_not_closed_is_waited_for_in_vain() -> None:
+    refused = passed_over(AT_1_5, [1, 2])
+    assert refused is not None
+    assert (refused.generation, "1/5" in refused.reason) == (2, True)
+    assert passed_over(AT_1_5, [1]) is None
+    assert passed_over(CLOSED_1_5, [1, 2]) is None, "it is chosen or refused by its base"
+
+
+def test_numbers_that_begun_anew_below_the_replica_are_waited_for_in_vain() -> None:
+    at_5 = replace(AT_1_5, applied=Position(5, 9))
+    for state in (at_5, replace(at_5, phase=Phase.CLOSED)):
+        refused = passed_over(state, [1])
+        assert refused is not None
+        assert refused.generation == 1
+        assert passed_over(state, [3, 5]) is None
+    assert passed_over(at_5, []) is None
+    assert passed_over(created(ITEM, 4096), [1]) is None

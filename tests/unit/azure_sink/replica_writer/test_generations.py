@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from azure_sink.core.replica_metadata import decode_state
 from azure_sink.replica_writer.disk_follower import Outcome
 from azure_sink.vhd import FixedVhd, parse_footer
-from replication.store_documents import CloseGeneration, GenerationBase
+from replication.service.health import HealthState
+from replication.store_documents import NEVER_OPENED, CloseGeneration, GenerationBase
 from replication.store_layout import REPLICAS_CONTAINER, REPLICATION_CONTAINER
 from tests.harness.epochs import DiskHistory, Write, new_uuid, put_epoch
 from tests.harness.writer_site import MIB, WriterSite
@@ -102,9 +105,87 @@ async def test_next_generation_waits_until_the_old_one_is_closed() -> None:
     writer = site.start()
     await writer.settle()
     assert await site.bytes_of(disk) == first
-    assert await site.receipt(disk, 2) is None
+    assert await problem_of(site, disk, 2) == "generation-refused"
     await site.asked(writer, close(site, disk, 1))
     assert await site.bytes_of(disk) == disk.model
+    assert await problem_of(site, disk, 2) is None
+
+
+async def problem_of(site: WriterSite, disk: DiskHistory, generation: int) -> str | None:
+    receipt = await site.receipt(disk, generation)
+    assert receipt is not None
+    return None if receipt.problem is None else receipt.problem.code
+
+
+async def refused_disk(site: WriterSite, *, closed: bool) -> DiskHistory:
+    """A replica at 1/2, and the record of generation 2, which continues 1/1."""
+    disk = site.disk()
+    await disk.open_generation()
+    await disk.put(disk.random_batches(1, 2))
+    await disk.put(disk.random_batches(1, 2))
+    writer = site.start()
+    await writer.settle()
+    if closed:
+        await site.asked(writer, close(site, disk))
+    await disk.open_generation(GenerationBase(generation=1, epoch=1))
+    return disk
+
+
+@pytest.mark.parametrize("closed", [True, False])
+async def test_refused_generation_is_told_everywhere_and_logged_once(
+    closed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = await WriterSite.make()
+    disk = await refused_disk(site, closed=closed)
+    writer = site.start()
+    tasks = asyncio.create_task(writer.run())
+    try:
+        async with asyncio.timeout(20):
+            while site.health.worst is not HealthState.DEGRADED:
+                await asyncio.sleep(0)
+            for _ in range(2000):
+                await asyncio.sleep(0)
+    finally:
+        tasks.cancel()
+        await asyncio.gather(tasks, return_exceptions=True)
+    labels = {"disk": disk.disk, "code": "generation-refused"}
+    assert site.registry.get_sample_value("blockferry_writer_disk_problem", labels) == 1
+    assert await problem_of(site, disk, 2) == "generation-refused"
+    said = [record.message for record in caplog.records if "cannot open generation 2" in record.message]
+    assert len(said) == 1
+    assert "migratectl resync" in said[0]
+    assert await problem_of(site, disk, 1) is None
+
+
+@pytest.mark.parametrize("closed", [True, False])
+async def test_refused_generation_can_be_closed_and_the_next_one_goes_on_from_the_replica(closed: bool) -> None:
+    site = await WriterSite.make()
+    disk = await refused_disk(site, closed=closed)
+    await disk.put(disk.random_batches(1, 2))
+    before = bytes(disk.after[1, 2])
+    writer = site.start()
+    for _ in range(2):
+        answer = await site.asked(writer, close(site, disk, 2))
+        assert (answer.state, answer.base) == ("succeeded", GenerationBase(generation=1, epoch=2))
+        assert answer.problem is not None
+        assert answer.problem.code == NEVER_OPENED
+    assert await site.bytes_of(disk) == before
+    await disk.open_generation(GenerationBase(generation=1, epoch=2))
+    disk.model = bytearray(before)
+    await disk.put(disk.random_batches(1, 2))
+    assert await writer.settle() == {disk.disk: Outcome.IDLE}
+    assert await site.bytes_of(disk) == disk.model
+    assert await problem_of(site, disk, 3) is None
+
+
+async def test_generation_that_continues_a_replica_that_is_gone_can_be_closed() -> None:
+    site = await WriterSite.make()
+    disk = site.disk()
+    await disk.open_generation(GenerationBase(generation=1, epoch=7))
+    answer = await site.asked(site.start(), close(site, disk))
+    assert (answer.state, answer.base) == ("succeeded", None)
+    assert answer.problem is not None
+    assert answer.problem.code == NEVER_OPENED
 
 
 @pytest.mark.parametrize("base", [GenerationBase(generation=1, epoch=0), GenerationBase(generation=1, epoch=2), None])
