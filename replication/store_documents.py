@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from replication.documents import Document, Hash, Uuid
 from replication.errors import PeerProtocolError
@@ -64,11 +64,21 @@ class PointSummary(Document):
 
 
 class WriterProblem(Document):
-    """Why the writer cannot go on with a disk: shown to the operator; the replica is unharmed."""
+    """Why the writer cannot go on with a disk: shown to the operator; the replica is unharmed.
+
+    ``message`` never ends with the hint, also if it was made of an error's whole text: whoever shows both says the remedy once.
+    """
 
     code: str
     message: str
     hint: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hint_apart(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and isinstance(fields.get("message"), str) and isinstance(fields.get("hint"), str):
+            return fields | {"message": fields["message"].removesuffix(f"; {fields['hint']}")}
+        return fields
 
 
 class Receipt(Document):

@@ -119,6 +119,10 @@ def test_steps_before_the_final_point() -> None:
     assert isinstance(mounted, WaitForSource)
     assert mounted.operator
     assert "the store is full; make room" in mounted.message
+    whole = PROBLEM.model_dump() | {"message": "the store is full; make room"}
+    told = next_step(facts(**early, cutover=cutover(state="waiting-for-disk", problem=whole)))
+    assert isinstance(told, WaitForSource)
+    assert told.message == mounted.message, "an agent that puts its hint into the message, too"
     for state in ("shipping", "sealed", "applied"):
         assert isinstance(next_step(facts(**early, cutover=cutover(state=state))), WaitForFinalPoint)
 

@@ -23,6 +23,7 @@ from replication.store_documents import (
     GenerationRecord,
     PointSummary,
     Receipt,
+    WriterProblem,
     decode_writer_request,
 )
 
@@ -112,3 +113,12 @@ def test_manifest_keys_differ_by_generation() -> None:
     data_key = new_data_key()
     keys = {manifest_key(data_key, GenerationKey(DiskId(DISK), GenerationId(number))) for number in (1, 2)}
     assert len(keys) == 2
+
+
+@pytest.mark.parametrize("message", ["cannot claim the disk (disk 7); unmount it", "cannot claim the disk (disk 7)"])
+def test_problem_says_its_hint_once(message: str) -> None:
+    problem = WriterProblem(code="busy", message=message, hint="unmount it")
+    assert (problem.message, problem.hint) == ("cannot claim the disk (disk 7)", "unmount it")
+    raw = json.dumps({"code": "busy", "message": message, "hint": "unmount it"}).encode()
+    assert WriterProblem.decode(raw) == problem
+    assert WriterProblem(code="busy", message="cannot; unmount it").message == "cannot; unmount it"
