@@ -16,6 +16,7 @@ from azure_sink.blob_store.values import MIB
 from azure_sink.replica_writer.settings import WriterSettings
 from replication.blob_client.settings import check_account_name, parse_account_key, read_account_key
 from replication.errors import SettingsError
+from replication.service.connections import ConnectionSettings
 from replication.service.https import ListenAddress
 from replication.service.logs import LogSettings
 from replication.service.observability import ObservabilitySettings
@@ -45,6 +46,7 @@ class BlobSettings:
     state_dir: Path = DEFAULT_BLOB_STATE_DIR
     arena_bytes: int = DEFAULT_ARENA_BYTES
     reserve_bytes: int = DEFAULT_RESERVE_BYTES
+    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     limits: ServiceLimits = field(default_factory=ServiceLimits)
 
     def __post_init__(self) -> None:

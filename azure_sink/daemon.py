@@ -84,7 +84,9 @@ async def running_blob_service(
         stack.push_async_callback(loop.run_in_executor, None, store.close)
         registry.register(ArenaCollector(store.figures))
         service = BlobService(store, Account(settings.account, keys), settings.limits, metrics)
-        server = await start_server(service.application(), ListenAddress.parse(settings.listen), tls)
+        server = await start_server(
+            service.application(), ListenAddress.parse(settings.listen), tls, settings.connections
+        )
         stack.push_async_callback(server.close)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         stack.callback(tasks.create_task(_watch(store, board)).cancel)

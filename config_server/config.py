@@ -15,6 +15,7 @@ from config_server.database import DATABASE_FILE, sqlite_url
 from replication.blob_client.settings import BlobEndpointSettings
 from replication.documents import WriterPublicKey
 from replication.errors import InvalidInput, SettingsError
+from replication.service.connections import ConnectionSettings
 from replication.service.https import ListenAddress
 from replication.service.logs import LogSettings
 from replication.service.observability import ObservabilitySettings
@@ -23,6 +24,7 @@ DEFAULT_CONFIG: Final = "/etc/blockferry/config-server.yaml"
 DEFAULT_LISTEN: Final = "0.0.0.0:443"
 DEFAULT_STATE_DIR: Final = Path("/var/lib/blockferry/config-server")
 DEFAULT_OBSERVABILITY: Final = "127.0.0.1:9883"
+DEFAULT_BODY_TIMEOUT_S: Final = 30.0
 _KEY_LINE_LABEL: Final = "blockferry-writer-v1 "
 
 
@@ -72,6 +74,8 @@ class Settings:
     key_encryption_key_file: Path | None = None
     database_url: str | None = None
     certificate_lifetime_s: float = CERTIFICATE_LIFETIME_S
+    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
+    body_timeout_s: float = DEFAULT_BODY_TIMEOUT_S
     heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)
     reconciler: ReconcilerSettings = field(default_factory=ReconcilerSettings)
     observability: ObservabilitySettings = field(default_factory=lambda: ObservabilitySettings(DEFAULT_OBSERVABILITY))
@@ -82,6 +86,8 @@ class Settings:
         self.server_names()
         if self.certificate_lifetime_s < 3600:
             raise SettingsError("cannot use a certificate_lifetime_s below one hour")
+        if self.body_timeout_s <= 0:
+            raise SettingsError("cannot use a body_timeout_s that is not positive")
         if self.writer_public_key.startswith(_KEY_LINE_LABEL):
             self.load_writer_public_key()
         if self.database_url is not None and not self.database_url.startswith("sqlite+aiosqlite://"):

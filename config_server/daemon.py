@@ -110,9 +110,10 @@ async def running_site(
         )
         registry.register(reconciler.figures)
         server = await start_server(
-            make_application(site, ROUTES),
+            make_application(site, ROUTES, settings.body_timeout_s),
             ListenAddress.parse(settings.listen),
             identity.server_context(require_client=False),
+            settings.connections,
         )
         stack.push_async_callback(server.close)
         # After the service, so that whoever waits for /healthz finds the service there.

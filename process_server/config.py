@@ -23,6 +23,7 @@ from replication.blob_client.settings import BlobEndpointSettings
 from replication.data_plane import DEFAULT_PORT
 from replication.errors import SettingsError
 from replication.sealed_segment import DEFAULT_COMPRESSION_LEVEL, MAX_SEGMENT_BYTES
+from replication.service.connections import ConnectionSettings
 from replication.service.https import ListenAddress
 from replication.service.logs import LogSettings
 from replication.service.observability import ObservabilitySettings
@@ -131,6 +132,7 @@ class Settings:
     service_url: str | None = None
     state_dir: Path = DEFAULT_STATE_DIR
     spool: SpoolSettings = field(default_factory=SpoolSettings)
+    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     intake: IntakeSettings = field(default_factory=IntakeSettings)
     upload: UploadSettings = field(default_factory=UploadSettings)
     observability: ObservabilitySettings = field(default_factory=lambda: ObservabilitySettings(DEFAULT_OBSERVABILITY))

@@ -373,6 +373,7 @@ class _Site:
             surface.application(),
             ListenAddress.parse(self.settings.listen),
             identity.server_context(require_client=True),
+            self.settings.connections,
         )
         stack.push_async_callback(server.close)
         return RunningProcessServer(

@@ -7,6 +7,7 @@ or from a bearer token (administrators), never from a field of the message (R11)
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from config_server.events import Actor
 from config_server.site import Site
 from config_server.tables import CertificateRow, MachineRow, ProcessServerRow
 from replication.documents import MAX_DOCUMENT_BYTES, Document
-from replication.errors import InvalidInput, PeerProtocolError, Refused
+from replication.errors import InvalidInput, PeerProtocolError, PeerUnavailable, Refused
 from replication.service.https import peer_certificate_der
 from replication.service.problem import problem_middleware, problem_response
 from replication.tls_identity import PeerCertificate, PeerName, Role, peer_certificate
@@ -139,18 +140,18 @@ class Unauthenticated(Refused):
     """No identity, or one that is not known: 401."""
 
 
-def make_application(site: Site, routes: Sequence[Route]) -> web.Application:
-    """The application that serves ``routes``."""
+def make_application(site: Site, routes: Sequence[Route], body_timeout_s: float) -> web.Application:
+    """The application that serves ``routes``; a request's body has ``body_timeout_s`` to arrive whole."""
     app = web.Application(middlewares=[problem_middleware], client_max_size=MAX_DOCUMENT_BYTES)
     for route in routes:
-        app.router.add_route(route.method, route.full_path, _served(site, route))
+        app.router.add_route(route.method, route.full_path, _served(site, route, body_timeout_s))
     return app
 
 
-def _served(site: Site, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _served(site: Site, route: Route, body_timeout_s: float) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def serve(request: web.Request) -> web.StreamResponse:
         try:
-            call = await _admitted(site, route, request)
+            call = await _admitted(site, route, request, body_timeout_s)
         except Unauthenticated as error:
             response = problem_response(error)
             response.set_status(401)
@@ -175,7 +176,7 @@ def _response(route: Route, result: HandlerResult) -> web.Response:
     )
 
 
-async def _admitted(site: Site, route: Route, request: web.Request) -> Call:
+async def _admitted(site: Site, route: Route, request: web.Request, body_timeout_s: float) -> Call:
     peer: PeerName | None = None
     administrator: Administrator | None = None
     match route.access:
@@ -193,7 +194,7 @@ async def _admitted(site: Site, route: Route, request: web.Request) -> Call:
         remote=request.remote or "unknown",
         peer=peer,
         administrator=administrator,
-        document=await _document(route, request),
+        document=await _document(route, request, body_timeout_s),
         query=_query(route, request),
     )
 
@@ -234,11 +235,16 @@ def _check_holder(certificate: PeerCertificate, issued: CertificateRow | None, *
         raise Refused(f"cannot accept {certificate.name.urn}: it is not enrolled here", hint="enrol again")
 
 
-async def _document(route: Route, request: web.Request) -> Document | None:
+async def _document(route: Route, request: web.Request, timeout_s: float) -> Document | None:
     if route.body is None:
         return None
     try:
-        return route.body.decode(await request.read())
+        async with asyncio.timeout(timeout_s):
+            content = await request.read()
+    except TimeoutError as error:
+        raise PeerUnavailable(f"cannot wait any longer for a body: it was not whole within {timeout_s:g} s") from error
+    try:
+        return route.body.decode(content)
     except PeerProtocolError as error:
         raise InvalidInput(error.message) from error
 

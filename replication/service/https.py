@@ -10,6 +10,7 @@ import errno
 import ipaddress
 import os
 import re
+import socket
 import ssl
 from dataclasses import dataclass
 from typing import Final
@@ -17,10 +18,9 @@ from typing import Final
 from aiohttp import web
 
 from replication.errors import SettingsError
+from replication.service.connections import BACKLOG, ConnectionSettings, Listener
 
 SHUTDOWN_GRACE_S: Final = 5.0
-BACKLOG: Final = 256
-KEEPALIVE_S: Final = 75.0
 
 _ADDRESS_AND_PORT: Final = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[0-9.]+)):(?P<port>[0-9]{1,5})")
 _BIND_HINTS: Final = {
@@ -61,33 +61,59 @@ class RunningServer:
     """A started listener. ``port`` is the bound one. ``close`` lets requests end for ``SHUTDOWN_GRACE_S``, then cuts them."""
 
     runner: web.AppRunner
+    listener: Listener
     host: str
     port: int
 
     async def close(self) -> None:
+        await self.listener.stop()
         await self.runner.cleanup()
 
 
-async def start_server(app: web.Application, address: ListenAddress, tls: ssl.SSLContext | None) -> RunningServer:
-    """Listen and serve ``app``; on return connections are accepted.
+async def start_server(
+    app: web.Application,
+    address: ListenAddress,
+    tls: ssl.SSLContext | None,
+    connections: ConnectionSettings | None = None,
+) -> RunningServer:
+    """Listen and serve ``app``; on return connections are accepted, within the bounds of ``connections``.
 
     :raises SettingsError: if the address cannot be bound, with what to do about it.
     """
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_GRACE_S, keepalive_timeout=KEEPALIVE_S)
-    await runner.setup()
-    site = web.TCPSite(
-        runner, address.host, address.port, ssl_context=tls, backlog=BACKLOG, reuse_address=True, reuse_port=False
-    )
     try:
-        await site.start()
+        listening = _listening_socket(address)
     except OSError as error:
-        await runner.cleanup()
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise SettingsError(
             f"cannot listen on {address.host}:{address.port}: {reason}", hint=_BIND_HINTS.get(error.errno or 0)
         ) from error
-    bound = runner.addresses[0]
-    return RunningServer(runner, address.host, int(bound[1]))
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_GRACE_S)
+    try:
+        await runner.setup()
+    except BaseException:
+        listening.close()
+        raise
+    server = runner.server
+    assert server is not None, "a runner that is set up has a server"  # noqa: S101 - for mypy
+    listener = Listener(server, listening, tls, connections or ConnectionSettings())
+    listener.start()
+    return RunningServer(runner, listener, address.host, int(listening.getsockname()[1]))
+
+
+def _listening_socket(address: ListenAddress) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setblocking(False)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind((address.host, address.port))
+        listening.listen(BACKLOG)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
 
 
 def peer_certificate_der(request: web.Request) -> bytes | None:

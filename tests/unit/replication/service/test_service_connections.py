@@ -1,0 +1,186 @@
+"""Connections within a bound: idle ones make room, requests under way stay, dawdlers end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from replication.errors import SettingsError
+from replication.service.connections import MIN_CONNECTIONS, RESERVED_DESCRIPTORS, ConnectionSettings
+from replication.service.https import ListenAddress, RunningServer, start_server
+from replication.tls_identity import Role
+from tests.harness.tls import LabAuthority
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    settings: ConnectionSettings, tls: ssl.SSLContext | None = None, release: asyncio.Event | None = None
+) -> AsyncIterator[RunningServer]:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(text="here")
+
+    async def wait(_request: web.Request) -> web.Response:
+        assert release is not None
+        await release.wait()
+        return web.Response(text="here at last")
+
+    app = web.Application()
+    app.router.add_get("/", answer)
+    app.router.add_get("/wait", wait)
+    server = await start_server(app, ListenAddress("127.0.0.1", 0), tls, settings)
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
+class Client:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def of(cls, server: RunningServer, tls: ssl.SSLContext | None = None) -> Client:
+        return cls(*await asyncio.open_connection("127.0.0.1", server.port, ssl=tls))
+
+    async def get(self, request: bytes = GET) -> bytes:
+        self.writer.write(request)
+        async with asyncio.timeout(20):
+            head = await self.reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            return await self.reader.readexactly(length)
+
+    async def ends(self) -> bool:
+        async with asyncio.timeout(20):
+            try:
+                return await self.reader.read() == b""
+            except ConnectionError:
+                return True
+
+    @property
+    def is_open(self) -> bool:
+        return not self.reader.at_eof() and self.reader.exception() is None
+
+
+async def test_beyond_the_bound_the_longest_idle_connection_makes_room() -> None:
+    async with serving(ConnectionSettings(max_connections=MIN_CONNECTIONS)) as server:
+        clients = [await Client.of(server) for _ in range(MIN_CONNECTIONS)]
+        for client in [*clients, clients[0]]:  # so that the second one has been idle longest
+            assert await client.get() == b"here"
+        late = await Client.of(server)
+        assert await late.get() == b"here"
+        assert await clients[1].ends()
+        assert await clients[0].get() == b"here"
+        assert server.listener.open_connections == MIN_CONNECTIONS
+        for client in [*clients, late]:
+            client.writer.close()
+
+
+async def test_requests_under_way_are_never_cut_and_new_clients_wait_for_the_first_to_end() -> None:
+    release = asyncio.Event()
+    async with serving(ConnectionSettings(max_connections=MIN_CONNECTIONS), release=release) as server:
+        clients = [await Client.of(server) for _ in range(MIN_CONNECTIONS)]
+        asked = [asyncio.create_task(client.get(GET.replace(b"/", b"/wait", 1))) for client in clients]
+        while len(server.listener._busy) < MIN_CONNECTIONS:
+            await asyncio.sleep(0)
+        late = await Client.of(server)  # in the kernel's queue
+        waiting = asyncio.create_task(late.get())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        release.set()
+        assert set(await asyncio.gather(*asked)) == {b"here at last"}
+        assert await waiting == b"here"
+        for client in [*clients, late]:
+            client.writer.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"G", b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 4000])
+async def test_a_head_that_never_becomes_whole_ends_the_connection(sent: bytes) -> None:
+    async with serving(ConnectionSettings(idle_timeout_s=0.1)) as server:
+        fresh, used = await Client.of(server), await Client.of(server)
+        assert await used.get() == b"here"
+        for client in (fresh, used):
+            client.writer.write(sent)
+            assert await client.ends()
+            client.writer.close()
+
+
+async def test_bytes_that_trickle_do_not_prolong_a_head() -> None:
+    async with serving(ConnectionSettings(idle_timeout_s=0.2)) as server:
+        client = await Client.of(server)
+        begun_s = asyncio.get_running_loop().time()
+        while client.is_open and asyncio.get_running_loop().time() - begun_s < 20:
+            client.writer.write(b"G" if client.reader.exception() is None else b"")
+            await asyncio.sleep(0.02)  # the pace of the client
+        assert not client.is_open
+        client.writer.close()
+
+
+async def test_a_handshake_that_does_not_come_ends_the_connection_and_others_are_served(tmp_path: Path) -> None:
+    authority = LabAuthority()
+    identity = authority.issue(Role.CONFIG_SERVER, "11111111-1111-4111-8111-111111111111", tmp_path)
+    settings = ConnectionSettings(max_connections=MIN_CONNECTIONS, handshake_timeout_s=0.2)
+    async with serving(settings, identity.server_context(require_client=True)) as server:
+        silent, garbling = await Client.of(server), await Client.of(server)
+        garbling.writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            await garbling.reader.read()  # an alert, perhaps
+        honest = await Client.of(server, identity.client_context())
+        assert await honest.get() == b"here"
+        assert await silent.ends()
+        assert await honest.get() == b"here"
+        for client in (silent, garbling, honest):
+            client.writer.close()
+
+
+async def test_connections_without_a_handshake_make_room_too(tmp_path: Path) -> None:
+    identity = LabAuthority().issue(Role.CONFIG_SERVER, "11111111-1111-4111-8111-111111111111", tmp_path)
+    async with serving(
+        ConnectionSettings(max_connections=MIN_CONNECTIONS), identity.server_context(require_client=True)
+    ) as server:
+        silent = [await Client.of(server) for _ in range(4 * MIN_CONNECTIONS)]
+        honest = await Client.of(server, identity.client_context())
+        assert await honest.get() == b"here"
+        assert server.listener.open_connections <= MIN_CONNECTIONS
+        assert await silent[0].ends()
+        for client in [*silent, honest]:
+            client.writer.close()
+
+
+async def test_closing_cuts_handshakes_and_leaves_no_socket(tmp_path: Path) -> None:
+    identity = LabAuthority().issue(Role.CONFIG_SERVER, "11111111-1111-4111-8111-111111111111", tmp_path)
+    async with serving(ConnectionSettings(), identity.server_context(require_client=True)) as server:
+        silent = await Client.of(server)
+        while not server.listener.open_connections:
+            await asyncio.sleep(0)
+    assert await silent.ends()
+    silent.writer.close()
+    with socket.socket() as again, pytest.raises(ConnectionRefusedError):
+        again.connect(("127.0.0.1", server.port))
+
+
+def test_the_bound_leaves_file_descriptors_for_everything_else() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+        assert ConnectionSettings(5000).allowed() == 1024 - RESERVED_DESCRIPTORS
+        assert ConnectionSettings(100).allowed() == 100
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize(
+    "unusable", [{"max_connections": 15}, {"idle_timeout_s": 0.0}, {"handshake_timeout_s": -1.0}], ids=str
+)
+def test_what_cannot_be_used_is_refused(unusable: dict[str, float]) -> None:
+    with pytest.raises(SettingsError, match="cannot use"):
+        ConnectionSettings(**unusable)  # type: ignore[arg-type]  # values of either type
