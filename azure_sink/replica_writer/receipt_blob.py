@@ -43,7 +43,7 @@ class ReceiptBlob:
         """
         for _ in range(_ATTEMPTS):
             if not self._known:
-                await self._load()
+                await self._load(replica)
             if self.stated == receipt:
                 return False
             if replica is not None:
@@ -66,11 +66,18 @@ class ReceiptBlob:
             return True
         raise FenceLost("cannot put a receipt: another writer keeps changing it", disk=self.key.disk)
 
-    async def _load(self) -> None:
+    async def _load(self, replica: ReplicaBlob | None) -> None:
+        """Learn what is there; on return it was not put by a writer that took the replica over while this one was stalled."""
+        await self._read()
+        if replica is not None:
+            await replica.renew()  # by the store's clock: this writer's own may have stood still before it read
+        self._known = True
+
+    async def _read(self) -> None:
         try:
             found = await self._client.get_blob(REPLICATION_CONTAINER, self._name, max_bytes=2 * MAX_DOCUMENT_BYTES)
         except BlobNotFound:
-            self._etag, self.stated, self._known = None, None, True
+            self._etag, self.stated = None, None
             return
         if found is None:
             raise PeerProtocolError("cannot read a receipt: the store answered nothing", disk=self.key.disk)
@@ -78,4 +85,4 @@ class ReceiptBlob:
             self.stated = self._identity.public.open_signed(Receipt, found.content)
         except PeerProtocolError:
             self.stated = None  # damaged, or signed by the identity before this one: it is put anew
-        self._etag, self._known = found.properties.etag, True
+        self._etag = found.properties.etag

@@ -10,6 +10,7 @@ import pytest
 
 from azure_sink.core.replica_state import EpochBegun
 from azure_sink.replica_writer.disk_follower import Outcome
+from azure_sink.replica_writer.disk_receipts import DiskReceipts
 from azure_sink.replica_writer.failures import FenceLost, ReplicaHeld
 from azure_sink.replica_writer.replica_blob import ReplicaBlob
 from replication.blob_client.api import BlobClient, LeaseState
@@ -189,6 +190,22 @@ async def test_writer_that_lost_a_replica_puts_no_receipt_over_the_winners() -> 
     await disk.put(disk.random_batches(1, 1))
     assert await loser.settle() == {disk.disk: Outcome.STANDBY}
     assert await site.receipt(disk) == newest
+
+
+async def test_writer_that_was_stalled_before_it_read_the_receipt_puts_none_over_the_winners() -> None:
+    """Found by the simulation: what it read after it woke was the winner's, and its own clock said that the lease is good."""
+    site, disk = await prepared()
+    paused = HandClock()
+    replica = await replica_of(site, disk, MINE, paused.clock)
+    receipts = DiskReceipts(disk.disk, site.account, site.identity)
+    site.time.advance(31)
+    await disk.put(disk.random_batches(1, 1))
+    await site.start(lease_id=THEIRS).settle()
+    with pytest.raises(FenceLost):
+        await receipts.state(replica, None, None)
+    receipt = await site.receipt(disk)
+    assert receipt is not None
+    assert receipt.epoch == 2
 
 
 class _Overtaken:
