@@ -72,7 +72,7 @@ class SimulatedReader:
         return self._disk.geometry.size_bytes
 
     def read_into(self, buffer: memoryview, extent: Extent) -> None:
-        self._process.act()
+        self._process.act("read")
         self._disk.read_into(buffer, extent)
 
     def data_extents(self, within: Extent, granularity_bytes: int) -> Iterator[Extent]:
@@ -277,7 +277,7 @@ class AgentMachine:
             raise AssertionError(f"the agent touches a file while frozen: {what}")
         self._loop.spend(_FILE_CALL_S)
         if process is not None:
-            process.act()
+            process.act("file")
 
     # ---- what it is made of
 

@@ -6,15 +6,17 @@ Used by ``simulation``. Crashes strike at once or at the n-th action from now (a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 from tests.simulation.network import Weather
 from tests.simulation.process_server_machine import ProcessServerMachine
 from tests.simulation.virtual_loop import Process
 from tests.simulation.world import World, WriterMachine
+
+Fault = Callable[[], Coroutine[Any, Any, None]]
 
 _FUSES: Final = (0, 1, 2, 3, 5, 8, 13, 21, 40, 80, 160)
 
@@ -37,6 +39,7 @@ class Faults:
             strike()
             return
         process.fuse, process.on_fuse = self.random.choice(_FUSES), strike
+        process.fuse_burns_at = self.random.choice((None, "file", "file"))
         for _ in range(12):
             await asyncio.sleep(0.25)
             if process.is_dead():
@@ -225,7 +228,7 @@ class Faults:
             world.note("fault", f"{chosen.name} stalls, its clock {'stands' if clock_stands else 'goes on'}")
             chosen.stall(clock_stands=clock_stands)
 
-        chosen.fuse, chosen.on_fuse = self.random.choice(_FUSES), strike
+        chosen.fuse, chosen.on_fuse, chosen.fuse_burns_at = self.random.choice(_FUSES), strike, None
         await asyncio.sleep(self.random.choice((3.0, 18.0, 26.0)) * (0.5 + self.random.random()))
         chosen.fuse = None
         world.note("fault", f"{chosen.name} wakes")
@@ -268,28 +271,22 @@ class Faults:
         await asyncio.sleep(self.random.choice((2.0, 8.0, 20.0)) * (0.5 + self.random.random()))
         network.cut.discard(pair)
 
-    def all(self) -> list[Callable[[], Awaitable[None]]]:
-        return [
+    def of_a_theme(self) -> list[Fault]:
+        """Any faults, or those of one part of the site: the same few again and again reach deeper."""
+        agent: list[Fault] = [
             self.kill_agent,
             self.cut_agents_power,
-            self.switch_process_server,
-            self.kill_process_server,
-            self.cut_process_servers_power,
-            self.kill_writer,
+            self.kill_agent,
+            self.cut_agents_power,
             self.storm,
-            self.storm,
-            self.part,
-            self.stall_somebody,
-            self.stall_somebody,
-            self.lose_process_server,
-            self.order_resync,
-            self.damage_segment,
-            self.stop_process_server,
-            self.revert_machine,
-            self.restore_agents_state,
-            self.jump_clock,
-            self.fill_disk,
         ]
+        spools: list[Fault] = [self.kill_process_server, self.cut_process_servers_power, self.stop_process_server]
+        spools += [self.cut_process_servers_power, self.switch_process_server, self.fill_disk, self.storm]
+        sink: list[Fault] = [self.kill_writer, self.stall_somebody, self.stall_somebody, self.storm, self.part]
+        history: list[Fault] = [self.order_resync, self.damage_segment, self.revert_machine, self.restore_agents_state]
+        history += [self.cut_agents_power, self.lose_process_server, self.jump_clock]
+        everything = [*agent, *spools, *sink, *history]
+        return self.random.choice((everything, everything, agent, spools, sink, history))
 
     async def heal(self) -> None:
         """No further fault; everybody who is not gone for good runs."""

@@ -75,7 +75,7 @@ class Network:
 
     async def ask_store(self, caller: Process, what: str, effect: Callable[[], Any], *, is_write: bool) -> Any:
         """:raises PeerUnavailable: if the answer does not come. Raises as the store does."""
-        caller.act()
+        caller.act("net")
         future = self.loop.create_future()
 
         def deliver() -> None:
@@ -123,7 +123,7 @@ class Network:
         timeout_s: float = TIMEOUT_S,
     ) -> Any:  # fmt: skip
         """Have ``call`` run in the process that ``callee`` names when the request arrives there."""
-        caller.act()
+        caller.act("net")
         future = self.loop.create_future()
         message = f"cannot reach {name}"
 

@@ -211,7 +211,7 @@ class ProcessServerMachine(Intake):
         self._loop.spend(_FILE_CALL_S)
         process = self._loop.current
         if process is not None:
-            process.act()
+            process.act("file")
 
     # ---- P1
 

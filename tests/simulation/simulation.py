@@ -60,7 +60,7 @@ def drawn_shape(random: Random) -> Shape:
         disks=random.choice((1, 1, 1, 2)),
         granules=random.randrange(6, 30),
         short_by_sectors=random.randrange(8),
-        tracker="scan" if random.random() < 0.15 else "ebpf",
+        tracker="scan" if random.random() < 0.25 else "ebpf",
         writers=random.choice((1, 2)),
         workload=Habits(
             rate=random.choice((0.5, 2.0, 5.0)), raw=random.choice((0.0, 0.0, 0.1)), hot=random.choice((0.2, 0.7))
@@ -84,9 +84,10 @@ async def _scenario(world: World, random: Random) -> None:
     world.workload.start()
     await asyncio.sleep(random.random() * 4)
     pruning = asyncio.get_running_loop().create_task(_prune(world, random))
+    theme = faults.of_a_theme()
     async with asyncio.TaskGroup() as tasks:
         for _ in range(random.randrange(1, 6)):
-            tasks.create_task(random.choice(faults.all())())  # type: ignore[arg-type]
+            tasks.create_task(random.choice(theme)())
             await asyncio.sleep(random.choice((0.0, 0.5, 3.0, 10.0)) * random.random())
     await faults.heal()
     pruning.cancel()

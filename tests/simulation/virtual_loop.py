@@ -46,6 +46,8 @@ class Process:
         self.liveness = Liveness.RUNNING
         self.fuse: int | None = None
         """So many actions on the world until something strikes in the middle of one; None: none is counted."""
+        self.fuse_burns_at: str | None = None
+        """Which actions count: ``file``, ``net``, ``read``; None: all."""
         self.on_fuse: Callable[[], None] = self.kill
         self.slept_s = 0.0
         self._loop = loop
@@ -85,11 +87,11 @@ class Process:
         if self.liveness is Liveness.STALLED:
             self._held.append(handle)
 
-    def act(self) -> None:
+    def act(self, kind: str) -> None:
         """It is about to act on the world. :raises ProcessKilled: if it is no more, or dies here."""
         if self.liveness is Liveness.DEAD:
             raise ProcessKilled(self.name)
-        if self.fuse is not None:
+        if self.fuse is not None and self.fuse_burns_at in (None, kind):
             self.fuse -= 1
             if self.fuse < 0:
                 self.fuse = None
