@@ -94,6 +94,7 @@ async def _desired_item(session: AsyncSession, item: ProtectedItemRow) -> Desire
             point_requests=requests,
             cutover=await _cutover(session, item),
             resyncs=resyncs,
+            paused=item.paused,
         )
     )
 

@@ -18,6 +18,7 @@ from config_server.tables import (
     ProtectedItemRow,
     RecoveryPointRow,
 )
+from config_server.writer_requests import refused_answer, writer_silence_s
 
 
 def disk_facts(row: ItemDiskRow, now_ns: int) -> DiskFacts:
@@ -79,5 +80,8 @@ async def assess_item(
             rpo_threshold_s=policy.rpo_threshold_s,
             recovery_point_interval_s=policy.recovery_point_interval_s,
             store_problem=store_problem,
+            paused=item.paused,
+            writer_silence_s=await writer_silence_s(session, item.id, now_ns),
+            answer_refused=await refused_answer(session, item.id),
         )
     )

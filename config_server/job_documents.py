@@ -58,10 +58,13 @@ class ResyncParameters(Document):
 
 
 class ResyncContext(Document):
-    """``generations``: each disk's generation when the resync was ordered; it is done in a later one."""
+    """``generations``: each disk's newest generation when the resync was ordered; it is done in a later one. ``observed``: the one that its
+    agent was in: if an agent was about to begin a newer one anyhow, that one fulfils the order.
+    """
 
     orders: list[ResyncOrder]
     generations: dict[str, int]
+    observed: dict[str, int] = Field(default_factory=dict)
 
 
 class TestMigrationContext(Document):

@@ -56,7 +56,7 @@ async def test_migrate(
     :raises NotFound: if the named point does not exist. :raises Refused: (as Conflict) for a suspect one without ``allow_suspect``.
     """
     item = await find_item(session, server)
-    paused = State(item.state) is State.PAUSED
+    paused = item.paused
     apply_event(session, item, TestMigrationRequested(), actor, now_ns)
     cut = await _chosen_cut(session, item, parameters)
     if cut is None and paused:

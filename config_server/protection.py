@@ -145,6 +145,7 @@ async def pause(session: AsyncSession, server: str, actor: Actor, now_ns: int) -
     """
     item = await find_item(session, server)
     apply_event(session, item, PauseRequested(), actor, now_ns)
+    item.paused = True
     await publish(session, item.machine_id)
     return item
 
@@ -157,6 +158,7 @@ async def resume(session: AsyncSession, server: str, actor: Actor, now_ns: int) 
     item = await find_item(session, server)
     progress, _ = await observed_progress(session, item.id)
     apply_event(session, item, ResumeRequested(progress), actor, now_ns)
+    item.paused = False
     await publish(session, item.machine_id)
     return item
 
@@ -198,6 +200,7 @@ async def resync(
         context=ResyncContext(
             orders=[_order(disk, reason) for disk in chosen],
             generations=generations,
+            observed={disk: observed.get(disk) or 0 for disk in chosen},
         ),
         actor=actor,
         now_ns=now_ns,

@@ -163,6 +163,7 @@ class PolicyRow(Base):
 class ProtectedItemRow(Base):
     """One machine under a policy. At most one item of a machine has not ended. ``drill_*``: the last test migration cleaned up.
 
+    ``paused``: the operator paused it and has not resumed it, whatever tests were made meanwhile.
     ``first_revision``: the first desired document that names the item; what an agent reports of an older one is not about it.
     """
 
@@ -188,6 +189,7 @@ class ProtectedItemRow(Base):
     first_revision: Mapped[int] = mapped_column(BigInteger, default=0)
     seeded_ns: Mapped[int | None] = mapped_column(BigInteger)
     ended_ns: Mapped[int | None] = mapped_column(BigInteger)
+    paused: Mapped[bool] = mapped_column(default=False)
     health: Mapped[str | None] = mapped_column(_KIND)
     health_since_ns: Mapped[int | None] = mapped_column(BigInteger)
     drill_ns: Mapped[int | None] = mapped_column(BigInteger)
@@ -331,7 +333,8 @@ class MadeDiskRow(Base):
 class WriterRequestRow(Base):
     """A request to the replica writer. ``key`` says what it is for and makes it once; ``answer`` is the verified answer.
 
-    States: new (to be put into the store), put, succeeded, failed. ``retired``: 0 request and answer are in the store,
+    States: new (to be put into the store), put, succeeded, failed.
+    ``heard_ns``: when it was put, or an answer last changed. ``retired``: 0 request and answer are in the store,
     1 the request is deleted, 2 both are.
     """
 
@@ -349,6 +352,7 @@ class WriterRequestRow(Base):
     problem: Mapped[str | None] = mapped_column(Text)
     created_ns: Mapped[int] = mapped_column(BigInteger)
     answered_ns: Mapped[int | None] = mapped_column(BigInteger)
+    heard_ns: Mapped[int | None] = mapped_column(BigInteger)
     retired: Mapped[int] = mapped_column(default=0)
 
 

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from typing import Final
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.tables import WriterRequestRow
@@ -103,6 +103,28 @@ def failure_of(row: WriterRequestRow) -> WriterProblem | None:
     if answer is None or answer.problem is None:
         return WriterProblem(code="unexplained", message="the replica writer gives no reason")
     return answer.problem
+
+
+async def writer_silence_s(session: AsyncSession, item_id: str, now_ns: int) -> float | None:
+    """Seconds since the writer was given a request of this item, or said how far it is: the longest of all; None: it has none."""
+    since = await session.scalar(
+        select(func.min(func.coalesce(WriterRequestRow.heard_ns, WriterRequestRow.created_ns))).where(
+            WriterRequestRow.item_id == item_id, WriterRequestRow.state == PUT
+        )
+    )
+    return None if since is None else max(0.0, (now_ns - since) / 1e9)
+
+
+async def refused_answer(session: AsyncSession, item_id: str) -> str | None:
+    """Why the answer to an open request of this item cannot be accepted, or None."""
+    found: str | None = await session.scalar(
+        select(WriterRequestRow.problem)
+        .where(
+            WriterRequestRow.item_id == item_id, WriterRequestRow.state == PUT, WriterRequestRow.problem.is_not(None)
+        )
+        .limit(1)
+    )
+    return found
 
 
 def make_disks_key(job_id: str, cut: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from config_server.core.protected_item import DELETING_STATES, ENDED_STATES, State
+from config_server.core.protected_item import DELETING_STATES, ENDED_STATES, TEST_STATES, State
 from replication.control_plane import (
     DesiredCutover,
     DesiredItem,
@@ -34,6 +34,8 @@ class DesiredFacts:
     point_requests: Sequence[PointRequest] = ()
     cutover: DesiredCutover | None = None
     resyncs: Sequence[ResyncOrder] = ()
+    paused: bool = False
+    """The operator paused the item; a test migration does not end that."""
 
 
 def desired_item(facts: DesiredFacts) -> DesiredItem | None:
@@ -49,7 +51,7 @@ def desired_item(facts: DesiredFacts) -> DesiredItem | None:
         return None
     held = facts.state is State.MIGRATED or (facts.state is State.MIGRATION_FAILED and facts.cutover is not None)
     migrating = held or facts.state is State.MIGRATING
-    paused = facts.state is State.PAUSED
+    paused = facts.state is State.PAUSED or (facts.paused and facts.state in TEST_STATES)
     return DesiredItem(
         item=facts.item,
         disks=list(facts.disks),

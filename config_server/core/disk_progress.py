@@ -15,6 +15,8 @@ def came_forward(before: DiskObservation | None, now: DiskObservation) -> bool:
         before.newest_cut,
     ):
         return True
+    if now.phase == "cutting-over" and now.sealed_epoch == now.applied_epoch:
+        return True  # it waits for the operator, or reads: the job says which
     idle = now.phase in ("replicating", "held", "paused", "waiting")
     return idle and now.backlog_bytes == 0 and now.sealed_epoch == now.applied_epoch
 

@@ -22,6 +22,8 @@ LAG_WARNING_S: Final = 300.0
 LAG_CRITICAL_S: Final = 1800.0
 STALLED_S: Final = 300.0
 NOT_CONVERGING_S: Final = 300.0
+WRITER_SILENT_S: Final = 300.0
+WRITER_SILENT_CRITICAL_S: Final = 1800.0
 SPOOL_FREE_WARNING: Final = 0.30
 SPOOL_FREE_CRITICAL: Final = 0.25
 BACKLOG_AGE_WARNING_S: Final = 1800.0
@@ -119,6 +121,11 @@ class HealthFacts:
     rpo_threshold_s: float
     recovery_point_interval_s: float
     store_problem: str | None
+    paused: bool = False
+    """Also while a test migration of a paused item is under way."""
+    writer_silence_s: float | None = None
+    """How long the replica writer has said nothing about a request of this item that it was given; None: it owes no answer."""
+    answer_refused: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +153,11 @@ def _conditions(facts: HealthFacts) -> Iterator[Condition]:
             f"{facts.state}: {facts.reason or 'no reason given'}",
             "see the events and the job; the replica and its recovery points are unharmed",
         )
-    if facts.state is State.PAUSED:
+    if facts.state is State.PAUSED or facts.paused:
         yield Condition("paused", Health.WARNING, "replication is paused: no new recovery points", "resume it")
     yield from _of_agent(facts)
     yield from _of_process_server(facts)
+    yield from _of_writer(facts)
     if facts.store_problem is not None:
         yield Condition(
             "store-unreachable",
@@ -214,6 +222,24 @@ def _of_process_server(facts: HealthFacts) -> Iterator[Condition]:
         )
 
 
+def _of_writer(facts: HealthFacts) -> Iterator[Condition]:
+    if facts.writer_silence_s is not None and facts.writer_silence_s > WRITER_SILENT_S:
+        critical = facts.writer_silence_s > WRITER_SILENT_CRITICAL_S
+        yield Condition(
+            "writer-silent",
+            Health.CRITICAL if critical else Health.WARNING,
+            f"the replica writer has not answered a request for {facts.writer_silence_s:.0f} s",
+            "see that it runs, and its log",
+        )
+    if facts.answer_refused is not None:
+        yield Condition(
+            "answer-refused",
+            Health.CRITICAL,
+            f"an answer of the replica writer is not accepted: {facts.answer_refused}",
+            "see that `writer_public_key` is the line that `azure-sink show-writer-key` prints",
+        )
+
+
 def _of_disk(facts: HealthFacts, disk: DiskFacts) -> Iterator[Condition]:
     observed = disk.observation
     if observed is None:
@@ -242,7 +268,16 @@ def _of_disk(facts: HealthFacts, disk: DiskFacts) -> Iterator[Condition]:
             f"{name}: {doubt}",
             "it repairs itself by a resync; if it returns, see the tracker's requirements",
         )
-    if observed.phase in ("paused", "held", "cutting-over"):
+    if observed.phase in ("paused", "held"):
+        return
+    if disk.progress_age_s > STALLED_S and observed.phase != "waiting":
+        yield Condition(
+            "stalled",
+            Health.CRITICAL,
+            f"{name} has not come forward for {disk.progress_age_s:.0f} s with {observed.backlog_bytes} bytes to do",
+            "see the logs of agent, process server and replica writer",
+        )
+    if observed.phase == "cutting-over":
         return
     if observed.phase == "resynchronizing":
         yield Condition(
@@ -260,13 +295,6 @@ def _of_disk(facts: HealthFacts, disk: DiskFacts) -> Iterator[Condition]:
             Health.CRITICAL if critical else Health.WARNING,
             f"{name}: replication lag {text}",
             "compare churn with bandwidth",
-        )
-    if disk.progress_age_s > STALLED_S and observed.phase != "waiting":
-        yield Condition(
-            "stalled",
-            Health.CRITICAL,
-            f"{name} has not come forward for {disk.progress_age_s:.0f} s with {observed.backlog_bytes} bytes to do",
-            "see the logs of agent, process server and replica writer",
         )
     if disk.falling_behind_s is not None and disk.falling_behind_s > NOT_CONVERGING_S:
         yield Condition(
@@ -325,10 +353,11 @@ def _going(facts: HealthFacts) -> Going:
     if facts.agent_age_s is None or facts.agent_age_s > facts.agent_timeout_s:
         return Going.DISCONNECTED
     phases = {disk.observation.phase for disk in facts.disks if disk.observation is not None}
+    moving = [disk for disk in facts.disks if disk.observation is not None and disk.observation.phase != "held"]
+    if any(disk.progress_age_s > STALLED_S for disk in moving):
+        return Going.STALLED
     if phases and phases <= {"held", "cutting-over"}:
         return Going.HELD
-    if any(disk.progress_age_s > STALLED_S and disk.observation is not None for disk in facts.disks):
-        return Going.STALLED
     if any((disk.falling_behind_s or 0.0) > NOT_CONVERGING_S for disk in facts.disks):
         return Going.NOT_CONVERGING
     if facts.seeded_age_s is None:

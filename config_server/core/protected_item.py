@@ -3,8 +3,9 @@
 Theory: an item is born ENABLING when an operator protects a machine. What its agent observes (``ReplicationObserved``) carries it through
 initial replication into REPLICATING and, where tracking was lost, through RESYNCHRONIZING. Operators' verbs lead out of that: pause, test
 migration, migration, stop. While a test migration is under way replication goes on underneath, so that an observation changes nothing
-in those states; when the test has been cleaned up the item takes the state that the newest observation says. Each long step has its
-failed state, which keeps the reason; no failed state deletes anything, and each can be left by trying again, by going back or by stopping.
+in those states; when the test has been cleaned up the item takes the state that the newest observation says, or is PAUSED again if it was.
+Each long step has its failed state, which keeps the reason; no failed state deletes anything, and each can be left by trying again, by
+going back or by stopping.
 
 Invariant: only STOPPING and COMPLETING delete replicas and points, and only an operator's own verb leads there.
 
@@ -137,9 +138,10 @@ class CleanupFailed:
 
 @dataclass(frozen=True, slots=True)
 class CleanupSucceeded:
-    """The test disks are gone; ``progress`` is the newest observation's."""
+    """The test disks are gone; ``progress`` is the newest observation's. ``paused``: the item was paused before the test, and stays so."""
 
     progress: Progress
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +284,7 @@ TRANSITIONS: Final[dict[tuple[State, EventType], frozenset[State]]] = {
     (State.TEST_FAILED, CleanupRequested): _to(State.TEST_CLEANUP),
     (State.TEST_CLEANUP_FAILED, CleanupRequested): _to(State.TEST_CLEANUP),
     (State.TEST_CLEANUP, CleanupFailed): _to(State.TEST_CLEANUP_FAILED),
-    (State.TEST_CLEANUP, CleanupSucceeded): REPLICATION_STATES,
+    (State.TEST_CLEANUP, CleanupSucceeded): REPLICATION_STATES | {State.PAUSED},
     (State.REPLICATING, MigrationRequested): _to(State.MIGRATING),
     (State.MIGRATION_FAILED, MigrationRequested): _to(State.MIGRATING),
     (State.MIGRATING, MigrationFailed): _to(State.MIGRATION_FAILED),
@@ -300,6 +302,7 @@ TRANSITIONS: Final[dict[tuple[State, EventType], frozenset[State]]] = {
 }
 
 _HINTS: Final[dict[EventType, str]] = {
+    PauseRequested: "clean up a test migration, or cancel a migration, first",
     ResumeRequested: "only a paused item can be resumed",
     ResyncRequested: "wait until initial replication is over, or resume first",
     TestMigrationRequested: "initial replication must be over, and an earlier test migration be cleaned up",
@@ -327,6 +330,8 @@ def next_state(state: State, event: Event) -> State:
 
 def _by_observation(event: Event) -> State:
     match event:
+        case CleanupSucceeded(paused=True):
+            return State.PAUSED
         case (
             ReplicationObserved(progress=progress)
             | ResumeRequested(progress=progress)

@@ -6,7 +6,7 @@ are kept in the job's context: a restart at any point goes on from there. Nothin
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Final, Literal, cast
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -34,6 +34,9 @@ from config_server.tables import JobRow, MachineRow, MadeDiskRow, ProtectedItemR
 from config_server.writer_requests import answer_of, ask_writer, make_disks_key, request_for, request_id
 from replication.store_documents import HashDisk, MadeDisk, MakeDiskItem, MakeDisks, RecoveryPoint
 
+OVERDUE_S: Final = 120.0
+"""A final point that is not there so long after its epoch was sealed is worth a look."""
+
 
 async def follow_migration(
     session: AsyncSession, job: JobRow, item: ProtectedItemRow, heartbeat: HeartbeatSettings, now_ns: int
@@ -48,6 +51,9 @@ async def follow_migration(
         case WaitForSource(message=message, operator=operator):
             set_step(job, now_ns, steps.WAITING_FOR_SOURCE, message, waiting_for_input=operator)
         case WaitForFinalPoint(message=message, done_bytes=done, total_bytes=total):
+            sealed_s = 0.0 if context.sealed_ns is None else (now_ns - context.sealed_ns) / 1e9
+            if sealed_s > OVERDUE_S:
+                message += f"; it was sealed {sealed_s:.0f} s ago: see that process server and replica writer run"
             set_step(job, now_ns, steps.SHIPPING, message)
             set_progress(job, now_ns, done, total)
         case MakeFinalDisks(message=message, done_bytes=done, total_bytes=total):

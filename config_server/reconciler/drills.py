@@ -113,7 +113,7 @@ async def follow_clean_up(session: AsyncSession, job: JobRow, item: ProtectedIte
     if removal.left:
         return
     progress, _ = await observed_progress(session, item.id)
-    apply_event(session, item, CleanupSucceeded(progress), SYSTEM, now_ns)
+    apply_event(session, item, CleanupSucceeded(progress, item.paused), SYSTEM, now_ns)
     tested: JobRow | None = await session.scalar(
         select(JobRow)
         .where(JobRow.item_id == item.id, JobRow.kind == JobKind.TEST_MIGRATE.value)

@@ -19,7 +19,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.config import HeartbeatSettings, ReconcilerSettings
-from config_server.core.job import JobKind
+from config_server.core.health import WRITER_SILENT_S
+from config_server.core.job import OPEN_STATES, JobKind
 from config_server.database import Database
 from config_server.desired import DesiredFeed, publish
 from config_server.events import Clock
@@ -38,6 +39,7 @@ from config_server.reconciler.replication_jobs import follow_enabling, follow_re
 from config_server.reconciler.store_exchange import StoreExchange
 from config_server.store_status import StoreStatus
 from config_server.tables import JobRow, ProtectedItemRow
+from config_server.writer_requests import writer_silence_s
 from replication.blob_client.api import BlobClient
 from replication.documents import WriterPublicKey
 from replication.errors import BlockferryError
@@ -207,4 +209,7 @@ class Reconciler:
                 await follow_migration(session, job, item, self._heartbeat, now_ns)
             case JobKind.COMPLETE | JobKind.STOP:
                 await follow_deletion(session, job, item, self._heartbeat, now_ns)
+        silence_s = await writer_silence_s(session, item_id, now_ns)
+        if silence_s is not None and silence_s > WRITER_SILENT_S and job.state in OPEN_STATES and not job.message:
+            job.message = f"the replica writer has not answered for {silence_s:.0f} s: see that it runs"
         return await publish(session, item.machine_id)

@@ -55,7 +55,7 @@ class Mailbox:
             async with self._database.write() as session:
                 stored = await session.get_one(WriterRequestRow, row.id)
                 if stored.state == NEW:
-                    stored.state = PUT
+                    stored.state, stored.heard_ns = PUT, self._clock()
 
     async def collect(self) -> tuple[int, int]:
         """Read the answers to requests that are open; returns how many were settled by it, and how many are still open."""
@@ -118,6 +118,7 @@ class Mailbox:
                 found.properties.etag,
                 None,
             )
+            stored.heard_ns = self._clock()
             if answer.state == "in-progress":
                 return False
             stored.state, stored.answered_ns = answer.state, self._clock()

@@ -5,6 +5,9 @@ Each function reads its facts anew and may be called any number of times.
 
 from __future__ import annotations
 
+from typing import Final
+
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server import steps
@@ -16,7 +19,10 @@ from config_server.item_status import seeding_disk
 from config_server.items import item_disks, observation_of
 from config_server.job_documents import JobProblem, RecoveryPointResult, ResyncContext
 from config_server.jobs import context_of, end_job, set_progress, set_step
-from config_server.tables import JobRow, ProtectedItemRow, RecoveryPointRow
+from config_server.tables import GenerationRow, JobRow, ProtectedItemRow, RecoveryPointRow
+
+ABSORBED_AFTER_S: Final = 60.0
+"""How long an agent has to ask for a generation because of an order, if it had another one on its way."""
 
 
 async def follow_enabling(session: AsyncSession, job: JobRow, item: ProtectedItemRow, now_ns: int) -> None:
@@ -43,15 +49,20 @@ async def follow_enabling(session: AsyncSession, job: JobRow, item: ProtectedIte
 
 
 async def follow_resync(session: AsyncSession, job: JobRow, item: ProtectedItemRow, now_ns: int) -> None:
-    """Ends when every ordered disk replicates in a later generation than when it was ordered."""
+    """Ends when every ordered disk replicates in a later generation than when it was ordered, or in the one that was about to begin."""
     context = context_of(job, ResyncContext)
     ordered = {order.disk for order in context.orders}
+    taken_up = await _taken_up(session, context)
     done = total = finished = 0
     for disk in await item_disks(session, item.id):
         observed = observation_of(disk)
         if disk.disk_id not in ordered or observed is None:
             continue
-        later = (observed.generation or 0) > context.generations.get(disk.disk_id, 0)
+        newest = context.generations.get(disk.disk_id, 0)
+        # The agent had a newer generation on its way already, and asked for no other one: the order is fulfilled by that.
+        absorbed = disk.disk_id not in taken_up and newest > context.observed.get(disk.disk_id, newest)
+        is_settled = now_ns - job.created_ns > ABSORBED_AFTER_S * 1e9
+        later = (observed.generation or 0) > newest or (absorbed and is_settled and observed.generation == newest)
         total += observed.seeding_total_bytes or disk.size_bytes
         if later and observed.phase in SEEDED_PHASES:
             finished += 1
@@ -61,7 +72,25 @@ async def follow_resync(session: AsyncSession, job: JobRow, item: ProtectedItemR
     if finished == len(ordered):
         end_job(session, job, item, JobState.SUCCEEDED, now_ns, message=f"{finished} disks compared and repaired")
         return
+    failed = State(item.state) in FAILED_STATES
+    waiting = "" if taken_up == ordered else "the agent has not taken it up yet"
+    if State(item.state) is State.PAUSED:
+        waiting = "replication is paused: resume it"
+    message = (item.reason or "") if failed else waiting
+    set_step(job, now_ns, steps.RESYNCHRONIZING, message, waiting_for_input=failed)
     set_progress(job, now_ns, done, total)
+
+
+async def _taken_up(session: AsyncSession, context: ResyncContext) -> set[str]:
+    """The disks whose agent has asked for a generation because of the order: its reason carries the order's identifier."""
+    found = set()
+    for order in context.orders:
+        rows = select(GenerationRow.generation).where(
+            GenerationRow.disk_id == order.disk, GenerationRow.reason == order.reason
+        )
+        if (await session.scalar(rows.limit(1))) is not None:
+            found.add(order.disk)
+    return found
 
 
 async def follow_recovery_point(

@@ -172,6 +172,10 @@ def test_disk_without_backlog_does_not_stall_and_one_with_backlog_must_move() ->
     seeding = disk_observation(phase="seeding", seeding_done_bytes=1)
     assert not came_forward(seeding, seeding)
     assert came_forward(seeding, disk_observation(phase="seeding", seeding_done_bytes=2))
+    claimed = disk_observation(phase="cutting-over", backlog_bytes=5)
+    assert came_forward(claimed, claimed), "it waits to be unmounted, or is read"
+    final = disk_observation(phase="cutting-over", sealed_epoch=9, applied_epoch=3)
+    assert not came_forward(final, final)
     unapplied = disk_observation(sealed_epoch=9, applied_epoch=3)
     assert not came_forward(unapplied, unapplied)
 

@@ -13,6 +13,7 @@ from replication.store_documents import WriterAnswer
 from tests.harness.driven_site import SOURCE, DrivenSite, driven_site
 from tests.harness.scripted_peers import (
     OTHER_DISK,
+    new_id,
 )
 
 
@@ -43,6 +44,47 @@ async def test_drill_from_the_latest_point_counts_only_after_its_clean_up(site: 
     assert shown["state"] == "replicating"
     assert shown["last_drill_at"] is not None
     assert site.writer.contents == {}
+
+
+async def test_paused_item_stays_paused_during_and_after_its_drill(site: DrivenSite) -> None:
+    item = await site.replicate()
+    await site.writer.publish_point(item, new_id(), time_ns=time.time_ns())
+    await site.settle()
+    await site.verb("/pause")
+    refused = await site.lab.administer("POST", "/api/v1/protected-items/web-1/test-migration", {"point": "latest"})
+    assert refused.status == 409
+    await site.verb("/test-migration", {"point": "latest-processed"})
+    await site.settle()
+    assert (await site.item())["state"] == "test-migration-clean-up-pending"
+    assert (await site.desired())["item"]["goal"] == "pause"
+    assert "paused" in [condition["code"] for condition in (await site.item())["conditions"]]
+    again = await site.lab.administer("POST", "/api/v1/protected-items/web-1/pause")
+    assert (again.status, "clean up" in again.json["hint"]) == (409, True)
+    await site.verb("/test-migration/clean-up")
+    await site.settle()
+    assert (await site.item())["state"] == "paused"
+    assert (await site.verb("/resume"))["state"] == "replicating"
+    assert (await site.desired())["item"]["goal"] == "replicate"
+
+
+async def test_writer_that_says_nothing_is_told_with_item_and_job(tmp_path: Path) -> None:
+    moved_s = [0]
+    async with driven_site(tmp_path, lambda: time.time_ns() + moved_s[0] * 10**9) as site:
+        item = await site.replicate()
+        site.writer.silent = {"make-disks", "delete-disks"}
+        job = await site.verb("/test-migration", {})
+        await site.writer.publish_point(item, job["id"], time_ns=time.time_ns())
+        await site.settle()
+        assert "writer-silent" not in [condition["code"] for condition in (await site.item())["conditions"]]
+        moved_s[0] = 400
+        await site.settle()
+        conditions = {condition["code"]: condition["health"] for condition in (await site.item())["conditions"]}
+        assert conditions["writer-silent"] == "warning"
+        assert "has not answered" in (await site.job(job["id"]))["message"]
+        site.writer.silent = set()
+        await site.settle()
+        assert (await site.job(job["id"]))["state"] == "succeeded"
+        assert "writer-silent" not in [condition["code"] for condition in (await site.item())["conditions"]]
 
 
 async def test_second_drill_makes_disks_of_the_same_names_again(site: DrivenSite) -> None:

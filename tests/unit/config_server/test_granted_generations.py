@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,33 @@ async def test_refused_generation_is_a_condition_of_the_item_and_another_resync_
     second = await site.verb("/resync", {"reason": "the sink refused the generation"})
     assert (await site.item())["open_jobs"] == [second["id"]]
     assert (await site.job(first["id"]))["state"] == "cancelled"
+
+
+async def test_resync_that_an_agent_was_about_to_make_anyhow_fulfils_the_order(tmp_path: Path) -> None:
+    """The generation was granted, and the agent had not begun it, when the operator ordered one: it asks for no other."""
+    moved_s = [0]
+    async with driven_site(tmp_path, lambda: time.time_ns() + moved_s[0] * 10**9) as site:
+        await site.replicate()
+        assert [(await granted(site)).generation for _ in range(2)] == [1, 2]
+        job = await site.verb("/resync", {"disks": [DISK], "reason": "to be sure"})
+        await site.observe([disk_observation(DISK, generation=2), disk_observation(OTHER_DISK)])
+        await site.settle()
+        waiting = await site.job(job["id"])
+        assert (waiting["state"], waiting["message"]) == ("in-progress", "the agent has not taken it up yet")
+        moved_s[0] = 61
+        await site.observe([disk_observation(DISK, generation=2), disk_observation(OTHER_DISK)])
+        await site.settle()
+        assert (await site.job(job["id"]))["state"] == "succeeded"
+
+
+async def test_resync_that_fails_waits_for_input_and_says_why(site: DrivenSite) -> None:
+    await site.replicate()
+    job = await site.verb("/resync", {"reason": "to be sure"})
+    problem = {"code": "no-space", "message": "cannot keep the journal; make room", "hint": "make room"}
+    await site.observe([disk_observation(DISK, phase="failed", problem=problem), disk_observation(OTHER_DISK)])
+    await site.settle()
+    waiting = await site.job(job["id"])
+    assert (waiting["state"], waiting["message"]) == ("waiting-for-input", "cannot keep the journal")
 
 
 async def test_protection_that_ends_while_a_record_is_on_its_way_leaves_no_key_behind(site: DrivenSite) -> None:

@@ -113,6 +113,16 @@ def test_item_that_lacks_nothing_is_healthy_and_continuous() -> None:
         (facts(point_age_s=None, seeded_age_s=10.0), Health.WARNING, "no-recovery-point-yet", None),
         (facts(point_age_s=None, seeded_age_s=3601.0), Health.CRITICAL, "no-recovery-point", None),
         (facts(state=State.PAUSED), Health.WARNING, "paused", Going.PAUSED),
+        (facts(state=State.TEST_IN_PROGRESS, paused=True), Health.WARNING, "paused", None),
+        (facts(writer_silence_s=301.0), Health.WARNING, "writer-silent", None),
+        (facts(writer_silence_s=1801.0), Health.CRITICAL, "writer-silent", None),
+        (facts(answer_refused="the signature does not hold"), Health.CRITICAL, "answer-refused", None),
+        (
+            facts(state=State.MIGRATING, disks=[disk(phase="cutting-over", progress_age_s=301.0, sealed_epoch=4)]),
+            Health.CRITICAL,
+            "stalled",
+            Going.STALLED,
+        ),
     ],
 )
 def test_each_lack_is_named_and_weighed(changed: HealthFacts, health: Health, code: str, going: Going | None) -> None:
