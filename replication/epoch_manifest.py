@@ -210,6 +210,8 @@ def decode_unverified_manifest(encoded: bytes, *, expected: EpochKey | None = No
     length = _HEADER.size + disk_count * _DISK_BYTES + segment_count * _SEGMENT.size + _MAC_BYTES
     if segment_count > MAX_MANIFEST_SEGMENTS or disk_count > MAX_CUT_DISKS or len(encoded) != length:
         raise PeerProtocolError(f"cannot parse a manifest: {len(encoded)} bytes do not match its stated lengths")
+    if not disk_count and (any(cut_id) or any(item)):
+        raise PeerProtocolError("cannot parse a manifest: it names a cut and no disks of it")
     disks_end = _HEADER.size + disk_count * _DISK_BYTES
     disks = tuple(
         DiskId(str(uuid.UUID(bytes=encoded[at : at + _DISK_BYTES])))

@@ -1,0 +1,125 @@
+"""Hostile variants of valid documents: flipped, cut, spliced, lengths at their extremes; and what a decoder may cost.
+
+Called by tests/property/test_fuzz_*.py and tests/hostile. ``mutations_of`` is a Hypothesis strategy; ``fuzzed`` runs a decoder on one
+input and lets nothing out but the error tree, within a bound of processor time; ``bounded_memory`` bounds what a block may hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, TypeVar
+
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from replication.errors import BlockferryError
+from tests.harness.process_memory import resident_bytes
+
+MAX_PROCESSOR_S: Final = 2.0
+"""What one input may cost; on a loaded machine too, since only this process's time counts."""
+MIB: Final = 2**20
+
+_THOROUGH: Final = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+_EXTREMES: Final = (0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
+INTEGERS: Final = (-1, 0, 1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**40)
+"""What JSON may hold and a database or a C integer may not."""
+
+ResultT = TypeVar("ResultT")
+
+
+def budget(examples: int) -> settings:
+    """A fixed number of examples; twenty times as many with HYPOTHESIS_PROFILE=thorough."""
+    return settings(max_examples=examples * (20 if _THOROUGH else 1), deadline=None)
+
+
+def fuzzed(decode: Callable[[], ResultT]) -> ResultT | None:
+    """The decoder's result, or None if it refused with an error of the tree; anything else it raises fails the test."""
+    begun_s = time.process_time()
+    try:
+        return decode()
+    except BlockferryError as error:
+        refusal = str(error)
+    finally:
+        assert time.process_time() - begun_s < MAX_PROCESSOR_S
+    assert refusal.startswith("cannot "), refusal
+    assert len(refusal) < 2000, "an error does not repeat what it was sent"
+    return None
+
+
+@contextlib.contextmanager
+def bounded_memory(most_bytes: int) -> Iterator[None]:
+    """Fails if this process holds so much more, at any moment inside the block, than at its beginning."""
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as peak:
+        peak.write("5")  # the high-water mark begins anew: proc(5)
+    before = resident_bytes()
+    yield
+    grown = resident_bytes("VmHWM") - before
+    assert grown <= most_bytes, f"{grown / MIB:.0f} MiB more than before"
+
+
+@st.composite
+def mutations_of(draw: st.DrawFn, documents: st.SearchStrategy[bytes]) -> bytes:
+    """One to four changes to a document."""
+    content = bytearray(draw(documents))
+    for _ in range(draw(st.integers(1, 4))):
+        _change(draw, content)
+    return bytes(content)
+
+
+def _change(draw: st.DrawFn, content: bytearray) -> None:
+    at = draw(st.integers(0, max(0, len(content) - 1)))
+    match draw(st.sampled_from(["flip", "extreme", "cut", "drop", "repeat", "splice", "append"])):
+        case "flip" if content:
+            content[at] ^= 1 << draw(st.integers(0, 7))
+        case "extreme":
+            size = draw(st.sampled_from([1, 2, 4, 8]))
+            value = draw(st.sampled_from(_EXTREMES)) & (2 ** (8 * size) - 1)
+            content[at : at + size] = value.to_bytes(size, "little")
+        case "cut":
+            del content[at:]
+        case "drop":
+            del content[at : at + draw(st.integers(1, 64))]
+        case "repeat":
+            content[at:at] = content[at : at + draw(st.integers(1, 256))]
+        case "splice":
+            content[at : at + draw(st.integers(0, 32))] = draw(st.binary(max_size=32))
+        case _:
+            content += draw(st.binary(max_size=64))
+
+
+def _places(document: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    yield path
+    children: Sequence[tuple[str | int, object]] = ()
+    if isinstance(document, dict):
+        children = list(document.items())
+    elif isinstance(document, list):
+        children = list(enumerate(document))
+    for name, child in children:
+        yield from _places(child, (*path, name))
+
+
+def _with(document: Any, path: tuple[str | int, ...], value: object) -> Any:
+    if not path:
+        return value
+    changed: Any = list(document) if isinstance(document, list) else dict(document)
+    changed[path[0]] = _with(changed[path[0]], path[1:], value)
+    return changed
+
+
+HOSTILE_VALUES: Final = st.one_of(
+    st.sampled_from(INTEGERS),
+    st.sampled_from([None, True, 1.5, 1e308, -1e308, "", "x" * 5000, "\0", "\u202e\uffff\U0010ffff", "1", "../../etc"]),
+    st.sampled_from([[], {}, [[]], {"": ""}, [0] * 1000, {str(number): number for number in range(1000)}]),
+    st.text(max_size=20),
+)
+
+
+@st.composite
+def json_mutations_of(draw: st.DrawFn, document: Any) -> Any:
+    """A JSON document with one to three of its values replaced by hostile ones."""
+    for _ in range(draw(st.integers(1, 3))):
+        document = _with(document, draw(st.sampled_from(list(_places(document)))), draw(HOSTILE_VALUES))
+    return document
