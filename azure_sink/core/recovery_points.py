@@ -4,6 +4,7 @@ Called by ``replica_writer/point_ledger.py`` and ``point_requests.py``.
 
 Invariant: no disk's newest recovery point is given up, and the snapshot of a cut that is not recorded is dropped only when every disk of
 that cut is in a later recorded point.
+A point's parts are of one instant (R9): a cut whose parts have different cut times is never completed, as one whose parts name other disks.
 Order is that of the disks' histories, not of clocks: of two points that share a disk the one with the later (generation, epoch) is newer.
 """
 
@@ -14,8 +15,14 @@ from dataclasses import dataclass
 
 from azure_sink.core.replica_state import PointMark, Position
 from replication.errors import PeerProtocolError
-from replication.identifiers import DiskId
+from replication.identifiers import CutId, DiskId
 from replication.store_documents import RecoveryPoint, RecoveryPointDisk
+
+
+class CutMismatch(PeerProtocolError):
+    """The parts of a cut do not belong together: it is never completed. The disks' epochs are good, and a later cut may be complete."""
+
+    code = "cut-mismatch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +41,20 @@ class PointSnapshot:
 def complete_point(snapshots: Mapping[DiskId, PointSnapshot], mark: PointMark) -> RecoveryPoint | None:
     """The record of ``mark``'s cut if every disk's snapshot is there, else None. The same snapshots always make the same record.
 
-    :raises PeerProtocolError: if the snapshots disagree about what was cut together.
+    :raises CutMismatch: if the snapshots disagree about what was cut together, or are of different instants.
     """
     for found in snapshots.values():
         theirs = found.mark
         if theirs.cut != mark.cut or theirs.item != mark.item or set(theirs.disks) != set(mark.disks):
-            raise PeerProtocolError(
-                f"cannot complete recovery point {mark.cut}: its disks' manifests name different cuts", disk=found.disk
-            )
+            raise _mismatch(mark.cut, "its disks' manifests name different cuts")
+    require_one_instant(mark.cut, (found.cut_time_ns for found in snapshots.values()))
     if any(disk not in snapshots for disk in mark.disks):
         return None
     parts = [snapshots[disk] for disk in sorted(mark.disks)]
     return RecoveryPoint(
         item=mark.item,
         cut=mark.cut,
-        time_ns=min(part.cut_time_ns for part in parts),
+        time_ns=parts[0].cut_time_ns,
         consistency="app" if all(part.mark.app_consistent for part in parts) else "crash",
         final=all(part.mark.final for part in parts),
         disks=[
@@ -65,8 +71,27 @@ def complete_point(snapshots: Mapping[DiskId, PointSnapshot], mark: PointMark) -
     )
 
 
+def require_one_instant(cut: CutId, times_ns: Iterable[int]) -> None:
+    """:raises CutMismatch: if parts of ``cut`` have different cut times (of the one agent that cuts all disks of an item)."""
+    times = sorted(set(times_ns))
+    if len(times) > 1:
+        apart_s = (times[-1] - times[0]) / 1e9
+        raise _mismatch(cut, f"its parts were cut at different times, {apart_s:.3f} s apart")
+
+
+def _mismatch(cut: CutId, why: str) -> CutMismatch:
+    return CutMismatch(
+        f"cannot complete recovery point {cut}: {why}",
+        hint="the replicas are unharmed and the next recovery point may be complete; report the agent's version and log",
+    )
+
+
 def positions_of(point: RecoveryPoint) -> dict[str, Position]:
     return {part.disk: Position(part.generation, part.epoch) for part in point.disks}
+
+
+def names(point: RecoveryPoint, snapshot: PointSnapshot) -> bool:
+    return any((part.disk, part.snapshot) == (snapshot.disk, snapshot.snapshot) for part in point.disks)
 
 
 def is_newer(one: RecoveryPoint, other: RecoveryPoint) -> bool:

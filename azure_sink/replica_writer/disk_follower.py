@@ -105,7 +105,7 @@ class DiskFollower:
         """When the manifest that is to be applied next was put (Unix time, the store's clock); None if there is none."""
         self._parts = parts
         self._replica: ReplicaBlob | None = None
-        self._points = DiskPoints(disk, parts.ledger, parts.clock)
+        self._points = DiskPoints(disk, parts.ledger, parts.clock, parts.metrics)
         self._receipts = DiskReceipts(disk, parts.client, parts.identity)
 
     # -- what others may ask ----------------------------------------------------------------------------------
@@ -199,6 +199,7 @@ class DiskFollower:
         if self._replica is not None and self._replica.usable:
             return self._replica
         self._replica = None
+        self._points.forget()
         parts = self._parts
         try:
             replica = await self._take_over()
@@ -405,7 +406,8 @@ class DiskFollower:
 
     async def _state_receipt(self, replica: ReplicaBlob) -> None:
         lasting = None if isinstance(self.trouble, Retryable | GenerationRefused) else self.trouble
-        problem = None if lasting is None else problem_of(lasting)
+        stated = lasting or self._points.mismatch
+        problem = None if stated is None else problem_of(stated)
         await self._receipts.state(replica, self._points.newest, problem)
 
     async def _note_trouble(self, error: BlockferryError) -> None:

@@ -43,7 +43,7 @@ class WriterMetrics:
         self.disks = Gauge("blockferry_writer_disks", "Disks followed", registry=registry)
         self.disk_problem = Gauge(
             "blockferry_writer_disk_problem",
-            "1 while the writer cannot go on with a disk",
+            "1 while the writer cannot go on with a disk, or with code cut-mismatch a recovery point can never be completed",
             ["disk", "code"],
             registry=registry,
         )

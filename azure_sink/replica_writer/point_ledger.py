@@ -10,7 +10,7 @@ import logging
 from collections import OrderedDict
 from typing import Final
 
-from azure_sink.core.recovery_points import PointSnapshot, complete_point
+from azure_sink.core.recovery_points import PointSnapshot, complete_point, require_one_instant
 from azure_sink.core.replica_metadata import decode_state
 from replication.blob_client.api import BlobClient, BlobItem
 from replication.blob_client.failures import BlobConflict, BlobNotFound
@@ -94,25 +94,24 @@ class PointLedger:
         """The record of ``own``'s cut: the one that is there, or a new one if every disk's snapshot exists, else None.
 
         Durable on return. Idempotent.
+
+        :raises CutMismatch: the parts that are there do not belong together: ``own`` is in no record, and never will be.
         """
         mark = own.mark
         existing = await self.read(mark.item, mark.cut)
         if existing is not None:
+            require_one_instant(mark.cut, (existing.time_ns, own.cut_time_ns))
             return existing
         snapshots = {own.disk: own}
         for disk in mark.disks:
             if disk == own.disk:
                 continue
-            theirs = next((each for each in await self.snapshots_of(disk) if each.mark.cut == mark.cut), None)
-            if theirs is None:
-                return None
-            snapshots[disk] = theirs
-        try:
-            point = complete_point(snapshots, mark)
-        except PeerProtocolError as error:
-            # No point, ever; but the disks' epochs are good, and a later cut will be complete.
-            _logger.warning(str(error), extra={"fields": {"cut": mark.cut, "code": error.code}})
-            return None
+            theirs = [each for each in await self.snapshots_of(disk) if each.mark.cut == mark.cut]
+            # All of them: a name that was given to two instants is not to be trusted for either.
+            require_one_instant(mark.cut, (each.cut_time_ns for each in (own, *theirs)))
+            if theirs:
+                snapshots[disk] = theirs[0]
+        point = complete_point(snapshots, mark)
         if point is None:
             return None
         try:

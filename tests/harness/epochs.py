@@ -228,6 +228,8 @@ class DiskHistory:
     clock_ns: int = 1_700_000_000 * SECOND_NS
     model: bytearray = field(default_factory=bytearray)
     cuts: dict[str, bytes] = field(default_factory=dict)
+    instants: dict[str, int] = field(default_factory=dict)
+    """When the cuts were made, as every disk of them says (R9)."""
     built: dict[tuple[int, int], BuiltEpoch] = field(default_factory=dict)
     after: dict[tuple[int, int], bytes] = field(default_factory=dict)
     """The disk after each (generation, epoch)."""
@@ -282,7 +284,7 @@ class DiskHistory:
             attempt=attempt,
             flags=flags,
             cut=cut,
-            cut_time_ns=self.clock_ns,
+            cut_time_ns=self.clock_ns if cut is None else self.instants.get(cut.cut, self.clock_ns),
         )
         self.epoch += 1
         self.previous_hash = built.hash
@@ -311,9 +313,13 @@ class DiskHistory:
         return await self.put((), attempt=attempt, flags=EpochFlag.VOID)
 
     def cut(self, *others: DiskHistory) -> ConsistentCut:
-        """A new cut of this disk and ``others``."""
-        disks = (self.disk, *(other.disk for other in others))
-        return ConsistentCut(CutId(new_uuid(self.random)), self.item, disks)
+        """A new cut of this disk and ``others``, at one instant."""
+        together = (self, *others)
+        cut = ConsistentCut(CutId(new_uuid(self.random)), self.item, tuple(each.disk for each in together))
+        instant_ns = max(each.clock_ns for each in together) + SECOND_NS
+        for each in together:
+            each.instants[cut.cut] = instant_ns
+        return cut
 
     def random_write(self, longest_bytes: int = 65536) -> Write:
         """Data or zeros somewhere inside the disk, aligned to 512 bytes."""

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from azure_sink.core.recovery_points import PointSnapshot, complete_point, is_newer, not_prunable, still_awaited
+from azure_sink.core.recovery_points import (
+    CutMismatch,
+    PointSnapshot,
+    complete_point,
+    is_newer,
+    not_prunable,
+    still_awaited,
+)
 from azure_sink.core.replica_state import PointMark, Position
-from replication.errors import PeerProtocolError
 from replication.identifiers import CutId, DiskId, ItemId
 from replication.store_documents import RecoveryPoint, RecoveryPointDisk
 
@@ -41,7 +47,7 @@ def point(number: int, time_ns: int, **epochs: int) -> RecoveryPoint:
 def test_point_is_complete_only_with_every_disk() -> None:
     mark = PointMark(cut(1), ITEM, (B, A))
     assert complete_point({A: snapshot(A, mark)}, mark) is None
-    made = complete_point({A: snapshot(A, mark, 3, 100), B: snapshot(B, mark, 7, 90)}, mark)
+    made = complete_point({A: snapshot(A, mark, 3, 90), B: snapshot(B, mark, 7, 90)}, mark)
     assert made is not None
     assert [(part.disk, part.epoch) for part in made.disks] == [(A, 3), (B, 7)]
     assert made.time_ns == 90
@@ -66,8 +72,18 @@ def test_point_is_app_consistent_and_final_only_if_every_disk_is() -> None:
 
 def test_snapshots_that_disagree_about_the_cut_make_no_point() -> None:
     mine, theirs = PointMark(cut(1), ITEM, (A, B)), PointMark(cut(1), ITEM, (A, B, C))
-    with pytest.raises(PeerProtocolError, match="different cuts"):
+    with pytest.raises(CutMismatch, match="different cuts"):
         complete_point({A: snapshot(A, mine), B: snapshot(B, theirs)}, mine)
+
+
+def test_parts_of_different_instants_make_no_point() -> None:
+    """Also while a part is missing: no part that comes can mend it."""
+    mark = PointMark(cut(1), ITEM, (A, B, C))
+    parts = {A: snapshot(A, mark, 3, 100), B: snapshot(B, mark, 7, 101)}
+    with pytest.raises(CutMismatch, match="different times"):
+        complete_point(parts, mark)
+    with pytest.raises(CutMismatch, match="different times"):
+        complete_point({**parts, C: snapshot(C, mark, 1, 100)}, mark)
 
 
 def test_history_and_not_the_clock_says_which_point_is_newer() -> None:

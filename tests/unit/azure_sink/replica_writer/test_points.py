@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
+
 from azure_sink.replica_writer.disk_follower import Outcome
 from replication.epoch_manifest import ConsistentCut, EpochFlag
 from replication.identifiers import CutId
 from replication.store_layout import RECOVERY_POINTS_CONTAINER
-from tests.harness.epochs import new_uuid
+from tests.harness.epochs import DiskHistory, new_uuid
 from tests.harness.writer_site import WriterSite
 
 
@@ -147,6 +149,135 @@ async def test_disks_that_disagree_about_their_cut_make_no_point() -> None:
     assert set(outcomes.values()) == {Outcome.IDLE}, "the epochs themselves are good"
     assert await site.bytes_of(second) == second.model
     assert await site.names(RECOVERY_POINTS_CONTAINER) == []
+    assert [await problem_code(site, disk) for disk in (first, second)] == ["cut-mismatch"] * 2
+
+
+async def problem_code(site: WriterSite, disk: DiskHistory) -> str | None:
+    receipt = await site.receipt(disk)
+    assert receipt is not None
+    return None if receipt.problem is None else receipt.problem.code
+
+
+def problem_metric(site: WriterSite, disk: DiskHistory) -> float | None:
+    labels = {"disk": disk.disk, "code": "cut-mismatch"}
+    return site.registry.get_sample_value("blockferry_writer_disk_problem", labels)
+
+
+async def cut_apart(site: WriterSite) -> tuple[list[DiskHistory], ConsistentCut]:
+    """Two disks that are one write apart, and put parts of both under one name."""
+    first = site.disk()
+    second = site.disk(item=first.item)
+    for disk in (first, second):
+        await disk.open_generation()
+    cut = ConsistentCut(CutId(new_uuid(site.random)), first.item, (first.disk, second.disk))
+    await first.put(first.random_batches(1, 1), cut=cut)
+    await first.put(first.random_batches(1, 1))
+    await second.put(second.random_batches(1, 1))
+    await second.put(second.random_batches(1, 1), cut=cut)
+    return [first, second], cut
+
+
+async def test_parts_of_different_instants_make_no_point_and_are_stated(caplog: pytest.LogCaptureFixture) -> None:
+    site = await WriterSite.make()
+    disks, cut = await cut_apart(site)
+    writer = site.start()
+    for _ in range(3):
+        assert set((await writer.settle()).values()) == {Outcome.IDLE}, "nothing else waits for it"
+        site.time.advance(6)
+    assert await site.names(RECOVERY_POINTS_CONTAINER) == []
+    for disk in disks:
+        assert await site.bytes_of(disk) == disk.model
+        assert await problem_code(site, disk) == "cut-mismatch"
+        assert problem_metric(site, disk) == 1
+    logged = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(logged) == len(disks), "once a disk"
+    assert all(cut.cut in record.getMessage() and "different times" in record.getMessage() for record in logged)
+
+
+async def test_snapshots_of_a_cut_that_is_refused_go_after_the_next_point() -> None:
+    site = await WriterSite.make()
+    disks, _ = await cut_apart(site)
+    await site.start().settle()
+    writer = site.start()
+    await writer.settle()
+    assert [await problem_code(site, disk) for disk in disks] == ["cut-mismatch"] * 2, "also over a restart"
+    assert [len(await site.snapshots(disk)) for disk in disks] == [1, 1]
+    whole = disks[0].cut(disks[1])
+    for disk in disks:
+        await disk.put(disk.random_batches(1, 2), cut=whole)
+    await writer.settle()
+    site.time.advance(10)
+    await writer.settle()
+    assert await site.names(RECOVERY_POINTS_CONTAINER) == [f"{disks[0].item}/{whole.cut}"]
+    for disk in disks:
+        assert await site.point_bytes(disk.item, whole.cut, disk.disk) == disk.cuts[whole.cut]
+        assert len(await site.snapshots(disk)) == 1
+        assert await problem_code(site, disk) is None
+        assert problem_metric(site, disk) is None
+
+
+async def test_a_cut_s_name_that_a_disk_gave_to_two_instants_makes_no_point() -> None:
+    site = await WriterSite.make()
+    first = site.disk()
+    second = site.disk(item=first.item)
+    for disk in (first, second):
+        await disk.open_generation()
+    cut = first.cut(second)
+    first_instant_ns = first.instants[cut.cut]
+    await first.put(first.random_batches(1, 1), cut=cut)
+    first.instants[cut.cut] = second.instants[cut.cut] = first_instant_ns + 1
+    await first.put(first.random_batches(1, 1), cut=cut)
+    await second.put(second.random_batches(1, 1), cut=cut)
+    writer = site.start()
+    await writer.settle()
+    site.time.advance(6)
+    await writer.settle()
+    assert await site.names(RECOVERY_POINTS_CONTAINER) == []
+    assert [await problem_code(site, disk) for disk in (first, second)] == ["cut-mismatch"] * 2
+
+
+async def test_a_part_that_comes_after_its_point_with_another_instant_is_no_part_of_it() -> None:
+    site = await WriterSite.make()
+    first = site.disk()
+    second = site.disk(item=first.item)
+    for disk in (first, second):
+        await disk.open_generation()
+    cut = first.cut(second)
+    for disk in (first, second):
+        await disk.put(disk.random_batches(1, 1), cut=cut)
+    writer = site.start()
+    await writer.settle()
+    recorded = await site.point(first.item, cut.cut)
+    at_the_cut = first.cuts[cut.cut]
+    first.instants[cut.cut] += 1
+    await first.put(first.random_batches(1, 1), cut=cut)
+    await writer.settle()
+    assert await problem_code(site, first) == "cut-mismatch"
+    later = first.cut(second)
+    for disk in (first, second):
+        await disk.put(disk.random_batches(1, 1), cut=later)
+    await writer.settle()
+    site.time.advance(6)
+    await writer.settle()
+    assert await problem_code(site, first) is None
+    assert [len(await site.snapshots(disk)) for disk in (first, second)] == [2, 2]
+    assert await site.point(first.item, cut.cut) == recorded
+    assert await site.point_bytes(first.item, cut.cut, first.disk) == at_the_cut
+
+
+async def test_a_writer_that_lost_the_replica_says_nothing_of_its_cuts() -> None:
+    site = await WriterSite.make()
+    disks, _ = await cut_apart(site)
+    writer = site.start()
+    await writer.settle()
+    registry = site.registry
+    site.time.advance(61)
+    await site.start(lease_id=new_uuid(Random(2))).settle()
+    site.registry = registry
+    await disks[1].put(disks[1].random_batches(1, 1))
+    outcomes = await writer.settle()
+    assert set(outcomes.values()) == {Outcome.STANDBY}
+    assert [problem_metric(site, disk) for disk in disks] == [None, None]
 
 
 async def test_newest_point_survives_a_change_of_writer() -> None:
