@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 
 from tests.harness.leftovers import leftovers_under
+from tests.harness.process_memory import map_large_buffers
 from tests.harness.requirements import add_system_directories_to_path, first_lacking
 
 add_system_directories_to_path()
@@ -24,6 +25,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "normal"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    map_large_buffers()
     config.addinivalue_line(
         "markers", "requires(*names): what the machine must have: root, loop, mount, ebpf, fuse, systemd or a program"
     )

@@ -38,6 +38,7 @@ from replication.store_layout import (
 )
 from tests.harness.epochs import DiskHistory, make_containers, new_uuid
 from tests.harness.memory_blob_client import MemoryBlobClient
+from tests.harness.process_memory import begin_run
 
 MIB: Final = 2**20
 _SETTINGS: Final = WriterSettings(
@@ -96,6 +97,7 @@ class WriterSite:
     @classmethod
     async def on(cls, account: BlobClient, time: HandClock, seed: int = 0, **settings: int) -> WriterSite:
         """On any account whose leases follow ``time``."""
+        begin_run()
         random = Random(seed)
         await make_containers(account)
         changed = replace(_SETTINGS, **settings)  # type: ignore[arg-type]
