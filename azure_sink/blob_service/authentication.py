@@ -6,11 +6,11 @@ Called by ``app.py`` before anything else is done with a request. Anonymous requ
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from email.utils import parsedate_to_datetime
 from typing import Final
 
 from azure_sink.core.storage_fault import StorageFault
 from replication.blob_client.codes import StorageCode
+from replication.blob_client.foreign_text import parse_date
 from replication.shared_key import SCHEME, is_signed_by
 
 MAX_CLOCK_SKEW_S: Final = 15 * 60
@@ -47,7 +47,7 @@ def _check_fresh(date: str | None, now: float) -> None:
     if date is None:
         raise StorageFault(StorageCode.AUTHENTICATION_FAILED, "Neither x-ms-date nor Date is there.")
     try:
-        skew = abs(parsedate_to_datetime(date).timestamp() - now)
+        skew = abs(parse_date(date).timestamp() - now)
     except ValueError:
         raise StorageFault(StorageCode.AUTHENTICATION_FAILED, "The date cannot be read.") from None
     if skew > MAX_CLOCK_SKEW_S:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 from typing import Final
-from xml.etree import ElementTree as ET
 
 from aiohttp import web
 
@@ -18,6 +17,7 @@ from azure_sink.blob_store.block_blobs import BlockChoice, NewBlob
 from azure_sink.blob_store.values import BlockEntry
 from azure_sink.core.storage_fault import StorageFault
 from replication.blob_client.codes import StorageCode
+from replication.blob_client.foreign_text import parse_xml
 
 MAX_BLOCK_ID_BYTES: Final = 64
 _ENCRYPTED: Final = {"x-ms-request-server-encrypted": "false"}
@@ -74,11 +74,9 @@ async def put_block_list(operation: Operation) -> web.StreamResponse:
 
 
 def _parse_block_list(document: bytes) -> list[BlockChoice]:
-    if b"<!DOCTYPE" in document:
-        raise StorageFault(StorageCode.INVALID_XML_DOCUMENT)
     try:
-        root = ET.fromstring(document)  # noqa: S314 - bounded in size, and without a DTD there are no entities
-    except ET.ParseError:
+        root = parse_xml(document)
+    except ValueError:
         raise StorageFault(StorageCode.INVALID_XML_DOCUMENT) from None
     if root.tag != "BlockList":
         raise StorageFault(StorageCode.INVALID_XML_DOCUMENT)

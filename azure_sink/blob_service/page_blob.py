@@ -115,7 +115,7 @@ async def get_page_ranges(operation: Operation) -> web.StreamResponse:
 
 def _marker(request: BlobRequest) -> int:
     text = request.query.get("marker", "") or "0"
-    if not text.isascii() or not text.isdigit() or len(text) > 19:
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise StorageFault(StorageCode.OUT_OF_RANGE_QUERY_PARAMETER_VALUE, "marker")
     return int(text)
 

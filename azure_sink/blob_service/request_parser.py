@@ -13,7 +13,6 @@ import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Final, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -22,6 +21,7 @@ from azure_sink.blob_store.values import ContentHeaders
 from azure_sink.core.conditions import Conditions, SequenceConditions
 from azure_sink.core.storage_fault import StorageFault
 from replication.blob_client.codes import StorageCode
+from replication.blob_client.foreign_text import parse_date
 
 OLDEST_VERSION: Final = "2019-02-02"
 MAX_METADATA_BYTES: Final = 8 * 1024
@@ -35,6 +35,7 @@ _VERSION: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
 _CONTAINER_NAME: Final = re.compile(r"(?=.{3,63}$)[a-z0-9](?:-?[a-z0-9])*|\$root|\$web|\$logs")
 _METADATA_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RANGE: Final = re.compile(r"bytes=(\d{1,19})-(\d{1,19})?")
+_BEYOND_ANY_BLOB: Final = 2**62
 _NUMBER: Final = re.compile(r"\d{1,19}")
 _SNAPSHOT: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{7}Z")
 _REFUSED_HEADERS: Final = (
@@ -100,8 +101,8 @@ def parse_target(raw_path: str, host: str, account: str) -> Target:
         found = unquote(segments.pop(0))
         if found != account:
             raise _fault(StorageCode.RESOURCE_NOT_FOUND, "The account is another.")
-    container = unquote(segments[0], errors="strict") if segments else ""
     try:
+        container = unquote(segments[0], errors="strict") if segments else ""
         blob = unquote("/".join(segments[1:]), errors="strict")
     except UnicodeDecodeError:
         raise _fault(StorageCode.INVALID_URI, "The path is not UTF-8.") from None
@@ -219,9 +220,10 @@ class BlobRequest:
         if value is None:
             return None
         found = _RANGE.fullmatch(value.strip())
-        if found is None or (found[2] is not None and int(found[2]) < int(found[1])):
+        first, last = (0, 0) if found is None else (int(found[1]), None if found[2] is None else int(found[2]))
+        if found is None or max(first, last or 0) >= _BEYOND_ANY_BLOB or (last is not None and last < first):
             raise _fault(StorageCode.INVALID_HEADER_VALUE, "A range is bytes=FIRST-LAST or bytes=FIRST-.")
-        return ByteRange(int(found[1]), None if found[2] is None else int(found[2]))
+        return ByteRange(first, last)
 
     def metadata(self) -> dict[str, str]:
         """``x-ms-meta-*``; names keep their case."""
@@ -289,7 +291,7 @@ class BlobRequest:
         if value is None:
             return None
         try:
-            return int(parsedate_to_datetime(value).timestamp())
+            return int(parse_date(value).timestamp())
         except ValueError:
             raise _fault(StorageCode.INVALID_HEADER_VALUE, name) from None
 
@@ -332,11 +334,11 @@ class BlobRequest:
     def copy_source(self) -> Address:
         """The blob or snapshot that ``x-ms-copy-source`` names, which must be in this account."""
         value = self.required("x-ms-copy-source")
-        parts = urlsplit(value)
         try:
+            parts = urlsplit(value)
             target = parse_target(parts.path, parts.netloc, self.target.account)
-        except StorageFault:
-            target = Target("")
+        except (StorageFault, ValueError):
+            parts, target = urlsplit(""), Target("")
         if parts.scheme not in ("http", "https") or target.resource is not Resource.BLOB:
             raise _fault(StorageCode.CANNOT_VERIFY_COPY_SOURCE, "Only blobs of this account can be copied.")
         snapshot = dict(parse_qsl(parts.query)).get("snapshot")
@@ -345,8 +347,22 @@ class BlobRequest:
         return Address(target.container, target.blob, snapshot)
 
 
+def _check_text(raw_target: str, headers: Mapping[str, str]) -> None:
+    """Bytes that are not UTF-8 can be neither signed nor stored; they arrive as lone surrogates."""
+    try:
+        raw_target.encode()
+    except UnicodeEncodeError:
+        raise _fault(StorageCode.INVALID_URI, "The address is not UTF-8.") from None
+    for name, value in headers.items():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise _fault(StorageCode.INVALID_HEADER_VALUE, name) from None
+
+
 def parse(method: str, raw_target: str, host: str, headers: Mapping[str, str], account: str) -> BlobRequest:
     """:raises StorageFault: an address, version or header that this service cannot use."""
+    _check_text(raw_target, headers)
     raw_path, _, raw_query = raw_target.partition("?")
     target = parse_target(raw_path, host, account)
     version = headers.get("x-ms-version", OLDEST_VERSION)

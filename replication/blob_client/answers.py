@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 from typing import Final
 from urllib.parse import unquote
 from xml.etree import ElementTree as ET
 
 from replication.blob_client.api import BlobItem, BlobProperties, BlobStamp, BlobType, LeaseState, PageRange
+from replication.blob_client.foreign_text import parse_date, parse_xml
 from replication.errors import PeerProtocolError
 
 METADATA_PREFIX: Final = "x-ms-meta-"
@@ -29,7 +29,7 @@ def _required(headers: Mapping[str, str], name: str) -> str:
 
 def _moment(text: str) -> datetime:
     try:
-        return parsedate_to_datetime(text).astimezone(UTC)
+        return parse_date(text)
     except ValueError:
         raise PeerProtocolError(f"cannot use the blob endpoint's answer: {text[:64]!r} is no date") from None
 
@@ -94,12 +94,10 @@ def content_range(headers: Mapping[str, str]) -> tuple[int, int]:
 
 
 def _parse(document: bytes, root_tag: str) -> ET.Element:
-    if b"<!DOCTYPE" in document:
-        raise PeerProtocolError("cannot use the blob endpoint's answer: it holds a document type definition")
     try:
-        root = ET.fromstring(document)  # noqa: S314 - bounded in size, and without a DTD there are no entities
-    except ET.ParseError as error:
-        raise PeerProtocolError(f"cannot parse the blob endpoint's answer: {error}") from error
+        root = parse_xml(document)
+    except ValueError as error:
+        raise PeerProtocolError(f"cannot use the blob endpoint's answer: {error}") from error
     if root.tag != root_tag:
         raise PeerProtocolError(f"cannot use the blob endpoint's answer: {root.tag[:64]!r} instead of {root_tag}")
     return root

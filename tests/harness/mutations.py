@@ -16,7 +16,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from replication.errors import BlockferryError
-from tests.harness.process_memory import resident_bytes
 
 MAX_PROCESSOR_S: Final = 2.0
 """What one input may cost; on a loaded machine too, since only this process's time counts."""
@@ -49,14 +48,20 @@ def fuzzed(decode: Callable[[], ResultT]) -> ResultT | None:
     return None
 
 
+def _memory_bytes(field: str) -> int:
+    """``VmRSS`` (now) or ``VmHWM`` (at most until now) of this process: proc(5)."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field + ":"))
+
+
 @contextlib.contextmanager
 def bounded_memory(most_bytes: int) -> Iterator[None]:
     """Fails if this process holds so much more, at any moment inside the block, than at its beginning."""
     with open("/proc/self/clear_refs", "w", encoding="ascii") as peak:
         peak.write("5")  # the high-water mark begins anew: proc(5)
-    before = resident_bytes()
+    before = _memory_bytes("VmRSS")
     yield
-    grown = resident_bytes("VmHWM") - before
+    grown = _memory_bytes("VmHWM") - before
     assert grown <= most_bytes, f"{grown / MIB:.0f} MiB more than before"
 
 
