@@ -50,7 +50,7 @@ from tests.simulation.network import TIMEOUT_S, Network
 from tests.simulation.oracle import CutTaken, Oracle
 from tests.simulation.promises import DiskPromises, PromiseBroken, judge_table
 from tests.simulation.source_disk import SourceDisk
-from tests.simulation.virtual_files import VirtualFiles
+from tests.simulation.virtual_files import Inode, VirtualFiles
 from tests.simulation.virtual_loop import Process, VirtualLoop
 from tests.simulation.workload import SimulatedFreezer, Workload
 
@@ -184,6 +184,7 @@ class AgentMachine:
         self._timing = timing
         self._ask_generation = ask_generation
         self.promises: dict[DiskId, DiskPromises] = {disk: DiskPromises() for disk in disks}
+        self._older_digests: Inode | None = None
         self._next_target: Intake | None = None
         self._changed = asyncio.Event()
         self._resyncs: list[ResyncOrder] = []
@@ -244,6 +245,18 @@ class AgentMachine:
         self.freezer.is_frozen = False
         self.item = None
         self.workload.let_go()  # the watchdog thaws, the operator's post hook is run
+
+    def lose_digest_files(self) -> None:
+        """They are written and never synced: a crash may take any of them, or leave an older one under that name (``epoch_journal``)."""
+        for disk in self.disks:
+            with contextlib.suppress(FileNotFoundError):
+                directory = self.files.find(str(STATE / "disks" / disk))
+                for name in sorted(directory.entries):
+                    if name.startswith("digests-"):
+                        present = directory.entries.pop(name)
+                        if self._older_digests is not None:
+                            directory.entries[name] = self._older_digests
+                        self._older_digests = present
 
     def cut_power(self) -> None:
         self.kill()

@@ -54,6 +54,8 @@ class Generation:
     is_published: bool = False
     is_closed: bool = False
     final_epoch: int = 0
+    final_manifest_hash: str | None = None
+    torn_manifest_hash: str | None = None
     is_torn: bool = False
     closing: str = ""
     closing_asked_s: float = 0.0
@@ -96,7 +98,14 @@ class ControlModel:
             raise Retryable("cannot open a new generation yet", disk=disk, retry_after_s=1.0)
         if (known[-1] if known else None) is not newest:  # another request was faster
             raise Retryable("cannot open a new generation yet", disk=disk, retry_after_s=1.0)
-        base = None if newest is None else GenerationBase(generation=newest.number, epoch=newest.final_epoch)
+        base = None
+        if newest is not None:
+            base = GenerationBase(
+                generation=newest.number,
+                epoch=newest.final_epoch,
+                manifest_hash=newest.final_manifest_hash,
+                torn_manifest_hash=newest.torn_manifest_hash,
+            )
         bare = GenerationRecord(
             disk=disk,
             generation=1 if newest is None else newest.number + 1,
@@ -138,6 +147,9 @@ class ControlModel:
             await self._put_once(request_name(generation.closing), request.encode())
         elif answer.state == "succeeded" and answer.final_epoch is not None:
             generation.is_closed, generation.final_epoch = True, answer.final_epoch
+            if answer.base is not None:
+                generation.final_manifest_hash = answer.base.manifest_hash
+                generation.torn_manifest_hash = answer.base.torn_manifest_hash
             generation.is_torn = answer.problem is not None and answer.problem.code == "torn-epoch"
         elif answer.state == "failed" and now_s > generation.closing_asked_s + CLOSE_AGAIN_S:
             generation.closing = ""

@@ -56,6 +56,8 @@ class Faults:
             return
         world.note("fault", "agent is killed")
         await self._at_failpoint(world.agent.process, world.agent.kill)
+        if self.random.random() < 0.3:
+            world.agent.lose_digest_files()
         await self._start_agent()
 
     async def _start_agent(self) -> None:
@@ -99,7 +101,7 @@ class Faults:
         media = {disk: bytes(source.medium) for disk, source in world.disks.items()}
         files = world.agent.files.copy()
         world.note("fault", "the source is snapshotted")
-        await asyncio.sleep(self.random.random() * 15)
+        await asyncio.sleep(self.random.random() * self.random.choice((1.0, 3.0, 15.0)))
         world.note("fault", "the source is reverted")
         world.agent.cut_power()
         world.agent.files.revert(files)
@@ -115,7 +117,7 @@ class Faults:
         world = self.world
         files = world.agent.files.copy()
         world.note("fault", "the agent's state is backed up")
-        await asyncio.sleep(self.random.random() * 15)
+        await asyncio.sleep(self.random.random() * self.random.choice((1.0, 3.0, 15.0)))
         world.note("fault", "the agent's state is restored")
         world.agent.kill()
         world.agent.files.revert(files)

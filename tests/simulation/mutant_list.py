@@ -2,7 +2,8 @@
 
 ``old`` must occur exactly once in ``file``, so that a change of the code cannot let a defect slip away unnoticed. What is not listed: R6, which
 is not implemented (no snapshots of the source); lines that only another defect could reach (R5's overlaps inside an epoch, the chain that the
-writer verifies once more, the lease beside the sequence number); the Blob service's own syncs, which this simulation does not run.
+writer verifies once more, the lease beside the sequence number,
+forgetting an interrupted update of a table whose granules are all unconfirmed still); the Blob service's own syncs, which this simulation does not run.
 """
 
 # ruff: noqa: E501  the planted lines are as long as the code that they replace
@@ -53,9 +54,6 @@ MUTANTS: Final = (
     Mutant("R1", "an epoch whose digests are lost keeps its old ones", _RECEIPTS,
            "self._table.forget(epoch.number, epoch.granules)",
            "self._table.forget(epoch.number, type(epoch.granules).of(()))"),
-    Mutant("R1", "an interrupted update of the table is taken for whole", _OPENING,
-           "        table.forget(epoch.number, epoch.granules)",
-           "        table.forget(epoch.number, type(epoch.granules).of(()))"),
     Mutant("R1", "a new generation trusts what was unconfirmed", _OPENING,
            "table.begin_generation(generation, _granules_of(old))",
            "table.begin_generation(generation, ())"),

@@ -67,8 +67,8 @@ def drawn_shape(random: Random) -> Shape:
         ),
         kernel=KernelHabits(slow=random.choice((0.0, 0.1, 0.5)), lost_completion=random.choice((0.0, 0.0, 0.0, 0.05))),
         timing=ReplicationTiming(
-            epoch_interval_s=random.choice((0.3, 1.0, 2.0)),
-            recovery_point_interval_s=random.choice((2.0, 4.0, 8.0)),
+            epoch_interval_s=random.choice((0.5, 1.0, 2.5)),
+            recovery_point_interval_s=random.choice((3.0, 5.0, 8.0)),
             freeze_budget_s=random.choice((0.05, 0.5)),
         ),
     )
@@ -86,7 +86,7 @@ async def _scenario(world: World, random: Random) -> None:
     pruning = asyncio.get_running_loop().create_task(_prune(world, random))
     theme = faults.of_a_theme()
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(random.randrange(1, 6)):
+        for _ in range(random.randrange(1, 5)):
             tasks.create_task(random.choice(theme)())
             await asyncio.sleep(random.choice((0.0, 0.5, 3.0, 10.0)) * random.random())
     await faults.heal()
