@@ -65,6 +65,8 @@ class ScriptedWriter:
     store: BlobClient
     identity: WriterIdentity = field(default_factory=WriterIdentity.generate)
     final_epoch: int = 7
+    named: dict[str, str] | None = None
+    """Hashes of manifests in the bases of its answers; None: it is a writer from before bases were answered."""
     refused_base: GenerationBase | None = None
     """Where the replica is when the writer closes a generation that it never opened; None: every generation is opened."""
     torn: bool = False
@@ -118,11 +120,16 @@ class ScriptedWriter:
                 problem = (
                     WriterProblem(code=TORN_EPOCH, message="the next epoch was applied in part") if self.torn else None
                 )
-                return done.model_copy(update={"final_epoch": self.final_epoch, "problem": problem})
+                base = None
+                if self.named is not None:
+                    base = GenerationBase(generation=request.generation, epoch=self.final_epoch, **self.named)
+                return done.model_copy(update={"final_epoch": self.final_epoch, "base": base, "problem": problem})
             case MakeDisks():
                 return done.model_copy(
                     update={"disks": [self._make(request, item.disk, item.name) for item in request.disks]}
                 )
+            case HashDisk() if request.name not in self.contents:  # deleted meanwhile: the migration was cancelled
+                return self._failure(request)
             case HashDisk():
                 content = self.contents[request.name]
                 assert len(content) == request.size_bytes
