@@ -181,7 +181,12 @@ class Generations:
             number = max(newest.generation, newest.final_generation or 0) + 1
         if newest is not None and newest.state == CLOSED and newest.item_id == item.id and newest.final_generation != 0:
             ended = newest.final_generation or newest.generation
-            base = GenerationBase(generation=ended, epoch=newest.final_epoch or 0)
+            base = GenerationBase(
+                generation=ended,
+                epoch=newest.final_epoch or 0,
+                manifest_hash=newest.final_manifest_hash,
+                torn_manifest_hash=newest.torn_manifest_hash,
+            )
         bare = GenerationRecord(
             disk=disk,
             generation=number,
@@ -397,6 +402,9 @@ async def close_generation(session: AsyncSession, row: GenerationRow, now_ns: in
         row.state, row.final_epoch, row.closed_ns = CLOSED, answer.final_epoch, now_ns
         code = None if answer.problem is None else answer.problem.code
         row.torn = code == TORN_EPOCH
+        if answer.base is not None:
+            row.final_manifest_hash = answer.base.manifest_hash
+            row.torn_manifest_hash = answer.base.torn_manifest_hash
         if code == NEVER_OPENED:
             await _continue_elsewhere(session, row, answer.base, now_ns)
     return None

@@ -237,6 +237,7 @@ class GenerationRow(Base):
 
     ``torn``: when it was closed, the epoch after ``final_epoch`` had been applied in part. ``final_generation``: of one that the writer
     never opened, the generation that ``final_epoch`` is of, which the next one continues (0: there is no replica).
+    ``final_manifest_hash``, ``torn_manifest_hash``: as the writer's answer named them in its base.
     """
 
     __tablename__ = "generations"
@@ -250,6 +251,8 @@ class GenerationRow(Base):
     record: Mapped[str | None] = mapped_column(Text)
     final_epoch: Mapped[int | None] = mapped_column(BigInteger)
     final_generation: Mapped[int | None] = mapped_column(BigInteger)
+    final_manifest_hash: Mapped[str | None] = mapped_column(String(64))
+    torn_manifest_hash: Mapped[str | None] = mapped_column(String(64))
     torn: Mapped[bool] = mapped_column(default=False)
     created_ns: Mapped[int] = mapped_column(BigInteger)
     closed_ns: Mapped[int | None] = mapped_column(BigInteger)

@@ -11,7 +11,14 @@ import base64
 import json
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from replication.documents import Document, Hash, Uuid
 from replication.errors import PeerProtocolError
@@ -20,10 +27,23 @@ Consistency = Literal["crash", "app"]
 
 
 class GenerationBase(Document):
-    """Where a generation continues: the final applied epoch of the one before it (R8)."""
+    """Where a generation continues: the final applied epoch of the one before it (R8), and the manifest that decided that epoch.
+
+    The number alone does not say which history was applied: an agent that was restored from an older state may have sealed another
+    manifest under it. ``manifest_hash``: zeros for epoch 0. ``torn_manifest_hash``: of the epoch after it, if that was applied in part
+    and the writer can still tell. Both None: not known (of a writer or a record from before they were stated); nothing may be assumed
+    then. What is None is left out, so that such a record keeps its bytes and what its wrapped keys authenticate.
+    """
 
     generation: int = Field(ge=1)
     epoch: int = Field(ge=0)
+    manifest_hash: Hash | None = None
+    torn_manifest_hash: Hash | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unknown(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        fields: dict[str, object] = serialize(self)
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 class GenerationRecord(Document):
@@ -161,7 +181,7 @@ and the next one continues the answer's ``base`` (None: there is no replica).
 
 
 class CloseGeneration(Document):
-    """Apply what is complete, then refuse later epochs; the answer's ``final_epoch`` is the base of the next generation (R8).
+    """Apply what is complete, then refuse later epochs; the answer's ``base`` is that of the next generation (R8).
 
     With the problem ``TORN_EPOCH`` the epoch after it was applied in part: the next generation sends all of it again (R1).
     """
@@ -224,5 +244,5 @@ class WriterAnswer(Document):
     sha256: Hash | None = None
     final_epoch: int | None = None
     base: GenerationBase | None = None
-    """Only with the problem ``NEVER_OPENED``."""
+    """Of ``CloseGeneration``: what the next generation continues; None: there is no replica, or an older writer answered."""
     problem: WriterProblem | None = None

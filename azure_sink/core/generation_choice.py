@@ -15,11 +15,18 @@ from azure_sink.core.replica_state import Phase, Position, ReplicaState
 
 @dataclass(frozen=True, slots=True)
 class KnownGeneration:
-    """A generation whose record is in the store; ``base`` None: it starts from nothing."""
+    """A generation whose record is in the store; ``base`` None: it starts from nothing.
+
+    ``base_hash``: the manifest that its base was applied with; None if the record does not say.
+    """
 
     generation: int
     base: Position | None
     size_bytes: int
+    base_hash: str | None = None
+
+    def continues(self, state: ReplicaState) -> bool:
+        return self.base == state.applied and self.base_hash in (None, state.manifest_hash)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +73,14 @@ def choose_generation(state: ReplicaState | None, known: Iterable[KnownGeneratio
         return FollowGeneration(state.applied.generation)
     newer = [each for each in candidates if each.generation > state.applied.generation]
     for each in newer:
-        if each.base == state.applied:
+        if each.continues(state):
             return OpenGeneration(each.generation)
     if not newer:
         return AwaitGeneration()
     refused = newer[-1]
+    base = f"{refused.base or 'nothing'}{' of another history' if refused.base == state.applied else ''}"
     return RefuseGeneration(
-        refused.generation,
-        f"its base is {refused.base or 'nothing'}, but the replica is at {state.applied}",
-        _CLOSE_HINT,
+        refused.generation, f"its base is {base}, but the replica is at {state.applied}", _CLOSE_HINT
     )
 
 

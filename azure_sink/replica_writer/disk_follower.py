@@ -27,8 +27,14 @@ from azure_sink.core.replica_state import (
     GenerationOpening,
     Opening,
     Phase,
-    Position,
     ReplicaState,
+)
+from azure_sink.replica_writer.closed_generation import (
+    ClosedGeneration,
+    base_of,
+    closed_at,
+    naming_torn_manifest,
+    never_opened,
 )
 from azure_sink.replica_writer.disk_points import DiskPoints
 from azure_sink.replica_writer.disk_receipts import DiskReceipts
@@ -78,19 +84,6 @@ class FollowerParts:
     ledger: PointLedger
     metrics: WriterMetrics
     applying: asyncio.Semaphore
-
-
-@dataclass(frozen=True, slots=True)
-class ClosedGeneration:
-    """``torn_epoch``: the next epoch was applied in part and can never be finished; all of it must be sent again.
-
-    ``opened`` False: nothing of this generation was or will be applied; the replica is closed at ``applied`` (None: there is none).
-    """
-
-    final_epoch: int
-    torn_epoch: int | None
-    opened: bool = True
-    applied: Position | None = None
 
 
 class DiskFollower:
@@ -362,7 +355,7 @@ class DiskFollower:
             if replica is not None and replica.usable:
                 closed = self._already_closed(replica.state, generation)
                 if closed is not None:
-                    return closed
+                    return await naming_torn_manifest(closed, self.disk, self._parts.client, self._parts.book)
             if outcome in (Outcome.WORKED, Outcome.LOST):
                 await worked()
                 continue
@@ -371,7 +364,7 @@ class DiskFollower:
                     continue
                 if replica is None or replica.state.phase is Phase.CLOSED:
                     _logger.warning("a refused generation is closed", extra={"fields": {"disk": self.disk}})
-                    return _never_opened(replica)
+                    return never_opened(None if replica is None else replica.state)
             elif replica is None or not replica.usable or replica.state.applied.generation != generation:
                 if self.trouble is not None:
                     raise self.trouble
@@ -391,7 +384,7 @@ class DiskFollower:
 
     def _already_closed(self, state: ReplicaState, generation: int) -> ClosedGeneration | None:
         if state.phase is Phase.CLOSED and state.applied.generation == generation:
-            return ClosedGeneration(state.applied.epoch, state.torn_epoch)
+            return closed_at(state)
         for known in self._parts.book.known(self.disk):
             # Its successor is open already: the question was answered before, and the successor's base is that answer.
             if (
@@ -399,7 +392,7 @@ class DiskFollower:
                 and known.base.generation == generation
                 and generation < known.generation <= state.applied.generation
             ):
-                return ClosedGeneration(known.base.epoch, None)
+                return ClosedGeneration(known.base.epoch, base_of(known.base, known.base_hash))
         return None
 
     # -- telling ----------------------------------------------------------------------------------------------
@@ -448,9 +441,3 @@ class DiskFollower:
             self._parts.metrics.disk_problem.remove(self.disk, self.trouble.code)
             _logger.info("disk goes on", extra={"fields": {"disk": self.disk}})
         self.trouble = None
-
-
-def _never_opened(replica: ReplicaBlob | None) -> ClosedGeneration:
-    if replica is None or not replica.state.was_written:
-        return ClosedGeneration(0, None, opened=False)
-    return ClosedGeneration(0, replica.state.torn_epoch, opened=False, applied=replica.state.applied)

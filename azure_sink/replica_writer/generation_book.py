@@ -129,8 +129,10 @@ class GenerationBook:
         for entry in self._entries.get(disk, {}).values():
             if isinstance(entry.generation, OpenedGeneration):
                 record = entry.generation.record
-                base = None if record.base is None else Position(record.base.generation, record.base.epoch)
-                found.append(KnownGeneration(record.generation, base, record.size_bytes))
+                base = record.base
+                position = None if base is None else Position(base.generation, base.epoch)
+                base_hash = None if base is None else base.manifest_hash
+                found.append(KnownGeneration(record.generation, position, record.size_bytes, base_hash))
         return found
 
     def numbers(self, disk: DiskId) -> set[int]:

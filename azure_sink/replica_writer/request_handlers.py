@@ -27,7 +27,6 @@ from replication.store_documents import (
     CloseGeneration,
     DeleteDisks,
     DeleteReplicas,
-    GenerationBase,
     HashDisk,
     MakeDisks,
     PrunePoints,
@@ -82,10 +81,8 @@ class RequestHandlers:
             )
         async with follower.lock:
             closed = await follower.close_generation(request.generation, work.report)
-        problem = base = None
+        problem = None
         if not closed.opened:
-            if closed.applied is not None:
-                base = GenerationBase(generation=closed.applied.generation, epoch=closed.applied.epoch)
             problem = WriterProblem(
                 code=NEVER_OPENED,
                 message=f"generation {request.generation} was refused and never opened",
@@ -98,7 +95,11 @@ class RequestHandlers:
                 hint="the next generation sends every extent of that epoch, whatever the digest table says (R1)",
             )
         return WriterAnswer(
-            request=request.request, state="succeeded", final_epoch=closed.final_epoch, base=base, problem=problem
+            request=request.request,
+            state="succeeded",
+            final_epoch=closed.final_epoch,
+            base=closed.base,
+            problem=problem,
         )
 
     # -- prune-points -----------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ lost, damaged, or come from an older backup: what they say of one another decide
 
 - The ledger must be of the granted generation and of the disk's present geometry.
 - The table must be exact for an epoch that the ledger knows (R1); else it is forgotten, which costs sending what differs from nothing.
+- A new generation's base must have been applied with a manifest that the ledger sealed: an epoch of the same number may be of another
+  history, if this state is older than the sink's.
 - The tracker notes the ledger's serial with each harvest that it forgets: an older ledger shows that harvests are lost.
 """
 
@@ -115,12 +117,24 @@ def _granules_of(ledger: EpochLedger) -> Iterable[GranuleRuns]:
 
 def _leads_to(table: DigestTable, old: EpochLedger, base: GenerationBase, *, torn: bool) -> bool:
     """Whether ``old`` knows the granules of every epoch that the sink applied after the table's one, up to ``base``; and, if ``torn``,
-    of the one after it, which was applied in part.
+    of the one after it, which was applied in part: each must have been applied with a manifest that was sealed here.
     """
     if not table.generation == old.generation == base.generation or table.geometry != old.geometry:
         return False
-    touched = base.epoch + 1 if torn else base.epoch
-    if not old.applied_epoch <= table.exact_epoch <= base.epoch <= touched < old.next_epoch:
+    if base.manifest_hash is None or not old.applied_epoch <= table.exact_epoch <= base.epoch < old.next_epoch:
         return False
-    # An epoch that was never sealed here cannot be what the sink applied under its number.
-    return all(epoch.fixed for epoch in old.epochs if epoch.number <= touched)
+    applied_hash = bytes.fromhex(base.manifest_hash)
+    try:
+        old.confirmable(EpochId(base.epoch), applied_hash)
+    except HistoryDiverged:
+        return False
+    return not torn or _sealed_after(old, base, applied_hash)
+
+
+def _sealed_after(old: EpochLedger, base: GenerationBase, applied_hash: bytes) -> bool:
+    """Whether the torn epoch after ``base`` is one that ``old`` sealed."""
+    epoch = old.find(EpochId(base.epoch + 1))
+    if epoch is None or base.torn_manifest_hash is None:
+        return False
+    fixed = epoch.fixed_as(bytes.fromhex(base.torn_manifest_hash))
+    return fixed is not None and fixed.previous_hash == applied_hash

@@ -68,6 +68,17 @@ async def test_next_generation_names_the_closed_one_as_base_and_keeps_the_digest
     assert second.manifest_key != first.manifest_key
 
 
+async def test_base_names_the_manifests_that_the_writer_named(site: DrivenSite) -> None:
+    await site.replicate()
+    await granted(site)
+    site.writer.named = {"manifest_hash": "ab" * 32, "torn_manifest_hash": "cd" * 32}
+    second = await granted(site)
+    assert second.base == GenerationBase(generation=1, epoch=site.writer.final_epoch, **site.writer.named)
+    site.writer.named = None
+    third = await granted(site)
+    assert third.base == GenerationBase(generation=2, epoch=site.writer.final_epoch), "an older writer names none"
+
+
 @pytest.mark.parametrize("deleted", [[], [1]], ids=["all-in-the-store", "the-first-deleted"])
 async def test_database_that_lost_everything_adopts_and_closes_the_newest_generation_of_the_store(
     site: DrivenSite, deleted: list[int]

@@ -109,6 +109,20 @@ def test_a_data_key_is_unwrapped_by_site_and_writer_and_only_with_its_own_record
     assert RECORD.with_keys(for_site, for_writer).associated_data() == associated
 
 
+def test_a_record_from_before_bases_named_manifests_keeps_its_bytes_and_what_its_keys_authenticate() -> None:
+    """Else its keys could not be unwrapped any more."""
+    old = (
+        b'{"version":1,"disk":"%(id)s","generation":2,"machine":"%(id)s","item":"%(id)s","size_bytes":1024,'
+        b'"granularity_bytes":65536,"base":{"generation":1,"epoch":7},"writer_key_id":"0000000000000000",'
+        b'"key_for_site":"","key_for_writer":""}'
+    ) % {b"id": DISK.encode()}
+    assert GenerationRecord.decode(old).encode() == old
+    assert json.loads(RECORD.associated_data())["base"] == {"generation": 1, "epoch": 7}
+    named = RECORD.model_copy(update={"base": GenerationBase(generation=1, epoch=7, manifest_hash="ab" * 32)})
+    assert GenerationRecord.decode(named.encode()) == named
+    assert named.associated_data() != RECORD.associated_data()
+
+
 def test_manifest_keys_differ_by_generation() -> None:
     data_key = new_data_key()
     keys = {manifest_key(data_key, GenerationKey(DiskId(DISK), GenerationId(number))) for number in (1, 2)}

@@ -54,6 +54,16 @@ def test_generation_that_continues_elsewhere_is_refused() -> None:
         assert "1/5" in choice.reason
 
 
+def test_generation_that_continues_another_history_is_refused() -> None:
+    closed = replace(CLOSED_1_5, manifest_hash="ab" * 32)
+    base = follows(1, 5)
+    assert choose_generation(closed, [replace(base, base_hash="ab" * 32)]) == OpenGeneration(2)
+    assert choose_generation(closed, [base]) == OpenGeneration(2), "a record from before manifests were named"
+    choice = choose_generation(closed, [replace(base, base_hash="cd" * 32)])
+    assert isinstance(choice, RefuseGeneration)
+    assert "another history" in choice.reason
+
+
 def test_one_that_continues_is_found_among_others() -> None:
     records = [FIRST, follows(1, 4), follows(1, 5, number=3), KnownGeneration(4, None, 4096)]
     assert choose_generation(CLOSED_1_5, records) == OpenGeneration(3)

@@ -9,6 +9,7 @@ import pytest
 from azure_sink.core.replica_metadata import decode_state
 from azure_sink.replica_writer.disk_follower import Outcome
 from azure_sink.vhd import FixedVhd, parse_footer
+from replication.epoch_manifest import NO_MANIFEST
 from replication.service.health import HealthState
 from replication.store_documents import NEVER_OPENED, CloseGeneration, GenerationBase
 from replication.store_layout import REPLICAS_CONTAINER, REPLICATION_CONTAINER
@@ -36,6 +37,37 @@ async def test_closing_applies_what_is_complete_and_answers_the_final_epoch() ->
     receipt = await site.receipt(disk)
     assert receipt is not None
     assert (receipt.epoch, receipt.closed) == (3, True)
+
+
+def base_at(disk: DiskHistory, generation: int, epoch: int) -> GenerationBase:
+    manifest_hash = disk.built[generation, epoch].hash if epoch else NO_MANIFEST
+    return GenerationBase(generation=generation, epoch=epoch, manifest_hash=manifest_hash.hex())
+
+
+async def test_closing_names_the_manifest_that_the_next_generation_continues() -> None:
+    site = await WriterSite.make()
+    disk = site.disk()
+    await disk.open_generation()
+    writer = site.start()
+    await disk.put(disk.random_batches(1, 2))
+    await disk.put(disk.random_batches(1, 2))
+    assert (await site.asked(writer, close(site, disk))).base == base_at(disk, 1, 2)
+    await disk.open_generation(base_at(disk, 1, 2))
+    await writer.settle()
+    assert (await site.asked(writer, close(site, disk, 1))).base == base_at(disk, 1, 2), "its successor is open"
+    assert (await site.asked(writer, close(site, disk, 2))).base == base_at(disk, 2, 0)
+
+
+async def test_generation_that_continues_another_epoch_of_the_same_number_is_refused() -> None:
+    site = await WriterSite.make()
+    disk = site.disk()
+    await disk.open_generation()
+    await disk.put(disk.random_batches(1, 2))
+    writer = site.start()
+    await site.asked(writer, close(site, disk))
+    await disk.open_generation(GenerationBase(generation=1, epoch=1, manifest_hash="ab" * 32))
+    assert await writer.settle() == {disk.disk: Outcome.TROUBLED}
+    assert await problem_of(site, disk, 2) == "generation-refused"
 
 
 async def test_closed_generation_takes_no_later_epoch() -> None:
@@ -166,7 +198,7 @@ async def test_refused_generation_can_be_closed_and_the_next_one_goes_on_from_th
     writer = site.start()
     for _ in range(2):
         answer = await site.asked(writer, close(site, disk, 2))
-        assert (answer.state, answer.base) == ("succeeded", GenerationBase(generation=1, epoch=2))
+        assert (answer.state, answer.base) == ("succeeded", base_at(disk, 1, 2))
         assert answer.problem is not None
         assert answer.problem.code == NEVER_OPENED
     assert await site.bytes_of(disk) == before
@@ -276,6 +308,8 @@ async def test_closing_says_when_an_epoch_is_torn() -> None:
     assert (answer.state, answer.final_epoch) == ("succeeded", 1)
     assert answer.problem is not None
     assert answer.problem.code == "torn-epoch"
+    torn_hash = disk.built[1, 2].hash.hex()
+    assert answer.base == base_at(disk, 1, 1).model_copy(update={"torn_manifest_hash": torn_hash})
     # The next generation sends all of the torn epoch again (R1); then the replica is exact.
     disk.model[0:512], disk.model[4096:4608] = b"c" * 512, b"d" * 512
     await disk.open_generation(GenerationBase(generation=1, epoch=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -39,9 +40,13 @@ KEY = bytes(range(32))
 
 
 class Sinks:
-    """``Uplink`` over one memory sink a generation; the replica goes from one to the next."""
+    """``Uplink`` over one memory sink a generation; the replica goes from one to the next.
+
+    ``mute``: batches arrive, but manifests do not, and no receipt comes.
+    """
 
     def __init__(self) -> None:
+        self.mute = False
         self.writer = WriterIdentity.generate()
         self.all: dict[int, MemorySink] = {}
 
@@ -56,14 +61,21 @@ class Sinks:
         return await self.all[frame.key.generation].put_batch(frame)
 
     async def put_manifest(self, key: EpochKey, encoded: bytes) -> None:
+        self._fail_if_mute()
         await self.all[key.generation].put_manifest(key, encoded)
 
+    def _fail_if_mute(self) -> None:
+        if self.mute:
+            raise Retryable("cannot reach the store", retry_after_s=0.001)
+
     async def stored_manifest(self, key: EpochKey) -> bytes | None:
+        self._fail_if_mute()
         return await self.all[key.generation].stored_manifest(key)
 
     async def receipt(
         self, key: GenerationKey, after_epoch: EpochId, wait_s: float, seen: bytes | None = None
     ) -> bytes | None:
+        self._fail_if_mute()
         return await self.all[key.generation].receipt(key, after_epoch, wait_s, seen)
 
 
@@ -95,11 +107,15 @@ class Grants:
             generation=generation,
             size_bytes=request.size_bytes,
             granularity_bytes=request.granularity_bytes,
-            base=None if before is None else GenerationBase(generation=generation - 1, epoch=before.applied_epoch),
+            base=None if before is None else self._base(generation - 1, before),
             manifest_key=KEY.hex(),
             digest_key=KEY.hex(),
             writer_public_key=self._sinks.writer.public.encode(),
         )
+
+    @staticmethod
+    def _base(generation: int, sink: MemorySink) -> GenerationBase:
+        return GenerationBase(generation=generation, epoch=sink.applied_epoch, manifest_hash=sink.applied_hash.hex())
 
 
 class Rig:
@@ -125,8 +141,13 @@ class Rig:
             holds_state=lambda _: False,
             echo_wait_s=1.0,
         )
+        self._environment = environment
         self.supervisor = DiskSupervisor(DISK, ITEM, environment)
         self._task: asyncio.Task[None] | None = None
+
+    def restart_supervisor(self) -> None:
+        """As after a boot: it knows what its files say."""
+        self.supervisor = DiskSupervisor(DISK, ITEM, self._environment)
 
     def _locate(self, disk: DiskId) -> Path:
         if not self.path.exists():
@@ -166,6 +187,12 @@ class Rig:
             and not session.ledger.is_seeding
             and self.sinks.all[generation].replica == self.path.read_bytes()
         )
+
+
+def write_at(path: Path, granule: int, data: bytes) -> None:
+    with path.open("r+b") as stream:
+        stream.seek(granule * GRANULARITY_BYTES)
+        stream.write(data)
 
 
 @pytest.fixture
@@ -215,6 +242,43 @@ async def test_a_torn_generation_is_sent_again_where_nobody_knows_what_was_writt
     rig.start()
     await rig.replicated(2)
     assert rig.sinks.all[2].received_data_bytes == SIZE_BYTES
+
+
+async def test_a_reverted_machine_trusts_no_digests_if_the_sink_applied_another_epoch_of_the_same_number(
+    rig: Rig, tmp_path: Path
+) -> None:
+    """It has sealed an epoch of its own under that number, and the generation is closed before a receipt shows the difference."""
+    task = rig.start()
+    await rig.replicated(1)
+    task.cancel()
+    await asyncio.wait([task])
+    shutil.copytree(tmp_path / "disks", tmp_path / "backup")
+    reverted = rig.path.read_bytes()
+    write_at(rig.path, 3, b"forgotten")
+    task = rig.start()
+    await rig.replicated(1)
+    task.cancel()
+    await asyncio.wait([task])
+    sink = rig.sinks.all[1]
+    applied_epoch = sink.applied_epoch
+
+    rig.path.write_bytes(reverted)
+    shutil.rmtree(tmp_path / "disks")
+    shutil.copytree(tmp_path / "backup", tmp_path / "disks")
+    rig.restart_supervisor()
+    rig.sinks.mute = True
+    sink.batches.clear()  # collected once they were applied
+    write_at(rig.path, 5, b"written after the revert")
+    task = rig.start()
+    await rig.until(
+        lambda: (found := rig.supervisor.session) is not None and found.ledger.sealed_epoch == applied_epoch
+    )
+    assert await rig.supervisor.order_resync(str(uuid.uuid4()), "the operator asked")
+    task.cancel()
+    await asyncio.wait([task])
+    rig.sinks.mute = False
+    rig.start()
+    await rig.replicated(2)
 
 
 async def test_a_closed_generation_is_followed_by_another(rig: Rig) -> None:

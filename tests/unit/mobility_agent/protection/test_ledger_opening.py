@@ -14,6 +14,7 @@ from mobility_agent.protection.ledger_opening import open_ledger, settle_attach
 from mobility_agent.shipping.digest_table import DigestTable
 from replication.control_plane import GenerationGrant
 from replication.dirty_bitmap import DirtyBitmap, Geometry
+from replication.epoch_manifest import manifest_hash
 from replication.errors import ResyncRequired
 from replication.identifiers import DiskId, EpochId, GenerationId
 from replication.store_documents import GenerationBase
@@ -41,14 +42,14 @@ class Place:
     def save_ledger(self, epochs: Sequence[str], *, applied: int = EXACT) -> EpochLedger:
         """``epochs``: sealed or open, numbered from ``applied`` + 1; each has the one granule of its number."""
         ledger = EpochLedger(DISK, GenerationId(1), GEOMETRY)
-        ledger.applied_epoch, ledger.serial = EpochId(applied), 20
+        ledger.applied_epoch, ledger.applied_hash, ledger.serial = EpochId(applied), hash_of(applied), 20
         for number, state in enumerate(epochs, applied + 1):
             bitmap = DirtyBitmap(GEOMETRY.granules)
             bitmap.mark(number, 1)
             ledger.absorb(bitmap)
             ledger.cut(limit_granules=9, harvest_time_ns=1)
             if state == "sealed":
-                ledger.seal(EpochId(number), b"%d" % number)
+                ledger.seal(EpochId(number), _manifest(number))
         self.journal.save(ledger)
         return ledger
 
@@ -65,6 +66,14 @@ class Place:
 ALL = list(range(GEOMETRY.granules))
 
 
+def _manifest(number: int, history: str = "") -> bytes:
+    return f"{history}{number}".encode()
+
+
+def hash_of(number: int, history: str = "") -> bytes:
+    return manifest_hash(_manifest(number, history))
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     made = Place(tmp_path)
@@ -73,9 +82,25 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 def grant_of(
-    generation: int, base_epoch: int | None = None, *, base_generation: int = 1, torn: bool = False
+    generation: int,
+    base_epoch: int | None = None,
+    *,
+    base_generation: int = 1,
+    torn: bool = False,
+    history: str | None = "",
+    torn_history: str | None = "",
 ) -> GenerationGrant:
-    base = None if base_epoch is None else GenerationBase(generation=base_generation, epoch=base_epoch)
+    """``history``, ``torn_history``: whose manifests the sink applied; None: the configuration server does not say."""
+    base = None
+    if base_epoch is not None:
+        base = GenerationBase(
+            generation=base_generation,
+            epoch=base_epoch,
+            manifest_hash=None if history is None else hash_of(base_epoch, history).hex(),
+            torn_manifest_hash=hash_of(base_epoch + 1, torn_history).hex()
+            if torn and torn_history is not None
+            else None,
+        )
     return GenerationGrant(
         disk=DISK,
         item=ITEM,
@@ -112,6 +137,32 @@ def test_granules_of_every_unconfirmed_epoch_are_forgotten(place: Place, base: i
 def test_a_torn_epoch_that_is_known_here_is_forgotten_and_the_rest_is_kept(place: Place) -> None:
     place.save_ledger(["sealed", "sealed"])
     place.open(grant_of(2, 6, torn=True))
+    assert place.unknown == [6, 7]
+
+
+@pytest.mark.parametrize("base", [5, 6, 7])
+@pytest.mark.parametrize("history", ["another", None])
+def test_a_base_of_another_history_leaves_nothing_known_although_its_number_is_known(
+    place: Place, base: int, history: str | None
+) -> None:
+    """The machine was reverted: under the numbers of its own epochs the sink has applied what it knows nothing of."""
+    place.save_ledger(["sealed", "sealed"])
+    place.open(grant_of(2, base, history=history))
+    assert place.unknown == ALL
+
+
+@pytest.mark.parametrize("history", ["another", None])
+def test_a_torn_epoch_of_another_history_leaves_nothing_known(place: Place, history: str | None) -> None:
+    place.save_ledger(["sealed", "sealed"])
+    place.open(grant_of(2, 6, torn=True, torn_history=history))
+    assert place.unknown == ALL
+
+
+def test_a_base_that_an_earlier_attempt_decided_is_this_ledger_s(place: Place) -> None:
+    saved = place.save_ledger(["sealed", "sealed"])
+    saved.begin_attempt(EpochId(6))
+    place.journal.save(saved)
+    place.open(grant_of(2, 6))
     assert place.unknown == [6, 7]
 
 
