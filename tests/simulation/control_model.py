@@ -21,6 +21,8 @@ from replication.errors import Conflict, NotFound, Retryable
 from replication.identifiers import DiskId, GenerationId, GenerationKey, ItemId, MachineId
 from replication.segment_keys import manifest_key, wrap_for_writer
 from replication.store_documents import (
+    NEVER_OPENED,
+    TORN_EPOCH,
     CloseGeneration,
     GenerationBase,
     GenerationRecord,
@@ -53,9 +55,8 @@ class Generation:
     record: GenerationRecord
     is_published: bool = False
     is_closed: bool = False
-    final_epoch: int = 0
-    final_manifest_hash: str | None = None
-    torn_manifest_hash: str | None = None
+    base: GenerationBase | None = None
+    """What the next generation continues, once this one is closed."""
     is_torn: bool = False
     closing: str = ""
     closing_asked_s: float = 0.0
@@ -98,14 +99,7 @@ class ControlModel:
             raise Retryable("cannot open a new generation yet", disk=disk, retry_after_s=1.0)
         if (known[-1] if known else None) is not newest:  # another request was faster
             raise Retryable("cannot open a new generation yet", disk=disk, retry_after_s=1.0)
-        base = None
-        if newest is not None:
-            base = GenerationBase(
-                generation=newest.number,
-                epoch=newest.final_epoch,
-                manifest_hash=newest.final_manifest_hash,
-                torn_manifest_hash=newest.torn_manifest_hash,
-            )
+        base = None if newest is None else newest.base
         bare = GenerationRecord(
             disk=disk,
             generation=1 if newest is None else newest.number + 1,
@@ -146,14 +140,18 @@ class ControlModel:
         if answer is None:
             await self._put_once(request_name(generation.closing), request.encode())
         elif answer.state == "succeeded" and answer.final_epoch is not None:
-            generation.is_closed, generation.final_epoch = True, answer.final_epoch
-            if answer.base is not None:
-                generation.final_manifest_hash = answer.base.manifest_hash
-                generation.torn_manifest_hash = answer.base.torn_manifest_hash
-            generation.is_torn = answer.problem is not None and answer.problem.code == "torn-epoch"
+            self._note_closed(disk, generation, answer)
         elif answer.state == "failed" and now_s > generation.closing_asked_s + CLOSE_AGAIN_S:
             generation.closing = ""
         return generation.is_closed
+
+    def _note_closed(self, disk: DiskId, generation: Generation, answer: WriterAnswer) -> None:
+        code = None if answer.problem is None else answer.problem.code
+        generation.is_closed, generation.base, generation.is_torn = True, answer.base, code == TORN_EPOCH
+        if code == NEVER_OPENED and answer.base is not None:
+            for continued in self.generations[disk]:
+                if continued.number == answer.base.generation:
+                    continued.is_torn = True  # whatever was written after the base is sent again (R1)
 
     async def _answer(self, request: str) -> WriterAnswer | None:
         try:
@@ -167,7 +165,8 @@ class ControlModel:
             self._digest_keys[disk] = self._random.randbytes(32)
         key = GenerationKey(disk, GenerationId(generation.number))
         record = generation.record
-        before = next((each for each in self.generations[disk] if each.number == generation.number - 1), None)
+        ended = 0 if record.base is None else record.base.generation
+        before = next((each for each in self.generations[disk] if each.number == ended), None)
         return GenerationGrant(
             disk=disk,
             item=ITEM,

@@ -1,4 +1,5 @@
 """The proof that the simulation can fail: plants each defect of ``mutant_list`` in a copy of the tree and runs seeds until one is broken.
+First the copy must stand all of the seeds without a defect.
 
 Called by ``make mutants``. A defect that no seed catches fails the run; so does one whose place in the code is not found any more. The
 checkout is never touched. ``--only TEXT`` takes those whose rule, file or description contains it.
@@ -46,6 +47,18 @@ def planted(mutant: Mutant, tree: Path) -> str | None:
     return None
 
 
+def soaked(tree: Path, seeds: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.simulation.soak", "--count", str(seeds)],
+        cwd=tree,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_TIMEOUT_S,
+    )
+
+
 def judge(mutant: Mutant, tree: Path, seeds: int) -> Verdict:
     """Run seeds in ``tree`` until one is broken."""
     original = (tree / mutant.file).read_text() if (tree / mutant.file).exists() else ""
@@ -53,15 +66,7 @@ def judge(mutant: Mutant, tree: Path, seeds: int) -> Verdict:
     if problem is not None:
         return Verdict(False, problem)
     try:
-        process = subprocess.run(
-            [sys.executable, "-m", "tests.simulation.soak", "--count", str(seeds)],
-            cwd=tree,
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree)},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_TIMEOUT_S,
-        )
+        process = soaked(tree, seeds)
     except subprocess.TimeoutExpired:
         return Verdict(True, "never ends")
     finally:
@@ -90,6 +95,10 @@ def main() -> int:
     survivors = 0
     with tempfile.TemporaryDirectory(prefix="blockferry-mutants-") as directory:
         tree = copied_tree(Path(directory))
+        sound = soaked(tree, options.seeds)
+        if sound.returncode:
+            print(f"the tree fails without any planted defect:\n{sound.stdout[-2000:]}{sound.stderr[-2000:]}")
+            return 1
         for number, mutant in enumerate(chosen, 1):
             began_s = time.perf_counter()
             verdict = judge(mutant, tree, options.seeds)

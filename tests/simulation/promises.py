@@ -97,6 +97,8 @@ def judge_table(
         return
     table = DigestTable(directory / "digests", disk, geometry, bytes.fromhex(grant.digest_key))
     try:
+        if table.generation > ledger.generation and table.exact_epoch == 0:
+            return  # a new generation is being begun: the table goes first
         if ledger.applied_epoch and (table.generation, True) != (
             ledger.generation,
             ledger.applied_epoch <= table.exact_epoch,
