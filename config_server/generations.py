@@ -299,7 +299,11 @@ class Generations:
     # -- answers ----------------------------------------------------------------------------------------------
 
     def _data_key(self, record: GenerationRecord) -> bytes:
-        return self._site_key.unwrap_data_key(base64.b64decode(record.key_for_site), record.associated_data())
+        try:
+            wrapped = base64.b64decode(record.key_for_site, validate=True)
+        except ValueError as error:
+            raise IntegrityError("cannot unwrap a data key: it is no base64", disk=record.disk) from error
+        return self._site_key.unwrap_data_key(wrapped, record.associated_data())
 
     async def _grant_of(self, machine_id: str, row: GenerationRow) -> GenerationGrant:
         record = _record_of(row)

@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from replication.documents import Document, Hash, Uuid
+from replication.documents import MAX_BYTE_COUNT, ByteCount, Document, Hash, Uuid
 from replication.identifiers import GenerationKey
 from replication.store_documents import Consistency, GenerationBase, WriterProblem
 
@@ -84,8 +84,8 @@ class InventoryDisk(Document):
 
     disk: Uuid
     path: str
-    size_bytes: int
-    logical_block_bytes: int
+    size_bytes: ByteCount
+    logical_block_bytes: ByteCount
     kind: str
     model: str = ""
     serial: str = ""
@@ -116,7 +116,7 @@ class MachineInventory(Document):
     kernel: str
     architecture: str
     cpu_count: int
-    memory_bytes: int
+    memory_bytes: ByteCount
     boot_type: str
     addresses: list[str]
     agent_version: str
@@ -195,13 +195,13 @@ class DiskObservation(Document):
     tracker_kind: TrackerKind | None = None
     tracker_health: TrackerHealth = "blind"
     tracker_reason: str = ""
-    size_bytes: int = 0
-    seeding_total_bytes: int = 0
-    seeding_done_bytes: int = 0
-    backlog_bytes: int = 0
-    changed_bytes: int = 0
-    read_bytes: int = 0
-    sent_bytes: int = 0
+    size_bytes: ByteCount = 0
+    seeding_total_bytes: ByteCount = 0
+    seeding_done_bytes: ByteCount = 0
+    backlog_bytes: ByteCount = 0
+    changed_bytes: ByteCount = 0
+    read_bytes: ByteCount = 0
+    sent_bytes: ByteCount = 0
     send_rate_bytes_per_s: float = 0.0
     churn_bytes_per_s: float = 0.0
     eta_s: float | None = None
@@ -220,7 +220,7 @@ class SourceHash(Document):
 
     disk: Uuid
     sha256: Hash
-    size_bytes: int
+    size_bytes: ByteCount
 
 
 class CutoverObservation(Document):
@@ -230,8 +230,8 @@ class CutoverObservation(Document):
     state: Literal["waiting-for-disk", "shipping", "sealed", "applied", "failed"]
     cut: Uuid | None = None
     """The final recovery point's cut, once sealed. A cutover that had to begin again makes a new one."""
-    hashed_bytes: int = 0
-    total_bytes: int = 0
+    hashed_bytes: ByteCount = 0
+    total_bytes: ByteCount = 0
     source_hashes: list[SourceHash] = Field(default_factory=list)
     identity_claimed: bool = False
     problem: Problem | None = None
@@ -254,8 +254,8 @@ class GenerationRequest(Document):
 
     request: Uuid
     reason: str
-    size_bytes: int = Field(gt=0)
-    granularity_bytes: int = Field(gt=0)
+    size_bytes: int = Field(gt=0, le=MAX_BYTE_COUNT)
+    granularity_bytes: int = Field(gt=0, le=MAX_BYTE_COUNT)
 
 
 class GenerationGrant(Document):
@@ -267,8 +267,8 @@ class GenerationGrant(Document):
     disk: Uuid
     item: Uuid
     generation: int
-    size_bytes: int
-    granularity_bytes: int
+    size_bytes: ByteCount
+    granularity_bytes: ByteCount
     base: GenerationBase | None
     torn: bool = False
     manifest_key: Hash
@@ -282,7 +282,7 @@ class DataKeyGrant(Document):
     disk: Uuid
     generation: int
     machine: Uuid
-    size_bytes: int
+    size_bytes: ByteCount
     data_key: Hash
 
 
@@ -293,10 +293,10 @@ class ProcessServerObservation(Document):
     service_url: str
     cpu_fraction: float
     memory_fraction: float
-    spool_used_bytes: int
-    spool_limit_bytes: int
+    spool_used_bytes: ByteCount
+    spool_limit_bytes: ByteCount
     spool_free_fraction: float
-    upload_backlog_bytes: int
+    upload_backlog_bytes: ByteCount
     upload_backlog_age_s: float
     upload_rate_bytes_per_s: float
     machines: list[Uuid]

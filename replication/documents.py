@@ -11,21 +11,41 @@ import base64
 import binascii
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Final, Self, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from replication.errors import IntegrityError, InvalidInput, PeerProtocolError
 
 MAX_DOCUMENT_BYTES: Final = 1024 * 1024
+MAX_NUMBER: Final = 2**63 - 1
+MAX_BYTE_COUNT: Final = 2**56
+_MAX_SHOWN: Final = 100
 _PUBLIC_KEY_LABEL: Final = "blockferry-writer-v1"
 
 Uuid = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
+ByteCount = Annotated[int, Field(ge=-MAX_BYTE_COUNT, le=MAX_BYTE_COUNT)]
+"""A number of bytes that a peer reports: so bounded that sums over every disk of a site fit into 64 bits."""
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+def unusable_number(value: object, name: str) -> str | None:
+    """The name of the first number in a document that is not finite or does not fit into 63 bits and a sign: no database takes it."""
+    if isinstance(value, int | float):
+        return None if -MAX_NUMBER <= value <= MAX_NUMBER else name
+    members: Iterable[tuple[str, object]] = ()
+    if isinstance(value, BaseModel):
+        members = value
+    elif isinstance(value, list):
+        members = ((f"{name}.{index}", member) for index, member in enumerate(value))
+    return next(
+        (found for member_name, member in members if (found := unusable_number(member, member_name)) is not None), None
+    )
 
 
 class Document(BaseModel):
@@ -42,11 +62,15 @@ class Document(BaseModel):
         if len(content) > MAX_DOCUMENT_BYTES:
             raise PeerProtocolError(f"cannot parse a {cls.__name__} of {len(content)} bytes")
         try:
-            return cls.model_validate_json(content)
+            document = cls.model_validate_json(content)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the document"
+            place = ".".join(str(part)[:_MAX_SHOWN] for part in first["loc"]) or "the document"
             raise PeerProtocolError(f"cannot parse a {cls.__name__}: {place}: {first['msg']}") from error
+        unusable = unusable_number(document, "the document")
+        if unusable is not None:
+            raise PeerProtocolError(f"cannot parse a {cls.__name__}: {unusable}: a number beyond 64 bits")
+        return document
 
 
 DocumentT = TypeVar("DocumentT", bound=Document)
@@ -110,13 +134,13 @@ class WriterPublicKey:
         context = document_context(kind)
         if envelope.context != context or envelope.key != self.key_id:
             raise IntegrityError(
-                f"cannot accept a {kind.__name__}: it is signed as {envelope.context!r} by {envelope.key!r}",
+                f"cannot accept a {kind.__name__}: it is signed as {envelope.context[:_MAX_SHOWN]!r} by {envelope.key[:_MAX_SHOWN]!r}",
                 hint="check that the configuration server holds this replica writer's public key",
             )
         try:
             signature = base64.b64decode(envelope.signature, validate=True)
             self.verifying.verify(signature, _signed_bytes(context, envelope.payload))
-        except (InvalidSignature, binascii.Error) as error:
+        except (InvalidSignature, ValueError) as error:  # base64 of other characters than ASCII is a plain ValueError
             raise IntegrityError(f"cannot accept a {kind.__name__}: its signature does not match") from error
         return kind.decode(envelope.payload.encode())
 

@@ -119,6 +119,8 @@ class EpochManifest:
             raise unusable("that chains to a hash of another length")
         if len(self.segments) > MAX_MANIFEST_SEGMENTS or not 0 <= self.logical_bytes <= MAX_DISK_BYTES:
             raise unusable(f"of {len(self.segments)} segments")
+        if not 0 <= self.cut_time_ns < 2**63:
+            raise unusable("cut at a time that nobody can state")
         numbers = [segment.batch for segment in self.segments]
         if any(after <= before for before, after in itertools.pairwise(numbers)):
             raise unusable("whose batches do not ascend")

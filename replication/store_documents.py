@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from replication.documents import Document, Hash, Uuid
+from replication.documents import Document, Hash, Uuid, unusable_number
 from replication.errors import PeerProtocolError
 
 Consistency = Literal["crash", "app"]
@@ -219,9 +219,13 @@ _REQUESTS: TypeAdapter[WriterRequest] = TypeAdapter(WriterRequest)
 def decode_writer_request(content: bytes) -> WriterRequest:
     """:raises PeerProtocolError: if ``content`` is no request."""
     try:
-        return _REQUESTS.validate_json(content)
+        request = _REQUESTS.validate_json(content)
     except ValidationError as error:
-        raise PeerProtocolError(f"cannot parse a writer request: {error.errors()[0]['msg']}") from error
+        raise PeerProtocolError(f"cannot parse a writer request: {error.errors()[0]['msg'][:200]}") from error
+    unusable = unusable_number(request, "the request")
+    if unusable is not None:
+        raise PeerProtocolError(f"cannot parse a writer request: {unusable}: a number beyond 64 bits")
+    return request
 
 
 class MadeDisk(Document):

@@ -7,7 +7,6 @@ writer) is kept as a problem of its generation; the other disks go on. Data keys
 from __future__ import annotations
 
 import base64
-import binascii
 from dataclasses import dataclass
 
 from azure_sink.core.generation_choice import KnownGeneration
@@ -109,7 +108,7 @@ class GenerationBook:
             )
         try:
             wrapped = base64.b64decode(record.key_for_writer, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise PeerProtocolError("cannot read a wrapped data key: it is no base64", disk=key.disk) from error
         data_key = unwrap_for_writer(self._identity.unwrapping, wrapped, record.associated_data())
         return OpenedGeneration(record, data_key, manifest_key(data_key, key))

@@ -12,6 +12,7 @@ from config_server.items import find_item
 from config_server.operator_plane import DEFAULT_PAGE, MAX_PAGE, Page, RecoveryPointStatus, timestamp
 from config_server.process_servers import age_s
 from config_server.tables import MachineRow, RecoveryPointRow
+from replication.documents import MAX_NUMBER
 from replication.errors import InvalidInput
 from replication.store_documents import RecoveryPoint
 
@@ -43,7 +44,7 @@ async def list_points(call: Call) -> Page[RecoveryPointStatus]:
 
 
 def _cursor(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 20:
+    if not text.isascii() or not text.isdigit() or len(text) > 19 or int(text) > MAX_NUMBER:
         raise InvalidInput(f"cannot use {text[:40]!r} as a cursor", hint="give back `next` of the page before")
     return int(text)
 

@@ -21,7 +21,7 @@ from config_server.administrators import Administrator
 from config_server.events import Actor
 from config_server.site import Site
 from config_server.tables import CertificateRow, MachineRow, ProcessServerRow
-from replication.documents import MAX_DOCUMENT_BYTES, Document
+from replication.documents import MAX_DOCUMENT_BYTES, Document, unusable_number
 from replication.errors import InvalidInput, PeerProtocolError, PeerUnavailable, Refused
 from replication.service.https import peer_certificate_der
 from replication.service.problem import problem_middleware, problem_response
@@ -254,11 +254,15 @@ def _query(route: Route, request: web.Request) -> Query:
     if len(given) != len(request.query):
         raise InvalidInput("cannot use the query: a parameter occurs twice")
     try:
-        return route.query.model_validate(given)
+        query = route.query.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(str(part)[:100] for part in first["loc"])
         known = ", ".join(route.query.model_fields) or "none"
         raise InvalidInput(
             f"cannot use the parameter {place!r}: {first['msg']}", hint=f"parameters: {known}"
         ) from error
+    unusable = unusable_number(query, "")
+    if unusable is not None:
+        raise InvalidInput(f"cannot use the parameter {unusable!r}: a number beyond 64 bits")
+    return query

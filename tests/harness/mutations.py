@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 from hypothesis import settings
@@ -112,6 +112,16 @@ def _with(document: Any, path: tuple[str | int, ...], value: object) -> Any:
     changed: Any = list(document) if isinstance(document, list) else dict(document)
     changed[path[0]] = _with(changed[path[0]], path[1:], value)
     return changed
+
+
+def replaced_values(document: Any, values: Iterable[object]) -> Iterator[Any]:
+    """``document`` with each of its values replaced by each of ``values``, one at a time."""
+    hostile = list(values)
+    for path in list(_places(document)):
+        if not path:
+            continue
+        for value in hostile:
+            yield _with(document, path, value)
 
 
 HOSTILE_VALUES: Final = st.one_of(

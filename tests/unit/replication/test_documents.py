@@ -136,3 +136,10 @@ def test_problem_says_its_hint_once(message: str) -> None:
     raw = json.dumps({"code": "busy", "message": message, "hint": "unmount it"}).encode()
     assert WriterProblem.decode(raw) == problem
     assert WriterProblem(code="busy", message="cannot; unmount it").message == "cannot; unmount it"
+
+
+def test_a_signature_of_other_characters_than_ascii_is_refused() -> None:
+    identity = WriterIdentity.generate()
+    envelope = json.loads(identity.sign(RECEIPT)) | {"signature": "\x80"}
+    with pytest.raises(IntegrityError, match="signature"):
+        identity.public.open_signed(Receipt, json.dumps(envelope).encode())

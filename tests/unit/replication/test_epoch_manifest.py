@@ -93,3 +93,8 @@ def test_a_void_manifest_carries_nothing() -> None:
     decoded = decode_manifest(encode_manifest(void, KEY), KEY)
     assert decoded.is_void
     assert not decoded.is_point
+
+
+def test_a_cut_at_a_time_that_no_other_program_can_state_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="cut at a time"):
+        dataclasses.replace(MANIFEST, cut_time_ns=2**63)

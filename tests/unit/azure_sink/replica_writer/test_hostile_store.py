@@ -299,3 +299,18 @@ async def test_manifest_that_arrives_for_a_void_epoch_is_never_applied() -> None
     await put_manifest(site.account, late)
     await site.start().settle()
     assert await site.bytes_of(disk) == bytes(disk.size_bytes)
+
+
+@pytest.mark.parametrize("wrapped", ["", "no base64", "\x80", "AAAA"])
+async def test_record_whose_key_is_none_is_refused_and_other_disks_go_on(wrapped: str) -> None:
+    site = await WriterSite.make()
+    disk, other = site.disk(), site.disk()
+    record = await disk.open_generation()
+    await other.open_generation()
+    await other.put(other.random_batches(1, 2))
+    lying = record.model_copy(update={"key_for_writer": wrapped})
+    key = EpochKey(disk.disk, GenerationId(1), EpochId(1)).generation_key
+    await replace_blob(site, generation_record_name(key), lying.encode())
+    outcomes = await site.start().settle()
+    assert outcomes == {disk.disk: Outcome.TROUBLED, other.disk: Outcome.IDLE}
+    assert await site.bytes_of(other) == other.model
