@@ -24,7 +24,7 @@ from azure_sink.blob_service.metrics import BlobMetrics
 from azure_sink.blob_service.operation import ServiceLimits
 from azure_sink.blob_store.store import BlobStore, StoreOptions
 from replication.blob_client.settings import BlobEndpointSettings
-from replication.service.https import ListenAddress, start_server
+from replication.service.https import ListenAddress, RunningServer, start_server
 from tests.harness.tls import LabAuthority
 
 ACCOUNT: Final = "labaccount"
@@ -36,10 +36,14 @@ class BlobSite:
     """A service that listens. ``ca_file`` and ``key_file`` are what a client's configuration names."""
 
     store: BlobStore
-    port: int
+    server: RunningServer
     registry: CollectorRegistry
     ca_file: Path
     key_file: Path
+
+    @property
+    def port(self) -> int:
+        return self.server.port
 
     @property
     def url(self) -> str:
@@ -89,7 +93,7 @@ async def blob_site(
         service = BlobService(store, Account(ACCOUNT, (KEY,)), limits, BlobMetrics(registry))
         server = await start_server(service.application(), ListenAddress("127.0.0.1", 0), server_tls(certificate, key))
         try:
-            yield BlobSite(store, server.port, registry, ca_file, key_file)
+            yield BlobSite(store, server, registry, ca_file, key_file)
         finally:
             await server.close()
     finally:
