@@ -273,8 +273,8 @@ class Faults:
         await asyncio.sleep(self.random.choice((2.0, 8.0, 20.0)) * (0.5 + self.random.random()))
         network.cut.discard(pair)
 
-    def of_a_theme(self) -> list[Fault]:
-        """Any faults, or those of one part of the site: the same few again and again reach deeper."""
+    def of_a_theme(self, wanted: str) -> list[Fault]:
+        """Any faults, or those of one part of the site: the same few again and again reach deeper. ``wanted`` "": drawn."""
         agent: list[Fault] = [
             self.kill_agent,
             self.cut_agents_power,
@@ -288,7 +288,9 @@ class Faults:
         history: list[Fault] = [self.order_resync, self.damage_segment, self.revert_machine, self.restore_agents_state]
         history += [self.cut_agents_power, self.lose_process_server, self.jump_clock]
         everything = [*agent, *spools, *sink, *history]
-        return self.random.choice((everything, everything, agent, spools, sink, history))
+        drawn = self.random.choice((everything, everything, agent, spools, sink, history))
+        themes = {"": drawn, "agent": agent, "spools": spools, "sink": sink, "history": history}
+        return themes[wanted]
 
     async def heal(self) -> None:
         """No further fault; everybody who is not gone for good runs."""

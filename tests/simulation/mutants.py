@@ -24,6 +24,7 @@ from tests.simulation.mutant_list import MUTANTS, Mutant
 
 DEFAULT_SEEDS: Final = 1500
 COPIED: Final = ("azure_sink", "config_server", "mobility_agent", "process_server", "replication", "tests")
+_UNDER: Final = {"mobility_agent": "agent", "replication": "agent", "process_server": "spools", "azure_sink": "sink"}
 _TIMEOUT_S: Final = 1800
 _MALFORMED: Final = re.compile(
     r"(NameError|AttributeError|TypeError|SyntaxError|ImportError|IndentationError|UnboundLocalError)\b"
@@ -47,9 +48,18 @@ def planted(mutant: Mutant, tree: Path) -> str | None:
     return None
 
 
-def soaked(tree: Path, seeds: int) -> subprocess.CompletedProcess[str]:
+def theme_of(mutant: Mutant) -> tuple[str, str]:
+    """Faults and tracker under which it is looked for: where they are many, a defect shows after tens of seeds and not hundreds."""
+    theme, _, tracker = (mutant.under or _UNDER.get(mutant.file.partition("/")[0], "")).partition(" ")
+    return theme, tracker
+
+
+def soaked(tree: Path, seeds: int, theme: str, tracker: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tests.simulation.soak", "--count", str(seeds)],
+        [
+            *(sys.executable, "-m", "tests.simulation.soak"),
+            *("--count", str(seeds), "--theme", theme, "--tracker", tracker),
+        ],
         cwd=tree,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree)},
         capture_output=True,
@@ -66,7 +76,7 @@ def judge(mutant: Mutant, tree: Path, seeds: int) -> Verdict:
     if problem is not None:
         return Verdict(False, problem)
     try:
-        process = soaked(tree, seeds)
+        process = soaked(tree, seeds, *theme_of(mutant))
     except subprocess.TimeoutExpired:
         return Verdict(True, "never ends")
     finally:
@@ -95,10 +105,11 @@ def main() -> int:
     survivors = 0
     with tempfile.TemporaryDirectory(prefix="blockferry-mutants-") as directory:
         tree = copied_tree(Path(directory))
-        sound = soaked(tree, options.seeds)
-        if sound.returncode:
-            print(f"the tree fails without any planted defect:\n{sound.stdout[-2000:]}{sound.stderr[-2000:]}")
-            return 1
+        for theme, tracker in sorted({theme_of(mutant) for mutant in chosen}):
+            sound = soaked(tree, options.seeds, theme, tracker)
+            if sound.returncode:
+                print(f"the tree fails without any planted defect:\n{sound.stdout[-2000:]}{sound.stderr[-2000:]}")
+                return 1
         for number, mutant in enumerate(chosen, 1):
             began_s = time.perf_counter()
             verdict = judge(mutant, tree, options.seeds)

@@ -11,7 +11,7 @@ import gc
 import hashlib
 import logging
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
 
@@ -74,7 +74,7 @@ def drawn_shape(random: Random) -> Shape:
     )
 
 
-async def _scenario(world: World, random: Random) -> None:
+async def _scenario(world: World, random: Random, theme_wanted: str) -> None:
     faults = Faults(world, random)
     for process_server in world.process_servers:
         process_server.start()
@@ -84,7 +84,7 @@ async def _scenario(world: World, random: Random) -> None:
     world.workload.start()
     await asyncio.sleep(random.random() * 4)
     pruning = asyncio.get_running_loop().create_task(_prune(world, random))
-    theme = faults.of_a_theme()
+    theme = faults.of_a_theme(theme_wanted)
     async with asyncio.TaskGroup() as tasks:
         for _ in range(random.randrange(1, 5)):
             tasks.create_task(random.choice(theme)())
@@ -126,12 +126,16 @@ async def _rest(world: World) -> None:
         await asyncio.sleep(0.5)
 
 
-def simulate(seed: int, *, tells_logs: bool = False) -> Outcome:
-    """:raises SimulationFailed: if a promise was broken."""
+def simulate(seed: int, *, tells_logs: bool = False, theme: str = "", tracker: str = "") -> Outcome:
+    """:param theme: as ``Faults.of_a_theme``; ``tracker``: ``ebpf`` or ``scan`` instead of what is drawn.
+
+    :raises SimulationFailed: if a promise was broken.
+    """
     random = Random(seed)
     with redirected() as redirection, warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that the dead never awaited
-        world = World(drawn_shape(random), random, redirection)
+        shape = drawn_shape(random)
+        world = World(replace(shape, tracker=tracker or shape.tracker), random, redirection)
         world.note("scenario", f"{world.shape}")
         root = logging.getLogger()
         handler = TracingHandler(world)
@@ -145,7 +149,7 @@ def simulate(seed: int, *, tells_logs: bool = False) -> Outcome:
         gc.disable()
         try:
             with world.in_place():
-                _run(world, random)
+                _run(world, random, theme)
                 digest = hashlib.sha256(repr(world.trace).encode()).hexdigest()
                 if world.failure is not None:
                     events = [f"{at_s:10.4f} {who:9} {what}" for at_s, who, what in world.trace]
@@ -168,10 +172,10 @@ def simulate(seed: int, *, tells_logs: bool = False) -> Outcome:
     )
 
 
-def _run(world: World, random: Random) -> None:
+def _run(world: World, random: Random, theme: str) -> None:
     loop = world.loop
     loop.set_exception_handler(world.on_loop_error)
-    task = loop.create_task(_scenario(world, random))
+    task = loop.create_task(_scenario(world, random, theme))
     task.add_done_callback(lambda _: loop.stop())
     try:
         loop.run_forever()

@@ -18,14 +18,18 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="begin with this seed")
     parser.add_argument("--count", type=int, help="so many seeds")
     parser.add_argument("--seconds", type=float, help="go on for so long")
+    parser.add_argument(
+        "--theme", default="", choices=("", "agent", "spools", "sink", "history"), help="these faults only"
+    )
+    parser.add_argument("--tracker", default="", choices=("", "ebpf", "scan"), help="this tracker only")
     options = parser.parse_args()
     if options.seed is not None:
-        return _replay(options.seed)
+        return _replay(options.seed, options.theme, options.tracker)
     began_s = time.perf_counter()
     seed, points, writes, virtual_s = options.first, 0, 0, 0.0
     while _goes_on(seed - options.first, time.perf_counter() - began_s, options.count, options.seconds):
         try:
-            outcome = simulate(seed)
+            outcome = simulate(seed, theme=options.theme, tracker=options.tracker)
         except SimulationFailed as failure:
             print(failure)
             return 1
@@ -45,9 +49,9 @@ def _goes_on(done: int, elapsed_s: float, count: int | None, seconds: float | No
     return seconds is not None if count is None else done < count
 
 
-def _replay(seed: int) -> int:
+def _replay(seed: int, theme: str, tracker: str) -> int:
     try:
-        print(simulate(seed, tells_logs=True))
+        print(simulate(seed, tells_logs=True, theme=theme, tracker=tracker))
     except SimulationFailed as failure:
         print("\n".join(failure.events))
         print(failure)
