@@ -19,6 +19,8 @@ from mobility_agent.change_tracker.ebpf import bpf_syscall
 from replication.errors import Conflict, Unsupported
 
 DEFAULT_PIN_ROOT: Final = Path("/sys/fs/bpf/blockferry")
+_BPF_FS_MAGIC: Final = 0xCAFE4A11
+"""include/uapi/linux/magic.h"""
 _UNFINISHED: Final = "-unfinished"
 """Names in a bpf file system may not hold a dot."""
 
@@ -61,16 +63,13 @@ def _make_directory(path: Path, *, parents: bool = False) -> None:
 
 
 def _is_bpf(directory: Path) -> bool:
-    """Whether ``directory`` lies on a bpf file system: of the mounts that contain it, the last and deepest decides."""
-    target = os.path.realpath(directory)
-    found, depth = "", -1
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split(" ")
-        point = fields[4].encode().decode("unicode_escape")
-        inside = target == point or target.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= depth:
-            found, depth = fields[fields.index("-") + 1], len(point)
-    return found == "bpf"
+    """Whether ``directory``, or the deepest one above it that exists, lies on a bpf file system, as statfs(2) sees it."""
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    # struct statfs begins with f_type, a word; 256 bytes hold all of it on every machine type that is supported.
+    answer = ctypes.create_string_buffer(256)
+    if ctypes.CDLL(None, use_errno=True).statfs(os.fsencode(existing), answer):
+        return False
+    return ctypes.c_long.from_buffer(answer).value == _BPF_FS_MAGIC
 
 
 class Pins:
