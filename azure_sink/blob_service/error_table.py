@@ -6,6 +6,7 @@ Called by ``app.py``. Source: Azure Storage REST, "Common REST API error codes",
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -19,6 +20,7 @@ from replication.blob_client.codes import StorageCode
 from replication.errors import InvalidInput, Overloaded, Retryable
 
 _C: Final = StorageCode
+_NOT_IN_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 ERRORS: Final[dict[StorageCode, tuple[int, str]]] = {
     _C.ACCOUNT_IS_DISABLED: (403, "The specified account is disabled."),
@@ -178,6 +180,11 @@ def answer_for(error: BaseException) -> ErrorAnswer:
             return ErrorAnswer(500, _C.INTERNAL_ERROR, ERRORS[_C.INTERNAL_ERROR][1])
 
 
+def xml_text(value: str) -> str:
+    """``value`` as text of an XML 1.0 document; what such a document cannot hold becomes U+FFFD."""
+    return escape(_NOT_IN_XML.sub("\ufffd", value))
+
+
 def error_response(answer: ErrorAnswer, method: str, request_id: str) -> web.Response:
     headers = {"x-ms-error-code": answer.code.value}
     if answer.retry_after_s is not None:
@@ -190,6 +197,6 @@ def error_response(answer: ErrorAnswer, method: str, request_id: str) -> web.Res
     message = f"{answer.message}\nRequestId:{request_id}\nTime:{moment}"
     body = (
         f'<?xml version="1.0" encoding="utf-8"?><Error><Code>{answer.code.value}</Code>'
-        f"<Message>{escape(message)}</Message></Error>"
+        f"<Message>{xml_text(message)}</Message></Error>"
     )
     return web.Response(status=answer.status, body=body.encode(), headers=headers, content_type="application/xml")

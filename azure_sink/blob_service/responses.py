@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from email.utils import formatdate
 from typing import Final
 from urllib.parse import quote
-from xml.sax.saxutils import escape
 
 from aiohttp import web
 
+from azure_sink.blob_service.error_table import xml_text
 from azure_sink.blob_store.values import BlobRecord, ContainerRecord
 from azure_sink.core import lease as leases
 from replication.blob_client.api import BlobType, LeaseState
@@ -102,7 +102,7 @@ def blob_headers(record: BlobRecord, now: float) -> dict[str, str]:
 
 
 def element(name: str, value: str) -> str:
-    return f"<{name}>{escape(value)}</{name}>"
+    return f"<{name}>{xml_text(value)}</{name}>"
 
 
 def name_element(name: str) -> str:

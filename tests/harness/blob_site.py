@@ -24,6 +24,7 @@ from azure_sink.blob_service.metrics import BlobMetrics
 from azure_sink.blob_service.operation import ServiceLimits
 from azure_sink.blob_store.store import BlobStore, StoreOptions
 from replication.blob_client.settings import BlobEndpointSettings
+from replication.service.connections import ConnectionSettings
 from replication.service.https import ListenAddress, RunningServer, start_server
 from tests.harness.tls import LabAuthority
 
@@ -79,6 +80,7 @@ async def blob_site(
     clock: Callable[[], float] | None = None,
     limits: ServiceLimits | None = None,
     arena_bytes: int = 8 * 2**20,
+    connections: ConnectionSettings | None = None,
 ) -> AsyncIterator[BlobSite]:
     """Serve a store below ``directory`` until the context is left. ``clock`` moves leases and times."""
     key_file = directory / "account.key"
@@ -91,7 +93,9 @@ async def blob_site(
     try:
         registry = CollectorRegistry()
         service = BlobService(store, Account(ACCOUNT, (KEY,)), limits, BlobMetrics(registry))
-        server = await start_server(service.application(), ListenAddress("127.0.0.1", 0), server_tls(certificate, key))
+        server = await start_server(
+            service.application(), ListenAddress("127.0.0.1", 0), server_tls(certificate, key), connections
+        )
         try:
             yield BlobSite(store, server, registry, ca_file, key_file)
         finally:
