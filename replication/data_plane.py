@@ -23,6 +23,7 @@ from pydantic import Field
 from replication.documents import Document
 from replication.errors import Conflict
 from replication.identifiers import BatchKey, EpochKey, GenerationKey
+from replication.sealed_segment import MAX_SEGMENT_BYTES
 
 DEFAULT_PORT: Final = 9443
 MAX_RECEIPT_WAIT_S: Final = 30.0
@@ -56,7 +57,7 @@ class BatchAcknowledgement(Document):
     """The batch is durable; what its manifest must say of its segment."""
 
     tag: str = Field(pattern=r"^[0-9a-f]{32}$")
-    segment_bytes: int
+    segment_bytes: int = Field(gt=0, le=MAX_SEGMENT_BYTES)
 
 
 def receipt_digest(content: bytes) -> str:

@@ -65,10 +65,19 @@ class PeerName:
 
 @dataclass(frozen=True, slots=True)
 class PeerCertificate:
-    """Name and serial number of a verified client certificate."""
+    """Name, serial number and end of life of a verified client certificate."""
 
     name: PeerName
     serial: int
+    expires_ns: int
+
+    def check_not_expired(self, now_ns: int) -> None:
+        """TLS looks at the dates in its handshake only, and a connection may stay open for as long as it is used.
+
+        :raises Refused: if the certificate is over.
+        """
+        if now_ns > self.expires_ns:
+            raise Refused(f"cannot accept the certificate {self.serial:x}: it has expired", hint="enrol again")
 
 
 def peer_certificate(der: bytes) -> PeerCertificate:
@@ -84,7 +93,8 @@ def peer_certificate(der: bytes) -> PeerCertificate:
         raise Refused("cannot identify the peer: its certificate carries no name of this product") from error
     if len(urns) != 1:
         raise Refused(f"cannot identify the peer: its certificate carries {len(urns)} names of this product")
-    return PeerCertificate(PeerName.parse(urns[0]), certificate.serial_number)
+    expires_ns = int(certificate.not_valid_after_utc.timestamp()) * 10**9
+    return PeerCertificate(PeerName.parse(urns[0]), certificate.serial_number, expires_ns)
 
 
 def fingerprint(certificate: x509.Certificate) -> str:

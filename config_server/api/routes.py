@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from config_server.administrators import Administrator
@@ -213,13 +213,14 @@ async def _administrator(site: Site, request: web.Request) -> Administrator:
 
 
 async def _peer(site: Site, request: web.Request, role: Role) -> PeerName:
-    """The holder of the client certificate: of the right role, not revoked, and known."""
+    """The holder of the client certificate: of the right role, neither expired nor revoked, and known."""
     der = peer_certificate_der(request)
     if der is None:
         raise Unauthenticated("cannot tell who you are: a client certificate is needed", hint="enrol first")
     certificate = peer_certificate(der)
     if certificate.name.role is not role:
         raise Refused(f"cannot serve an {certificate.name.role} here: this is for an {role}")
+    certificate.check_not_expired(site.clock())
     async with site.database.read() as session:
         issued = await session.get(CertificateRow, format(certificate.serial, "x"))
         table = MachineRow if role is Role.AGENT else ProcessServerRow
@@ -243,6 +244,8 @@ async def _document(route: Route, request: web.Request, timeout_s: float) -> Doc
             content = await request.read()
     except TimeoutError as error:
         raise PeerUnavailable(f"cannot wait any longer for a body: it was not whole within {timeout_s:g} s") from error
+    except (ConnectionError, ClientPayloadError) as error:
+        raise PeerUnavailable("cannot read a body: its client went away before it was whole") from error
     try:
         return route.body.decode(content)
     except PeerProtocolError as error:

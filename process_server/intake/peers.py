@@ -35,7 +35,7 @@ class Peers:
     def machine_of(self, certificate_der: bytes | None) -> MachineId:
         """The machine whose agent holds the certificate.
 
-        :raises Refused: for no certificate, one of another role, or a revoked one.
+        :raises Refused: for no certificate, one of another role, a revoked one, or one that has expired since its handshake.
         """
         if certificate_der is None:
             raise Refused("cannot identify the peer: it showed no certificate")
@@ -51,6 +51,7 @@ class Peers:
                 "cannot serve this agent: its certificate is revoked",
                 hint="enrol the agent anew if it is meant to go on",
             )
+        certificate.check_not_expired(self._clock.unix_ns())
         machine = MachineId(certificate.name.identifier)
         self._seen[machine] = self._clock.monotonic_s()
         self._seen.move_to_end(machine)

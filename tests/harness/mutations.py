@@ -10,6 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from random import Random
 from typing import Any, Final, TypeVar
 
 from hypothesis import settings
@@ -93,6 +94,24 @@ def _change(draw: st.DrawFn, content: bytearray) -> None:
             content[at : at + draw(st.integers(0, 32))] = draw(st.binary(max_size=32))
         case _:
             content += draw(st.binary(max_size=64))
+
+
+def mutated(random: Random, content: bytes) -> bytes:
+    """One change to a document, from a seed: for whole services, where Hypothesis cannot drive."""
+    changed, at = bytearray(content), random.randrange(len(content))
+    match random.randrange(5):
+        case 0:
+            changed[at] ^= 1 << random.randrange(8)
+        case 1:
+            size = random.choice([1, 2, 4, 8])
+            changed[at : at + size] = (random.choice(_EXTREMES) & (2 ** (8 * size) - 1)).to_bytes(size, "little")
+        case 2:
+            del changed[at:]
+        case 3:
+            changed[at:at] = random.randbytes(random.randrange(1, 64))
+        case _:
+            del changed[at : at + random.randrange(1, 64)]
+    return bytes(changed)
 
 
 def _places(document: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -235,6 +236,17 @@ async def test_a_certificate_that_has_expired_does_not_get_through_tls(tmp_path:
             200,
             204,
         )
+
+
+async def test_a_certificate_that_expires_while_its_connection_is_open_is_refused_from_then_on(tmp_path: Path) -> None:
+    now_ns = time.time_ns()
+    async with running_lab(tmp_path, MemoryBlobClient(), reconcile=False, clock=lambda: now_ns) as lab:
+        await lab.enrol(Role.AGENT, "web-1")
+        identity = lab.identities["web-1"]
+        assert (await lab.request("GET", "/api/v1/agent/desired", identity=identity)).status in (200, 204)
+        now_ns += 400 * 86400 * 10**9
+        reply = await lab.request("GET", "/api/v1/agent/desired", identity=identity)
+        assert (reply.status, "expired" in reply.json["detail"]) == (403, True)
 
 
 async def test_a_reenrolment_revokes_the_certificate_before_it_on_its_open_connection(tmp_path: Path) -> None:

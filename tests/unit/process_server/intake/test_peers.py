@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from random import Random
 
@@ -10,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from process_server.intake.peers import SEEN_WITHIN_S, Peers
+from replication.clock import Clock
 from replication.errors import BlockferryError, Refused
 from replication.identifiers import MachineId
 from replication.tls_identity import Role
@@ -50,6 +52,18 @@ async def test_no_certificate_another_role_and_nonsense_are_refused(authority: L
     with pytest.raises(BlockferryError):
         peers.machine_of(b"nonsense")
     assert peers.seen_lately() == []
+
+
+async def test_a_certificate_that_expires_while_its_connection_is_open_is_refused_from_then_on(
+    authority: LabAuthority, tmp_path: Path
+) -> None:
+    now_ns = time.time_ns()
+    peers = Peers(Clock(unix_ns=lambda: now_ns))
+    der, _ = certificate(authority, tmp_path, new_uuid(RANDOM))
+    peers.machine_of(der)
+    now_ns += 8 * 86400 * 10**9
+    with pytest.raises(Refused, match="expired"):
+        peers.machine_of(der)
 
 
 @in_virtual_time
