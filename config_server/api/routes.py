@@ -153,8 +153,7 @@ def _served(site: Site, route: Route, body_timeout_s: float) -> Callable[[web.Re
         try:
             call = await _admitted(site, route, request, body_timeout_s)
         except Unauthenticated as error:
-            response = problem_response(error)
-            response.set_status(401)
+            response = problem_response(error, 401)
             if route.access is Access.ADMINISTRATOR:
                 response.headers["WWW-Authenticate"] = "Bearer"
             return response

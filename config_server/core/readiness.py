@@ -94,7 +94,7 @@ def chosen_disks(inventory: MachineInventory, chosen: Collection[str] | None) ->
 def _checks(facts: ReadinessFacts) -> Iterator[Check]:
     yield from _agent(facts)
     if facts.protected:
-        yield Check("protection", Grade.WARNING, f"{facts.hostname} is protected already", "see `migratectl status`")
+        yield Check("protection", Grade.BLOCKER, f"{facts.hostname} is protected already", "see `migratectl status`")
     if facts.inventory is not None:
         yield _clock(facts)
         yield from _tracker(facts.inventory)

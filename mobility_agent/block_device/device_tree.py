@@ -49,7 +49,7 @@ class DeviceTree:
                 node = _node(entry)
                 nodes[node.name] = node
         members: list[frozenset[str]] = []
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # no btrfs, or it may not be looked at
             members += [frozenset(_names(devices)) for devices in (sysfs / "fs/btrfs").glob("*-*/devices")]
         return cls(nodes, members)
 

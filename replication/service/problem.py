@@ -55,9 +55,13 @@ _logger = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def problem_response(error: errors.BlockferryError) -> web.Response:
-    """The response that says what, where and remedy; 503 carries Retry-After in whole seconds."""
-    status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
+def problem_response(error: errors.BlockferryError, status: int | None = None) -> web.Response:
+    """The response that says what, where and remedy; 503 carries Retry-After in whole seconds.
+
+    :param status: if it is not the error's own.
+    """
+    if status is None:
+        status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
     body: dict[str, object] = {
         "type": _TYPE_PREFIX + error.code,
         "title": error.code.replace("-", " "),

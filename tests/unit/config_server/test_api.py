@@ -50,7 +50,7 @@ async def test_every_route_refuses_who_shows_no_identity(lab: Lab) -> None:
     for route in ROUTES:
         if route.access is not Access.PUBLIC:
             reply = await lab.request(route.method, filled(route.full_path), {})
-            assert (route.full_path, reply.status) == (route.full_path, 401)
+            assert (route.full_path, reply.status, reply.json["status"]) == (route.full_path, 401, 401)
             assert reply.headers["Content-Type"].startswith("application/problem+json")
             assert ("WWW-Authenticate" in reply.headers) == (route.access is Access.ADMINISTRATOR)
 

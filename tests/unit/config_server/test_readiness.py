@@ -58,7 +58,7 @@ def test_server_that_lacks_nothing_is_ready() -> None:
         (facts(clock_offset_s=901.0), "clock", Grade.BLOCKER),
         (facts(inventory=inventory("web-1", ebpf=False)), "change tracker", Grade.WARNING),
         (facts(inventory=inventory("web-1").model_copy(update={"trackers": []})), "change tracker", Grade.BLOCKER),
-        (facts(protected=True), "protection", Grade.WARNING),
+        (facts(protected=True), "protection", Grade.BLOCKER),
         (facts(inventory=inventory("web-1", [])), "disks", Grade.BLOCKER),
         (facts(disks=["/dev/sdz"]), "disk /dev/sdz", Grade.BLOCKER),
         (
