@@ -21,6 +21,7 @@ from tests.simulation.faults import Faults
 from tests.simulation.oracle import Broken
 from tests.simulation.redirected_calls import redirected
 from tests.simulation.source_disk import KernelHabits
+from tests.simulation.virtual_loop import Stuck
 from tests.simulation.workload import Habits
 from tests.simulation.world import Shape, TracingHandler, World, as_text
 
@@ -181,8 +182,7 @@ def _run(world: World, random: Random, theme: str) -> None:
         loop.run_forever()
         if task.done() and task.exception() is not None:
             world.fail(task.exception() or Broken("?"))
-    except BaseException as error:
+    except Stuck as error:
         world.fail(error)
-        raise
     finally:
         world.end()

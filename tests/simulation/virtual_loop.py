@@ -21,6 +21,8 @@ ResultT = TypeVar("ResultT")
 
 _EXECUTOR_STEP_S: Final = 1e-6
 _STEP_S: Final = 1e-8
+_MAX_STEPS: Final = 400_000
+"""Many times what the longest story takes."""
 _CLOSING_TRIES: Final = 50
 
 
@@ -29,7 +31,7 @@ class ProcessKilled(BaseException):
 
 
 class Stuck(AssertionError):
-    """Nothing is scheduled any more, and what is waited for has not happened."""
+    """What is waited for does not happen: nothing is scheduled any more, or what is leads nowhere."""
 
 
 class Liveness(enum.Enum):
@@ -227,6 +229,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
     # ---- running
 
     def _run_once(self) -> None:
+        if self.steps > _MAX_STEPS:
+            raise Stuck("it runs in circles")
         ready, scheduled = self._ready, self._timers
         while scheduled and scheduled[0][2].is_cancelled:
             heapq.heappop(scheduled)
