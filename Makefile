@@ -26,7 +26,7 @@ demo: venv ## Replicate a live disk and cut it over; KEEP=1 leaves the site runn
 	@$(PYTHON) -m deploy.demo $(DEMO_ARGS)
 
 test: lint packages ## Everything that CI runs: lint, then all tests
-	@$(PYTHON) -m pytest -n $(JOBS) --dist loadgroup $(addprefix --ignore=,$(RULES)) $(PYTEST_ARGS)
+	@$(PYTHON) -m pytest -n $(JOBS) $(addprefix --ignore=,$(RULES)) $(PYTEST_ARGS)
 
 packages: ## Install what the tests need of Debian (as root; only what is missing)
 	@deploy/setup/install-debian-packages.sh
