@@ -62,7 +62,7 @@ def _make_venv(root: Path, **environment: str) -> subprocess.CompletedProcess[st
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=280,
     )
 
 
@@ -119,7 +119,7 @@ def test_two_at_the_same_time_bring_one_environment_up_to_date(made: Path) -> No
         )
         for _ in range(2)
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in both]
+    outputs = [process.communicate(timeout=280)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert "".join(outputs).count("venv: ready") == 1
     assert kept.exists(), "brought up to date, not made anew"
