@@ -285,3 +285,43 @@ GARBAGE = [
     b"GET / HTTP/1.1\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
     b"\x16\x03\x01",
 ]
+
+
+# -- unknown transitions --------------------------------------------------------------------------------------
+
+IMPOSSIBLE_WHILE_REPLICATING = [
+    ("POST", "/protected-items/web-1/resume"),
+    ("POST", "/protected-items/web-1/test-migration/clean-up"),
+    ("POST", "/protected-items/web-1/migration/cancel"),
+    ("POST", "/protected-items/web-1/migration/complete"),
+    ("POST", "/servers/web-1/protection"),
+]
+
+
+async def test_verbs_that_the_state_does_not_know_are_refused_and_change_nothing(site: DrivenSite) -> None:
+    for method, path in IMPOSSIBLE_WHILE_REPLICATING:
+        reply = await site.lab.administer(method, "/api/v1" + path, {})
+        assert reply.status in (404, 409), (path, reply.body)
+        assert reply.json["detail"].startswith("cannot "), reply.body
+    await check_site(site)
+
+
+async def test_an_observation_that_no_state_expects_changes_nothing(site: DrivenSite) -> None:
+    """Another item's disk, a generation that was never granted, a cutover that nobody ordered, a phase of another verb."""
+    strange = [
+        observation("web-1", [disk_observation(new_id())]),
+        observation("web-1", [disk_observation(generation=999, applied_epoch=10**6)]),
+        observation("web-1", [disk_observation(phase="cutting-over")]),
+        observation("web-1", [disk_observation(phase="held")]),
+        observation("web-1", [], cutover=CutoverObservation(job=new_id(), state="applied", identity_claimed=True)),
+        observation("web-1", [disk_observation(), disk_observation()]),
+        observation("web-1", revision=2**62),
+    ]
+    for document in strange:
+        check(
+            await site.lab.request(
+                "POST", "/api/v1/agent/observations", document, identity=site.lab.identities["web-1"]
+            )
+        )
+        await site.settle()
+    await check_site(site)
