@@ -116,6 +116,7 @@ async def running_site(
             settings.connections,
         )
         stack.push_async_callback(server.close)
+        stack.callback(feed.release_waiters)
         # After the service, so that whoever waits for /healthz finds the service there.
         observability = await start_observability(settings.observability, board, registry)
         stack.push_async_callback(observability.close)

@@ -114,11 +114,19 @@ class DesiredFeed:
         self._database = database
         self._monotonic = monotonic
         self._changed = asyncio.Event()
+        self._stopping = False
+        self.waiting = 0
+        """How many ask and wait at this moment."""
 
     def wake(self) -> None:
         """Something was published: let all who wait look again."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def release_waiters(self) -> None:
+        """The daemon stops: whoever waits is answered that nothing is new, so that no long poll holds the stop up."""
+        self._stopping = True
+        self.wake()
 
     async def current(self, machine_id: str) -> AgentDesired:
         """:raises NotFound: if the machine is unknown."""
@@ -143,8 +151,12 @@ class DesiredFeed:
             if found.revision != known_revision:
                 return found
             left_s = deadline - self._monotonic()
-            if left_s <= 0:
+            if left_s <= 0 or self._stopping:
                 return None
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left_s, RECHECK_S)):
-                    await changed.wait()
+            self.waiting += 1
+            try:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(left_s, RECHECK_S)):
+                        await changed.wait()
+            finally:
+                self.waiting -= 1

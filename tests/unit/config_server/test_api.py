@@ -210,6 +210,21 @@ async def test_wait_for_desired_state_ends_when_it_changes(lab: Lab) -> None:
     assert refused.status == 400
 
 
+async def test_wait_for_desired_state_does_not_hold_the_stop_up(lab: Lab) -> None:
+    await lab.enrol(Role.AGENT, "web-1")
+    path = "/api/v1/agent/desired?after_revision=0&wait_s=60"
+    waiting = asyncio.ensure_future(lab.request("GET", path, identity=lab.identities["web-1"]))
+    await until_it_waits(lab)
+    lab.running.site.feed.release_waiters()
+    assert (await asyncio.wait_for(waiting, 20)).status == 204
+
+
+async def until_it_waits(lab: Lab) -> None:
+    async with asyncio.timeout(20):
+        while not lab.running.site.feed.waiting:
+            await asyncio.sleep(0.01)
+
+
 async def test_lists_come_in_pages(lab: Lab) -> None:
     for name in ("a-1", "b-1", "c-1"):
         await lab.enrol(Role.AGENT, name)
