@@ -1,6 +1,7 @@
 """The command ``azure-sink``: ``blob``, ``writer`` or ``all`` as a daemon, and what is done by hand. Called by ``__main__.py``.
 
-Exit codes: 0 stopped as asked, 1 failed, 2 wrong use or unusable configuration.
+Exit codes: 0 stopped as asked, 1 failed, 2 wrong use or unusable configuration. Without a command it runs what the configuration has
+sections for.
 """
 
 from __future__ import annotations
@@ -32,10 +33,17 @@ PROGRAM = "azure-sink"
 _file = functools.partial(click.Path, path_type=Path)
 
 
-@click.group()
+@click.group(invoke_without_command=True)
+@daemon_options(DEFAULT_CONFIG)
 @version_option(PROGRAM)
-def main() -> None:
-    """Azure side of the replication: the Blob service and the replica writer."""
+@click.pass_context
+def main(context: click.Context, config_path: Path, check_config: bool) -> None:
+    """Azure side of the replication: the Blob service and the replica writer.
+
+    Without a command: serve blobs if the configuration has a section blob, write replicas if it has a section writer.
+    """
+    if context.invoked_subcommand is None:
+        _run_configured(config_path, check_config)
 
 
 @main.command()
@@ -115,13 +123,32 @@ def serve_all(config_path: Path, check_config: bool) -> None:
     _run_daemon(config_path, check_config, (Settings.required_blob, Settings.required_writer), daemon.run_all)
 
 
+def _run_configured(config_path: Path, check_config: bool) -> None:
+    settings = load_or_exit(Settings, config_path, check_only=False)
+    if settings.blob is None:
+        _run(settings, config_path, check_config, (Settings.required_writer,), daemon.run_writer)
+    elif settings.writer is None:
+        _run(settings, config_path, check_config, (Settings.required_blob,), daemon.run_blob)
+    else:
+        _run(settings, config_path, check_config, (), daemon.run_all)
+
+
 def _run_daemon(
     config_path: Path,
     check_config: bool,
     needed: Sequence[Callable[[Settings], object]],
     run: Callable[[Settings, Lifecycle], Awaitable[None]],
 ) -> None:
-    settings = load_or_exit(Settings, config_path, check_only=False)
+    _run(load_or_exit(Settings, config_path, check_only=False), config_path, check_config, needed, run)
+
+
+def _run(
+    settings: Settings,
+    config_path: Path,
+    check_config: bool,
+    needed: Sequence[Callable[[Settings], object]],
+    run: Callable[[Settings, Lifecycle], Awaitable[None]],
+) -> None:
     try:
         for section in needed:
             section(settings)

@@ -74,6 +74,13 @@ def test_sample_passes_check_config(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DAEMONS)
+def test_daemon_needs_no_command(name: str, tmp_path: Path) -> None:
+    sample = _sample_under(name, tmp_path)
+    done = _command(name, "--config", sample, "--check-config")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{sample}: the configuration can be used\n", "")
+
+
+@pytest.mark.parametrize("name", DAEMONS)
 def test_unknown_key_fails_check_config_with_the_nearest_known_one(name: str) -> None:
     daemon = name.removeprefix("mobility-")
     invalid = CONFIG / "invalid" / f"{daemon}-unknown-key.yaml"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from azure_sink import cli, daemon
 from azure_sink.cli import main
 from azure_sink.config import Settings
 from replication.blob_client.http_client import HttpBlobClient
@@ -17,6 +18,10 @@ from replication.settings import parse_settings
 from tests.harness.blob_process import BlobProcess
 
 KEY = base64.b64encode(b"a key of the laboratory").decode()
+WRITER = {
+    "state_dir": "s",
+    "store": {"url": "https://127.0.0.1:10000/lab", "account": "labaccount", "key_file": "key"},
+}
 SECTION = {"account": "labaccount", "tls_cert": "c.pem", "tls_key": "k.pem", "key_file": "key"}
 
 
@@ -58,6 +63,37 @@ def test_a_file_without_the_section_is_refused(tmp_path: Path) -> None:
     code, output = invoke("--config", str(path))
     assert code == 2
     assert "'blob'" in output
+
+
+@pytest.mark.parametrize(
+    ("sections", "asked_for"),
+    [
+        ({"blob": SECTION}, "run_blob"),
+        ({"writer": WRITER}, "run_writer"),
+        ({"blob": SECTION, "writer": WRITER}, "run_all"),
+    ],
+)
+def test_without_a_command_runs_what_the_file_has_sections_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, object], asked_for: str
+) -> None:
+    ran: list[str] = []
+    for name in ("run_blob", "run_writer", "run_all"):
+        monkeypatch.setattr(daemon, name, lambda *_given, name=name: ran.append(name))
+    monkeypatch.setattr(cli, "run_daemon", lambda _program, run: run(None))
+    monkeypatch.setattr(cli, "configure_logging", lambda *_arguments, **_keywords: None)
+    path = tmp_path / "azure-sink.yaml"
+    path.write_text(json.dumps(sections))
+    assert CliRunner().invoke(main, ["--config", str(path), "--check-config"]).output.endswith("can be used\n")
+    assert not ran
+    assert CliRunner().invoke(main, ["--config", str(path)]).exit_code == 0
+    assert ran == [asked_for]
+
+
+def test_without_a_command_a_file_without_sections_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "azure-sink.yaml"
+    path.write_text("{}")
+    result = CliRunner().invoke(main, ["--config", str(path), "--check-config"])
+    assert (result.exit_code, "'writer'" in result.output) == (2, True)
 
 
 @pytest.mark.parametrize(
