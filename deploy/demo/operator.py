@@ -95,10 +95,12 @@ class Operator:
             raise DemoError(f"{kind} {job['state']}: {job['problem']}")
         yield job
 
-    def wait_job(self, kind: str, deadline_s: float) -> Json:
+    def wait_job(self, kind: str, deadline_s: float, meanwhile: Callable[[], object] = lambda: None) -> Json:
+        """The job when it has succeeded; ``meanwhile`` is called after each look at it. Raises as ``follow_job``."""
         last: Json = {}
         for job in self.follow_job(kind, deadline_s):
             last = job
+            meanwhile()
         return last
 
 

@@ -22,11 +22,26 @@ _POLL_S: Final = 0.5
 
 
 @dataclass(slots=True)
-class Samples:
-    """Everything that was observed; lags in seconds, bytes as the agent counts them."""
+class Lags:
+    """Lags in seconds, as seen again and again over a part of the road."""
 
-    replication_lags_s: list[float] = field(default_factory=list)
-    rpo_lags_s: list[float] = field(default_factory=list)
+    replication_s: list[float] = field(default_factory=list)
+    rpo_s: list[float] = field(default_factory=list)
+
+    def take(self, disk: Json) -> None:
+        if disk["replication_lag_s"] is not None:
+            self.replication_s.append(disk["replication_lag_s"])
+        if disk["rpo_lag_s"] is not None:
+            self.rpo_s.append(disk["rpo_lag_s"])
+
+
+@dataclass(slots=True)
+class Samples:
+    """Everything that was observed; bytes as the agent counts them."""
+
+    undisturbed: Lags = field(default_factory=Lags)
+    disturbed: Lags = field(default_factory=Lags)
+    """While daemons were killed and while the test migration went on."""
     freezes_s: list[float] = field(default_factory=list)
     read_bytes: int = 0
     sent_bytes: int = 0
@@ -35,8 +50,8 @@ class Samples:
     _before: tuple[int, int, int] = (0, 0, 0)
     _base: tuple[int, int, int] = (0, 0, 0)
 
-    def take(self, item: Json, *, lags: bool) -> None:
-        """Note one status; counters that fell back to zero (a restarted agent) go on from where they were."""
+    def take(self, item: Json, lags: Lags | None) -> None:
+        """Note one status, its lags in ``lags``; counters that fell back to zero (a restarted agent) go on from where they were."""
         for disk in item["disks"]:
             observation = disk["observation"]
             if observation is None:
@@ -48,10 +63,8 @@ class Samples:
             self.read_bytes, self.sent_bytes, self.changed_bytes = (
                 base + value for base, value in zip(self._base, now, strict=True)
             )
-            if lags and disk["replication_lag_s"] is not None:
-                self.replication_lags_s.append(disk["replication_lag_s"])
-            if lags and disk["rpo_lag_s"] is not None:
-                self.rpo_lags_s.append(disk["rpo_lag_s"])
+            if lags is not None:
+                lags.take(disk)
             freeze = observation["last_freeze_s"]
             if freeze is not None and (not self.freezes_s or self.freezes_s[-1] != freeze):
                 self.freezes_s.append(freeze)
@@ -69,14 +82,14 @@ class Watch:
         self._console = console
         self.samples = Samples()
 
-    def look(self, *, lags: bool = False) -> Json | None:
-        """One look; None while the configuration server does not answer."""
+    def look(self, lags: Lags | None = None) -> Json | None:
+        """One look; lags are noted in ``lags``; None while the configuration server does not answer."""
         try:
             item = self._operator.item()
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             return None
         if item is not None:
-            self.samples.take(item, lags=lags)
+            self.samples.take(item, lags)
         return item
 
     def initial_replication(self, deadline_s: float) -> Json:
@@ -108,15 +121,15 @@ class Watch:
         until_s = time.monotonic() + seconds
         with Live(console=self._console, refresh_per_second=4) as live:
             while time.monotonic() < until_s:
-                item = self.look(lags=True)
+                item = self.look(self.samples.undisturbed)
                 live.update(f"  {note}: {describe(item)}")
                 time.sleep(_POLL_S)
 
-    def until(self, what: str, condition: Callable[[Json], bool], deadline_s: float) -> Json:
-        """Look until ``condition`` holds for the item."""
+    def until(self, what: str, condition: Callable[[Json], bool], deadline_s: float, lags: Lags) -> Json:
+        """Look until ``condition`` holds for the item; lags are noted in ``lags``."""
         until_s = time.monotonic() + deadline_s
         while time.monotonic() < until_s:
-            item = self.look()
+            item = self.look(lags)
             if item is not None and condition(item):
                 return item
             time.sleep(_POLL_S)
