@@ -7,7 +7,7 @@ A test that leaves a process, mount or loop device under its temporary directory
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import hypothesis
 import pytest
@@ -15,13 +15,14 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped] 
 
 from tests.harness.leftovers import leftovers_under
 from tests.harness.process_memory import map_large_buffers
-from tests.harness.requirements import add_system_directories_to_path, first_lacking
+from tests.harness.requirements import WITHHELD, add_system_directories_to_path, first_lacking
 
 add_system_directories_to_path()
 
-# No deadline: on a shared machine a slow example proves nothing. The blob in a failure's output replays it (``@reproduce_failure``).
-hypothesis.settings.register_profile("normal", deadline=None, print_blob=True)
-hypothesis.settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=2000)
+# On a shared machine neither a slow example nor slow generation proves anything. The blob in a failure's output replays it.
+_NO_CLOCK = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True)
+hypothesis.settings.register_profile("normal", _NO_CLOCK)
+hypothesis.settings.register_profile("thorough", _NO_CLOCK, max_examples=2000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "normal"))
 
 
@@ -51,11 +52,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _EndToEnd
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("requires"):
         reason = first_lacking(marker.args)
-        if reason is None:
-            continue
-        if os.environ.get("BLOCKFERRY_NO_SKIPS") == "1":
-            pytest.fail(f"{reason}, and BLOCKFERRY_NO_SKIPS=1 says that this machine has it", pytrace=False)
-        pytest.skip(reason)
+        if reason is not None:
+            pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With BLOCKFERRY_NO_SKIPS=1 a skip fails, wherever in the test it comes from."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("BLOCKFERRY_NO_SKIPS") == "1":
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        if WITHHELD not in reason:
+            report.outcome = "failed"
+            report.longrepr = f"{reason}, and BLOCKFERRY_NO_SKIPS=1 says that this machine has it"
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

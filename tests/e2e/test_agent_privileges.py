@@ -14,6 +14,7 @@ from typing import Final
 import pytest
 
 from tests.harness.loop_disk import loop_disk, mounted, pin_root, run
+from tests.harness.requirements import WITHHELD
 from tests.harness.source_tree import REPOSITORY
 from tests.harness.systemd_units import AGENT
 
@@ -48,7 +49,7 @@ class Stage:
 
     def probe(self, name: str, capabilities: list[str]) -> subprocess.CompletedProcess[str]:
         if name == "guard" and not may_exempt_from_the_out_of_memory_killer():
-            pytest.skip("needs CAP_SYS_RESOURCE, which this machine does not give even to root")
+            pytest.skip(f"{WITHHELD}CAP_SYS_RESOURCE")
         kept = ",".join(
             f"+{capability.removeprefix('CAP_').lower()}" for capability in [*capabilities, *IN_PLACE_OF_LIMITS]
         )

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+WITHHELD: Final = "not even root has here: "
+"""Begins the reason of a skip that is no lack of preparation; CI's machine is not held to it either."""
+
 _SYSTEM_DIRECTORIES: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 _CAP_SYS_ADMIN: Final = 21

@@ -29,8 +29,10 @@ STATE = {"ETag": '"0x1"', "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT", "x-m
 
 
 @contextlib.asynccontextmanager
-async def endpoint(directory: Path, handler: Handler, *, trusted: bool = True) -> AsyncIterator[HttpBlobClient]:
-    """A client of a TLS server whose only handler is ``handler``."""
+async def endpoint(
+    directory: Path, handler: Handler, *, trusted: bool = True, timeout_s: float = 1.0
+) -> AsyncIterator[HttpBlobClient]:
+    """A client of a TLS server whose only handler is ``handler``; it gives up when nothing moves for ``timeout_s``."""
     ca_file, certificate, key = write_server_certificate(directory)
     key_file = directory / "account.key"
     key_file.write_text("a2V5IG9mIHRoZSBsYWJvcmF0b3J5")
@@ -40,7 +42,7 @@ async def endpoint(directory: Path, handler: Handler, *, trusted: bool = True) -
     if not trusted:
         ca_file, _, _ = write_server_certificate(directory / "another")
     settings = BlobEndpointSettings(
-        f"https://127.0.0.1:{server.port}/{ACCOUNT}", ACCOUNT, key_file, ca_file, timeout_s=1.0
+        f"https://127.0.0.1:{server.port}/{ACCOUNT}", ACCOUNT, key_file, ca_file, timeout_s=timeout_s
     )
     try:
         async with HttpBlobClient(settings) as client:
@@ -90,14 +92,15 @@ async def test_a_body_that_moves_may_take_longer_than_a_standstill(tmp_path: Pat
 
     async def slow(request: web.Request) -> web.StreamResponse:
         nonlocal received
-        for _ in range(6):
-            received += len(await request.content.readexactly(len(SLOW_BODY) // 6))
-            await asyncio.sleep(0.25)
+        for _ in range(8):
+            received += len(await request.content.readexactly(len(SLOW_BODY) // 8))
+            await asyncio.sleep(1.0)
         while piece := await request.content.readany():
             received += len(piece)
         return web.Response(status=201, headers={"ETag": '"1"', "Last-Modified": "Mon, 23 Nov 2026 08:00:00 GMT"})
 
-    async with endpoint(tmp_path, slow) as client:
+    # Far longer than a pause, since a busy machine lengthens pauses; shorter than all of them together.
+    async with endpoint(tmp_path, slow, timeout_s=6.0) as client:
         await client.put_blob("lab", "blob", SLOW_BODY)
     assert received == len(SLOW_BODY)
 
