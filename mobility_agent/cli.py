@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from mobility_agent import daemon
@@ -22,7 +21,7 @@ from mobility_agent.config import DEFAULT_CONFIG_PATH, AgentSettings
 from mobility_agent.inventory import find_disks, take_inventory
 from replication.enrolment import enrol as enrol_with
 from replication.errors import BlockferryError, InvalidInput
-from replication.service.cli import daemon_options, fail, load_or_exit, version_option
+from replication.service.cli import daemon_options, fail, load_or_exit, make_console, version_option
 from replication.service.logs import configure_logging
 from replication.service.runtime import run_daemon
 from replication.settings import load_settings
@@ -125,7 +124,7 @@ def disks(config_path: Path | None, as_json: bool) -> None:
         fail(error)
     table = Table(box=None, header_style="bold")
     for title in ("PATH", "SIZE", "KIND", "CONTENT", "MOUNTED AT", "PROTECTABLE", "DISK"):
-        table.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold", no_wrap=title in ("PATH", "DISK"))
     for disk in found:
         judged = disk.protectability
         table.add_row(
@@ -139,4 +138,4 @@ def disks(config_path: Path | None, as_json: bool) -> None:
         )
     for file in unusable:
         table.add_row(str(file.path), "-", "file", "-", "-", f"no: {file.reason}", "-")
-    Console().print(table)
+    make_console().print(table)

@@ -18,10 +18,10 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from config_server.migratectl.connection import ConfigServer, Connection, as_json
-from config_server.migratectl.rendering import make_console
 from config_server.migratectl.waiting import WaitTimedOut, wait_for_job
 from config_server.operator_plane import JobStatus
 from replication.errors import BlockferryError, PeerUnavailable, SettingsError
+from replication.service.cli import make_console
 from replication.settings import parse_duration
 
 EXIT_FAILED: Final = 1

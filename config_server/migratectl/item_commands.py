@@ -21,7 +21,7 @@ from config_server.migratectl.invocation import (
     start_job,
     wait_options,
 )
-from config_server.migratectl.rendering import Cell, coloured, duration, item_tables, make_console, size, table
+from config_server.migratectl.rendering import Cell, coloured, duration, item_tables, size, table
 from config_server.migratectl.waiting import figures
 from config_server.operator_plane import (
     CancellationRequest,
@@ -39,6 +39,7 @@ from config_server.operator_plane import (
 from replication.control_plane import CutoverMode
 from replication.documents import Document
 from replication.errors import InvalidInput
+from replication.service.cli import make_console
 from replication.store_documents import Consistency
 
 

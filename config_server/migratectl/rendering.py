@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from config_server.operator_plane import DiskStatus, HealthLevel, ItemStatus
 
-PLAIN_WIDTH: Final = 200
 Cell = str | Text
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _COLOURS: Final[dict[str, str]] = {
@@ -24,12 +22,6 @@ _COLOURS: Final[dict[str, str]] = {
     "blocker": "red",
     "failed": "red",
 }
-
-
-def make_console() -> Console:
-    """For standard output; a table that goes into a file or a pipe is not cut to 80 columns."""
-    console = Console(highlight=False, markup=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, width=PLAIN_WIDTH)
 
 
 def size(count: float | None) -> str:

@@ -30,7 +30,7 @@ from config_server.migratectl.invocation import (
     pass_invocation,
     show,
 )
-from config_server.migratectl.rendering import Cell, coloured, duration, health_word, make_console, rate, size, table
+from config_server.migratectl.rendering import Cell, coloured, duration, health_word, rate, size, table
 from config_server.operator_plane import (
     EventStatus,
     Page,
@@ -47,6 +47,7 @@ from config_server.operator_plane import (
 from replication.durable_file import DurableFile, make_directory_durably
 from replication.enrolment import fetch_authority
 from replication.errors import BlockferryError
+from replication.service.cli import make_console
 from replication.settings import parse_duration
 
 FOLLOW_S = 1.0

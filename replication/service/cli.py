@@ -1,4 +1,4 @@
-"""The options that every daemon takes: ``--config``, ``--check-config``, ``--version``; and how a CLI reports errors.
+"""The options that every daemon takes: ``--config``, ``--check-config``, ``--version``; how a CLI reports errors, and where its tables go.
 
 Called by each package's ``cli.py`` and by ``migratectl``. Exit codes: 0 done, 1 failed, 2 wrong use or unusable configuration.
 """
@@ -8,15 +8,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 import click
+from rich.console import Console
 
 from replication import __version__
 from replication.errors import BlockferryError, SettingsError
 from replication.service.runtime import EXIT_FAILED, EXIT_SETTINGS
 from replication.settings import load_settings
 
+PLAIN_WIDTH: Final = 200
 SettingsT = TypeVar("SettingsT")
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -42,6 +44,12 @@ def daemon_options(default_config: str) -> Callable[[Command], Command]:
 
 def version_option(program: str) -> Callable[[Command], Command]:
     return click.version_option(__version__, prog_name=program)
+
+
+def make_console() -> Console:
+    """For standard output; a table that goes into a file or a pipe is not cut to 80 columns."""
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=PLAIN_WIDTH)
 
 
 def load_or_exit(settings_type: type[SettingsT], path: Path, *, check_only: bool) -> SettingsT:
