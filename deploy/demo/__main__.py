@@ -19,6 +19,7 @@ from deploy.demo.operator import DemoError
 from deploy.demo.remains import Remains
 from deploy.demo.road import Road
 from deploy.demo.source import FileSystemSource, PlainFileSource, Source
+from replication.service.cli import PLAIN_WIDTH
 
 
 def _interrupted(_signal: int, _frame: FrameType | None) -> None:
@@ -48,6 +49,8 @@ def _clear(directory: Path, console: Console) -> bool:
 
 def main() -> int:
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PLAIN_WIDTH)  # a log is not folded at 80 columns
     directory = Path(os.environ.get("DEMO_DIR", ".demo")).resolve()
     ready = preflight.check(directory.parent if not directory.exists() else directory)
     if ready.problems:

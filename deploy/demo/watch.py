@@ -124,6 +124,8 @@ class Watch:
                 item = self.look(self.samples.undisturbed)
                 live.update(f"  {note}: {describe(item)}")
                 time.sleep(_POLL_S)
+        if not self._console.is_terminal:
+            self._console.print()  # there, nothing ends the live line
 
     def until(self, what: str, condition: Callable[[Json], bool], deadline_s: float, lags: Lags) -> Json:
         """Look until ``condition`` holds for the item; lags are noted in ``lags``."""
