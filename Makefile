@@ -14,7 +14,7 @@ UNIT ?= tests/unit tests/property tests/contract
 # Workers must find the same tests in the same order, also where names come out of a set.
 export PYTHONHASHSEED ?= 0
 
-.PHONY: help venv demo test packages lint format unit e2e soak mutants bench fresh lock clean
+.PHONY: help venv demo test tests packages lint format unit e2e soak mutants bench fresh lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,7 +25,10 @@ venv: ## Make or update .venv from requirements.lock
 demo: venv ## Replicate a live disk and cut it over; KEEP=1 leaves the site running
 	@$(PYTHON) -m deploy.demo $(DEMO_ARGS)
 
-test: lint packages ## Everything that CI runs: lint, then all tests
+test: venv packages ## Everything that CI runs: lint beside all tests
+	@$(MAKE) -j2 lint tests
+
+tests: venv # part of `make test`: lint is on one core for a minute, while many tests wait for others
 	@$(PYTHON) -m pytest -n $(JOBS) $(addprefix --ignore=,$(RULES)) $(PYTEST_ARGS)
 
 packages: ## Install what the tests need of Debian (as root; only what is missing)
