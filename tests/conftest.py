@@ -6,6 +6,7 @@ A test that leaves a process, mount or loop device under its temporary directory
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Generator, Iterator
 
@@ -32,6 +33,12 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "requires(*names): what the machine must have: root, loop, mount, ebpf, fuse, systemd or a program"
     )
     config.addinivalue_line("markers", "fresh: builds and tests the project on a bare Debian root (network, root)")
+
+
+def pytest_collection_finish() -> None:
+    """What exists by now (modules, thousands of test items) stays to the end: no later collection of garbage visits it again."""
+    gc.collect()
+    gc.freeze()
 
 
 class _EndToEndOnOneWorker(LoadScopeScheduling):  # type: ignore[misc]  # as above
