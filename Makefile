@@ -28,7 +28,7 @@ demo: venv ## Replicate a live disk and cut it over; KEEP=1 leaves the site runn
 test: venv packages ## Everything that CI runs: lint beside all tests
 	@$(MAKE) -j2 lint tests
 
-tests: venv # part of `make test`: lint is on one core for a minute, while many tests wait for others
+tests: venv ## The tests alone, without lint (which takes one core for a minute while many tests wait for others)
 	@$(PYTHON) -m pytest -n $(JOBS) $(addprefix --ignore=,$(RULES)) $(PYTEST_ARGS)
 
 packages: ## Install what the tests need of Debian (as root; only what is missing)
