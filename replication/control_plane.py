@@ -156,11 +156,15 @@ class DesiredCutover(Document):
 
 
 class ResyncOrder(Document):
-    """Compare and repair a disk in a new generation; obeyed once per ``request``."""
+    """Compare and repair a disk in a new generation; obeyed once per ``request``.
+
+    ``distrust_digests``: the replica is not what the agent's digest table says, so every granule is sent.
+    """
 
     request: Uuid
     disk: Uuid
     reason: str
+    distrust_digests: bool = False
 
 
 class DesiredItem(Document):
@@ -250,12 +254,16 @@ class AgentObservation(Document):
 
 
 class GenerationRequest(Document):
-    """Ask for a new generation. Idempotent by ``request``, which the agent has persisted before asking."""
+    """Ask for a new generation. Idempotent by ``request``, which the agent has persisted before asking.
+
+    ``distrust_digests``: nothing that the agent knew of the replica is relied on in it; every granule is sent. A request never changes that.
+    """
 
     request: Uuid
     reason: str
     size_bytes: int = Field(gt=0, le=MAX_BYTE_COUNT)
     granularity_bytes: int = Field(gt=0, le=MAX_BYTE_COUNT)
+    distrust_digests: bool = False
 
 
 class GenerationGrant(Document):
