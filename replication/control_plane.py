@@ -36,6 +36,8 @@ MAX_DESIRED_WAIT_S: Final = 60.0
 Problem = WriterProblem
 TrackerKind = Literal["ebpf", "scan"]
 TrackerHealth = Literal["tracking", "degraded", "blind"]
+SOURCE_WRITTEN: Final = "source-written"
+"""Code of the problem of a cutover that failed since the source was written to after the final cut."""
 CutoverMode = Literal["offline-disk", "live-root-disk", "writers-running"]
 
 
@@ -256,7 +258,7 @@ class AgentObservation(Document):
 class GenerationRequest(Document):
     """Ask for a new generation. Idempotent by ``request``, which the agent has persisted before asking.
 
-    ``distrust_digests``: nothing that the agent knew of the replica is relied on in it; every granule is sent. A request never changes that.
+    ``distrust_digests``: nothing that the agent knew of the replica is relied on; every granule is sent. A request never changes in this.
     """
 
     request: Uuid

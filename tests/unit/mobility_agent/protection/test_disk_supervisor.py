@@ -247,9 +247,11 @@ async def test_an_order_that_distrusts_the_digests_repairs_what_was_changed_at_t
     await asyncio.wait([task])
     task = rig.start()
     await rig.until(
-        lambda: (found := rig.supervisor.session) is not None
-        and found.ledger.generation == 2
-        and not found.ledger.is_seeding
+        lambda: (
+            (found := rig.supervisor.session) is not None
+            and found.ledger.generation == 2
+            and not found.ledger.is_seeding
+        )
     )
     assert rig.sinks.all[2].replica != rig.path.read_bytes(), "equal digests are not sent"
     assert await rig.supervisor.order_resync(str(uuid.uuid4()), "distrusting", distrust_digests=True)
