@@ -32,6 +32,15 @@ async def codes(site: DrivenSite) -> list[str]:
     return [condition["code"] for condition in (await site.item())["conditions"]]
 
 
+async def metric(site: DrivenSite, name: str) -> float | None:
+    """Of the one server, as the next snapshot tells."""
+    reconciler = site.lab.running.reconciler
+    reconciler.look_around_soon()
+    await reconciler.run_once()
+    found = {sample.name: sample.value for family in reconciler.figures.collect() for sample in family.samples}
+    return found.get(name)
+
+
 async def refused(site: DrivenSite, path: str, body: dict[str, Any]) -> dict[str, Any]:
     reply = await site.lab.administer("POST", f"/api/v1/protected-items/web-1{path}", body)
     assert reply.status == 409, reply.body
@@ -91,6 +100,7 @@ async def test_points_of_a_disk_that_differs_are_suspect_from_the_beginning_when
     shown = await site.item()
     assert shown["health"] == "critical"
     assert {"replica-differs", "failed", "points-suspect"} <= set(await codes(site))
+    assert await metric(site, "blockferry_disks_differing") == 1
     assert not any("unharmed" in condition["remedy"] for condition in shown["conditions"])
     for kind in ("replica-differs", "points-suspect"):
         events = (await site.lab.administer("GET", f"/api/v1/events?kind={kind}")).json["items"]

@@ -119,6 +119,10 @@ async def test_source_that_was_written_to_is_an_alarm_and_completing_needs_the_o
     job = await migrated(site)
     await site.observe(cutover=applied(job, cut=new_id(), source_hashes=CHANGED))
     assert (await condition(site), await events(site)) == ("source-written", ["source-written"])
+    reconciler = site.lab.running.reconciler
+    reconciler.look_around_soon()
+    await reconciler.run_once()
+    assert reconciler.figures.snapshot.source_holds == {"web-1": 2}
     await site.observe(cutover=None)  # restarted once more
     assert await condition(site) == "source-written"
     reply = await completion(site)
