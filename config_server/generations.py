@@ -207,6 +207,7 @@ class Generations:
             item_id=item.id,
             request=request.request,
             reason=request.reason,
+            distrusts_digests=request.distrust_digests,
             state=ALLOCATED,
             record=record.model_dump_json(),
             created_ns=self._clock(),
@@ -217,7 +218,8 @@ class Generations:
             self._clock(),
             Actor(f"agent:{item.machine_id}"),
             "generation-allocated",
-            f"generation {number} of disk {disk}: {request.reason}",
+            f"generation {number} of disk {disk}: {request.reason}"
+            + ("; every block is sent, whatever the digests say" if request.distrust_digests else ""),
             machine_id=item.machine_id,
             item_id=item.id,
         )
@@ -292,6 +294,7 @@ class Generations:
         async with self._database.write() as session:
             stored = await session.get_one(GenerationRow, (row.disk_id, row.generation))
             stored.record, stored.state, stored.request = record.model_dump_json(), OPEN, str(uuid.uuid4())
+            stored.distrusts_digests = False
             message = f"generation {row.generation} of disk {row.disk_id} was found in the store and adopted"
             record_event(session, self._clock(), SYSTEM, "generation-adopted", message, item_id=row.item_id)
         _logger.warning("adopted a generation", extra={"fields": {"disk": row.disk_id, "generation": row.generation}})

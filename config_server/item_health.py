@@ -7,9 +7,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.config import HeartbeatSettings
 from config_server.core.health import DiskFacts, HealthFacts, Verdict, assess
+from config_server.core.job import JobKind
 from config_server.core.protected_item import State
+from config_server.divergences import differing_disks
 from config_server.items import item_disks, observation_of
+from config_server.jobs import open_jobs
 from config_server.process_servers import age_s, health_facts
+from config_server.source_watch import source_hold
 from config_server.tables import (
     ItemDiskRow,
     MachineRow,
@@ -83,5 +87,8 @@ async def assess_item(
             paused=item.paused,
             writer_silence_s=await writer_silence_s(session, item.id, now_ns),
             answer_refused=await refused_answer(session, item.id),
+            differing=await differing_disks(session, item.id),
+            source_hold=await source_hold(session, item),
+            repair_ordered=bool(await open_jobs(session, item.id, JobKind.RESYNC)),
         )
     )

@@ -60,6 +60,7 @@ async def status_of(
     known_etas = [eta_s for eta_s in reported_etas if eta_s is not None]
     points, suspects, newest_ns = await _points(session, item.id)
     migration = await newest_job(session, item.id, JobKind.MIGRATE)
+    context = None if migration is None else context_of(migration, MigrationContext)
     return ItemStatus(
         id=item.id,
         server=machine.hostname,
@@ -91,7 +92,7 @@ async def status_of(
         suspect_points=suspects,
         newest_point_at=None if newest_ns is None else timestamp(newest_ns),
         last_drill_at=None if item.drill_ns is None else timestamp(item.drill_ns),
-        cutover=None if migration is None else context_of(migration, MigrationContext).cutover,
+        cutover=None if context is None else context.seen_since or context.cutover,
         disks=disks,
         open_jobs=[job.id for job in await open_jobs(session, item.id)],
     )

@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
+from config_server.core.source_hold import SourceHold
 from replication.control_plane import CutoverMode, CutoverObservation, ResyncOrder
 from replication.documents import Document, Hash, Uuid
 from replication.store_documents import Consistency
@@ -51,10 +52,11 @@ class MigrationParameters(Document):
 
 
 class ResyncParameters(Document):
-    """``disks`` empty: every disk of the item."""
+    """``disks`` empty: every disk of the item. ``distrust_digests``: every block is sent, not only what differs by its digest."""
 
     disks: list[Uuid] = Field(default_factory=list)
     reason: str = "asked for by the operator"
+    distrust_digests: bool = False
 
 
 class ResyncContext(Document):
@@ -81,7 +83,10 @@ class DeletionContext(Document):
 
 
 class MigrationContext(Document):
-    """How far a cutover has come. ``released``: the source is no longer asked to be held for this job."""
+    """How far a cutover has come. ``released``: the source is no longer asked to be held for this job.
+
+    ``cutover`` is final once the job has succeeded; ``hold`` and ``seen_since`` follow the source after that.
+    """
 
     cutover: CutoverObservation | None = None
     claimed_ns: int | None = None
@@ -89,6 +94,8 @@ class MigrationContext(Document):
     point_ns: int | None = None
     usable_ns: int | None = None
     released: bool = False
+    hold: SourceHold = "held"
+    seen_since: CutoverObservation | None = None
 
 
 class MadeDiskResult(Document):

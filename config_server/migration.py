@@ -21,6 +21,7 @@ from config_server.core.protected_item import (
     TestMigrationRequested,
 )
 from config_server.desired import publish
+from config_server.divergences import differing_disks
 from config_server.events import Actor
 from config_server.item_health import newest_good_point_time_ns
 from config_server.items import apply_event, find_item, observed_progress
@@ -31,16 +32,19 @@ from config_server.job_documents import (
     MigrationParameters,
     NoContext,
     NoParameters,
+    ResyncParameters,
     TestMigrationContext,
     TestMigrationParameters,
 )
 from config_server.jobs import context_of, end_job, keep_context, newest_job, open_jobs, start_job
 from config_server.made_disks import TEST, made_disks, mark_unwanted, unwant_all_but_finished
-from config_server.protection import begin_deletion
+from config_server.protection import begin_deletion, order_resync
+from config_server.source_watch import require_held, source_hold
 from config_server.tables import JobRow, ProtectedItemRow, RecoveryPointRow
 from replication.control_plane import CutoverMode
 from replication.errors import Conflict, NotFound, Unsupported
 
+DIFFERED: Final = "a final disk differed from its source"
 _MODES_TO_COME: Final[dict[CutoverMode, str]] = {
     "live-root-disk": "cutting over a live root disk comes with a later version",
     "writers-running": "cutting over with writers running comes with a later version",
@@ -57,6 +61,8 @@ async def test_migrate(
     """
     item = await find_item(session, server)
     paused = item.paused
+    if parameters.point == LATEST and not parameters.allow_suspect:
+        await _require_no_difference(session, item, "test-migrate from a new point")
     apply_event(session, item, TestMigrationRequested(), actor, now_ns)
     cut = await _chosen_cut(session, item, parameters)
     if cut is None and paused:
@@ -130,7 +136,8 @@ async def clean_up(session: AsyncSession, server: str, actor: Actor, now_ns: int
 async def migrate(session: AsyncSession, server: str, mode: CutoverMode, actor: Actor, now_ns: int) -> JobRow:
     """Cut over: final epoch, final disks, proof of identity. The agent names the final cut.
 
-    :raises Unsupported: for a mode that this version cannot do. :raises Conflict: if the item's state does not allow it.
+    :raises Unsupported: for a mode that this version cannot do. :raises Conflict: if the item's state does not allow it, or a replica is
+        known to differ from its source.
     """
     if mode in _MODES_TO_COME:
         raise Unsupported(
@@ -138,6 +145,7 @@ async def migrate(session: AsyncSession, server: str, mode: CutoverMode, actor: 
             hint="mode offline-disk: stop what uses the disks and unmount them; they are claimed until the end",
         )
     item = await find_item(session, server)
+    await _require_no_difference(session, item, "migrate")
     apply_event(session, item, MigrationRequested(), actor, now_ns)
     await unwant_all_but_finished(session, item.id)  # of an earlier, failed migration
     waiting_points = await open_jobs(session, item.id, JobKind.RECOVERY_POINT)
@@ -158,17 +166,37 @@ async def migrate(session: AsyncSession, server: str, mode: CutoverMode, actor: 
     return job
 
 
+async def _require_no_difference(session: AsyncSession, item: ProtectedItemRow, verb: str) -> None:
+    """:raises Conflict: while a replica is known to differ: what is made of it would differ again."""
+    differing = await differing_disks(session, item.id)
+    if not differing:
+        return
+    which = f"the replica of disk {', '.join(differing)} differs from its source and is not repaired yet"
+    if State(item.state) is State.MIGRATION_FAILED:
+        hint = "`migratectl cancel`: the source runs on and every block is sent anew; then migrate"
+    elif await open_jobs(session, item.id, JobKind.RESYNC):
+        hint = "wait for the end of the resync"
+    else:
+        hint = "`migratectl resync --distrust-digests`, and wait for its end"
+    raise Conflict(f"cannot {verb}: {which}", disk=differing[0], hint=hint)
+
+
 async def cancel(
     session: AsyncSession, server: str, *, delete_disks: bool, actor: Actor, now_ns: int
 ) -> ProtectedItemRow:
     """Go back to the source: it is released and replication goes on; replica and points are kept.
 
-    The disks of an unfinished or failed migration are deleted; those of a finished one only with ``delete_disks``.
+    The disks of an unfinished or failed migration are deleted; those of a finished one only with ``delete_disks``. Where a final disk was
+    found to differ from its source, everything of that disk is sent anew.
 
     :raises Conflict: if there is no migration to cancel.
     """
     item = await find_item(session, server)
     finished = State(item.state) is State.MIGRATED
+    differing = await differing_disks(session, item.id)
+    if differing:
+        order = ResyncParameters(disks=differing, reason=DIFFERED, distrust_digests=True)
+        await order_resync(session, item, order, actor, now_ns, supersede=True)
     progress, _ = await observed_progress(session, item.id)
     apply_event(session, item, MigrationCancelled(progress), actor, now_ns)
     job = await newest_job(session, item.id, JobKind.MIGRATE)
@@ -183,11 +211,16 @@ async def cancel(
     return item
 
 
-async def complete(session: AsyncSession, server: str, actor: Actor, now_ns: int) -> JobRow:
+async def complete(
+    session: AsyncSession, server: str, *, discard_source_changes: bool, actor: Actor, now_ns: int
+) -> JobRow:
     """End a finished migration: replication stops, replica and points are deleted, the final disks stay.
 
-    :raises Conflict: unless the item is migrated.
+    :raises Conflict: unless the item is migrated; without ``discard_source_changes`` also if the source was, or may have been, written to
+        since the proof.
     """
     item = await find_item(session, server)
+    if not discard_source_changes:
+        require_held(await source_hold(session, item))
     apply_event(session, item, CompletionRequested(), actor, now_ns)
     return await begin_deletion(session, item, JobKind.COMPLETE, actor, now_ns)

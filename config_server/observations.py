@@ -11,11 +11,13 @@ from config_server.core.disk_progress import came_forward, falls_behind
 from config_server.core.job import JobKind
 from config_server.core.observation import SEEDED_PHASES
 from config_server.core.protected_item import TRANSITIONS, ReplicationObserved, State
+from config_server.divergences import follow_repair
 from config_server.events import Actor, record_event
 from config_server.inventory import check_same_machine
 from config_server.items import active_item, apply_event, item_disks, observation_of, observed_progress
 from config_server.job_documents import MigrationContext
 from config_server.jobs import context_of, keep_context, newest_job
+from config_server.source_watch import watch_source
 from config_server.tables import (
     ItemDiskRow,
     MachineRow,
@@ -50,9 +52,12 @@ async def report_agent(session: AsyncSession, machine: MachineRow, observation: 
     rows = [disk for disk in await item_disks(session, item.id) if disk.disk_id in reported]
     for row in rows:
         await follow_tracking(session, item, row, reported[row.disk_id], now_ns)
+        await follow_repair(session, item, reported[row.disk_id], now_ns)
         _write_disk(row, reported[row.disk_id], now_ns)
     await session.flush()
-    if observation.cutover is not None:
+    if State(item.state) is State.MIGRATED:
+        await watch_source(session, item, observation.cutover, now_ns)
+    elif observation.cutover is not None:
         await _keep_cutover(session, item, observation.cutover, now_ns)
     await follow_observation(session, item, now_ns)
 

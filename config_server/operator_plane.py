@@ -173,10 +173,13 @@ class RecoveryPointRequest(Document):
 
 
 class ResyncRequest(Document):
-    """``disks`` empty: every disk of the item."""
+    """``disks`` empty: every disk of the item. ``distrust_digests``: send every block, not only what differs by its digest; a disk whose
+    replica is known to differ is repaired so in any case.
+    """
 
     disks: list[Uuid] = Field(default_factory=list)
     reason: str = Field(default="asked for by the operator", max_length=500)
+    distrust_digests: bool = False
 
 
 class TestMigrationRequest(Document):
@@ -195,6 +198,14 @@ class CancellationRequest(Document):
     """``delete_disks``: delete the disks that a finished migration made; those of an unfinished one always go."""
 
     delete_disks: bool = False
+
+
+class CompletionRequest(Document):
+    """``discard_source_changes``: complete also if the source was, or may have been, written to since the migration was proved; the final
+    disks do not hold those writes.
+    """
+
+    discard_source_changes: bool = False
 
 
 class RecoveryPointStatus(Document):

@@ -23,6 +23,7 @@ from config_server.core.protected_item import (
 )
 from config_server.core.readiness import chosen_disks
 from config_server.desired import publish
+from config_server.divergences import differing_disks
 from config_server.events import Actor, record_event
 from config_server.generations import newest_generation
 from config_server.inventories import inventory_of
@@ -163,55 +164,76 @@ async def resume(session: AsyncSession, server: str, actor: Actor, now_ns: int) 
     return item
 
 
-async def resync(
-    session: AsyncSession, server: str, disks: Collection[str], reason: str, actor: Actor, now_ns: int
-) -> JobRow:
+async def resync(session: AsyncSession, server: str, parameters: ResyncParameters, actor: Actor, now_ns: int) -> JobRow:
     """Compare and repair, in a new generation of each disk. One that is under way and has a problem is superseded.
 
-    Each order's reason carries its identifier: the agent asks for the new generation with it, so that one asked for without is known
-    to have another cause (``tracking_losses.py``).
+    A disk whose replica is known to differ from its source is never repaired by its digests alone: everything of it is sent.
 
     :raises Conflict: if the item's state does not allow it. :raises InvalidInput: if a disk is not the item's.
     """
     item = await find_item(session, server)
     rows = await item_disks(session, item.id)
-    own = [disk.disk_id for disk in rows]
-    unknown = set(disks) - set(own)
+    unknown = set(parameters.disks) - {disk.disk_id for disk in rows}
     if unknown:
         raise InvalidInput(f"cannot resynchronize {min(unknown)}: it is not a disk of this item")
-    chosen = [disk for disk in own if not disks or disk in disks]
     apply_event(session, item, ResyncRequested(), actor, now_ns)
-    observations = {row.disk_id: found for row in rows if (found := observation_of(row)) is not None}
-    if any(found.problem is not None for found in observations.values()):
-        # The one that is open cannot go on; else it would be waited for, for ever.
+    has_problem = any(found.problem is not None for row in rows if (found := observation_of(row)) is not None)
+    # One that is open cannot go on; else it would be waited for, for ever.
+    job = await order_resync(session, item, parameters, actor, now_ns, supersede=has_problem)
+    await publish(session, item.machine_id)
+    return job
+
+
+async def order_resync(
+    session: AsyncSession,
+    item: ProtectedItemRow,
+    parameters: ResyncParameters,
+    actor: Actor,
+    now_ns: int,
+    *,
+    supersede: bool,
+) -> JobRow:
+    """The job and its orders; the caller has the item's state follow and publishes. Also called by ``migration.cancel``.
+
+    Each order's reason carries its identifier: the agent asks for the new generation with it, so that one asked for without is known
+    to have another cause (``tracking_losses.py``).
+
+    :raises Conflict: if a resync is open that is not superseded.
+    """
+    rows = await item_disks(session, item.id)
+    chosen = [row.disk_id for row in rows if not parameters.disks or row.disk_id in parameters.disks]
+    differing = set(await differing_disks(session, item.id))
+    if supersede:
         for stuck in await open_jobs(session, item.id, JobKind.RESYNC):
             end_job(session, stuck, item, JobState.CANCELLED, now_ns, actor=actor, message="another resync was ordered")
-    observed = {disk: found.generation for disk, found in observations.items()}
+    observed = {row.disk_id: found.generation for row in rows if (found := observation_of(row)) is not None}
     generations = {}
     for disk in chosen:
         newest = await newest_generation(session, disk)
         generations[disk] = max(0 if newest is None else newest.generation, observed.get(disk) or 0)
-    job = await start_job(
+    return await start_job(
         session,
         item,
         JobKind.RESYNC,
         step=steps.RESYNCHRONIZING,
-        parameters=ResyncParameters(disks=list(disks), reason=reason),
+        parameters=parameters,
         context=ResyncContext(
-            orders=[_order(disk, reason) for disk in chosen],
+            orders=[
+                _order(disk, parameters.reason, distrust_digests=parameters.distrust_digests or disk in differing)
+                for disk in chosen
+            ],
             generations=generations,
             observed={disk: observed.get(disk) or 0 for disk in chosen},
         ),
         actor=actor,
         now_ns=now_ns,
     )
-    await publish(session, item.machine_id)
-    return job
 
 
-def _order(disk: str, reason: str) -> ResyncOrder:
+def _order(disk: str, reason: str, *, distrust_digests: bool) -> ResyncOrder:
     request = str(uuid.uuid4())
-    return ResyncOrder(request=request, disk=disk, reason=f"{reason} (order {request})")
+    reason = f"{reason} (order {request})"
+    return ResyncOrder(request=request, disk=disk, reason=reason, distrust_digests=distrust_digests)
 
 
 async def request_recovery_point(

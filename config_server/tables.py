@@ -232,8 +232,27 @@ class TrackingLossRow(Base):
     noticed_ns: Mapped[int] = mapped_column(BigInteger)
 
 
+class DivergenceRow(Base):
+    """The replica of a disk was found to differ from its source: the final disk that ``job`` made of a point of ``generation`` (P6).
+
+    ``repaired_ns``: when every granule was known to have been sent again.
+    """
+
+    __tablename__ = "divergences"
+
+    item_id: Mapped[str] = mapped_column(ForeignKey("protected_items.id"), primary_key=True)
+    disk_id: Mapped[str] = mapped_column(ForeignKey("disks.id"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    generation: Mapped[int] = mapped_column(BigInteger)
+    reason: Mapped[str] = mapped_column(Text)
+    noticed_ns: Mapped[int] = mapped_column(BigInteger)
+    repaired_ns: Mapped[int | None] = mapped_column(BigInteger)
+
+
 class GenerationRow(Base):
     """A generation of a disk and its record with the wrapped keys; states: allocated, open, closed, deleted.
+
+    ``distrusts_digests``: its agent was bound to send every granule in it.
 
     ``torn``: when it was closed, the epoch after ``final_epoch`` had been applied in part. ``final_generation``: of one that the writer
     never opened, the generation that ``final_epoch`` is of, which the next one continues (0: there is no replica).
@@ -254,6 +273,7 @@ class GenerationRow(Base):
     final_manifest_hash: Mapped[str | None] = mapped_column(String(64))
     torn_manifest_hash: Mapped[str | None] = mapped_column(String(64))
     torn: Mapped[bool] = mapped_column(default=False)
+    distrusts_digests: Mapped[bool] = mapped_column(default=False)
     created_ns: Mapped[int] = mapped_column(BigInteger)
     closed_ns: Mapped[int | None] = mapped_column(BigInteger)
 

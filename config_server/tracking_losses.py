@@ -19,6 +19,7 @@ from config_server.core.doubt import (
     suspicion,
 )
 from config_server.core.job import JobKind
+from config_server.divergences import divergences
 from config_server.events import SYSTEM, record_event
 from config_server.items import item_disks, observation_of
 from config_server.job_documents import ResyncContext
@@ -61,10 +62,16 @@ async def note_resync(
 
 
 async def _was_ordered(session: AsyncSession, item_id: str, disk: str, reason: str) -> bool:
-    """An order's reason carries its own identifier (``protection.resync``), and comes back as that of the generation it leads to."""
+    """An order's reason carries its own identifier (``protection.resync``), and comes back as that of the generation it leads to; that
+    of an order that followed upon another one, with both.
+    """
     jobs = select(JobRow).where(JobRow.item_id == item_id, JobRow.kind == JobKind.RESYNC.value)
-    orders = [order for job in await session.scalars(jobs) for order in context_of(job, ResyncContext).orders]
-    return any((order.disk, order.reason) == (disk, reason) for order in orders)
+    left = reason
+    for job in await session.scalars(jobs):
+        for order in context_of(job, ResyncContext).orders:
+            if order.disk == disk:
+                left = left.replace(order.reason, "")
+    return left != reason and not left.strip("; ")
 
 
 async def _note(
@@ -90,10 +97,11 @@ async def _note(
     else:
         known.until_generation, known.until_epoch = until.generation, until.epoch
     await session.flush()
-    await _mark_points(session, item, now_ns)
+    await mark_points(session, item, now_ns)
 
 
 async def _losses(session: AsyncSession, item_id: str) -> list[TrackingLoss]:
+    """Everything that makes points suspect; divergences, too."""
     rows = await session.scalars(
         select(TrackingLossRow).where(TrackingLossRow.item_id == item_id).order_by(TrackingLossRow.noticed_ns)
     )
@@ -105,10 +113,11 @@ async def _losses(session: AsyncSession, item_id: str) -> list[TrackingLoss]:
             row.reason,
         )
         for row in rows
-    ]
+    ] + [divergence.as_loss() for divergence in await divergences(session, item_id)]
 
 
-async def _mark_points(session: AsyncSession, item: ProtectedItemRow, now_ns: int) -> None:
+async def mark_points(session: AsyncSession, item: ProtectedItemRow, now_ns: int) -> None:
+    """Mark the points that losses and divergences reach, as far as these are written down."""
     losses = await _losses(session, item.id)
     reasons = []
     for row in await session.scalars(

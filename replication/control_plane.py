@@ -36,6 +36,8 @@ MAX_DESIRED_WAIT_S: Final = 60.0
 Problem = WriterProblem
 TrackerKind = Literal["ebpf", "scan"]
 TrackerHealth = Literal["tracking", "degraded", "blind"]
+SOURCE_WRITTEN: Final = "source-written"
+"""Code of the problem of a cutover that failed since the source was written to after the final cut."""
 CutoverMode = Literal["offline-disk", "live-root-disk", "writers-running"]
 
 
@@ -156,11 +158,15 @@ class DesiredCutover(Document):
 
 
 class ResyncOrder(Document):
-    """Compare and repair a disk in a new generation; obeyed once per ``request``."""
+    """Compare and repair a disk in a new generation; obeyed once per ``request``.
+
+    ``distrust_digests``: the replica is not what the agent's digest table says, so every granule is sent.
+    """
 
     request: Uuid
     disk: Uuid
     reason: str
+    distrust_digests: bool = False
 
 
 class DesiredItem(Document):
@@ -250,12 +256,16 @@ class AgentObservation(Document):
 
 
 class GenerationRequest(Document):
-    """Ask for a new generation. Idempotent by ``request``, which the agent has persisted before asking."""
+    """Ask for a new generation. Idempotent by ``request``, which the agent has persisted before asking.
+
+    ``distrust_digests``: nothing that the agent knew of the replica is relied on; every granule is sent. A request never changes in this.
+    """
 
     request: Uuid
     reason: str
     size_bytes: int = Field(gt=0, le=MAX_BYTE_COUNT)
     granularity_bytes: int = Field(gt=0, le=MAX_BYTE_COUNT)
+    distrust_digests: bool = False
 
 
 class GenerationGrant(Document):

@@ -16,10 +16,11 @@ from config_server.api.routes import Access, Call, Query, Route
 from config_server.events import Actor
 from config_server.item_status import status_of
 from config_server.items import find_item
-from config_server.job_documents import TestMigrationParameters
+from config_server.job_documents import ResyncParameters, TestMigrationParameters
 from config_server.job_status import job_status
 from config_server.operator_plane import (
     CancellationRequest,
+    CompletionRequest,
     ItemStatus,
     JobStatus,
     MigrationRequest,
@@ -89,11 +90,10 @@ async def resume(call: Call) -> ItemStatus:
 
 async def resync(call: Call) -> JobStatus:
     wanted = call.body(ResyncRequest)
+    parameters = ResyncParameters(disks=wanted.disks, reason=wanted.reason, distrust_digests=wanted.distrust_digests)
     return await _start(
         call,
-        lambda session, item, actor, now_ns: protection.resync(
-            session, item, wanted.disks, wanted.reason, actor, now_ns
-        ),
+        lambda session, item, actor, now_ns: protection.resync(session, item, parameters, actor, now_ns),
     )
 
 
@@ -142,14 +142,21 @@ async def cancel(call: Call) -> ItemStatus:
 
 
 async def complete(call: Call) -> JobStatus:
-    return await _start(call, migration.complete)
+    discard = call.body(CompletionRequest).discard_source_changes
+    return await _start(
+        call,
+        lambda session, item, actor, now_ns: migration.complete(
+            session, item, discard_source_changes=discard, actor=actor, now_ns=now_ns
+        ),
+    )
 
 
 def _verb(
     path: str,
     handler: Callable[[Call], Awaitable[JobStatus]],
     summary: str,
-    body: type[ResyncRequest | RecoveryPointRequest | TestMigrationRequest | MigrationRequest] | None = None,
+    body: type[ResyncRequest | RecoveryPointRequest | TestMigrationRequest | MigrationRequest | CompletionRequest]
+    | None = None,
     more: dict[int, str] | None = None,
 ) -> Route:
     """A verb that starts a job."""
@@ -223,5 +230,10 @@ ROUTES: Final = (
         {501: "the mode is not available in this version"},
     ),
     _switch("/migration/cancel", cancel, "Go back to the source; the replica is kept", CancellationRequest),
-    _verb("/migration/complete", complete, "End the migration: the final disks stay, the replica goes"),
+    _verb(
+        "/migration/complete",
+        complete,
+        "End the migration: the final disks stay, the replica goes",
+        CompletionRequest,
+    ),
 )

@@ -11,10 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from replication.control_plane import CutoverMode, CutoverObservation, SourceHash
 from replication.store_documents import MadeDisk, MakeDiskItem, RecoveryPoint, WriterAnswer, WriterProblem
+
+REPLICA_DIFFERS_HINT: Final = (
+    "the source is still held and is what counts: cancel, and it runs on while every block of the disks that differ is sent anew, "
+    "by itself; migrate again when that is over. No recovery point was deleted, but all that there are of these disks are suspect"
+)
+_NOT_COMPARED_HINT: Final = (
+    "the source is still held: cancel to go back to it, or migrate again; replica and recovery points are unharmed"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,26 @@ class Failed:
     message: str
     hint: str | None
     source_released: bool
+    divergent: tuple[Divergent, ...] = ()
+    """The disks whose content was compared and differs: replica and digest table of these are not to be trusted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Divergent:
+    """A disk whose final disk does not hold what its source holds, cut in ``generation``."""
+
+    disk: str
+    generation: int
+    source_sha256: str
+    final_sha256: str
+
+    @property
+    def reason(self) -> str:
+        """Why nothing that was cut of this disk can be vouched for."""
+        return (
+            f"its final disk was compared with its source and differs (SHA-256 {self.final_sha256[:12]}…, not "
+            f"{self.source_sha256[:12]}…), so that its replica is not what its digests say"
+        )
 
 
 CutoverStep = WaitForSource | WaitForFinalPoint | MakeFinalDisks | ProveIdentity | Proved | Failed
@@ -182,13 +210,34 @@ def _after_disks(facts: CutoverFacts, made: tuple[MadeDisk, ...]) -> CutoverStep
     hashes = {disk.disk: _sha256(facts.hashes[disk.name]) for disk in made}
     differences = identity_differences(made, cutover.source_hashes, hashes)
     if differences:
+        divergent = _divergent(made, cutover.source_hashes, hashes, facts.point)
         return Failed(
             "identity-not-proved",
             "identity is not proved: " + "; ".join(differences),
-            "the source is still held: cancel to go back to it, or migrate again; replica and recovery points are unharmed",
+            REPLICA_DIFFERS_HINT if divergent else _NOT_COMPARED_HINT,
             source_released=False,
+            divergent=divergent,
         )
     return Proved(made, {disk: sha256 for disk, sha256 in hashes.items() if sha256 is not None})
+
+
+def _divergent(
+    made: Sequence[MadeDisk],
+    sources: Sequence[SourceHash],
+    hashes: Mapping[str, str | None],
+    point: RecoveryPoint | None,
+) -> tuple[Divergent, ...]:
+    """The disks of which both sides were hashed over the same size with different results. A missing hash says nothing of a replica."""
+    names = {disk.disk: disk for disk in made}
+    generations = {} if point is None else {disk.disk: disk.generation for disk in point.disks}
+    found = {}
+    for source in sources:
+        disk, sha256 = names.get(source.disk), hashes.get(source.disk)
+        if disk is None or sha256 is None or (source.size_bytes, source.sha256) == (disk.size_bytes, sha256):
+            continue
+        if source.size_bytes == disk.size_bytes:
+            found[source.disk] = Divergent(source.disk, generations.get(source.disk, 0), source.sha256, sha256)
+    return tuple(found[disk] for disk in sorted(found))
 
 
 def _done_bytes(work: Work | None) -> int:

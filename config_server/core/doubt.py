@@ -6,6 +6,10 @@ the kernel's counters before it was published (R3); health says so. Or tracking 
 the disk may miss writes and become suspect, until the loss was over. A loss is known by what cannot be missed, however short it is: the
 next generation that the agent asks for, unless an operator's order is its reason; and by a tracker that is reported degraded or blind.
 
+A third finding is worse: a final disk that was compared with its source and differs. Nobody knows since when its replica has been wrong,
+and the digests do not say what it holds: so everything that was ever cut of the disk is suspect, and what will be cut, until a generation
+begins that sends every granule (``Divergence``).
+
 Everything is compared as (generation, epoch), never by a clock that may be set. A suspect point stays suspect; points of the generation
 after the loss are good.
 """
@@ -16,7 +20,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from replication.control_plane import DiskObservation
+from config_server.core.observation import SEEDED_PHASES
+from replication.control_plane import DiskObservation, DiskPhase
 
 _NOT_TRACKED_YET: Final = ("waiting", "seeding", "failed", "held")
 END_OF_GENERATION: Final = 2**63 - 1
@@ -39,6 +44,33 @@ class TrackingLoss:
     proved: Position
     until: Position
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """The replica of ``disk`` was found to differ from its source in a point of ``generation``. ``resent``: the first generation after
+    that one in which nothing of it is relied on, once it has been asked for.
+    """
+
+    disk: str
+    generation: int
+    reason: str
+    resent: int | None
+
+    def as_loss(self) -> TrackingLoss:
+        """What was cut from the very beginning up to the end of the last generation that rested on the replica; for now: of any."""
+        last = END_OF_GENERATION if self.resent is None else self.resent - 1
+        return TrackingLoss(self.disk, Position(0, 0), Position(last, END_OF_GENERATION), self.reason)
+
+
+def is_repaired(divergence: Divergence, generation: int | None, phase: DiskPhase) -> bool:
+    """Whether a disk that is observed in ``generation`` and ``phase`` rests on nothing at the sink from before it was sent anew."""
+    return (
+        divergence.resent is not None
+        and generation is not None
+        and generation >= divergence.resent
+        and phase in SEEDED_PHASES
+    )
 
 
 def doubt_of(disk: DiskObservation) -> str | None:

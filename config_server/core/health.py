@@ -15,6 +15,7 @@ from typing import Final
 
 from config_server.core.doubt import doubt_of
 from config_server.core.protected_item import ENDED_STATES, FAILED_STATES, State
+from config_server.core.source_hold import SourceHold
 from replication.control_plane import DiskObservation
 
 NO_POINT_CRITICAL_S: Final = 3600.0
@@ -126,6 +127,12 @@ class HealthFacts:
     writer_silence_s: float | None = None
     """How long the replica writer has said nothing about a request of this item that it was given; None: it owes no answer."""
     answer_refused: str | None = None
+    differing: Sequence[str] = ()
+    """Disks whose replica was found to differ from its source and has not been repaired since."""
+    repair_ordered: bool = False
+    """A resync of the item is open."""
+    source_hold: SourceHold = "held"
+    """Of a migrated item: whether its source still is what was proved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +158,11 @@ def _conditions(facts: HealthFacts) -> Iterator[Condition]:
             "failed",
             Health.CRITICAL,
             f"{facts.state}: {facts.reason or 'no reason given'}",
-            "see the events and the job; the replica and its recovery points are unharmed",
+            "see the events and the job"
+            + ("" if facts.differing else "; the replica and its recovery points are unharmed"),
         )
+    yield from _of_differences(facts)
+    yield from _of_source(facts)
     if facts.state is State.PAUSED or facts.paused:
         yield Condition("paused", Health.WARNING, "replication is paused: no new recovery points", "resume it")
     yield from _of_agent(facts)
@@ -168,6 +178,39 @@ def _conditions(facts: HealthFacts) -> Iterator[Condition]:
     for disk in facts.disks:
         yield from _of_disk(facts, disk)
     yield from _of_points(facts)
+
+
+def _of_differences(facts: HealthFacts) -> Iterator[Condition]:
+    if facts.state is State.MIGRATION_FAILED:
+        remedy = "cancel the migration: the source runs on, and every block of the disk is sent anew"
+    elif facts.repair_ordered:
+        remedy = "wait for the end of the resync that sends every block anew"
+    else:
+        remedy = "`migratectl resync --distrust-digests` sends every block anew"
+    for disk in facts.differing:
+        yield Condition(
+            "replica-differs",
+            Health.CRITICAL,
+            f"disk {disk}: the replica differs from its source, as a final disk has shown",
+            remedy,
+        )
+
+
+def _of_source(facts: HealthFacts) -> Iterator[Condition]:
+    if facts.source_hold == "unknown":
+        yield Condition(
+            "source-not-held",
+            Health.WARNING,
+            "the source was not held all the time since the migration was proved; it has not been compared again yet",
+            "wait until the agent has hashed the source again; if it cannot, cancel, then migrate again",
+        )
+    elif facts.source_hold == "written":
+        yield Condition(
+            "source-written",
+            Health.CRITICAL,
+            "the source has been written to since the migration was proved; the final disks do not hold those writes",
+            "cancel, then migrate again; or `migratectl complete --discard-source-changes` if those writes are not wanted",
+        )
 
 
 def _of_agent(facts: HealthFacts) -> Iterator[Condition]:

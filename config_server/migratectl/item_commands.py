@@ -25,6 +25,7 @@ from config_server.migratectl.rendering import Cell, coloured, duration, item_ta
 from config_server.migratectl.waiting import figures
 from config_server.operator_plane import (
     CancellationRequest,
+    CompletionRequest,
     ItemStatus,
     JobStatus,
     MigrationRequest,
@@ -277,16 +278,28 @@ def _change(invocation: Invocation, server: str, verb: str, request: Document | 
 
 @click.command()
 @click.argument("server")
+@click.option(
+    "--discard-source-changes",
+    is_flag=True,
+    help="Also if the source was, or may have been, written to since the proof: the final disks do not hold that.",
+)
 @confirm_option
 @wait_options
 @json_option
 @pass_invocation
 def complete(
-    invocation: Invocation, server: str, yes: bool, wait: bool, timeout: str | None, as_json_wanted: bool
+    invocation: Invocation,
+    server: str,
+    discard_source_changes: bool,
+    yes: bool,
+    wait: bool,
+    timeout: str | None,
+    as_json_wanted: bool,
 ) -> None:
     """End the migration of SERVER: replica and recovery points are deleted, the final disks stay."""
     confirmed(f"Delete the replica and all recovery points of {server}? The final disks stay.", yes=yes)
-    _start(invocation, server, "/migration/complete", None, wait, timeout, as_json_wanted)
+    request = CompletionRequest(discard_source_changes=discard_source_changes)
+    _start(invocation, server, "/migration/complete", request, wait, timeout, as_json_wanted)
 
 
 @click.command()
@@ -325,6 +338,7 @@ def stop_replication(
 @click.argument("server")
 @click.option("--disk", "disks", multiple=True, help="Only these disks (path or identifier); may be repeated.")
 @click.option("--reason", default="asked for by the operator")
+@click.option("--distrust-digests", is_flag=True, help="Send every block, not only what differs by its digest.")
 @wait_options
 @json_option
 @pass_invocation
@@ -333,6 +347,7 @@ def resync(
     server: str,
     disks: tuple[str, ...],
     reason: str,
+    distrust_digests: bool,
     wait: bool,
     timeout: str | None,
     as_json_wanted: bool,
@@ -346,7 +361,7 @@ def resync(
             known = {disk.path: disk.disk for disk in found.inventory.disks} if found.inventory else {}
             chosen = [known.get(name, name) for name in chosen]
         try:
-            request = ResyncRequest(disks=chosen, reason=reason)
+            request = ResyncRequest(disks=chosen, reason=reason, distrust_digests=distrust_digests)
         except ValueError as error:
             raise InvalidInput(
                 "cannot resynchronize these disks", hint="paths or identifiers of the server's"

@@ -1,7 +1,8 @@
 """Migrations: from the agent's claim of the disks to the proof of identity. Called by ``reconciler/loop.py`` with a job that is open.
 
 ``core/cutover.py`` decides; here its decisions are written down. The agent names the final cut; requests are keyed by job and cut, times
-are kept in the job's context: a restart at any point goes on from there. Nothing here deletes or changes a replica or recovery point.
+are kept in the job's context: a restart at any point goes on from there. Nothing here deletes or changes a replica or recovery point; a
+final disk that differs from its source makes the points of its disk suspect, in the transaction in which the job fails.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from config_server.core.cutover import (
 )
 from config_server.core.job import JobState
 from config_server.core.protected_item import MigrationFailed, MigrationSucceeded
+from config_server.divergences import note_divergences
 from config_server.events import SYSTEM
 from config_server.items import apply_event, item_disks
 from config_server.job_documents import JobProblem, MigrationContext, MigrationParameters, MigrationResult
 from config_server.jobs import context_of, end_job, keep_context, parameters_of, set_progress, set_step
 from config_server.made_disks import FINAL, keep_made, made_disks, mark_unwanted, plan_disks, results_of
 from config_server.tables import JobRow, MachineRow, MadeDiskRow, ProtectedItemRow, RecoveryPointRow, WriterRequestRow
+from config_server.tracking_losses import mark_points
 from config_server.writer_requests import answer_of, ask_writer, make_disks_key, request_for, request_id
 from replication.store_documents import HashDisk, MadeDisk, MakeDiskItem, MakeDisks, RecoveryPoint
 
@@ -74,8 +77,12 @@ async def follow_migration(
             apply_event(session, item, MigrationSucceeded(), SYSTEM, now_ns)
             message = f"{len(made)} disks, each proved identical to its source"
             end_job(session, job, item, JobState.SUCCEEDED, now_ns, result=result, message=message)
-        case Failed(code=code, message=message, hint=hint, source_released=released):
+        case Failed(code=code, message=message, hint=hint, source_released=released, divergent=divergent):
             keep_context(job, context.model_copy(update={"released": released}))
+            if divergent:
+                note_divergences(session, item, job, divergent, now_ns)
+                await session.flush()
+                await mark_points(session, item, now_ns)
             apply_event(session, item, MigrationFailed(message), SYSTEM, now_ns)
             problem = JobProblem(code=code, message=message, hint=hint)
             end_job(session, job, item, JobState.FAILED, now_ns, problem=problem)

@@ -18,8 +18,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from config_server.core.health import Health
 from config_server.core.job import OPEN_STATES
 from config_server.core.protected_item import State
+from config_server.core.source_hold import SourceHold
+from config_server.divergences import differing_disks
 from config_server.events import Clock
 from config_server.item_health import disk_facts
+from config_server.source_watch import source_hold
 from config_server.tables import (
     ItemDiskRow,
     JobRow,
@@ -31,6 +34,7 @@ from config_server.tables import (
 )
 from config_server.writer_requests import NEW, PUT
 
+_HOLDS: Final[tuple[SourceHold, ...]] = ("held", "unknown", "written")
 _LEVELS: Final = {level.name.lower(): level.value for level in Health}
 
 
@@ -46,6 +50,8 @@ class Snapshot:
     replication_lags_s: dict[tuple[str, str], float] = field(default_factory=dict)
     rpo_lags_s: dict[tuple[str, str], float] = field(default_factory=dict)
     points: dict[tuple[str, str], int] = field(default_factory=dict)
+    differing: dict[str, int] = field(default_factory=dict)
+    source_holds: dict[str, int] = field(default_factory=dict)
     open_requests: int = 0
     store_reachable: bool = False
 
@@ -64,6 +70,10 @@ async def take_snapshot(session: AsyncSession, *, store_reachable: bool, now_ns:
         if item.ended_ns is None:
             servers[item.id] = names[item.machine_id]
             snapshot.health[names[item.machine_id]] = _LEVELS.get(item.health or "", Health.CRITICAL.value)
+            snapshot.differing[names[item.machine_id]] = len(await differing_disks(session, item.id))
+            if State(item.state) is State.MIGRATED:
+                hold = await source_hold(session, item)
+                snapshot.source_holds[names[item.machine_id]] = _HOLDS.index(hold)
     for row in await session.scalars(select(ItemDiskRow).where(ItemDiskRow.observation.is_not(None))):
         facts = disk_facts(row, now_ns)
         if row.item_id in servers and facts.replication_lag_s is not None:
@@ -117,6 +127,14 @@ class Figures(Collector):
         yield _family("replication_lag_seconds", "Age of the newest applied cut", lag_labels, replication.items())
         yield _family("rpo_lag_seconds", "Age of the newest recovery point", lag_labels, rpo.items())
         yield _family("recovery_points", "Recovery points", ["server", "quality"], shown.points.items())
+        differing = [((name,), count) for name, count in shown.differing.items()]
+        holds = [((name,), level) for name, level in shown.source_holds.items()]
+        yield _family(
+            "disks_differing", "Disks whose replica is known to differ from its source", ["server"], differing
+        )
+        yield _family(
+            "source_hold", "Of a migrated source: 0 as proved, 1 not compared, 2 written to", ["server"], holds
+        )
         yield _family("writer_requests_open", "Requests without a final answer", [], [((), shown.open_requests)])
         yield _family("store_reachable", "Whether the store answered", [], [((), int(shown.store_reachable))])
         yield _family("reconciler_age_seconds", "Seconds since the reconciler's last snapshot", [], [((), since_s)])

@@ -137,8 +137,8 @@ class RecoveryPoints:
             if await self._settle(session, item_id):
                 return
             item = await session.get_one(ProtectedItemRow, item_id)
-            if State(item.state) in DELETING_STATES:
-                return
+            if State(item.state) in DELETING_STATES | {State.MIGRATING}:
+                return  # while a migration is judged, nothing gives way to its final point: that may turn out to differ
             policy = await session.get_one(PolicyRow, item.policy_id)
             rows = (
                 await session.scalars(

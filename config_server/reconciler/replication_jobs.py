@@ -15,6 +15,7 @@ from config_server.core.forecast import seeding_forecast
 from config_server.core.job import JobState
 from config_server.core.observation import SEEDED_PHASES
 from config_server.core.protected_item import FAILED_STATES, State
+from config_server.divergences import resent_generation
 from config_server.item_status import seeding_disk
 from config_server.items import item_disks, observation_of
 from config_server.job_documents import JobProblem, RecoveryPointResult, ResyncContext
@@ -49,9 +50,12 @@ async def follow_enabling(session: AsyncSession, job: JobRow, item: ProtectedIte
 
 
 async def follow_resync(session: AsyncSession, job: JobRow, item: ProtectedItemRow, now_ns: int) -> None:
-    """Ends when every ordered disk replicates in a later generation than when it was ordered, or in the one that was about to begin."""
+    """Ends when every ordered disk replicates in a later generation than when it was ordered, or in the one that was about to begin; where
+    the digests are distrusted, in one in which everything is sent.
+    """
     context = context_of(job, ResyncContext)
     ordered = {order.disk for order in context.orders}
+    distrusting = {order.disk for order in context.orders if order.distrust_digests}
     taken_up = await _taken_up(session, context)
     done = total = finished = 0
     for disk in await item_disks(session, item.id):
@@ -62,7 +66,12 @@ async def follow_resync(session: AsyncSession, job: JobRow, item: ProtectedItemR
         # The agent had a newer generation on its way already, and asked for no other one: the order is fulfilled by that.
         absorbed = disk.disk_id not in taken_up and newest > context.observed.get(disk.disk_id, newest)
         is_settled = now_ns - job.created_ns > ABSORBED_AFTER_S * 1e9
-        later = (observed.generation or 0) > newest or (absorbed and is_settled and observed.generation == newest)
+        if disk.disk_id in distrusting:
+            # Another generation, whatever began it, rests on the digests. One that the agent had on its way already does as well.
+            begun = await resent_generation(session, disk.disk_id, context.observed.get(disk.disk_id) or newest)
+            later = begun is not None and (observed.generation or 0) >= begun
+        else:
+            later = (observed.generation or 0) > newest or (absorbed and is_settled and observed.generation == newest)
         total += observed.seeding_total_bytes or disk.size_bytes
         if later and observed.phase in SEEDED_PHASES:
             finished += 1
@@ -86,7 +95,7 @@ async def _taken_up(session: AsyncSession, context: ResyncContext) -> set[str]:
     found = set()
     for order in context.orders:
         rows = select(GenerationRow.generation).where(
-            GenerationRow.disk_id == order.disk, GenerationRow.reason == order.reason
+            GenerationRow.disk_id == order.disk, GenerationRow.reason.contains(order.reason, autoescape=True)
         )
         if (await session.scalar(rows.limit(1))) is not None:
             found.add(order.disk)

@@ -24,7 +24,7 @@ from mobility_agent.protection.disk_session import DiskSession, PointLost
 from mobility_agent.protection.point_coordinator import PointCoordinator
 from mobility_agent.shipping.epoch_shipper import finished_in
 from mobility_agent.task_groups import together
-from replication.control_plane import CutoverObservation, DesiredCutover, Problem, SourceHash
+from replication.control_plane import SOURCE_WRITTEN, CutoverObservation, DesiredCutover, Problem, SourceHash
 from replication.epoch_manifest import EpochFlag
 from replication.errors import BlockferryError, Conflict, PeerUnavailable, Refused, Unsupported
 from replication.extents import Extent
@@ -36,6 +36,12 @@ _FREEZE_BUDGET_S: Final = 30.0
 _HASH_SLICE_BYTES: Final = 4 * 1024 * 1024
 
 _logger = logging.getLogger(__name__)
+
+
+class SourceWritten(Conflict):
+    """The source was written to after the final cut, although it was claimed."""
+
+    code = SOURCE_WRITTEN
 
 
 class HeldClaim(Protocol):
@@ -180,7 +186,7 @@ class Cutover:
     async def _hash_all(self) -> None:
         """SHA-256 of each source over its size, while it is claimed.
 
-        :raises Conflict: if a write was seen since the final flip: then nothing is claimed about identity.
+        :raises SourceWritten: if a write was seen since the final flip: then nothing is claimed about identity.
         """
         for disk, session in sorted(self.sessions.items()):
             digest = await self._hash(session)
@@ -193,7 +199,7 @@ class Cutover:
     async def _require_unwritten(self, disk: DiskId, session: DiskSession) -> None:
         wrote = await finished_in(session.parts.executor, session.parts.tracker.wrote_since_flip)
         if wrote and session.parts.tracker.proves_quiet:
-            raise Conflict(
+            raise SourceWritten(
                 "cannot prove identity: the disk was written after the final cut",
                 disk=disk,
                 hint="find the writer, cancel the migration, and migrate again",

@@ -147,14 +147,17 @@ class DiskSupervisor:
         else:
             self._problem = Problem(code="operating-system", message=str(error))
 
-    async def order_resync(self, order: str, reason: str) -> bool:
-        """Obey an operator's resync order once; True if the running session must be ended for it."""
+    async def order_resync(self, order: str, reason: str, *, distrust_digests: bool = False) -> bool:
+        """Obey an operator's resync order once; True if the running session must be ended for it.
+
+        :param distrust_digests: send everything; the digest table is forgotten.
+        """
 
         def persist() -> bool:
             record = self._opened_record()
             if record.has_obeyed(order):
                 return False
-            record.require_generation(reason, order=order)
+            record.require_generation(reason, order=order, distrust_digests=distrust_digests)
             return True
 
         if self._record is not None and self._record.has_obeyed(order):
@@ -216,7 +219,8 @@ class DiskSupervisor:
         geometry = Geometry(reader.size_bytes, environment.granularity_bytes)
         record = await self._in_executor(self._opened_record)
         journal = await self._in_executor(lambda: EpochJournal(self._directory))
-        grant, is_new = await self._obtain_generation(record, geometry)
+        grant, due = await self._obtain_generation(record, geometry)
+        is_new = due is not None
         table = await self._in_executor(
             lambda: _entered(
                 opened,
@@ -234,12 +238,12 @@ class DiskSupervisor:
                 grant,
                 geometry,
                 is_new=is_new,
-                distrust_digests=record.state.distrust_digests,
+                distrust_digests=due is not None and due.distrust_digests,
                 serial=tracker.journal_serial,
             )
         )
-        if is_new:
-            await self._in_executor(lambda: record.fulfil(grant))
+        if due is not None:
+            await self._in_executor(lambda: record.fulfil(grant, due.request))
         await self._in_executor(lambda: settle_attach(tracker, ledger))
         echo = None
         if await self._in_executor(lambda: environment.holds_state(path)):
@@ -261,24 +265,20 @@ class DiskSupervisor:
             interruption=interruption,
         )
 
-    async def _obtain_generation(self, record: ProtectionRecord, geometry: Geometry) -> tuple[GenerationGrant, bool]:
-        """The present generation, or the one that is due; whether it is new.
+    async def _obtain_generation(
+        self, record: ProtectionRecord, geometry: Geometry
+    ) -> tuple[GenerationGrant, GenerationRequest | None]:
+        """The present generation, or the one that is due and the request that it was granted to.
 
         :raises Retryable: until the configuration server grants it.
         """
         grant = record.state.grant
         if record.state.request is None and grant is not None:
             if (grant.size_bytes, grant.granularity_bytes) == (geometry.size_bytes, geometry.granularity_bytes):
-                return grant, False
+                return grant, None
             changed = f"the disk has {geometry.size_bytes} bytes in granules of {geometry.granularity_bytes} bytes now"
             raise ResyncRequired(f"cannot go on: {changed}", disk=self.disk)
-        due = await self._in_executor(lambda: record.require_generation("initial replication"))
-        request = GenerationRequest(
-            request=due,
-            reason=record.state.reason,
-            size_bytes=geometry.size_bytes,
-            granularity_bytes=geometry.granularity_bytes,
-        )
+        request = await self._in_executor(lambda: _due_request(record, geometry))
         try:
             granted = await self._environment.config_server.new_generation(self.disk, request)
         except Conflict as error:
@@ -286,7 +286,7 @@ class DiskSupervisor:
             await self._in_executor(record.renew_request)
             raise Retryable(f"cannot begin a generation yet: {error.message}", disk=self.disk) from error
         self._check(granted, request, grant)
-        return granted, True
+        return granted, request
 
     def _check(self, granted: GenerationGrant, request: GenerationRequest, present: GenerationGrant | None) -> None:
         """:raises PeerProtocolError: for an answer that cannot be meant for this disk."""
@@ -303,6 +303,21 @@ class DiskSupervisor:
 
     async def _in_executor(self, function: Callable[[], ResultT]) -> ResultT:
         return await finished_in(self._executor, function)
+
+
+def _due_request(record: ProtectionRecord, geometry: Geometry) -> GenerationRequest:
+    """The duty to begin a generation as it is to be asked for: all of one moment, since an order may change it meanwhile."""
+    record.require_generation("initial replication")
+    state = record.state
+    if state.request is None:
+        raise AssertionError("a duty ends only here")
+    return GenerationRequest(
+        request=state.request,
+        reason=state.reason,
+        size_bytes=geometry.size_bytes,
+        granularity_bytes=geometry.granularity_bytes,
+        distrust_digests=state.distrust_digests,
+    )
 
 
 class _Closable(Protocol):

@@ -94,7 +94,9 @@ class ItemSession:
     async def _obey_resyncs(self, tasks: asyncio.TaskGroup, uplink: Uplink) -> None:
         for order in self.desired.resyncs:
             supervisor = self.supervisors.get(DiskId(order.disk))
-            if supervisor is not None and await supervisor.order_resync(order.request, order.reason):
+            if supervisor is not None and await supervisor.order_resync(
+                order.request, order.reason, distrust_digests=order.distrust_digests
+            ):
                 await self._end_point()
                 await ended(self._disk_tasks[supervisor.disk])
                 self._disk_tasks[supervisor.disk] = tasks.create_task(supervisor.run(uplink))

@@ -33,7 +33,8 @@ class ProtectionState(Document):
     request: Uuid | None = None
     reason: str = ""
     distrust_digests: bool = False
-    """The sink's history is not this agent's: the new generation must not rest on the digest table."""
+    """The replica is not what the digest table says (the sink's history is not this agent's, or an operator's order says so): the new
+    generation must not rest on the table. What is asked for under ``request`` never changes in this."""
     obeyed_resyncs: list[Uuid] = Field(default_factory=list)
     """The newest resync orders that were turned into a request."""
 
@@ -71,6 +72,9 @@ class ProtectionRecord:
     def require_generation(self, reason: str, *, order: str | None = None, distrust_digests: bool = False) -> str:
         """Persist the duty to begin a new generation and return its request; a duty that is there already stays.
 
+        But one that trusts the digest table becomes another one if it must not: under the request that it had, a generation may have been
+        granted and opened on the table already.
+
         :param order: the operator's order that this obeys.
         """
         with self._lock:
@@ -79,6 +83,9 @@ class ProtectionRecord:
             if request is None:
                 request = str(uuid.uuid4())
                 changes |= {"request": request, "reason": reason}
+            elif distrust_digests and not self.state.distrust_digests:
+                request = str(uuid.uuid4())
+                changes |= {"request": request, "reason": f"{self.state.reason}; {reason}"}
             if order is not None and not self.has_obeyed(order):
                 changes["obeyed_resyncs"] = [*self.state.obeyed_resyncs, order][-_REMEMBERED_ORDERS:]
             if distrust_digests and not self.state.distrust_digests:
@@ -93,7 +100,10 @@ class ProtectionRecord:
             if self.state.request is not None:
                 self._save(request=str(uuid.uuid4()))
 
-    def fulfil(self, grant: GenerationGrant) -> None:
-        """The new generation's ledger is durable: the duty is done."""
+    def fulfil(self, grant: GenerationGrant, request: str | None) -> None:
+        """The ledger of the generation that was granted to ``request`` is durable: that duty is done. One that came meanwhile stays."""
         with self._lock:
-            self._save(grant=grant, request=None, reason="", distrust_digests=False)
+            if self.state.request == request:
+                self._save(grant=grant, request=None, reason="", distrust_digests=False)
+            else:
+                self._save(grant=grant)

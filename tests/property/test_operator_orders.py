@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from config_server import migration, protection
 from config_server.config import HeartbeatSettings
 from config_server.core.job import OPEN_STATES
-from config_server.job_documents import TestMigrationParameters
+from config_server.job_documents import ResyncParameters, TestMigrationParameters
 from config_server.tables import EventRow, GenerationRow, JobRow, MachineRow, MadeDiskRow, RecoveryPointRow
 from replication.control_plane import AgentObservation, CutoverObservation, DesiredItem, GenerationRequest
 from replication.errors import BlockferryError
@@ -36,7 +36,8 @@ SETTLING_PASSES: Final = 24
 ORDERS: Final[dict[str, Verb]] = {
     "pause": lambda s, now: protection.pause(s, "web-1", OPERATOR, now),
     "resume": lambda s, now: protection.resume(s, "web-1", OPERATOR, now),
-    "resync": lambda s, now: protection.resync(s, "web-1", [], "asked for", OPERATOR, now),
+    "resync": lambda s, now: protection.resync(s, "web-1", ResyncParameters(), OPERATOR, now),
+    "resync-all": lambda s, now: protection.resync(s, "web-1", ResyncParameters(distrust_digests=True), OPERATOR, now),
     "point": lambda s, now: protection.request_recovery_point(s, "web-1", "crash", OPERATOR, now),
     "test": lambda s, now: migration.test_migrate(s, "web-1", TestMigrationParameters(), OPERATOR, now),
     "test-processed": lambda s, now: migration.test_migrate(
@@ -46,7 +47,7 @@ ORDERS: Final[dict[str, Verb]] = {
     "migrate": lambda s, now: migration.migrate(s, "web-1", "offline-disk", OPERATOR, now),
     "cancel": lambda s, now: migration.cancel(s, "web-1", delete_disks=False, actor=OPERATOR, now_ns=now),
     "cancel-delete": lambda s, now: migration.cancel(s, "web-1", delete_disks=True, actor=OPERATOR, now_ns=now),
-    "complete": lambda s, now: migration.complete(s, "web-1", OPERATOR, now),
+    "complete": lambda s, now: migration.complete(s, "web-1", discard_source_changes=False, actor=OPERATOR, now_ns=now),
     "stop": lambda s, now: protection.stop(s, "web-1", OPERATOR, now),
 }
 STEPS: Final = ("reconcile", "agent", "writer")
@@ -67,17 +68,21 @@ class Site(World):
         super().__init__(path, fate)
         self.stages: dict[str, int] = {}
         self.obeyed: set[str] = set()
-        self.wanted: dict[str, tuple[str, str]] = {
-            disk: (self.generation_requests[disk], "initial replication") for disk in SOURCE
+        self.wanted: dict[str, tuple[str, str, bool]] = {
+            disk: (self.generation_requests[disk], "initial replication", False) for disk in SOURCE
         }
         self.generation: dict[str, int] = {}
         self.paused = False
         self.accepted: list[str] = []
 
     async def have_generations(self) -> None:
-        for disk, (request, reason) in list(self.wanted.items()):
+        for disk, (request, reason, distrust) in list(self.wanted.items()):
             body = GenerationRequest(
-                request=request, reason=reason, size_bytes=len(SOURCE[disk]), granularity_bytes=65536
+                request=request,
+                reason=reason,
+                size_bytes=len(SOURCE[disk]),
+                granularity_bytes=65536,
+                distrust_digests=distrust,
             )
             try:
                 granted = await self.generations.grant(MACHINE, disk, body)
@@ -90,7 +95,10 @@ class Site(World):
         for order in desired.resyncs:
             if order.request not in self.obeyed:
                 self.obeyed.add(order.request)
-                self.wanted.setdefault(order.disk, (str(uuid.uuid4()), order.reason))
+                _, due, distrust = self.wanted.get(order.disk, ("", "", False))
+                if not due or (order.distrust_digests and not distrust):
+                    reason = f"{due}; {order.reason}" if due else order.reason
+                    self.wanted[order.disk] = (str(uuid.uuid4()), reason, order.distrust_digests)
         if desired.goal == "pause":
             disks = [disk_observation(disk, phase="paused", generation=self.generation.get(disk)) for disk in SOURCE]
             return observation("web-1", disks, revision=revision)

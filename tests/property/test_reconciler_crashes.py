@@ -41,7 +41,10 @@ async def whole_life(world: World) -> None:
         lambda s: migration.migrate(s, "web-1", "offline-disk", OPERATOR, now()), {"migration-in-progress", "migrated"}
     )
     await world.live_until("migrated")
-    await world.order(lambda s: migration.complete(s, "web-1", OPERATOR, now()), {"completing", "completed"})
+    await world.order(
+        lambda s: migration.complete(s, "web-1", discard_source_changes=False, actor=OPERATOR, now_ns=now()),
+        {"completing", "completed"},
+    )
     await world.live_until("completed")
 
 

@@ -198,6 +198,28 @@ def test_what_does_not_agree_fails_without_letting_the_source_go(changes: dict[s
     assert (step.code, step.source_released) == (code, False)
 
 
+@pytest.mark.parametrize(
+    ("sources", "hashed", "divergent"),
+    [
+        ([source(), source(OTHER_DISK, sha256="c" * 64)], HASHES, [OTHER_DISK]),
+        ([source(sha256="c" * 64), source(OTHER_DISK, sha256="c" * 64)], HASHES, [DISK, OTHER_DISK]),
+        ([source(sha256="c" * 64)], HASHES, [DISK]),
+        ([source()], HASHES, []),
+        ([source(), source(OTHER_DISK, size_bytes=513, sha256="c" * 64)], HASHES, []),
+        ([source(sha256="c" * 64), source(OTHER_DISK)], {DISK: None, OTHER_DISK: HASHES[OTHER_DISK]}, []),
+    ],
+)
+def test_replica_is_known_to_differ_only_where_both_hashes_are_there(
+    sources: list[SourceHash], hashed: dict[str, str | None], divergent: list[str]
+) -> None:
+    works = {NAMES[disk]: Work("succeeded", answer(sha256=sha256)) for disk, sha256 in hashed.items()}
+    step = next_step(facts(cutover=cutover(source_hashes=[each.model_dump() for each in sources]), hashes=works))
+    assert isinstance(step, Failed)
+    assert [found.disk for found in step.divergent] == divergent
+    assert all(found.generation == 1 and found.final_sha256 == HASHES[found.disk] for found in step.divergent)
+    assert ("unharmed" in str(step.hint)) == (not divergent)
+
+
 def test_failure_on_the_source_is_told_at_once_and_the_source_is_free() -> None:
     for earlier in ({}, {"point": None}, {"make": None}):
         step = next_step(facts(**earlier, cutover=cutover(state="failed", problem=PROBLEM.model_dump())))

@@ -50,6 +50,9 @@ def test_item_that_lacks_nothing_is_healthy_and_continuous() -> None:
 @pytest.mark.parametrize(
     ("changed", "health", "code", "going"),
     [
+        (facts(differing=[DISK]), Health.CRITICAL, "replica-differs", Going.CONTINUOUS),
+        (facts(state=State.MIGRATED, source_hold="unknown"), Health.WARNING, "source-not-held", None),
+        (facts(state=State.MIGRATED, source_hold="written"), Health.CRITICAL, "source-written", None),
         (facts(agent_age_s=None), Health.CRITICAL, "agent-never-heard", Going.DISCONNECTED),
         (facts(agent_age_s=31.0), Health.WARNING, "agent-disconnected", Going.DISCONNECTED),
         (facts(agent_age_s=901.0), Health.CRITICAL, "agent-disconnected", Going.DISCONNECTED),
@@ -139,6 +142,17 @@ def test_failed_item_is_critical_with_its_reason(state: State) -> None:
     verdict = assess(facts(state=state, reason="the disk is gone"))
     assert (verdict.health, verdict.going) == (Health.CRITICAL, Going.FAILED)
     assert "the disk is gone" in verdict.conditions[0].message
+
+
+def test_replica_that_differs_names_the_way_out_of_each_state_and_nothing_is_called_unharmed() -> None:
+    def remedies(**changes: Any) -> str:
+        return " ".join(condition.remedy for condition in assess(facts(differing=[DISK], **changes)).conditions)
+
+    failed = remedies(state=State.MIGRATION_FAILED)
+    assert "cancel the migration" in failed
+    assert "unharmed" not in failed
+    assert "wait for the end of the resync" in remedies(repair_ordered=True)
+    assert "--distrust-digests" in remedies()
 
 
 def test_a_held_disk_has_no_lag() -> None:

@@ -16,7 +16,7 @@ from mobility_agent.protection.cutover import Cutover, HeldClaim
 from mobility_agent.protection.disk_session import DiskSession
 from mobility_agent.protection.point_coordinator import PointCoordinator
 from mobility_agent.quiesce.interface import Mount
-from replication.control_plane import CutoverMode, DesiredCutover
+from replication.control_plane import SOURCE_WRITTEN, CutoverMode, DesiredCutover
 from replication.epoch_manifest import EpochFlag, decode_manifest
 from replication.errors import Conflict
 from replication.extents import Extent
@@ -184,6 +184,7 @@ async def test_a_write_after_the_final_cut_is_no_identity(
         problem = scene.cutover.observation.problem
         assert problem is not None
         assert "written after the final cut" in problem.message
+        assert problem.code == SOURCE_WRITTEN
         assert not scene.cutover.observation.identity_claimed
     await replication_goes_on(sites)
 

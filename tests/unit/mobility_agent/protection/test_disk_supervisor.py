@@ -9,17 +9,20 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mobility_agent.block_device.reader import DiskReader
 from mobility_agent.change_tracker.interface import ChangeTracker
 from mobility_agent.change_tracker.scan import ScanTracker
+from mobility_agent.core.epoch_ledger import EpochLedger
 from mobility_agent.core.own_writes import StateWrites
 from mobility_agent.interruption import Interruption
 from mobility_agent.protection import disk_supervisor
 from mobility_agent.protection.disk_session import SessionLimits
 from mobility_agent.protection.disk_supervisor import DiskEnvironment, DiskSupervisor
+from mobility_agent.protection.ledger_opening import open_ledger
 from mobility_agent.shipping.digest_table import DigestTable
 from mobility_agent.shipping.epoch_shipper import ShippingBuffers
 from replication.batch_frame import BatchFrame
@@ -229,6 +232,59 @@ async def test_a_resync_order_is_obeyed_once_and_sends_only_what_differs(rig: Ri
     assert not rig.supervisor.begins_from_nothing
     assert rig.grants.asked[-1].reason == "the operator asked"
     assert rig.sinks.all[2].received_data_bytes == GRANULARITY_BYTES
+
+
+async def test_an_order_that_distrusts_the_digests_repairs_what_was_changed_at_the_sink(rig: Rig) -> None:
+    """Bytes of the replica were changed behind everybody's back: the digest table says what was applied, not what is there."""
+    write_at(rig.path, 3, bytes(2 * GRANULARITY_BYTES))
+    task = rig.start()
+    await rig.replicated(1)
+    replica = rig.sinks.all[1].replica
+    for granule in (3, 7):  # where the source is zero, too
+        replica[granule * GRANULARITY_BYTES] ^= 0xFF
+    assert await rig.supervisor.order_resync(str(uuid.uuid4()), "trusting")
+    task.cancel()
+    await asyncio.wait([task])
+    task = rig.start()
+    await rig.until(
+        lambda: (
+            (found := rig.supervisor.session) is not None
+            and found.ledger.generation == 2
+            and not found.ledger.is_seeding
+        )
+    )
+    assert rig.sinks.all[2].replica != rig.path.read_bytes(), "equal digests are not sent"
+    assert await rig.supervisor.order_resync(str(uuid.uuid4()), "distrusting", distrust_digests=True)
+    task.cancel()
+    await asyncio.wait([task])
+    rig.start()
+    await rig.replicated(3)
+    assert [request.distrust_digests for request in rig.grants.asked] == [False, False, True]
+    assert rig.sinks.all[3].received_data_bytes == SIZE_BYTES - 2 * GRANULARITY_BYTES
+
+
+async def test_an_order_that_comes_while_a_generation_is_opened_on_the_table_is_not_forgotten_with_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The duty that it adds to was asked for before; its generation has looked at the digests already."""
+    ordered: list[str] = []
+
+    def opened(*arguments: Any, **named: Any) -> EpochLedger:
+        ledger = open_ledger(*arguments, **named)
+        if not ordered:
+            ordered.append(str(uuid.uuid4()))
+            asyncio.run(rig.supervisor.order_resync(ordered[0], "distrusting", distrust_digests=True))
+        return ledger
+
+    monkeypatch.setattr(disk_supervisor, "open_ledger", opened)
+    task = rig.start()
+    await rig.replicated(1)
+    task.cancel()  # as the item's session does once the order is persisted
+    await asyncio.wait([task])
+    rig.start()
+    await rig.replicated(2)
+    assert [request.distrust_digests for request in rig.grants.asked] == [False, True]
+    assert not await rig.supervisor.order_resync(ordered[0], "distrusting", distrust_digests=True)
 
 
 async def test_a_torn_generation_is_sent_again_where_nobody_knows_what_was_written(rig: Rig) -> None:

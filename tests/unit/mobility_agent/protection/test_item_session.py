@@ -52,6 +52,7 @@ class SiteSupervisor:
         self.session: DiskSession | None = None
         self.begun = 0
         self.orders: list[str] = []
+        self.distrusting: list[str] = []
         self.may_run = asyncio.Event()
         self.may_run.set()
 
@@ -69,10 +70,12 @@ class SiteSupervisor:
             self.session = None
             await self.site.crash()
 
-    async def order_resync(self, order: str, reason: str) -> bool:
+    async def order_resync(self, order: str, reason: str, *, distrust_digests: bool = False) -> bool:
         if order in self.orders:
             return False
         self.orders.append(order)
+        if distrust_digests:
+            self.distrusting.append(order)
         return True
 
     async def close(self) -> None:
@@ -180,7 +183,7 @@ async def test_a_point_that_takes_too_long_gives_up_and_nothing_else_does(
 
 
 async def test_a_resync_order_begins_another_session_once(site: SessionSite) -> None:
-    order = ResyncOrder(request=str(uuid.uuid4()), disk=DISK, reason="asked")
+    order = ResyncOrder(request=str(uuid.uuid4()), disk=DISK, reason="asked", distrust_digests=True)
     foreign = ResyncOrder(request=str(uuid.uuid4()), disk=str(uuid.uuid4()), reason="not ours")
     async with running(site, desired_item()) as scene:
         await scene.until(lambda: scene.supervisor.begun == 1)
@@ -189,7 +192,7 @@ async def test_a_resync_order_begins_another_session_once(site: SessionSite) -> 
         for _ in range(20):
             await asyncio.sleep(0.002)
         assert scene.supervisor.begun == 2
-        assert scene.supervisor.orders == [order.request]
+        assert scene.supervisor.orders == scene.supervisor.distrusting == [order.request]
 
 
 async def test_a_cutover_goes_before_points_and_is_given_up_when_it_is_not_desired_any_more(site: SessionSite) -> None:

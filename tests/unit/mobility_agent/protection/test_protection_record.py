@@ -38,7 +38,7 @@ def test_a_duty_survives_and_keeps_its_name_and_first_reason(tmp_path: Path) -> 
 def test_a_duty_that_is_done_is_forgotten_with_its_distrust(tmp_path: Path) -> None:
     record = ProtectionRecord(tmp_path, ITEM)
     request = record.require_generation("history diverged", distrust_digests=True)
-    record.fulfil(GRANT)
+    record.fulfil(GRANT, request)
     state = ProtectionRecord(tmp_path, ITEM).state
     assert (state.grant, state.request, state.reason, state.distrust_digests) == (GRANT, None, "", False)
     assert record.require_generation("another") != request
@@ -52,10 +52,24 @@ def test_distrust_can_be_added_to_a_duty_and_is_never_taken_back_by_another_reas
     assert ProtectionRecord(tmp_path, ITEM).state.distrust_digests
 
 
+def test_a_duty_that_must_not_trust_the_digests_any_more_is_asked_for_under_another_name(tmp_path: Path) -> None:
+    """Else the generation that was granted under the first name, and opened on the table, would pass for one that distrusts it."""
+    record = ProtectionRecord(tmp_path, ITEM)
+    trusting = record.require_generation("tracking was lost")
+    distrusting = record.require_generation("an order", order=ORDER, distrust_digests=True)
+    assert distrusting != trusting
+    record.fulfil(GRANT, trusting)
+    state = ProtectionRecord(tmp_path, ITEM).state
+    assert (state.grant, state.request, state.distrust_digests) == (GRANT, distrusting, True)
+    assert state.reason == "tracking was lost; an order", "the loss is told, too"
+    assert record.require_generation("once more", distrust_digests=True) == distrusting
+    record.fulfil(GRANT, distrusting)
+    assert (record.state.request, record.state.distrust_digests) == (None, False)
+
+
 def test_an_order_is_obeyed_once_however_often_it_comes(tmp_path: Path) -> None:
     record = ProtectionRecord(tmp_path, ITEM)
-    record.require_generation("an order", order=ORDER)
-    record.fulfil(GRANT)
+    record.fulfil(GRANT, record.require_generation("an order", order=ORDER))
     assert ProtectionRecord(tmp_path, ITEM).has_obeyed(ORDER)
 
 
@@ -71,12 +85,12 @@ def test_a_refused_request_gets_another_name_and_keeps_its_reason(tmp_path: Path
 
 
 def test_another_item_begins_with_nothing(tmp_path: Path) -> None:
-    ProtectionRecord(tmp_path, ITEM).fulfil(GRANT)
+    ProtectionRecord(tmp_path, ITEM).fulfil(GRANT, None)
     assert ProtectionRecord(tmp_path, OTHER_ITEM).state.grant is None
 
 
 def test_a_damaged_record_costs_the_digests_and_nothing_else(tmp_path: Path) -> None:
-    ProtectionRecord(tmp_path, ITEM).fulfil(GRANT)
+    ProtectionRecord(tmp_path, ITEM).fulfil(GRANT, None)
     (tmp_path / "protection.json").write_bytes(b'{"item": 3')
     record = ProtectionRecord(tmp_path, ITEM)
     assert (record.state.grant, record.state.distrust_digests) == (None, True)
@@ -89,7 +103,7 @@ def test_a_duty_is_remembered_as_a_whole_or_not_at_all(tmp_path: Path, crash: bo
     at = 0
     while True:
         directory = tmp_path / str(at)
-        ProtectionRecord(directory, ITEM).fulfil(GRANT)
+        ProtectionRecord(directory, ITEM).fulfil(GRANT, None)
         with interrupted(at, crash=crash) as interrupter, contextlib.suppress(OSError):
             ProtectionRecord(directory, ITEM).require_generation("why", order=ORDER, distrust_digests=True)
         state = ProtectionRecord(directory, ITEM).state
