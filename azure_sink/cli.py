@@ -24,7 +24,7 @@ from replication.blob_client.http_client import HttpBlobClient
 from replication.blob_client.settings import BlobEndpointSettings
 from replication.documents import WriterIdentity
 from replication.errors import BlockferryError, SettingsError
-from replication.service.cli import daemon_options, fail, load_or_exit, version_option
+from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, version_option
 from replication.service.logs import configure_logging
 from replication.service.observability import ObservabilitySettings
 from replication.service.runtime import Lifecycle, run_daemon
@@ -44,6 +44,8 @@ def main(context: click.Context, config_path: Path, check_config: bool) -> None:
     """
     if context.invoked_subcommand is None:
         _run_configured(config_path, check_config)
+    else:
+        hand_on_options(context)
 
 
 @main.command()
@@ -72,7 +74,7 @@ def blob(
     With options alone no configuration file is read; together with --config they take precedence over the file.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    names_file = context.get_parameter_source("config_path") is click.core.ParameterSource.COMMANDLINE
+    names_file = context.get_parameter_source("config_path") is not click.core.ParameterSource.DEFAULT
     reads_file = names_file or not given
     settings = load_or_exit(Settings, config_path, check_only=False) if reads_file else Settings()
     try:

@@ -23,7 +23,7 @@ from config_server.installation import initialize, issue_certificate, load_autho
 from config_server.passphrases import DEFAULT_VALIDITY_S, Passphrases
 from replication.durable_file import DurableFile
 from replication.errors import BlockferryError, SettingsError
-from replication.service.cli import daemon_options, fail, load_or_exit, version_option
+from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, version_option
 from replication.service.logs import configure_logging
 from replication.service.runtime import run_daemon
 from replication.settings import parse_duration
@@ -54,6 +54,8 @@ def main(context: click.Context, config_path: Path, check_config: bool) -> None:
     """Configuration server of a replication appliance: enrolment, policies, protection, jobs."""
     if context.invoked_subcommand is None:
         _run(config_path, check_config=check_config)
+    else:
+        hand_on_options(context)
 
 
 @main.command()
@@ -145,7 +147,9 @@ def create_enrolment_passphrase(config_path: Path, valid_for: str) -> None:
         database = Database(settings.effective_database_url)
         try:
             await database.upgrade()
-            made = await Passphrases(database, time.time_ns).create(parse_duration(valid_for), COMMAND_LINE)
+            made = await Passphrases(database, time.time_ns).create(
+                parse_duration(valid_for, "--valid-for"), COMMAND_LINE
+            )
         finally:
             await database.close()
         return made.text

@@ -264,7 +264,7 @@ class Policy(Document):
     ``app_consistent_interval_s`` null: off; ``retention_s`` 0: the latest point only.
     """
 
-    name: str = Field(min_length=1, max_length=100)
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}$")
     epoch_interval_s: float = Field(default=1.0, ge=0.2, le=3600.0)
     recovery_point_interval_s: float = Field(default=300.0, ge=10.0, le=86400.0)
     app_consistent_interval_s: float | None = Field(default=None, ge=3600.0, le=43200.0)

@@ -21,7 +21,7 @@ from mobility_agent.config import DEFAULT_CONFIG_PATH, AgentSettings
 from mobility_agent.inventory import find_disks, take_inventory
 from replication.enrolment import enrol as enrol_with
 from replication.errors import BlockferryError, InvalidInput
-from replication.service.cli import daemon_options, fail, load_or_exit, make_console, version_option
+from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, make_console, version_option
 from replication.service.logs import configure_logging
 from replication.service.runtime import run_daemon
 from replication.settings import load_settings
@@ -39,6 +39,8 @@ def main(context: click.Context, config_path: Path, check_config: bool) -> None:
     """Agent of a protected server: tracks the dirty blocks of its disks and ships them to a process server."""
     if context.invoked_subcommand is None:
         _run(config_path, check_config=check_config)
+    else:
+        hand_on_options(context)
 
 
 @main.command()

@@ -148,7 +148,9 @@ def _parse_section(section: type[Any], document: object, path: str) -> object:
     try:
         built: object = section(**values)
     except InvalidInput as error:
-        raise SettingsError(f"cannot use {shown}: {error.message}", hint=error.hint) from error
+        # The message of the whole file's own check names the key already.
+        message = error.message if not path else f"cannot use {shown}: {error.message}"
+        raise SettingsError(message, hint=error.hint) from error
     return built
 
 
@@ -249,12 +251,18 @@ def _parse_int(raw: object, path: str) -> int:
     return int(value)
 
 
-def parse_duration(text: str) -> float:
-    """Seconds of a duration such as ``250 ms``, ``5 min`` or ``5 d``, for command lines.
+def parse_duration(text: str, option: str) -> float:
+    """Seconds of a duration such as ``250 ms``, ``5 min`` or ``5 d``, for command lines; ``option`` is where it was given.
 
     :raises SettingsError: if it is none.
     """
-    return _parse_float(text, "duration_s")
+    try:
+        return _parse_float(text, "duration_s")
+    except SettingsError as error:
+        raise SettingsError(
+            f"cannot use {text[:64]!r} for {option}",
+            hint="a number with its unit, such as 250 ms, 30 s, 5 min, 12 h, 5 d",
+        ) from error
 
 
 def _parse_float(raw: object, path: str) -> float:

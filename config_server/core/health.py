@@ -253,7 +253,7 @@ def _of_process_server(facts: HealthFacts) -> Iterator[Condition]:
             "spool-nearly-full",
             Health.CRITICAL if critical else Health.WARNING,
             f"the spool of {server.name} has {server.spool_free_fraction:.0%} free",
-            "more bandwidth to the store, or a larger spool",
+            "more bandwidth to the store; free space on its file system, which counts too; a larger spool",
         )
     if server.backlog_age_s > BACKLOG_AGE_WARNING_S:
         critical = server.backlog_age_s > BACKLOG_AGE_CRITICAL_S

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from config_server.migratectl import item_commands, site_commands
-from config_server.migratectl.invocation import Invocation
+from config_server.migratectl.invocation import Invocation, fail
+from replication.errors import BlockferryError
 from replication.service.cli import version_option
 
 EPILOG = (
@@ -16,7 +18,17 @@ EPILOG = (
 )
 
 
-@click.group(epilog=EPILOG)
+class _Group(click.Group):
+    """Says an error of the tree as such, wherever in a command it comes from."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BlockferryError as error:
+            fail(error)
+
+
+@click.group(epilog=EPILOG, cls=_Group)
 @click.option("--url", envvar="BLOCKFERRY_URL", help="https://HOST[:PORT] of the configuration server.")
 @click.option(
     "--token-file",

@@ -181,5 +181,7 @@ def path_part(text: str) -> str:
     :raises InvalidInput: for a name that cannot be one.
     """
     if not text or "/" in text or text in (".", "..") or any(sign in text for sign in "?#%"):
-        raise InvalidInput(f"cannot use {text[:100]!r} as a name")
+        raise InvalidInput(
+            f"cannot use {text[:100]!r} as a name", hint="a name or an identifier as `migratectl` lists it"
+        )
     return text

@@ -104,9 +104,12 @@ def confirm_option(command: Command) -> Command:
 
 
 def confirmed(question: str, *, yes: bool) -> None:
-    """Ask on a terminal, unless ``--yes``; a script has said what it wants by calling the command."""
-    if not yes and sys.stdin.isatty() and sys.stdout.isatty():
-        click.confirm(question, abort=True)
+    """Ask, unless ``--yes``; where nobody can be asked, refuse. The question is no part of the output."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        fail(SettingsError(f"cannot ask: {question}", hint="--yes says yes where standard input is no terminal"))
+    click.confirm(question, abort=True, err=True)
 
 
 def show(document: BaseModel, *, as_json_wanted: bool, otherwise: Callable[[Console], None]) -> None:
@@ -129,7 +132,7 @@ def start_job(
     """Start a job, wait for it if wanted, print what came of it; exits 5 if it failed."""
 
     async def act(server: ConfigServer) -> JobStatus:
-        timeout_s = None if timeout is None else parse_duration(timeout)
+        timeout_s = None if timeout is None else parse_duration(timeout, "--timeout")
         job = await order(server)
         if not wait:
             return job

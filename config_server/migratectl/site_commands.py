@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 from cryptography.hazmat.primitives import serialization
+from pydantic import ValidationError
 from rich.console import Console
 
 from config_server.migratectl.connection import (
@@ -46,7 +47,7 @@ from config_server.operator_plane import (
 )
 from replication.durable_file import DurableFile, make_directory_durably
 from replication.enrolment import fetch_authority
-from replication.errors import BlockferryError
+from replication.errors import BlockferryError, SettingsError
 from replication.service.cli import make_console
 from replication.settings import parse_duration
 
@@ -278,17 +279,31 @@ def set_policy(invocation: Invocation, /, name: str, as_json_wanted: bool, **cha
 
     async def act(server: ConfigServer) -> Policy:
         present = {policy.name: policy for policy in (await server.get("/policies", Page[Policy])).items}
-        values = present.get(name, Policy(name=name)).model_dump()
+        values: dict[str, object] = present[name].model_dump() if name in present else {"name": name}
         for option, text in changes.items():
             if text is not None:
-                values[f"{option}_s"] = None if text == "off" else parse_duration(text)
-        policy = Policy.decode(Policy.model_construct(**values).encode())
+                values[f"{option}_s"] = None if text == "off" else parse_duration(text, f"--{option.replace('_', '-')}")
+        policy = _checked_policy(values)
         if name in present:
             return await server.send("PUT", f"/policies/{path_part(name)}", Policy, policy)
         return await server.send("POST", "/policies", Policy, policy)
 
     policy = invocation.run(act)
     show(policy, as_json_wanted=as_json_wanted, otherwise=lambda console: console.print(f"policy {policy.name} is set"))
+
+
+def _checked_policy(values: dict[str, object]) -> Policy:
+    """:raises SettingsError: naming the option whose value no policy can have."""
+    try:
+        return Policy.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = str(first["loc"][0])
+        option = "this name" if field == "name" else f"--{field.removesuffix('_s').replace('_', '-')}"
+        raise SettingsError(
+            f"cannot use {option} for a policy: {first['msg']}" + ("" if field == "name" else ", in seconds"),
+            hint="`migratectl set-policy --help` says what each option takes",
+        ) from error
 
 
 @click.command("create-enrolment-passphrase")
@@ -298,7 +313,7 @@ def set_policy(invocation: Invocation, /, name: str, as_json_wanted: bool, **cha
 def create_enrolment_passphrase(invocation: Invocation, valid_for: str, as_json_wanted: bool) -> None:
     """Print a new passphrase with which agents and process servers enrol; it is told this once."""
     try:
-        request = PassphraseRequest(valid_for_s=parse_duration(valid_for))
+        request = PassphraseRequest(valid_for_s=parse_duration(valid_for, "--valid-for"))
     except BlockferryError as error:
         fail(error)
     grant = invocation.run(lambda server: server.send("POST", "/enrolment-passphrases", PassphraseGrant, request))

@@ -6,6 +6,7 @@ Called by ``road``. Waits have deadlines; a failed job ends the demo with the jo
 from __future__ import annotations
 
 import json
+import shlex
 import ssl
 import time
 import urllib.error
@@ -46,7 +47,7 @@ class Operator:
 
     def order(self, *arguments: str) -> str:
         """Run ``migratectl`` and show the command."""
-        self._console.print(f"  [dim]$ migratectl {' '.join(arguments)}[/dim]")
+        self._console.print(f"  [dim]$ migratectl {shlex.join(arguments)}[/dim]")
         return self._site.migratectl(*arguments)
 
     def server(self) -> Json | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from replication import __version__
@@ -40,6 +41,27 @@ def daemon_options(default_config: str) -> Callable[[Command], Command]:
         )(with_check)
 
     return decorate
+
+
+def hand_on_options(context: click.Context) -> None:
+    """What was given before a command counts for the command: ``program --config FILE run`` is ``program run --config FILE``.
+
+    :raises click.UsageError: if the command does not take it.
+    """
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    group, name = context.command, context.invoked_subcommand
+    command = group.get_command(context, name) if isinstance(group, click.Group) and name is not None else None
+    if name is None or command is None or not given:
+        return
+    taken = {parameter.name for parameter in command.params}
+    for parameter in context.command.params:
+        if parameter.name in given and parameter.name not in taken:
+            raise click.UsageError(f"{max(parameter.opts, key=len)} means nothing to the command {name}", context)
+    context.default_map = {name: given}
 
 
 def version_option(program: str) -> Callable[[Command], Command]:

@@ -81,6 +81,20 @@ def test_daemon_needs_no_command(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DAEMONS)
+def test_options_before_the_command_count_for_it(name: str, tmp_path: Path) -> None:
+    sample = _sample_under(name, tmp_path)
+    done = _command(name, "--check-config", "--config", sample, RUN.get(name, "run"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{sample}: the configuration can be used\n", "")
+
+
+def test_options_before_a_command_that_does_not_take_them_are_refused(tmp_path: Path) -> None:
+    sample = _sample_under("config-server", tmp_path)
+    done = _command("config-server", "--check-config", "--config", sample, "show-fingerprint")
+    assert done.returncode == 2
+    assert "--check-config means nothing to the command show-fingerprint" in done.stderr
+
+
+@pytest.mark.parametrize("name", DAEMONS)
 def test_unknown_key_fails_check_config_with_the_nearest_known_one(name: str) -> None:
     daemon = name.removeprefix("mobility-")
     invalid = CONFIG / "invalid" / f"{daemon}-unknown-key.yaml"

@@ -93,7 +93,7 @@ def test_two_disks_are_cut_at_one_instant_and_migrated_together(
     for index, disk in enumerate(result["disks"]):
         image = site.export(disk, tmp_path / f"final-{index}.raw")
         assert first_difference(Path(disk["source_path"]), image, DISK_BYTES) is None
-    operator.order("complete", site.server)
+    operator.order("complete", site.server, "--yes")
     operator.wait_job("complete", 60.0)
     state = site.site.directory / "mobility-agent" / "state" / "disks"
     until_s = time.monotonic() + 30
@@ -190,6 +190,6 @@ def test_stop_replication_leaves_nothing_behind(site: RunningSite, two_disks: tu
     _write_pair(two_disks, 1)
     site.protect(_device(two_disks[0]))
     operator = site.operator
-    operator.order("stop-replication", site.server)
+    operator.order("stop-replication", site.server, "--yes")
     operator.wait_job("stop-replication", 60.0)
     assert not operator.get("/protected-items")["items"]

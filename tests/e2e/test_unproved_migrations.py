@@ -139,7 +139,7 @@ def test_a_source_that_is_written_to_after_the_proof_is_found_out_when_the_agent
     written = site.wait_item("the alarm", 120.0, lambda item: "source-written" in _codes(item))
     assert (written["state"], written["health"]) == ("migrated", "critical")
     with pytest.raises(RuntimeError, match="--discard-source-changes"):
-        operator.order("complete", site.server)
+        operator.order("complete", site.server, "--yes")
     assert _export_sha256(site, made, tmp_path / "final.raw") == made["sha256"], "final disks are never touched"
-    operator.order("complete", site.server, "--discard-source-changes")
+    operator.order("complete", site.server, "--yes", "--discard-source-changes")
     operator.wait_job("complete", 60.0)

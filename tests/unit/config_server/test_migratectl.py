@@ -253,8 +253,31 @@ def test_migration_is_proved_and_cancelled(server: Server, ctl: Ctl) -> None:
     assert source_hashes(SOURCE)[0].sha256 in done.output
     refused = ctl("stop-replication", "web-1", "--yes")
     assert (refused.exit_code, "cancel or complete" in refused.output) == (1, True)
-    back = ctl("cancel", "web-1", "--delete-disks")
+    unasked = ctl("cancel", "web-1", "--delete-disks")
+    assert (unasked.exit_code, "--yes" in unasked.output) == (2, True), "nobody can be asked here, so nothing is deleted"
+    back = ctl("cancel", "web-1", "--delete-disks", "--yes")
     assert (back.exit_code, "web-1 is replicating" in back.output) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("set-policy", ""), "cannot use this name for a policy"),
+        (("set-policy", ".."), "cannot use this name for a policy"),
+        (("set-policy", "a/b"), "cannot use this name for a policy"),
+        (("set-policy", "gold", "--retention", "banana"), "cannot use 'banana' for --retention"),
+        (("set-policy", "gold", "--freeze-budget", "120 s"), "cannot use --freeze-budget for a policy"),
+        (("set-policy", "gold", "--retention", "off"), "cannot use --retention for a policy"),
+        (("check", ""), "cannot use '' as a name"),
+        (("protect", "..", "--wait"), "cannot use '..' as a name"),
+    ],
+)
+def test_unusable_words_are_named_with_a_remedy(ctl: Ctl, arguments: tuple[str, ...], said: str) -> None:
+    done = ctl(*arguments)
+    assert done.exit_code in (1, 2)
+    assert said in done.output
+    assert "\nhint:  " in done.output
+    assert "gold" not in ctl("policies").output
 
 
 @pytest.mark.usefixtures("protected")
@@ -304,7 +327,7 @@ def test_policies_are_made_and_changed(ctl: Ctl) -> None:
         is None
     )
     assert name in ctl("policies").output
-    assert ctl("set-policy", name, "--retention", "90 d").exit_code == 1
+    assert ctl("set-policy", name, "--retention", "90 d").exit_code == 2
     assert ctl("set-policy", name, "--retention", "long").exit_code == 2
 
 
