@@ -238,9 +238,10 @@ class DiskSupervisor:
                 serial=tracker.journal_serial,
             )
         )
+        is_ordered = is_new and record.state.is_ordered and grant.base is not None
+        await self._in_executor(lambda: settle_attach(tracker, ledger, is_ordered=is_ordered))
         if is_new:
             await self._in_executor(lambda: record.fulfil(grant))
-        await self._in_executor(lambda: settle_attach(tracker, ledger))
         echo = None
         if await self._in_executor(lambda: environment.holds_state(path)):
             echo = EchoRule(environment.state_writes, longest_wait_s=environment.echo_wait_s)
@@ -272,7 +273,9 @@ class DiskSupervisor:
                 return grant, False
             changed = f"the disk has {geometry.size_bytes} bytes in granules of {geometry.granularity_bytes} bytes now"
             raise ResyncRequired(f"cannot go on: {changed}", disk=self.disk)
-        due = await self._in_executor(lambda: record.require_generation("initial replication"))
+        due = record.state.request
+        if due is None:
+            due = await self._in_executor(lambda: record.require_generation("initial replication"))
         request = GenerationRequest(
             request=due,
             reason=record.state.reason,

@@ -272,6 +272,27 @@ async def test_writer_that_cannot_close_a_generation_is_named_to_the_agent(site:
     assert "fails as scripted" in reply.json["detail"]
 
 
+async def test_record_that_the_store_has_lost_is_put_again_so_that_its_generation_can_be_closed(
+    site: DrivenSite,
+) -> None:
+    """The store was put back to a state from before the generation: its writer knows nothing that it could close."""
+    await site.replicate()
+    await granted(site)
+    name = f"keys/{DISK}/0000000001"
+    record = await site.lab.store.get_blob("replication", name, max_bytes=2**20)
+    await site.lab.store.delete_blob("replication", name)
+    site.writer.failing = {"close-generation"}
+    request = new_id()
+    await site.grant(request=request)
+    await site.settle()
+    refused = await site.grant(request=request)
+    assert (refused.status, "fails as scripted" in refused.json["detail"]) == (503, True)
+    assert record is not None
+    again = await site.lab.store.get_blob("replication", name, max_bytes=2**20)
+    assert again is not None
+    assert again.content == record.content
+
+
 async def test_machine_can_only_touch_disks_it_owns(site: DrivenSite) -> None:
     await site.replicate()
     await site.lab.enrol(Role.AGENT, "db-1")

@@ -15,9 +15,10 @@ import pytest
 from mobility_agent.block_device.reader import DiskReader
 from mobility_agent.change_tracker.interface import ChangeTracker
 from mobility_agent.change_tracker.scan import ScanTracker
+from mobility_agent.core import sink_standing
 from mobility_agent.core.own_writes import StateWrites
 from mobility_agent.interruption import Interruption
-from mobility_agent.protection import disk_supervisor
+from mobility_agent.protection import disk_supervisor, receipt_intake
 from mobility_agent.protection.disk_session import SessionLimits
 from mobility_agent.protection.disk_supervisor import DiskEnvironment, DiskSupervisor
 from mobility_agent.shipping.digest_table import DigestTable
@@ -279,6 +280,64 @@ async def test_a_reverted_machine_trusts_no_digests_if_the_sink_applied_another_
     rig.sinks.mute = False
     rig.start()
     await rig.replicated(2)
+
+
+@pytest.fixture
+def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink_standing, "REVERTED_AFTER_S", 0.05)
+    monkeypatch.setattr(receipt_intake, "_BEHIND_PAUSE_S", 0.01)
+
+
+@pytest.mark.usefixtures("short_deadlines")
+async def test_a_store_put_back_to_an_older_state_is_compared_anew_and_no_digest_is_trusted(rig: Rig) -> None:
+    rig.start()
+    await rig.replicated(1)
+    sink = rig.sinks.all[1]
+    older = sink.copied()
+    write_at(rig.path, 3, b"applied, and lost with the newer store")
+    await rig.replicated(1)
+    await rig.until(lambda: (found := rig.supervisor.session) is not None and found.ledger.is_clean)
+    await sink.put_back(older)
+    await rig.until(lambda: rig.supervisor.problem is not None)
+    await rig.replicated(2)
+    assert rig.grants.asked[-1].reason.startswith(f"cannot go on: the sink is at epoch {older['applied_epoch']}")
+    assert rig.sinks.all[2].received_data_bytes == SIZE_BYTES, "everything, as if nothing were known"
+
+
+async def test_a_store_that_is_behind_is_a_problem_at_once_and_none_when_the_newer_one_is_back(rig: Rig) -> None:
+    rig.start()
+    await rig.replicated(1)
+    sink = rig.sinks.all[1]
+    older = sink.copied()
+    write_at(rig.path, 3, b"applied")
+    await rig.replicated(1)
+    await rig.until(lambda: (found := rig.supervisor.session) is not None and found.ledger.is_clean)
+    newer = sink.copied()
+    await sink.put_back(older)
+    await rig.until(lambda: rig.supervisor.problem is not None)
+    problem = rig.supervisor.problem
+    assert problem is not None
+    assert problem.code == "sink-behind"
+    await sink.put_back(newer)
+    write_at(rig.path, 4, b"goes on")
+    await rig.until(lambda: rig.supervisor.problem is None)
+    await rig.replicated(1)
+    assert len(rig.grants.asked) == 1
+
+
+async def test_an_order_that_cannot_be_persisted_is_obeyed_as_soon_as_it_can(rig: Rig, tmp_path: Path) -> None:
+    """The item's session gives it again with its next look."""
+    rig.start()
+    await rig.replicated(1)
+    order, record = str(uuid.uuid4()), tmp_path / "disks" / DISK / "protection.json"
+    kept = record.read_bytes()
+    record.unlink()
+    record.mkdir()
+    assert not await rig.supervisor.order_resync(order, "the operator asked")
+    assert rig.supervisor.problem is not None
+    record.rmdir()
+    record.write_bytes(kept)
+    assert await rig.supervisor.order_resync(order, "the operator asked")
 
 
 async def test_a_closed_generation_is_followed_by_another(rig: Rig) -> None:
