@@ -41,7 +41,15 @@ MAX_RESYNC_PAUSE_S: Final = 120.0
 """Between generations of a disk whose tracking is lost again and again."""
 _DIGEST_TABLE_FILE: Final = "digests"
 
+
+class Closable(Protocol):
+    """What holds something until it is closed."""
+
+    def close(self) -> None: ...
+
+
 ResultT = TypeVar("ResultT")
+ClosableT = TypeVar("ClosableT", bound=Closable)
 _logger = logging.getLogger(__name__)
 
 
@@ -73,6 +81,8 @@ class DiskEnvironment:
     """Whether the agent's state directory lies on the disk at this path. Blocks."""
     echo_wait_s: float
     """How long a change that may be the agent's own doing waits at most on such a disk (R10)."""
+    hold_disk: Callable[[DiskId], Closable]
+    """Be the machine's only agent that replicates this disk until what is returned is closed (R11); raises Refused."""
 
 
 class DiskSupervisor:
@@ -211,6 +221,7 @@ class DiskSupervisor:
         What is opened enters ``opened`` where it is opened, in the executor: a cancellation meanwhile closes it too.
         """
         environment = self._environment
+        await self._in_executor(lambda: _entered(opened, environment.hold_disk(self.disk)))
         path = await self._in_executor(lambda: environment.locate(self.disk))
         reader = await self._in_executor(lambda: _entered(opened, DiskReader(path, self.figures.note_read)))
         geometry = Geometry(reader.size_bytes, environment.granularity_bytes)
@@ -306,13 +317,6 @@ class DiskSupervisor:
 
     async def _in_executor(self, function: Callable[[], ResultT]) -> ResultT:
         return await finished_in(self._executor, function)
-
-
-class _Closable(Protocol):
-    def close(self) -> None: ...
-
-
-ClosableT = TypeVar("ClosableT", bound=_Closable)
 
 
 def _entered(opened: ExitStack, resource: ClosableT) -> ClosableT:

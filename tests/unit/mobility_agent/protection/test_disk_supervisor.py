@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import threading
@@ -28,7 +29,7 @@ from replication.control_plane import GenerationGrant, GenerationRequest
 from replication.data_plane import BatchAcknowledgement
 from replication.dirty_bitmap import Geometry
 from replication.documents import WriterIdentity
-from replication.errors import BlockferryError, Conflict, NotFound, Retryable
+from replication.errors import BlockferryError, Conflict, NotFound, Refused, Retryable
 from replication.identifiers import DiskId, EpochId, EpochKey, GenerationId, GenerationKey, ItemId
 from replication.store_documents import GenerationBase
 from tests.harness.memory_sink import MemorySink
@@ -126,6 +127,9 @@ class Rig:
         self.sinks = Sinks()
         self.grants = Grants(self.sinks)
         self.readers: list[DiskReader] = []
+        self.others = False
+        """Whether another agent of the machine replicates the disk."""
+        self.held = 0
         environment = DiskEnvironment(
             state_dir=directory,
             granularity_bytes=GRANULARITY_BYTES,
@@ -141,6 +145,7 @@ class Rig:
             state_writes=StateWrites(lambda: 0.0),
             holds_state=lambda _: False,
             echo_wait_s=1.0,
+            hold_disk=self._hold_disk,
         )
         self._environment = environment
         self.supervisor = DiskSupervisor(DISK, ITEM, environment)
@@ -149,6 +154,17 @@ class Rig:
     def restart_supervisor(self) -> None:
         """As after a boot: it knows what its files say."""
         self.supervisor = DiskSupervisor(DISK, ITEM, self._environment)
+
+    def _hold_disk(self, disk: DiskId) -> contextlib.ExitStack:
+        if self.others:
+            raise Refused("cannot replicate this disk: another agent does", disk=disk)
+        self.held += 1
+        holding = contextlib.ExitStack()
+        holding.callback(self._let_go)
+        return holding
+
+    def _let_go(self) -> None:
+        self.held -= 1
 
     def _locate(self, disk: DiskId) -> Path:
         if not self.path.exists():
@@ -230,6 +246,22 @@ async def test_a_resync_order_is_obeyed_once_and_sends_only_what_differs(rig: Ri
     assert not rig.supervisor.begins_from_nothing
     assert rig.grants.asked[-1].reason == "the operator asked"
     assert rig.sinks.all[2].received_data_bytes == GRANULARITY_BYTES
+
+
+async def test_a_disk_that_another_agent_of_the_machine_replicates_is_left_alone_until_it_does_not(rig: Rig) -> None:
+    rig.others = True
+    task = rig.start()
+    await rig.until(lambda: rig.supervisor.problem is not None)
+    assert rig.supervisor.problem is not None
+    assert rig.supervisor.problem.code == "refused"
+    assert not rig.grants.asked
+    assert not rig.readers
+    rig.others = False
+    await rig.replicated(1)
+    assert rig.held == 1
+    task.cancel()
+    await asyncio.wait([task])
+    assert rig.held == 0
 
 
 async def test_a_torn_generation_is_sent_again_where_nobody_knows_what_was_written(rig: Rig) -> None:
