@@ -194,7 +194,7 @@ class _Site:
         self.throttle = Throttle(settings.upload.limit_bits_per_s, clock)
         self.gate = StoreGate()
         self.inquiry = StoreInquiry(store)
-        self.receipts = ReceiptWatch(store, clock, self._note_receipt, self._note_step_back)
+        self.receipts = ReceiptWatch(store, clock, self._note_receipt, self._note_step_back, self.backlog.doubt_stored)
         self.peers = Peers(clock)
         self.grants = Grants(config_server, self.inquiry, clock, self._known_owner)
         self.sealing = Sealing(

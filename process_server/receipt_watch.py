@@ -102,7 +102,10 @@ def read_receipt(content: bytes, key: GenerationKey) -> ReceiptFacts:
 
 
 class ReceiptWatch:
-    """``on_receipt`` is told of each new receipt, on the event loop; ``on_step_back`` of one that says less than the one before."""
+    """``on_receipt`` is told of each new receipt, on the event loop; ``on_step_back`` of one that says less than the one before.
+
+    ``on_outage``: the store did not answer about a generation; when it answers again it may be another one.
+    """
 
     def __init__(
         self,
@@ -110,11 +113,13 @@ class ReceiptWatch:
         clock: Clock,
         on_receipt: Callable[[GenerationKey, ReceiptFacts], None] = lambda _key, _facts: None,
         on_step_back: Callable[[GenerationKey, ReceiptFacts], None] = lambda _key, _facts: None,
+        on_outage: Callable[[GenerationKey], None] = lambda _key: None,
     ) -> None:
         self._client = client
         self._clock = clock
         self.on_receipt = on_receipt
         self.on_step_back = on_step_back
+        self.on_outage = on_outage
         self._watched: dict[GenerationKey, _Watched] = {}
         self._wake = asyncio.Event()
         self._stopping = False
@@ -231,6 +236,8 @@ class ReceiptWatch:
                 changed = await self._read(key, watched)
         except BlockferryError as error:
             changed = False
+            if isinstance(error, Retryable):
+                self.on_outage(key)
             level = logging.DEBUG if isinstance(error, Retryable) else logging.WARNING
             _logger.log(level, "cannot read a receipt", extra={"fields": {"generation": str(key), "error": str(error)}})
         finally:

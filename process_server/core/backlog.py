@@ -340,8 +340,8 @@ class Backlog:
         return True
 
     def doubt_stored(self, key: GenerationKey) -> None:
-        """The store is an older one than it was: what it was given may be gone. Such segments are forgotten here, so that the store is
-        asked for them when a manifest names them.
+        """The store may be an older one than it was (it was away, or says less than before): what it was given may be gone. Such segments
+        are forgotten here, so that the store is asked for them when a manifest names them.
         """
         generation = self.generations.get(key)
         for shelf in () if generation is None else generation.epochs.values():

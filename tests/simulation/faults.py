@@ -254,7 +254,9 @@ class Faults:
         for writer in world.writers:
             writer.kill()
         world.note("fault", "the store is put back to the copy")
-        world.network.store_lives += 1
+        world.network.store_is_down, world.network.store_lives = True, world.network.store_lives + 1
+        await asyncio.sleep(3 + self.random.random() * 8)
+        world.network.store_is_down = False
         world.account.put_back(state)
         world.oracle.revert(remembered)
         for process_server in world.process_servers:
@@ -318,6 +320,7 @@ class Faults:
         world = self.world
         world.network.weather = Weather()
         world.network.cut.clear()
+        world.network.store_is_down = False
         for files in (world.agent.files, *(each.files for each in world.process_servers)):
             files.is_full, files.failing_syncs = False, 0
         for process_server in world.process_servers:

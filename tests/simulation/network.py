@@ -45,6 +45,7 @@ class Network:
         self.cut: set[frozenset[str]] = set()
         self.store_lives = 0
         """Counts how often the store was put back: what was on its way to it then never arrives."""
+        self.store_is_down = False
         self.loop = loop
         self.random = random
         self.note = note
@@ -78,6 +79,9 @@ class Network:
     async def ask_store(self, caller: Process, what: str, effect: Callable[[], Any], *, is_write: bool) -> Any:
         """:raises PeerUnavailable: if the answer does not come. Raises as the store does."""
         caller.act("net")
+        if self.store_is_down:
+            await asyncio.sleep(self.delay_s())
+            raise PeerUnavailable(f"cannot ask the store to {what}: the connection is refused")
         future, life = self.loop.create_future(), self.store_lives
 
         def deliver() -> None:

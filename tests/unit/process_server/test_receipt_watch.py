@@ -34,11 +34,13 @@ class Rig:
         self.disk = ShippedDisk(RANDOM, MachineId(new_uuid(RANDOM)))
         self.told: list[ReceiptFacts] = []
         self.stepped_back: list[ReceiptFacts] = []
+        self.outages: list[GenerationKey] = []
         self.watch = ReceiptWatch(
             self.store,
             virtual_clock(),
             lambda _key, facts: self.told.append(facts),
             lambda _key, facts: self.stepped_back.append(facts),
+            self.outages.append,
         )
 
     async def have_record(self) -> None:
@@ -221,6 +223,7 @@ async def test_a_store_that_fails_and_comes_back_costs_only_time() -> None:
         rig.store.failing = PeerUnavailable("cannot reach the store")
         waiting = asyncio.create_task(rig.news(0, 30))
         await asyncio.sleep(20)
+        assert rig.outages, "what answers next may be an older store"
         rig.store.failing = None
         content = await rig.apply(1)
         assert await waiting == content
