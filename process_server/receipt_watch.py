@@ -69,7 +69,7 @@ class _Watched:
     """Reads of the store that were begun, and the newest of them that was answered."""
     answered: int = 0
     has_record: bool = True
-    """False: the store has neither a receipt nor the record of this generation."""
+    """False: the store has neither a receipt nor the record of this generation. Looked for only while somebody waits."""
     asked_epoch: int = 0
     """The highest epoch that somebody who waits knows of."""
 
@@ -264,7 +264,7 @@ class ReceiptWatch:
                 REPLICATION_CONTAINER, receipt_name(key), max_bytes=MAX_DOCUMENT_BYTES, if_none_match=watched.etag
             )
         except NotFound:
-            watched.has_record = await self._has_record(key)
+            watched.has_record = not watched.waiting or await self._has_record(key)
             return self._note(key, watched, None, NOTHING_APPLIED)
         if blob is None:
             return False

@@ -231,7 +231,9 @@ class ManifestIntake:
             if segment.batch in in_store:
                 continue
             entry = entries.get(segment.batch)
-            if entry is None or not _is_spooled(segment, entry):
+            if entry is None:
+                pending.unverified = True  # forgotten meanwhile, since the store may be an older one: it is asked
+            elif not _is_spooled(segment, entry):
                 pending.lost.add(segment.batch)
             elif entry.state is not SegmentState.STORED:
                 pending.missing.add(segment.batch)

@@ -144,15 +144,17 @@ async def test_a_second_agent_on_a_copy_of_the_state_is_refused(settings: AgentS
 
 
 async def test_each_start_is_an_incarnation_of_its_own_that_every_report_names(settings: AgentSettings) -> None:
-    seen = []
-    for _ in range(2):
+
+    async def reported() -> str | None:
         server = ConfigServer()
         async with running(settings, server) as agent:
-            await agent.until(lambda server=server: len(server.observations) > 1)
+            await agent.until(lambda: len(server.observations) > 1)
         (incarnation,) = {observation.incarnation for observation in server.observations}
-        seen.append(incarnation)
-    assert None not in seen
-    assert len(set(seen)) == 2
+        return incarnation
+
+    first, second = await reported(), await reported()
+    assert None not in (first, second)
+    assert first != second
 
 
 async def test_without_a_configuration_server_it_runs_on_what_it_remembers(settings: AgentSettings) -> None:

@@ -45,8 +45,7 @@ class Rig:
 
     async def have_record(self) -> None:
         """As it is before anybody is given the generation."""
-        await self.store.create_container(REPLICATION_CONTAINER)
-        await self.store.put_blob(REPLICATION_CONTAINER, generation_record_name(self.disk.key), b"{}")
+        await self.writer.have_record(self.disk)
 
     async def apply(self, epoch: int, *, closed: bool = False) -> bytes:
         return await self.writer.apply(self.disk, epoch, bytes([epoch]) * 32, closed=closed)

@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -196,6 +197,20 @@ class Rig:
     async def replicated(self, generation: int) -> None:
         await self.until(lambda: self._is_replicated(generation))
 
+    async def fall_behind(self) -> tuple[MemorySink, dict[str, Any], dict[str, Any]]:
+        """Replicate, and put the store back to an older state; returns once the agent says so, with both states."""
+        self.start()
+        await self.replicated(1)
+        sink = self.sinks.all[1]
+        older = sink.copied()
+        write_at(self.path, 3, b"applied, and lost with the newer store")
+        await self.replicated(1)
+        await self.until(lambda: (found := self.supervisor.session) is not None and found.ledger.is_clean)
+        newer = sink.copied()
+        await sink.put_back(older)
+        await self.until(lambda: self.supervisor.problem is not None)
+        return sink, older, newer
+
     def _is_replicated(self, generation: int) -> bool:
         session = self.supervisor.session
         return (
@@ -322,31 +337,14 @@ def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("short_deadlines")
 async def test_a_store_put_back_to_an_older_state_is_compared_anew_and_no_digest_is_trusted(rig: Rig) -> None:
-    rig.start()
-    await rig.replicated(1)
-    sink = rig.sinks.all[1]
-    older = sink.copied()
-    write_at(rig.path, 3, b"applied, and lost with the newer store")
-    await rig.replicated(1)
-    await rig.until(lambda: (found := rig.supervisor.session) is not None and found.ledger.is_clean)
-    await sink.put_back(older)
-    await rig.until(lambda: rig.supervisor.problem is not None)
+    _, older, _ = await rig.fall_behind()
     await rig.replicated(2)
     assert rig.grants.asked[-1].reason.startswith(f"cannot go on: the sink is at epoch {older['applied_epoch']}")
     assert rig.sinks.all[2].received_data_bytes == SIZE_BYTES, "everything, as if nothing were known"
 
 
 async def test_a_store_that_is_behind_is_a_problem_at_once_and_none_when_the_newer_one_is_back(rig: Rig) -> None:
-    rig.start()
-    await rig.replicated(1)
-    sink = rig.sinks.all[1]
-    older = sink.copied()
-    write_at(rig.path, 3, b"applied")
-    await rig.replicated(1)
-    await rig.until(lambda: (found := rig.supervisor.session) is not None and found.ledger.is_clean)
-    newer = sink.copied()
-    await sink.put_back(older)
-    await rig.until(lambda: rig.supervisor.problem is not None)
+    sink, _, newer = await rig.fall_behind()
     problem = rig.supervisor.problem
     assert problem is not None
     assert problem.code == "sink-behind"

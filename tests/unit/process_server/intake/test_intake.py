@@ -455,3 +455,24 @@ async def test_a_decided_manifest_that_is_put_again_is_fine_while_the_store_has_
         assert not await rig.put_manifest(1, encoded)
         assert rig.receipts_read == 1, "what is applied is not asked about"
         assert not rig.stepped_back
+
+
+@in_virtual_time
+async def test_segments_that_are_doubted_while_their_manifest_is_written_are_asked_of_the_store_and_not_given_up() -> (
+    None
+):
+    async with running() as rig:
+        frame = rig.disk.frame(1, 0)
+        await rig.put(frame)
+        rig.backlog.finish(frame.key, rig.backlog.take(frame.key).place, SegmentState.STORED)
+        written = rig.spool.append_in_thread
+
+        async def append_in_thread(*args: Any) -> Any:
+            rig.backlog.doubt_stored(rig.disk.key)
+            return await written(*args)
+
+        rig.spool.append_in_thread = append_in_thread  # type: ignore[method-assign]
+        assert await rig.put_manifest(1, rig.disk.manifest(1, [frame]))
+        (pending,) = rig.backlog.pending_manifests()
+        assert pending.unverified
+        assert not pending.lost
