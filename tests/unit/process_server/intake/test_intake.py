@@ -471,7 +471,7 @@ async def test_segments_that_are_doubted_while_their_manifest_is_written_are_ask
             rig.backlog.doubt_stored(rig.disk.key)
             return await written(*args)
 
-        rig.spool.append_in_thread = append_in_thread  # type: ignore[method-assign]
+        rig.spool.append_in_thread = append_in_thread  # type: ignore[assignment,method-assign]
         assert await rig.put_manifest(1, rig.disk.manifest(1, [frame]))
         (pending,) = rig.backlog.pending_manifests()
         assert pending.unverified
