@@ -21,6 +21,7 @@ from config_server.desired import DesiredFeed
 from config_server.enrolments import Enrolments
 from config_server.events import Clock
 from config_server.generations import Generations
+from config_server.incarnations import Incarnations
 from config_server.installation import site_key_file
 from config_server.key_encryption import KeyEncryptionKey
 from config_server.passphrases import Passphrases
@@ -102,6 +103,7 @@ async def running_site(
                 settings.certificate_lifetime_s,
             ),
             generations=Generations(database, store, site_key, writer, clock),
+            incarnations=Incarnations(),
             feed=feed,
             store_status=store_status,
             heartbeat=settings.heartbeat,

@@ -103,6 +103,9 @@ class Generations:
                         return await self._allocate(session, item, disk, request, newest, first_number)
                     break
                 unpublished = newest
+        if problem is not None:
+            # A store that was put back to an older state does not know the generation; what is not known cannot be closed.
+            await self._put_record(newest)
         raise Retryable(
             f"cannot open a new generation yet: {problem or 'the replica writer has not closed the one before'}",
             disk=disk,

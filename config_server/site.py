@@ -13,6 +13,7 @@ from config_server.desired import DesiredFeed
 from config_server.enrolments import Enrolments
 from config_server.events import Clock
 from config_server.generations import Generations
+from config_server.incarnations import Incarnations
 from config_server.passphrases import Passphrases
 from config_server.store_status import StoreStatus
 
@@ -28,6 +29,7 @@ class Site:
     administrators: Administrators
     enrolments: Enrolments
     generations: Generations
+    incarnations: Incarnations
     feed: DesiredFeed
     store_status: StoreStatus
     heartbeat: HeartbeatSettings

@@ -15,6 +15,7 @@ import logging
 import mmap
 import os
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -38,6 +39,7 @@ from mobility_agent.quiesce.interface import Mount
 from mobility_agent.quiesce.locked_memory import LockedBuffer
 from mobility_agent.shipping.epoch_shipper import ShippingBuffers, backoff_s
 from mobility_agent.shipping.process_server_client import ProcessServerClient
+from mobility_agent.sole_agent import hold_disk, hold_machine
 from mobility_agent.state_place import lies_on
 from mobility_agent.tracker_choice import discard_tracking, open_tracker
 from mobility_agent.unprotected_disks import UnprotectedDisks
@@ -68,7 +70,7 @@ _logger = logging.getLogger(__name__)
 async def run(settings: AgentSettings, lifecycle: Lifecycle) -> None:
     """Serve until ``lifecycle.stopping``.
 
-    :raises SettingsError: if the agent is not enrolled, or another one uses the state directory.
+    :raises SettingsError: if the agent is not enrolled, or another one uses the state directory or a copy of it.
     """
     identity = TlsIdentity(settings.identity_dir)
     if not identity.exists():
@@ -78,6 +80,7 @@ async def run(settings: AgentSettings, lifecycle: Lifecycle) -> None:
     make_directory_durably(settings.state_dir)
     with contextlib.ExitStack() as held:
         held.callback(os.close, _lock_state(settings.state_dir))
+        held.callback(hold_machine(identity.name().identifier).close)
         agent = Agent(settings, identity, held)
         await agent.run(lifecycle)
 
@@ -112,6 +115,9 @@ class Agent:
         self._memory = _reserve(settings.quiesce.last_round_bytes)
         self._state_writes = StateWrites(time.monotonic)
         self._heard_desired = False
+        self._incarnation = str(uuid.uuid4())
+        self._refused = ""
+        """Why the configuration server refuses what this agent reports, as was logged last."""
         self._unprotected = UnprotectedDisks(
             settings.state_dir / _DISKS_DIRECTORY,
             functools.partial(discard_tracking, settings.tracker),
@@ -161,8 +167,14 @@ class Agent:
             try:
                 await self._control.post_observation(self._observe())
                 self._board.report("config-server", HealthState.OK)
+                self._refused = ""
             except BlockferryError as error:
                 self._board.report("config-server", HealthState.DEGRADED, str(error))
+                if isinstance(error, Refused) and self._refused != str(error):
+                    self._refused = str(error)
+                    _logger.warning(
+                        "the configuration server refuses this agent", extra={"fields": {"error": str(error)}}
+                    )
             self._report_health()
             await asyncio.sleep(self._settings.heartbeat_s)
 
@@ -171,6 +183,7 @@ class Agent:
         return AgentObservation(
             agent_version=__version__,
             machine_fingerprint=self._facts.fingerprint,
+            incarnation=self._incarnation,
             revision=self._memory_of_desired.revision,
             disks=[] if item is None else observe_item(item),
             cutover=None if item is None else item.cutover,
@@ -283,6 +296,7 @@ class Agent:
             state_writes=self._state_writes,
             holds_state=functools.partial(lies_on, settings.state_dir),
             echo_wait_s=ECHO_WAIT_INTERVALS * wanted.timing.recovery_point_interval_s,
+            hold_disk=hold_disk,
         )
         return ItemEnvironment(
             disks=disks,

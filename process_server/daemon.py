@@ -194,7 +194,7 @@ class _Site:
         self.throttle = Throttle(settings.upload.limit_bits_per_s, clock)
         self.gate = StoreGate()
         self.inquiry = StoreInquiry(store)
-        self.receipts = ReceiptWatch(store, clock, self._note_receipt)
+        self.receipts = ReceiptWatch(store, clock, self._note_receipt, self._note_step_back, self.backlog.doubt_stored)
         self.peers = Peers(clock)
         self.grants = Grants(config_server, self.inquiry, clock, self._known_owner)
         self.sealing = Sealing(
@@ -256,6 +256,8 @@ class _Site:
             self.sealing.pool,
             unix_ns=clock.unix_ns,
             on_manifest=self.courier.nudge,
+            read_receipt=self.receipts.read_now,
+            on_step_back=self._note_step_back,
         )
         self.retirement = Retirement(
             self.backlog,
@@ -314,6 +316,15 @@ class _Site:
         if generation is not None:
             generation.chain.learn(facts)
             self.courier.settle(key)
+
+    def _note_step_back(self, key: GenerationKey, facts: ReceiptFacts) -> None:
+        """The store was put back to an older state: what is known of it is not so any more."""
+        self.metrics.store_step_backs.inc()
+        generation = self.backlog.generations.get(key)
+        if generation is not None:
+            generation.chain.step_back(facts)
+            self.backlog.doubt_stored(key)
+            self.courier.nudge(key)
 
     def _apply(self, desired: ProcessServerDesired) -> None:
         self.peers.revoke(desired.revoked_serials)

@@ -32,6 +32,10 @@ class ProcessServerMetrics:
             "manifests", "Manifests by outcome: accepted, repeated, stored, superseded, segments-missing.", "outcome"
         )
         self.receipts = counter("receipts", "Receipts handed to agents.")
+        self.store_step_backs = counter(
+            "store_step_backs",
+            "Generations of which the store knew less than before: it was put back to an older state.",
+        )
         self.segments_uploaded = counter("segments_uploaded", "Segments that the store has taken.")
         self.uploaded_bytes = counter("uploaded_bytes", "Bytes of segments and manifests that the store has taken.")
         self.upload_failures = counter("upload_failures", "Failed calls to the store, by the error's code.", "code")

@@ -3,6 +3,10 @@
 Called by the intake (agents wait for receipts; the bytes are relayed as they are, the agent verifies the signature) and the uploader (what
 is applied decides which manifests may go). A generation is polled while an agent waits for it or a manifest of it is not applied yet:
 every 0.25 s after news or a new manifest, slower up to 2 s while nothing happens.
+
+A generation's receipt is read by one read after the other, so that a receipt which says less than the one before is no answer that was
+overtaken: the store itself was put back to an older state (``on_step_back``). Who knows of more than the store is told so
+(``SinkBehind``), on the word of a read that began after he asked, never of what is remembered here: a late answer is no such word.
 """
 
 from __future__ import annotations
@@ -14,15 +18,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from process_server.core.epoch_chain import ReceiptFacts
+from process_server.core.epoch_chain import NOTHING_APPLIED, ReceiptFacts
 from replication.blob_client.api import BlobClient
 from replication.clock import Clock
-from replication.data_plane import receipt_digest
+from replication.data_plane import SinkBehind, receipt_digest
 from replication.documents import MAX_DOCUMENT_BYTES, document_context
 from replication.errors import BlockferryError, NotFound, PeerProtocolError, Retryable
 from replication.identifiers import EpochId, GenerationKey
 from replication.store_documents import Receipt
-from replication.store_layout import REPLICATION_CONTAINER, receipt_name
+from replication.store_layout import REPLICATION_CONTAINER, generation_record_name, receipt_name
 
 FASTEST_S: Final = 0.25
 SLOWEST_S: Final = 2.0
@@ -60,6 +64,23 @@ class _Watched:
     expected_epoch: int = 0
     polling: bool = False
     news: asyncio.Event = field(default_factory=asyncio.Event)
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    begun: int = 0
+    """Reads of the store that were begun, and the newest of them that was answered."""
+    answered: int = 0
+    has_record: bool = True
+    """False: the store has neither a receipt nor the record of this generation. Looked for only while somebody waits."""
+    asked_epoch: int = 0
+    """The highest epoch that somebody who waits knows of."""
+
+    def shortfall(self, known_epoch: int) -> str | None:
+        """What the store lacks of what was known to be applied, as the newest answered read says; None if it is not behind."""
+        if not self.has_record:
+            return "it has no record of this generation"
+        if self.receipt is None:
+            return None if known_epoch < 1 else "it has no receipt of this generation"
+        applied = self.receipt.facts.epoch
+        return None if applied >= known_epoch else f"its receipt says epoch {applied}"
 
 
 def read_receipt(content: bytes, key: GenerationKey) -> ReceiptFacts:
@@ -81,17 +102,24 @@ def read_receipt(content: bytes, key: GenerationKey) -> ReceiptFacts:
 
 
 class ReceiptWatch:
-    """``on_receipt`` is told of each new receipt, on the event loop."""
+    """``on_receipt`` is told of each new receipt, on the event loop; ``on_step_back`` of one that says less than the one before.
+
+    ``on_outage``: the store did not answer about a generation; when it answers again it may be another one.
+    """
 
     def __init__(
         self,
         client: BlobClient,
         clock: Clock,
         on_receipt: Callable[[GenerationKey, ReceiptFacts], None] = lambda _key, _facts: None,
+        on_step_back: Callable[[GenerationKey, ReceiptFacts], None] = lambda _key, _facts: None,
+        on_outage: Callable[[GenerationKey], None] = lambda _key: None,
     ) -> None:
         self._client = client
         self._clock = clock
         self.on_receipt = on_receipt
+        self.on_step_back = on_step_back
+        self.on_outage = on_outage
         self._watched: dict[GenerationKey, _Watched] = {}
         self._wake = asyncio.Event()
         self._stopping = False
@@ -111,14 +139,21 @@ class ReceiptWatch:
     async def wait_for_news(
         self, key: GenerationKey, after_epoch: int, wait_s: float, seen: str | None = None
     ) -> StoredReceipt | None:
-        """The newest receipt if it is news (``StoredReceipt.is_news``); None if there is none within ``wait_s``."""
+        """The newest receipt if it is news (``StoredReceipt.is_news``); None if there is none within ``wait_s``.
+
+        :raises SinkBehind: if the store, read after this was called, knows less than ``after_epoch``.
+        """
         deadline_s = self._clock.monotonic_s() + wait_s
         watched = self._watch(key)
         watched.waiting += 1
-        if watched.receipt is None:
+        watched.asked_epoch = max(watched.asked_epoch, after_epoch)
+        begun = watched.begun
+        if watched.receipt is None or watched.receipt.facts.epoch < after_epoch:
             self._hurry(watched)
         try:
             while watched.receipt is None or not watched.receipt.is_news(after_epoch, seen):
+                if watched.answered > begun and (shortfall := watched.shortfall(after_epoch)) is not None:
+                    raise _behind(key, watched, after_epoch, shortfall)
                 left_s = deadline_s - self._clock.monotonic_s()
                 if left_s <= 0 or self._stopping:
                     return None
@@ -130,6 +165,7 @@ class ReceiptWatch:
                     continue
         finally:
             watched.waiting -= 1
+            watched.asked_epoch = watched.asked_epoch if watched.waiting else 0
             watched.wanted_until_s = self._clock.monotonic_s() + FORGET_AFTER_S
         return watched.receipt
 
@@ -200,6 +236,8 @@ class ReceiptWatch:
                 changed = await self._read(key, watched)
         except BlockferryError as error:
             changed = False
+            if isinstance(error, Retryable):
+                self.on_outage(key)
             level = logging.DEBUG if isinstance(error, Retryable) else logging.WARNING
             _logger.log(level, "cannot read a receipt", extra={"fields": {"generation": str(key), "error": str(error)}})
         finally:
@@ -209,20 +247,59 @@ class ReceiptWatch:
         self._wake.set()
 
     async def _read(self, key: GenerationKey, watched: _Watched) -> bool:
+        async with watched.reading:
+            watched.begun += 1
+            begun = watched.begun
+            changed = await self._read_in_turn(key, watched)
+            watched.answered = begun
+        if changed or watched.shortfall(watched.asked_epoch) is not None:
+            news, watched.news = watched.news, asyncio.Event()
+            news.set()
+        return changed
+
+    async def _read_in_turn(self, key: GenerationKey, watched: _Watched) -> bool:
+        """Whether the store says something else than before."""
         try:
             blob = await self._client.get_blob(
                 REPLICATION_CONTAINER, receipt_name(key), max_bytes=MAX_DOCUMENT_BYTES, if_none_match=watched.etag
             )
         except NotFound:
-            return False
+            watched.has_record = not watched.waiting or await self._has_record(key)
+            return self._note(key, watched, None, NOTHING_APPLIED)
         if blob is None:
             return False
         facts = read_receipt(blob.content, key)
-        watched.etag = blob.properties.etag
-        if watched.receipt is not None and facts.epoch < watched.receipt.facts.epoch:
+        watched.etag, watched.has_record = blob.properties.etag, True
+        return self._note(key, watched, StoredReceipt(blob.content, facts, receipt_digest(blob.content)), facts)
+
+    async def _has_record(self, key: GenerationKey) -> bool:
+        """The record is in the store before anybody is given the generation."""
+        try:
+            await self._client.head_blob(REPLICATION_CONTAINER, generation_record_name(key))
+        except NotFound:
             return False
-        watched.receipt = StoredReceipt(blob.content, facts, receipt_digest(blob.content))
-        self.on_receipt(key, facts)
-        news, watched.news = watched.news, asyncio.Event()
-        news.set()
         return True
+
+    def _note(self, key: GenerationKey, watched: _Watched, found: StoredReceipt | None, facts: ReceiptFacts) -> bool:
+        before = watched.receipt
+        if found is None and before is None:
+            return False
+        watched.receipt = found
+        if found is None:
+            watched.etag = None
+        if before is not None and facts.is_behind(before.facts):
+            fields = {"generation": str(key), "known_epoch": before.facts.epoch, "found_epoch": facts.epoch}
+            _logger.warning("the store was put back to an older state", extra={"fields": fields})
+            self.on_step_back(key, facts)
+        elif found is not None:
+            self.on_receipt(key, facts)
+        return True
+
+
+def _behind(key: GenerationKey, watched: _Watched, known_epoch: int, shortfall: str) -> SinkBehind:
+    return SinkBehind(
+        f"cannot wait for what comes after epoch {known_epoch}: the store has fallen behind it: {shortfall}",
+        disk=key.disk,
+        epoch=EpochId(0 if watched.receipt is None else watched.receipt.facts.epoch),
+        hint="the store was probably put back to an older state",
+    )

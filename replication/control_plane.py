@@ -244,10 +244,13 @@ class CutoverObservation(Document):
 
 
 class AgentObservation(Document):
-    """Sent on change and at least every heartbeat interval."""
+    """Sent on change and at least every heartbeat interval. ``incarnation``: drawn at each start of the agent; two that report in turn
+    are two agents with one identity (R11). None: an agent from before it was sent.
+    """
 
     agent_version: str
     machine_fingerprint: str
+    incarnation: Uuid | None = None
     revision: int
     disks: list[DiskObservation]
     cutover: CutoverObservation | None = None

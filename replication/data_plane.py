@@ -7,7 +7,8 @@ Called by the agent's uplink and the process server's intake. Every request is a
     PUT  {generation}/epochs/E/manifest                     manifest    → 201 or 200 (already there)
     GET  {generation}/epochs/E/manifest                     → the manifest that is in the store, or 404
     GET  {generation}/receipt?after_epoch=K&wait_s=N&seen=H → newest signed receipt with epoch > K, or of epoch K and another
-                                                              than the one whose digest is H; 204 after N seconds without
+                                                              than the one whose digest is H; 204 after N seconds without;
+                                                              409 ``sink-behind`` if the store has fallen behind K
 
 with ``{generation}`` = ``/v1/disks/DISK/generations/G``. An acknowledgement means durable in the spool (P1). 503 with Retry-After: nothing
 was accepted, try again; 409 ``segments-missing``: the named batches are neither spooled here nor stored, open a new attempt.
@@ -40,6 +41,15 @@ class ManifestSuperseded(Conflict):
     """Another manifest decided this epoch, or it does not chain to the one that decided the epoch before (R5)."""
 
     code = "manifest-superseded"
+
+
+class SinkBehind(Conflict):
+    """A read of the store that began after the question came found less applied than the asker knows from an earlier receipt.
+
+    ``epoch``: what its receipt says; 0: there is none. Never said of what was merely remembered, so never of an answer that is late.
+    """
+
+    code = "sink-behind"
 
 
 class Hello(Document):

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from config_server.api.routes import Access, Answer, Call, Query, Route
 from config_server.desired import publish
+from config_server.incarnations import SupersededIncarnation
 from config_server.incidents import record_incident
 from config_server.inventory import report_inventory
 from config_server.observations import report_agent
@@ -45,7 +46,15 @@ async def post_observation(call: Call) -> None:
         async with call.site.database.write() as session:
             machine = await session.get_one(MachineRow, call.peer_id)
             await report_agent(session, machine, observation, call.site.clock())
+            # Afterwards: a report from another machine must not supersede the agent of the right one.
+            call.site.incarnations.admit(machine.id, machine.hostname, observation.incarnation, call.site.clock())
             published = await publish(session, machine.id)
+    except SupersededIncarnation as error:
+        if not error.is_late:
+            await record_incident(
+                call.site.database, call.site.clock(), call.actor, SECOND_INCARNATION, str(error), call.peer_id
+            )
+        raise
     except Refused as error:
         await record_incident(
             call.site.database, call.site.clock(), call.actor, SECOND_INCARNATION, str(error), call.peer_id
@@ -83,7 +92,7 @@ ROUTES: Final = (
         "agent",
         body=AgentObservation,
         status=204,
-        answers={403: "reported by another installation"},
+        answers={403: "reported by another installation, or by an agent beside which another was started"},
     ),
     Route(
         "GET",

@@ -4,6 +4,8 @@ Called by ``reconciler/loop.py``. A request is put with If-None-Match, so that d
 answer counts only if the writer's signature holds and it names the request; others are refused and shown with the request (the writer
 may still replace them). Once an answer is final and written down here, the request is deleted from the store at once and the answer
 after ``answer_keep_s``: a writer that listed the request a moment ago still finds the answer and does not do the work again.
+
+A request without any answer is put again now and then: a store that was put back to an older state may have lost it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from replication.errors import Conflict, NotFound, PeerProtocolError
 from replication.store_documents import DeleteDisks, WriterAnswer
 from replication.store_layout import REPLICATION_CONTAINER, answer_name, request_name
 
+PUT_AGAIN_S: Final = 60.0
 _IN_STORE: Final = 0
 _REQUEST_DELETED: Final = 1
 _BOTH_DELETED: Final = 2
@@ -42,15 +45,13 @@ class Mailbox:
         self._writer = writer
         self._clock = clock
         self._answer_keep_ns = int(answer_keep_s * 1e9)
+        self._put_ns: dict[str, int] = {}
+        """When a request that has no answer was put last, or first looked for by this process."""
 
     async def deliver(self) -> None:
         """Put every new request into the store."""
         for row in await self._rows(NEW):
-            try:
-                await self._store.put_blob(
-                    REPLICATION_CONTAINER, request_name(row.id), row.document.encode(), if_none_match_any=True
-                )
-            except Conflict:
+            if not await self._put(row):
                 _logger.info("request is in the store already", extra={"fields": {"request": row.id, "kind": row.kind}})
             async with self._database.write() as session:
                 stored = await session.get_one(WriterRequestRow, row.id)
@@ -60,6 +61,7 @@ class Mailbox:
     async def collect(self) -> tuple[int, int]:
         """Read the answers to requests that are open; returns how many were settled by it, and how many are still open."""
         rows = await self._rows(PUT)
+        self._put_ns = {row.id: self._put_ns.get(row.id, self._clock()) for row in rows}
         settled = 0
         for row in rows:
             try:
@@ -70,10 +72,29 @@ class Mailbox:
                     if_none_match=row.answer_etag,
                 )
             except NotFound:
+                await self._put_again(row)
                 continue
             if found is not None:
                 settled += await self._take(row, found)
         return settled, len(rows) - settled
+
+    async def _put(self, row: WriterRequestRow) -> bool:
+        """Whether it was not there."""
+        try:
+            await self._store.put_blob(
+                REPLICATION_CONTAINER, request_name(row.id), row.document.encode(), if_none_match_any=True
+            )
+        except Conflict:
+            return False
+        return True
+
+    async def _put_again(self, row: WriterRequestRow) -> None:
+        if self._clock() - self._put_ns[row.id] < int(PUT_AGAIN_S * 1e9):
+            return
+        self._put_ns[row.id] = self._clock()
+        if await self._put(row):
+            fields = {"request": row.id, "kind": row.kind}
+            _logger.warning("the store has lost a request: it is put again", extra={"fields": fields})
 
     async def retire(self) -> None:
         """Delete what is settled from the store: requests at once, answers later."""

@@ -30,7 +30,7 @@ from replication.identifiers import AttemptNumber, CutId, DiskId, EpochId, Gener
 
 
 class HistoryDiverged(ResyncRequired):
-    """The sink holds what this agent never sealed: its state is older than the history. The digest table must be forgotten too."""
+    """What the sink holds is not what this agent knows of it: one of the two was reverted. The digest table must be forgotten too."""
 
 
 class EpochState(enum.StrEnum):
@@ -328,7 +328,8 @@ class EpochLedger:
         self.epochs[index] = nothing.sealed_as(fixed, manifest)
 
     def confirmable(self, number: EpochId, applied_hash: bytes) -> list[Confirmation]:
-        """What a receipt that ``number`` is applied with ``applied_hash`` confirms; changes nothing.
+        """What a receipt that ``number`` is applied with ``applied_hash`` confirms; changes nothing. An older one is late and confirms
+        nothing: that the sink itself has become older is told otherwise (``sink_standing``).
 
         :raises HistoryDiverged: if the sink is ahead of this ledger (a reverted machine, R4) or has another history.
         """

@@ -41,7 +41,15 @@ MAX_RESYNC_PAUSE_S: Final = 120.0
 """Between generations of a disk whose tracking is lost again and again."""
 _DIGEST_TABLE_FILE: Final = "digests"
 
+
+class Closable(Protocol):
+    """What holds something until it is closed."""
+
+    def close(self) -> None: ...
+
+
 ResultT = TypeVar("ResultT")
+ClosableT = TypeVar("ClosableT", bound=Closable)
 _logger = logging.getLogger(__name__)
 
 
@@ -73,6 +81,8 @@ class DiskEnvironment:
     """Whether the agent's state directory lies on the disk at this path. Blocks."""
     echo_wait_s: float
     """How long a change that may be the agent's own doing waits at most on such a disk (R10)."""
+    hold_disk: Callable[[DiskId], Closable]
+    """Be the machine's only agent that replicates this disk until what is returned is closed (R11); raises Refused."""
 
 
 class DiskSupervisor:
@@ -214,6 +224,7 @@ class DiskSupervisor:
         What is opened enters ``opened`` where it is opened, in the executor: a cancellation meanwhile closes it too.
         """
         environment = self._environment
+        await self._in_executor(lambda: _entered(opened, environment.hold_disk(self.disk)))
         path = await self._in_executor(lambda: environment.locate(self.disk))
         reader = await self._in_executor(lambda: _entered(opened, DiskReader(path, self.figures.note_read)))
         geometry = Geometry(reader.size_bytes, environment.granularity_bytes)
@@ -242,9 +253,10 @@ class DiskSupervisor:
                 serial=tracker.journal_serial,
             )
         )
+        is_ordered = due is not None and record.state.is_ordered and grant.base is not None
+        await self._in_executor(lambda: settle_attach(tracker, ledger, is_ordered=is_ordered))
         if due is not None:
             await self._in_executor(lambda: record.fulfil(grant, due.request))
-        await self._in_executor(lambda: settle_attach(tracker, ledger))
         echo = None
         if await self._in_executor(lambda: environment.holds_state(path)):
             echo = EchoRule(environment.state_writes, longest_wait_s=environment.echo_wait_s)
@@ -307,7 +319,8 @@ class DiskSupervisor:
 
 def _due_request(record: ProtectionRecord, geometry: Geometry) -> GenerationRequest:
     """The duty to begin a generation as it is to be asked for: all of one moment, since an order may change it meanwhile."""
-    record.require_generation("initial replication")
+    if record.state.request is None:
+        record.require_generation("initial replication")
     state = record.state
     if state.request is None:
         raise AssertionError("a duty ends only here")
@@ -318,13 +331,6 @@ def _due_request(record: ProtectionRecord, geometry: Geometry) -> GenerationRequ
         granularity_bytes=geometry.granularity_bytes,
         distrust_digests=state.distrust_digests,
     )
-
-
-class _Closable(Protocol):
-    def close(self) -> None: ...
-
-
-ClosableT = TypeVar("ClosableT", bound=_Closable)
 
 
 def _entered(opened: ExitStack, resource: ClosableT) -> ClosableT:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mobility_agent.change_tracker.interface import ChangeTracker
+from mobility_agent.change_tracker.interface import ChangeTracker, DoubtKind
 from mobility_agent.core.epoch_ledger import EpochLedger, HistoryDiverged
 from mobility_agent.protection.disk_session import SCAN_KIND
 from mobility_agent.protection.epoch_journal import EpochJournal
@@ -63,14 +63,22 @@ def open_ledger(
     return ledger
 
 
-def settle_attach(tracker: ChangeTracker, ledger: EpochLedger) -> None:
+def settle_attach(tracker: ChangeTracker, ledger: EpochLedger, *, is_ordered: bool = False) -> None:
     """A tracker that could not continue knows nothing of what was written before: fine only if everything is still to be read.
 
+    :param is_ordered: the generation begins because an operator wished it. A loss from before it is a reason of its own then, which
+        has to be told (R12): everything is read anyway, but recovery points that were cut since are in doubt.
     :raises ResyncRequired: else. :raises HistoryDiverged: if the ledger is older than what the tracker has given away.
     """
     nothing_read = ledger.seed_cursor == 0 and not ledger.epochs and ledger.applied_epoch == 0
     if nothing_read and tracker.kind != SCAN_KIND:
-        tracker.begin_harvest()
+        harvest = tracker.begin_harvest()
+        if is_ordered and (not tracker.continued or harvest.doubt.kind is DoubtKind.RESYNC):
+            reason = tracker.status().reason if not tracker.continued else harvest.doubt.reason
+            raise ResyncRequired(
+                f"cannot go on: tracking was interrupted before the ordered resync began: {reason or 'it was started anew'}",
+                disk=ledger.disk,
+            )
         tracker.commit_harvest(ledger.serial)
     elif not nothing_read and not tracker.continued:
         reason = tracker.status().reason or "the tracker was started anew"

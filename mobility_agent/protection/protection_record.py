@@ -1,7 +1,8 @@
 """What the agent must remember of a protected disk besides its ledger: its generation with keys, and the duty to begin a new one.
 
 Used by ``disk_supervisor``. One durable file per disk. A duty (``request``) is persisted before the configuration server is asked, so that
-asking again after a crash gets the same generation.
+asking again after a crash gets the same generation. Its reason tells the configuration server whether recovery points are in doubt
+(R12): none are if it is an operator's order, so an order's reason never covers a loss that came after it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class ProtectionState(Document):
     grant: GenerationGrant | None = None
     request: Uuid | None = None
     reason: str = ""
+    is_ordered: bool = False
+    """``reason`` is an operator's order's: nothing was lost when it was given."""
     distrust_digests: bool = False
     """The replica is not what the digest table says (the sink's history is not this agent's, or an operator's order says so): the new
     generation must not rest on the table. What is asked for under ``request`` never changes in this."""
@@ -70,7 +73,9 @@ class ProtectionRecord:
         return order in self.state.obeyed_resyncs
 
     def require_generation(self, reason: str, *, order: str | None = None, distrust_digests: bool = False) -> str:
-        """Persist the duty to begin a new generation and return its request; a duty that is there already stays.
+        """Persist the duty to begin a new generation and return its request; a duty that is there already stays, unless it was an
+        operator's order and this is none: then the loss is the reason. It gets a request of its own, since the order's may have been
+        answered already, as one that harms no recovery point.
 
         But one that trusts the digest table becomes another one if it must not: under the request that it had, a generation may have been
         granted and opened on the table already.
@@ -80,9 +85,9 @@ class ProtectionRecord:
         with self._lock:
             changes: dict[str, object] = {}
             request = self.state.request
-            if request is None:
+            if request is None or (self.state.is_ordered and order is None):
                 request = str(uuid.uuid4())
-                changes |= {"request": request, "reason": reason}
+                changes |= {"request": request, "reason": reason, "is_ordered": order is not None}
             elif distrust_digests and not self.state.distrust_digests:
                 request = str(uuid.uuid4())
                 changes |= {"request": request, "reason": f"{self.state.reason}; {reason}"}
@@ -104,6 +109,6 @@ class ProtectionRecord:
         """The ledger of the generation that was granted to ``request`` is durable: that duty is done. One that came meanwhile stays."""
         with self._lock:
             if self.state.request == request:
-                self._save(grant=grant, request=None, reason="", distrust_digests=False)
+                self._save(grant=grant, request=None, reason="", is_ordered=False, distrust_digests=False)
             else:
                 self._save(grant=grant)

@@ -339,6 +339,20 @@ class Backlog:
         self.waiting_bytes -= manifest.place.payload_bytes
         return True
 
+    def doubt_stored(self, key: GenerationKey) -> None:
+        """The store may be an older one than it was (it was away, or says less than before): what it was given may be gone. Such segments
+        are forgotten here, so that the store is asked for them when a manifest names them.
+        """
+        generation = self.generations.get(key)
+        for shelf in () if generation is None else generation.epochs.values():
+            for attempt in shelf.attempts.values():
+                for batch, packed in list(attempt.segments.items()):
+                    if SegmentEntry.unpack(packed).state is SegmentState.STORED:
+                        del attempt.segments[batch]
+                        self.index_bytes -= SEGMENT_INDEX_BYTES
+            if shelf.manifest is not None:
+                shelf.manifest.unverified = True
+
     # -- the end of epochs ------------------------------------------------------------------------------------
 
     def settle(self, key: GenerationKey) -> list[RecordPlace]:

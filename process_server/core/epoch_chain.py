@@ -5,7 +5,7 @@ Called by the uploader (before a put and after every answer of the store) and th
 A manifest may be put only after every segment it names is stored *and* its predecessor is decided as the one it chains to: that
 manifest is in the store with the same hash, or the receipt says that it is applied. The first manifest of an epoch decides it: one with
 another hash is superseded, whatever attempt it is of. Invariant: what ``decided`` holds was seen in the store or in a receipt, so it
-never changes.
+never changes, unless the store itself is put back to an older state (``step_back``).
 """
 
 from __future__ import annotations
@@ -32,6 +32,16 @@ class ReceiptFacts:
     epoch: EpochId
     manifest_hash: bytes
     closed: bool
+
+    def is_behind(self, known: ReceiptFacts) -> bool:
+        """Whether a store that said ``known`` and says this afterwards was put back to an older state: applied epochs only grow, and the
+        manifest of one never changes.
+        """
+        return self.epoch < known.epoch or (self.epoch == known.epoch and self.manifest_hash != known.manifest_hash)
+
+
+NOTHING_APPLIED: Final = ReceiptFacts(NO_EPOCH, _CHAIN_START, closed=False)
+"""As a receipt that is not there would say."""
 
 
 @dataclass(slots=True)
@@ -71,6 +81,13 @@ class EpochChain:
         if self.receipt is not None and receipt.epoch < self.receipt.epoch:
             return
         self.receipt = receipt
+        if receipt.epoch:
+            self.decide(receipt.epoch, receipt.manifest_hash)
+
+    def step_back(self, receipt: ReceiptFacts) -> None:
+        """The store is an older one than it was: nothing is known any more of what was decided after ``receipt``."""
+        self.receipt, self.decided_through = receipt, NO_EPOCH
+        self.decided.clear()
         if receipt.epoch:
             self.decide(receipt.epoch, receipt.manifest_hash)
 

@@ -9,13 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from typing import Final
 
 from process_server.buffer_arena import BufferArena
 from process_server.core.backlog import Backlog, SegmentEntry, SegmentState
-from process_server.core.epoch_chain import Decided, PendingManifest, Superseded, decided_otherwise, replaces
+from process_server.core.epoch_chain import (
+    NOTHING_APPLIED,
+    Decided,
+    EpochChain,
+    PendingManifest,
+    ReceiptFacts,
+    Superseded,
+    decided_otherwise,
+    replaces,
+)
 from process_server.intake.batch_intake import BUFFER_WAIT_S
 from process_server.intake.body import Body
 from process_server.intake.grants import Grants
@@ -42,9 +52,14 @@ SLOT_WAIT_S: Final = 5.0
 STORE_LOOKUP_S: Final = 10.0
 _SHOWN_BATCHES: Final = 20
 
+_logger = logging.getLogger(__name__)
+
 
 class ManifestIntake:
-    """Accepts manifests. ``on_manifest`` is told of each that became pending, with the generation's key."""
+    """Accepts manifests. ``on_manifest`` is told of each that became pending, with the generation's key.
+
+    ``read_receipt`` reads a generation's receipt from the store; ``on_step_back`` is told if the store turns out to be an older one.
+    """
 
     def __init__(
         self,
@@ -58,6 +73,8 @@ class ManifestIntake:
         *,
         unix_ns: Callable[[], int],
         on_manifest: Callable[[GenerationKey], None],
+        read_receipt: Callable[[GenerationKey], Awaitable[object]],
+        on_step_back: Callable[[GenerationKey, ReceiptFacts], None],
     ) -> None:
         self._backlog = backlog
         self._spool = spool
@@ -68,6 +85,8 @@ class ManifestIntake:
         self._parsing = parsing
         self._unix_ns = unix_ns
         self._on_manifest = on_manifest
+        self._read_receipt = read_receipt
+        self._on_step_back = on_step_back
         self._slots = asyncio.Semaphore(MANIFESTS_AT_ONCE)
         self._locks: KeyedLocks[EpochKey] = KeyedLocks()
 
@@ -129,7 +148,8 @@ class ManifestIntake:
         generation = self._backlog.generation(key.generation_key, machine)
         match decided_otherwise(key.epoch, digest, manifest.previous_hash, generation.chain):
             case Decided():
-                return False
+                if await self._still_decides(key, digest, generation.chain):
+                    return False
             case Superseded(reason):
                 # What is applied may have been decided by this very manifest before a restart: the store remembers.
                 async with _answered_in_time(key):
@@ -149,6 +169,24 @@ class ManifestIntake:
             )
         await self._spool_new(manifest, digest, encoded, machine, await self._require_segments(manifest))
         return True
+
+    async def _still_decides(self, key: EpochKey, digest: bytes, chain: EpochChain) -> bool:
+        """Whether the store still holds what decided an epoch. Its agent puts a manifest again when no receipt has come for long: perhaps
+        the store was put back to a state from before it, and nobody would ever put it there again.
+        """
+        if key.epoch <= chain.applied_epoch:
+            return True
+        async with _answered_in_time(key):
+            in_store = await self._inquiry.manifest_hash(key)
+            if in_store is None:
+                await self._read_receipt(key.generation_key)  # afterwards: it may be applied, and gone for that
+        if in_store == digest or key.epoch <= chain.applied_epoch:
+            return True
+        _logger.warning(
+            "the store has lost a manifest: it was put back to an older state", extra={"fields": {"epoch": str(key)}}
+        )
+        self._on_step_back(key.generation_key, chain.receipt or NOTHING_APPLIED)
+        return False
 
     async def _spool_new(
         self, manifest: EpochManifest, digest: bytes, encoded: bytes, machine: MachineId, in_store: set[BatchNumber]
@@ -193,7 +231,9 @@ class ManifestIntake:
             if segment.batch in in_store:
                 continue
             entry = entries.get(segment.batch)
-            if entry is None or not _is_spooled(segment, entry):
+            if entry is None:
+                pending.unverified = True  # forgotten meanwhile, since the store may be an older one: it is asked
+            elif not _is_spooled(segment, entry):
                 pending.lost.add(segment.batch)
             elif entry.state is not SegmentState.STORED:
                 pending.missing.add(segment.batch)

@@ -16,7 +16,7 @@ import pytest
 from mobility_agent.shipping.process_server_client import ProcessServerClient
 from process_server.daemon import Surroundings
 from process_server.spool.files import DirectoryFiles, SpoolFile
-from replication.data_plane import ManifestSuperseded, SegmentsMissing, batch_path
+from replication.data_plane import ManifestSuperseded, SegmentsMissing, SinkBehind, batch_path
 from replication.epoch_manifest import EpochFlag, manifest_hash
 from replication.errors import KeyConflict, NotFound
 from replication.identifiers import EpochId, MachineId
@@ -318,6 +318,7 @@ async def test_a_manifest_may_name_segments_that_another_process_server_stored(t
 async def test_a_receipt_is_relayed_byte_for_byte_as_soon_as_it_is_there(site: LabSite) -> None:
     disk, writer = new_disk(site), LabWriter(site.store)
     agent = site.agent(disk.machine)
+    await writer.have_record(disk)
     encoded = await disk.ship_epoch(agent, 1, 1)
     assert await agent.receipt(disk.key) is None
     waiting = asyncio.create_task(agent.receipt(disk.key, after_epoch=0, wait_s=20))
@@ -341,7 +342,9 @@ async def test_another_receipt_of_the_same_epoch_reaches_a_waiting_agent(site: L
         closed = await writer.apply(disk, 1, manifest_hash(encoded), closed=True)
         async with asyncio.timeout(10):
             assert await waiting == closed
-        assert await client.receipt(disk.key, EpochId(2), 0.1, first) is None, "older than what the agent knows"
+        with pytest.raises(SinkBehind, match="its receipt says epoch 1") as behind:
+            await client.receipt(disk.key, EpochId(2), 30, first)
+        assert behind.value.epoch == 1, "less than what the agent knows"
     finally:
         await client.close()
 
@@ -395,6 +398,7 @@ async def test_stopping_does_not_wait_for_those_that_wait_for_receipts(tmp_path:
     async with running_site(tmp_path, settings=lab_settings(tmp_path / "process-server")) as site:
         disk = new_disk(site)
         agent = site.agent(disk.machine)
+        await LabWriter(site.store).have_record(disk)
         await disk.ship(agent, 1, 1)
         waiting = asyncio.create_task(agent.receipt(disk.key, after_epoch=0, wait_s=30))
         await site.until(lambda: site.store.calls["get_blob"] > 0, "the wait to begin")

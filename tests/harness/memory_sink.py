@@ -2,21 +2,28 @@
 
 Called by tests of the agent's sessions. It verifies frames and manifests as the real ones do (same codecs), applies epochs in order to
 a ``bytearray`` replica, keeps an image of the replica at each point, and signs receipts. ``lose_spool`` forgets batches and manifests
-that were not applied; ``failures`` makes the next calls fail as a process server that cannot be reached.
+that were not applied; ``failures`` makes the next calls fail as a process server that cannot be reached. ``copied`` and ``put_back``: an
+older state of the store takes the place of the present one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 from replication.batch_frame import BatchFrame, DataExtent, ParsedBatch, parse_batch
-from replication.data_plane import BatchAcknowledgement, ManifestSuperseded, SegmentsMissing
+from replication.data_plane import BatchAcknowledgement, ManifestSuperseded, SegmentsMissing, SinkBehind
 from replication.documents import WriterIdentity
 from replication.epoch_manifest import NO_MANIFEST, EpochManifest, decode_manifest, manifest_hash
 from replication.errors import KeyConflict, PeerUnavailable
 from replication.identifiers import BatchKey, DiskId, EpochId, EpochKey, GenerationKey
 from replication.store_documents import PointSummary, Receipt, WriterProblem
+
+_STORED: Final = (
+    "replica", "points", "batches", "manifests", "applied_epoch", "applied_hash", "applied_cut_time_ns", "newest_point",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -49,6 +56,16 @@ class MemorySink:
         """A process server gone for good: what was acknowledged and not applied is lost."""
         self.batches.clear()
         self.manifests = {epoch: manifest for epoch, manifest in self.manifests.items() if epoch <= self.applied_epoch}
+
+    def copied(self) -> dict[str, Any]:
+        """The state of the store now, for ``put_back``."""
+        return {name: copy.copy(getattr(self, name)) for name in _STORED}
+
+    async def put_back(self, state: dict[str, Any]) -> None:
+        async with self.changed:
+            for name, value in state.items():
+                setattr(self, name, copy.copy(value))
+            self.changed.notify_all()
 
     def _fail_if_asked(self) -> None:
         if self.failures > 0:
@@ -127,13 +144,18 @@ class MemorySink:
 
         def is_news() -> bool:
             known = seen is None or seen == self._newest_receipt()
-            return self.applied_epoch > after_epoch or (self.applied_epoch == after_epoch and not known)
+            is_behind = self.applied_epoch < after_epoch
+            return is_behind or self.applied_epoch > after_epoch or (self.applied_epoch == after_epoch and not known)
 
         try:
             async with asyncio.timeout(wait_s), self.changed:
                 await self.changed.wait_for(is_news)
         except TimeoutError:
             return None
+        if self.applied_epoch < after_epoch:
+            if not wait_s:
+                return None  # nobody has looked at the store
+            raise SinkBehind(f"cannot wait for epoch {after_epoch + 1}", epoch=self.applied_epoch)
         return self._newest_receipt()
 
     async def say(self, *, problem: WriterProblem | None = None, closed: bool = False) -> None:

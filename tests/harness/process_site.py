@@ -52,7 +52,13 @@ from replication.service.health import HealthBoard
 from replication.service.observability import ObservabilitySettings
 from replication.service.problem import error_from_problem
 from replication.store_documents import Receipt
-from replication.store_layout import REPLICATION_CONTAINER, manifest_name, receipt_name, segment_name
+from replication.store_layout import (
+    REPLICATION_CONTAINER,
+    generation_record_name,
+    manifest_name,
+    receipt_name,
+    segment_name,
+)
 from replication.tls_identity import Role, TlsIdentity
 from tests.harness.epochs import NO_FLAGS, new_uuid
 from tests.harness.tls import LabAuthority
@@ -266,6 +272,11 @@ class LabWriter:
     def __init__(self, store: UnreliableStore) -> None:
         self._store = store
         self.identity = WriterIdentity.generate()
+
+    async def have_record(self, disk: ShippedDisk) -> None:
+        """As it is before anybody is given the generation: its record is in the store (nobody looks into it)."""
+        await self._store.create_container(REPLICATION_CONTAINER)
+        await self._store.put_blob(REPLICATION_CONTAINER, generation_record_name(disk.key), b"{}")
 
     async def apply(self, disk: ShippedDisk, epoch: int, digest: bytes, *, closed: bool = False) -> bytes:
         receipt = Receipt(

@@ -69,9 +69,9 @@ class RunningSite:
 
 
 @contextlib.contextmanager
-def running_site(directory: Path) -> Iterator[RunningSite]:
+def running_site(directory: Path, disk_files: tuple[Path, ...] = (), tracker: str = "auto") -> Iterator[RunningSite]:
     """Install, enrol and start everything; on leaving all is stopped, whatever happened. Logs are printed for a failure's report."""
-    site = Site(directory)
+    site = Site(directory, disk_files, tracker)
     try:
         site.install()
         operator = Operator(site, Console(file=io.StringIO()))

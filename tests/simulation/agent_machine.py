@@ -298,6 +298,7 @@ class AgentMachine:
         memory = memoryview(mmap.mmap(-1, 16 * 4096))
         coordinator = _Coordinator(self.freezer, memory, self._mounts)
         environment = DiskEnvironment(
+            hold_disk=lambda _disk: contextlib.ExitStack(),
             state_dir=STATE,
             granularity_bytes=4096,
             locate=lambda disk: Path(f"/simulated-disks/{disk}"),

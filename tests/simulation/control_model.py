@@ -143,6 +143,7 @@ class ControlModel:
             self._note_closed(disk, generation, answer)
         elif answer.state == "failed" and now_s > generation.closing_asked_s + CLOSE_AGAIN_S:
             generation.closing = ""
+            generation.is_published = False  # a store that was put back to an older state may have lost the record
         return generation.is_closed
 
     def _note_closed(self, disk: DiskId, generation: Generation, answer: WriterAnswer) -> None:

@@ -245,6 +245,27 @@ class Faults:
             self.world.note(chosen.name, "starts")
             chosen.start()
 
+    async def revert_store(self) -> None:
+        """An older copy of the store takes its place; the writers are stopped for it. Nobody else is told."""
+        world = self.world
+        state, remembered = world.account.copied(), world.oracle.remembered()
+        world.note("fault", "the store is copied")
+        await asyncio.sleep(self.random.random() * self.random.choice((1.0, 5.0, 20.0)))
+        for writer in world.writers:
+            writer.kill()
+        world.note("fault", "the store is put back to the copy")
+        world.network.store_is_down, world.network.store_lives = True, world.network.store_lives + 1
+        await asyncio.sleep(3 + self.random.random() * 8)
+        world.network.store_is_down = False
+        world.account.put_back(state)
+        world.oracle.revert(remembered)
+        for process_server in world.process_servers:
+            process_server.forget_promises()
+        await asyncio.sleep(self._away_s())
+        for writer in world.writers:
+            if writer.process is None or writer.process.is_dead():
+                writer.start()
+
     # ---- the network
 
     async def storm(self) -> None:
@@ -289,7 +310,9 @@ class Faults:
         history += [self.cut_agents_power, self.lose_process_server, self.jump_clock]
         everything = [*agent, *spools, *sink, *history]
         drawn = self.random.choice((everything, everything, agent, spools, sink, history))
-        themes = {"": drawn, "agent": agent, "spools": spools, "sink": sink, "history": history}
+        store: list[Fault] = [self.revert_store, self.revert_store, self.kill_process_server, self.kill_agent]
+        store += [self.order_resync, self.storm, self.part]
+        themes = {"": drawn, "agent": agent, "spools": spools, "sink": sink, "history": history, "store": store}
         return themes[wanted]
 
     async def heal(self) -> None:
@@ -297,6 +320,7 @@ class Faults:
         world = self.world
         world.network.weather = Weather()
         world.network.cut.clear()
+        world.network.store_is_down = False
         for files in (world.agent.files, *(each.files for each in world.process_servers)):
             files.is_full, files.failing_syncs = False, 0
         for process_server in world.process_servers:

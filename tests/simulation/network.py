@@ -43,6 +43,9 @@ class Network:
     def __init__(self, loop: VirtualLoop, random: Random, note: Callable[..., None]) -> None:
         self.weather = Weather()
         self.cut: set[frozenset[str]] = set()
+        self.store_lives = 0
+        """Counts how often the store was put back: what was on its way to it then never arrives."""
+        self.store_is_down = False
         self.loop = loop
         self.random = random
         self.note = note
@@ -76,11 +79,16 @@ class Network:
     async def ask_store(self, caller: Process, what: str, effect: Callable[[], Any], *, is_write: bool) -> Any:
         """:raises PeerUnavailable: if the answer does not come. Raises as the store does."""
         caller.act("net")
-        future = self.loop.create_future()
+        if self.store_is_down:
+            await asyncio.sleep(self.delay_s())
+            raise PeerUnavailable(f"cannot ask the store to {what}: the connection is refused")
+        future, life = self.loop.create_future(), self.store_lives
 
         def deliver() -> None:
+            if life != self.store_lives:
+                return fail_now()
             if future.done() and not is_write:
-                return  # nobody waits: what it would be read into is somebody else's by now
+                return None  # nobody waits: what it would be read into is somebody else's by now
             try:
                 result = effect()
             except BlockferryError as error:
@@ -91,7 +99,14 @@ class Network:
                 if not future.done():
                     future.set_result(result)
 
+        def fail_now() -> None:
+            if not future.done():
+                future.set_exception(PeerUnavailable(f"cannot hear the store's answer to {what}: it was stopped"))
+                future.exception()  # as above
+
         def deliver_unheard() -> None:
+            if life != self.store_lives:
+                return
             try:
                 effect()
             except BlockferryError as error:

@@ -34,6 +34,15 @@ class CutTaken:
     media: dict[DiskId, bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What was stated in the store up to some time."""
+
+    points: dict[str, RecoveryPoint]
+    applied: dict[DiskId, dict[Position, bytes]]
+    newest_receipt: dict[DiskId, Receipt]
+
+
 @dataclass(slots=True)
 class Oracle(StoreWatch):
     """``disks`` by identifier; ``now_s`` is the simulation's time; ``moment_of`` tells when the agent's clock said so."""
@@ -128,6 +137,18 @@ class Oracle(StoreWatch):
         if cut_s is not None and held != self.disks[disk].medium:
             self._judge_sectors(disk, held, cut_s, self.now_s(), f"epoch {stated}, cut at {cut_s:.3f}")
         self.checked_receipts += 1
+
+    # ---- a store that is put back
+
+    def remembered(self) -> Remembered:
+        """What the store says now, for ``revert``."""
+        applied = {disk: dict(known) for disk, known in self.applied.items()}
+        return Remembered(dict(self.points), applied, dict(self.newest_receipt))
+
+    def revert(self, before: Remembered) -> None:
+        """An older copy took the place of the store: what was stated since is not so any more."""
+        self.points, self.newest_receipt = dict(before.points), dict(before.newest_receipt)
+        self.applied = {disk: dict(known) for disk, known in before.applied.items()}
 
     # ---- bytes
 

@@ -213,6 +213,11 @@ class ProcessServerMachine(Intake):
         if process is not None:
             process.act("file")
 
+    def forget_promises(self) -> None:
+        """The store that was given what this machine had acknowledged was put back to an older state."""
+        self.acknowledged.clear()
+        self.acknowledged_manifests.clear()
+
     # ---- P1
 
     def _judge_promises(self, site: _Site) -> None:

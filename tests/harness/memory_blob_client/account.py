@@ -76,6 +76,14 @@ class Blob:
         return replace(self, metadata=dict(self.metadata), chunks=dict(self.chunks), lease=None)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredState:
+    """What an account holds at one time."""
+
+    containers: dict[str, dict[str, Blob]]
+    snapshots: dict[tuple[str, str], dict[str, Blob]]
+
+
 def failure(code: StorageCode, what: str) -> Exception:
     return failure_from_answer(_STATUS[code], code, what)
 
@@ -98,6 +106,22 @@ class MemoryAccount:
         self._containers: dict[str, dict[str, Blob]] = {}
         self._snapshots: dict[tuple[str, str], dict[str, Blob]] = {}
         self._serial = 0
+
+    def copied(self) -> StoredState:
+        """Everything that is stored now, for ``put_back``."""
+        containers = {
+            container: {name: blob.frozen_copy() for name, blob in blobs.items()}
+            for container, blobs in self._containers.items()
+        }
+        return StoredState(containers, {key: dict(blobs) for key, blobs in self._snapshots.items()})
+
+    def put_back(self, state: StoredState) -> None:
+        """An older copy takes the place of what is stored. Leases have ended; ETags and snapshot ids are never given out twice."""
+        self._containers = {
+            container: {name: blob.frozen_copy() for name, blob in blobs.items()}
+            for container, blobs in state.containers.items()
+        }
+        self._snapshots = {key: dict(blobs) for key, blobs in state.snapshots.items()}
 
     # -- looking up -------------------------------------------------------------------------------------------
 

@@ -272,6 +272,46 @@ async def test_writer_that_cannot_close_a_generation_is_named_to_the_agent(site:
     assert "fails as scripted" in reply.json["detail"]
 
 
+async def test_record_that_the_store_has_lost_is_put_again_so_that_its_generation_can_be_closed(
+    site: DrivenSite,
+) -> None:
+    """The store was put back to a state from before the generation: its writer knows nothing that it could close."""
+    await site.replicate()
+    await granted(site)
+    name = f"keys/{DISK}/0000000001"
+    record = await site.lab.store.get_blob("replication", name, max_bytes=2**20)
+    await site.lab.store.delete_blob("replication", name)
+    site.writer.failing = {"close-generation"}
+    request = new_id()
+    await site.grant(request=request)
+    await site.settle()
+    refused = await site.grant(request=request)
+    assert (refused.status, "fails as scripted" in refused.json["detail"]) == (503, True)
+    assert record is not None
+    again = await site.lab.store.get_blob("replication", name, max_bytes=2**20)
+    assert again is not None
+    assert again.content == record.content
+
+
+async def test_request_that_the_store_has_lost_is_put_again_after_a_minute(tmp_path: Path) -> None:
+    moved_s = [0]
+    async with driven_site(tmp_path, lambda: time.time_ns() + moved_s[0] * 10**9) as site:
+        await site.replicate()
+        await granted(site)
+        request = new_id()
+        site.writer.silent = {"close-generation"}
+        await site.grant(request=request)
+        await site.settle()
+        (name,) = [blob.name async for blob in site.lab.store.list_blobs("replication", "requests/")]
+        await site.lab.store.delete_blob("replication", name)
+        site.writer.silent = set()
+        await site.settle()
+        assert (await site.grant(request=request)).status == 503
+        moved_s[0] = 61
+        await site.settle()
+        assert GenerationGrant.decode((await site.grant(request=request)).body).generation == 2
+
+
 async def test_machine_can_only_touch_disks_it_owns(site: DrivenSite) -> None:
     await site.replicate()
     await site.lab.enrol(Role.AGENT, "db-1")

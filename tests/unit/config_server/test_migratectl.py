@@ -254,7 +254,9 @@ def test_migration_is_proved_and_cancelled(server: Server, ctl: Ctl) -> None:
     refused = ctl("stop-replication", "web-1", "--yes")
     assert (refused.exit_code, "cancel or complete" in refused.output) == (1, True)
     unasked = ctl("cancel", "web-1", "--delete-disks")
-    assert (unasked.exit_code, "--yes" in unasked.output) == (2, True), "nobody can be asked here, so nothing is deleted"
+    assert (unasked.exit_code, "--yes" in unasked.output) == (2, True), (
+        "nobody can be asked here, so nothing is deleted"
+    )
     back = ctl("cancel", "web-1", "--delete-disks", "--yes")
     assert (back.exit_code, "web-1 is replicating" in back.output) == (0, True)
 

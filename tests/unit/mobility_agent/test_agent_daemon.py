@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
+import shutil
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +18,7 @@ from mobility_agent import daemon
 from mobility_agent.config import AgentSettings, ConfigServerSettings, TrackerSettings
 from mobility_agent.daemon import Agent
 from mobility_agent.desired_memory import DesiredMemory
+from mobility_agent.sole_agent import hold_machine
 from mobility_agent.unprotected_disks import UnprotectedDisks
 from replication.control_plane import AgentDesired, AgentObservation, DesiredItem, MachineInventory, ReplicationTiming
 from replication.errors import PeerUnavailable, Refused, Retryable, SettingsError
@@ -128,6 +131,30 @@ async def test_a_second_agent_on_the_same_state_is_refused(settings: AgentSettin
             await daemon.run(settings, Lifecycle())
     finally:
         os.close(first)
+
+
+async def test_a_second_agent_on_a_copy_of_the_state_is_refused(settings: AgentSettings, tmp_path: Path) -> None:
+    copied = dataclasses.replace(settings, state_dir=tmp_path / "copy")
+    shutil.copytree(settings.state_dir, copied.state_dir)
+    with (
+        hold_machine(TlsIdentity(settings.identity_dir).name().identifier),
+        pytest.raises(SettingsError, match="an agent with this machine's identity"),
+    ):
+        await daemon.run(copied, Lifecycle())
+
+
+async def test_each_start_is_an_incarnation_of_its_own_that_every_report_names(settings: AgentSettings) -> None:
+
+    async def reported() -> str | None:
+        server = ConfigServer()
+        async with running(settings, server) as agent:
+            await agent.until(lambda: len(server.observations) > 1)
+        (incarnation,) = {observation.incarnation for observation in server.observations}
+        return incarnation
+
+    first, second = await reported(), await reported()
+    assert None not in (first, second)
+    assert first != second
 
 
 async def test_without_a_configuration_server_it_runs_on_what_it_remembers(settings: AgentSettings) -> None:

@@ -7,15 +7,16 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from random import Random
+from typing import Any
 
 import pytest
 
-from process_server.core.epoch_chain import ReceiptFacts
+from process_server.core.epoch_chain import NOTHING_APPLIED, ReceiptFacts
 from process_server.receipt_watch import FORGET_AFTER_S, SLOWEST_S, ReceiptWatch, read_receipt
-from replication.data_plane import receipt_digest
+from replication.data_plane import SinkBehind, receipt_digest
 from replication.errors import PeerProtocolError, PeerUnavailable
 from replication.identifiers import EpochId, GenerationId, GenerationKey, MachineId
-from replication.store_layout import REPLICATION_CONTAINER, receipt_name
+from replication.store_layout import REPLICATION_CONTAINER, generation_record_name, receipt_name
 from tests.harness.epochs import new_uuid
 from tests.harness.process_site import LabWriter, ShippedDisk
 from tests.harness.process_time import in_virtual_time, now_s, virtual_clock
@@ -32,7 +33,19 @@ class Rig:
         self.writer = LabWriter(self.store)
         self.disk = ShippedDisk(RANDOM, MachineId(new_uuid(RANDOM)))
         self.told: list[ReceiptFacts] = []
-        self.watch = ReceiptWatch(self.store, virtual_clock(), lambda _key, facts: self.told.append(facts))
+        self.stepped_back: list[ReceiptFacts] = []
+        self.outages: list[GenerationKey] = []
+        self.watch = ReceiptWatch(
+            self.store,
+            virtual_clock(),
+            lambda _key, facts: self.told.append(facts),
+            lambda _key, facts: self.stepped_back.append(facts),
+            self.outages.append,
+        )
+
+    async def have_record(self) -> None:
+        """As it is before anybody is given the generation."""
+        await self.writer.have_record(self.disk)
 
     async def apply(self, epoch: int, *, closed: bool = False) -> bytes:
         return await self.writer.apply(self.disk, epoch, bytes([epoch]) * 32, closed=closed)
@@ -46,6 +59,7 @@ class Rig:
 @contextlib.asynccontextmanager
 async def running() -> AsyncIterator[Rig]:
     rig = Rig()
+    await rig.have_record()
     task = asyncio.create_task(rig.watch.run())
     try:
         yield rig
@@ -83,14 +97,87 @@ async def test_another_receipt_of_the_same_epoch_is_news_to_who_names_the_one_it
 
 
 @in_virtual_time
-async def test_an_older_receipt_is_never_news() -> None:
+async def test_who_knows_more_than_the_store_is_told_that_it_was_put_back_and_so_is_the_daemon() -> None:
     async with running() as rig:
         seen = await rig.apply(5)
         assert await rig.news(0, 30) == seen
-        await rig.apply(3)
-        assert await rig.news(6, 10, seen) is None
-        assert await rig.news(0) == seen, "an older one takes nobody's place"
+        waiting = asyncio.create_task(rig.news(5, 30, seen))
+        await asyncio.sleep(4)
+        older = await rig.apply(3)
+        with pytest.raises(SinkBehind, match="its receipt says epoch 3") as raised:
+            await waiting
+        assert raised.value.epoch == 3
+        assert now_s() <= 4 + 2 * SLOWEST_S
+        assert await rig.news(0) == older
         assert [facts.epoch for facts in rig.told] == [5]
+        assert [facts.epoch for facts in rig.stepped_back] == [3]
+
+
+@in_virtual_time
+async def test_what_is_remembered_here_proves_nothing_about_the_store() -> None:
+    """The agent has its newest receipt from another process server; this one has not looked for long."""
+    async with running() as rig:
+        old = await rig.apply(3)
+        assert await rig.news(0, 30) == old
+        await asyncio.sleep(FORGET_AFTER_S / 2)
+        await rig.apply(7)
+        assert await rig.news(7, 0.0) is None, "without a look at the store nothing is said"
+        assert await rig.news(7, 10) is None, "it was read, and is not behind"
+        assert not rig.stepped_back
+
+
+@in_virtual_time
+async def test_a_read_that_began_before_somebody_asked_says_nothing_to_him() -> None:
+    """Its answer may have been on its way for as long as it likes."""
+    rig = Rig()
+    await rig.have_record()
+    await rig.apply(3)
+    held, real = asyncio.Event(), rig.store.get_blob
+
+    async def get_blob(*args: Any, **named: Any) -> Any:
+        found = await real(*args, **named)
+        await held.wait()
+        return found
+
+    rig.store.get_blob = get_blob  # type: ignore[method-assign]
+    reading = asyncio.create_task(rig.watch.read_now(rig.disk.key))
+    await asyncio.sleep(1)
+    newest = await rig.apply(7)
+    asking = asyncio.create_task(rig.news(7, 5))
+    await asyncio.sleep(1)
+    held.set()
+    await reading
+    assert await asking is None
+    await rig.watch.read_now(rig.disk.key)
+    assert await rig.news(6) == newest
+    assert not rig.stepped_back
+
+
+@in_virtual_time
+async def test_a_store_that_was_emptied_is_behind_whoever_knows_of_a_receipt() -> None:
+    async with running() as rig:
+        seen = await rig.apply(5)
+        assert await rig.news(0, 30) == seen
+        await rig.store.delete_blob(REPLICATION_CONTAINER, receipt_name(rig.disk.key))
+        with pytest.raises(SinkBehind, match="no receipt"):
+            await rig.news(5, 30, seen)
+        assert rig.stepped_back == [NOTHING_APPLIED]
+        assert await rig.news(0, 10) is None, "nothing applied yet is no reversion to who knows of nothing applied"
+        await rig.store.delete_blob(REPLICATION_CONTAINER, generation_record_name(rig.disk.key))
+        with pytest.raises(SinkBehind, match="no record of this generation"):
+            await rig.news(0, 10)
+        again = await rig.apply(1)
+        assert await rig.news(0, 10) == again
+
+
+@in_virtual_time
+async def test_another_manifest_under_the_same_epoch_is_another_history() -> None:
+    async with running() as rig:
+        await rig.apply(5)
+        await rig.watch.read_now(rig.disk.key)
+        await rig.writer.apply(rig.disk, 5, b"x" * 32)
+        await rig.watch.read_now(rig.disk.key)
+        assert [facts.manifest_hash for facts in rig.stepped_back] == [b"x" * 32]
 
 
 @in_virtual_time
@@ -135,6 +222,7 @@ async def test_a_store_that_fails_and_comes_back_costs_only_time() -> None:
         rig.store.failing = PeerUnavailable("cannot reach the store")
         waiting = asyncio.create_task(rig.news(0, 30))
         await asyncio.sleep(20)
+        assert rig.outages, "what answers next may be an older store"
         rig.store.failing = None
         content = await rig.apply(1)
         assert await waiting == content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import threading
@@ -16,10 +17,11 @@ import pytest
 from mobility_agent.block_device.reader import DiskReader
 from mobility_agent.change_tracker.interface import ChangeTracker
 from mobility_agent.change_tracker.scan import ScanTracker
+from mobility_agent.core import sink_standing
 from mobility_agent.core.epoch_ledger import EpochLedger
 from mobility_agent.core.own_writes import StateWrites
 from mobility_agent.interruption import Interruption
-from mobility_agent.protection import disk_supervisor
+from mobility_agent.protection import disk_supervisor, receipt_intake
 from mobility_agent.protection.disk_session import SessionLimits
 from mobility_agent.protection.disk_supervisor import DiskEnvironment, DiskSupervisor
 from mobility_agent.protection.ledger_opening import open_ledger
@@ -30,7 +32,7 @@ from replication.control_plane import GenerationGrant, GenerationRequest
 from replication.data_plane import BatchAcknowledgement
 from replication.dirty_bitmap import Geometry
 from replication.documents import WriterIdentity
-from replication.errors import BlockferryError, Conflict, NotFound, Retryable
+from replication.errors import BlockferryError, Conflict, NotFound, Refused, Retryable
 from replication.identifiers import DiskId, EpochId, EpochKey, GenerationId, GenerationKey, ItemId
 from replication.store_documents import GenerationBase
 from tests.harness.memory_sink import MemorySink
@@ -128,6 +130,9 @@ class Rig:
         self.sinks = Sinks()
         self.grants = Grants(self.sinks)
         self.readers: list[DiskReader] = []
+        self.others = False
+        """Whether another agent of the machine replicates the disk."""
+        self.held = 0
         environment = DiskEnvironment(
             state_dir=directory,
             granularity_bytes=GRANULARITY_BYTES,
@@ -143,6 +148,7 @@ class Rig:
             state_writes=StateWrites(lambda: 0.0),
             holds_state=lambda _: False,
             echo_wait_s=1.0,
+            hold_disk=self._hold_disk,
         )
         self._environment = environment
         self.supervisor = DiskSupervisor(DISK, ITEM, environment)
@@ -151,6 +157,17 @@ class Rig:
     def restart_supervisor(self) -> None:
         """As after a boot: it knows what its files say."""
         self.supervisor = DiskSupervisor(DISK, ITEM, self._environment)
+
+    def _hold_disk(self, disk: DiskId) -> contextlib.ExitStack:
+        if self.others:
+            raise Refused("cannot replicate this disk: another agent does", disk=disk)
+        self.held += 1
+        holding = contextlib.ExitStack()
+        holding.callback(self._let_go)
+        return holding
+
+    def _let_go(self) -> None:
+        self.held -= 1
 
     def _locate(self, disk: DiskId) -> Path:
         if not self.path.exists():
@@ -181,6 +198,20 @@ class Rig:
 
     async def replicated(self, generation: int) -> None:
         await self.until(lambda: self._is_replicated(generation))
+
+    async def fall_behind(self) -> tuple[MemorySink, dict[str, Any], dict[str, Any]]:
+        """Replicate, and put the store back to an older state; returns once the agent says so, with both states."""
+        self.start()
+        await self.replicated(1)
+        sink = self.sinks.all[1]
+        older = sink.copied()
+        write_at(self.path, 3, b"applied, and lost with the newer store")
+        await self.replicated(1)
+        await self.until(lambda: (found := self.supervisor.session) is not None and found.ledger.is_clean)
+        newer = sink.copied()
+        await sink.put_back(older)
+        await self.until(lambda: self.supervisor.problem is not None)
+        return sink, older, newer
 
     def _is_replicated(self, generation: int) -> bool:
         session = self.supervisor.session
@@ -287,6 +318,22 @@ async def test_an_order_that_comes_while_a_generation_is_opened_on_the_table_is_
     assert not await rig.supervisor.order_resync(ordered[0], "distrusting", distrust_digests=True)
 
 
+async def test_a_disk_that_another_agent_of_the_machine_replicates_is_left_alone_until_it_does_not(rig: Rig) -> None:
+    rig.others = True
+    task = rig.start()
+    await rig.until(lambda: rig.supervisor.problem is not None)
+    assert rig.supervisor.problem is not None
+    assert rig.supervisor.problem.code == "refused"
+    assert not rig.grants.asked
+    assert not rig.readers
+    rig.others = False
+    await rig.replicated(1)
+    assert rig.held == 1
+    task.cancel()
+    await asyncio.wait([task])
+    assert rig.held == 0
+
+
 async def test_a_torn_generation_is_sent_again_where_nobody_knows_what_was_written(rig: Rig) -> None:
     task = rig.start()
     await rig.replicated(1)
@@ -335,6 +382,47 @@ async def test_a_reverted_machine_trusts_no_digests_if_the_sink_applied_another_
     rig.sinks.mute = False
     rig.start()
     await rig.replicated(2)
+
+
+@pytest.fixture
+def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink_standing, "REVERTED_AFTER_S", 0.05)
+    monkeypatch.setattr(receipt_intake, "_BEHIND_PAUSE_S", 0.01)
+
+
+@pytest.mark.usefixtures("short_deadlines")
+async def test_a_store_put_back_to_an_older_state_is_compared_anew_and_no_digest_is_trusted(rig: Rig) -> None:
+    _, older, _ = await rig.fall_behind()
+    await rig.replicated(2)
+    assert rig.grants.asked[-1].reason.startswith(f"cannot go on: the sink is at epoch {older['applied_epoch']}")
+    assert rig.sinks.all[2].received_data_bytes == SIZE_BYTES, "everything, as if nothing were known"
+
+
+async def test_a_store_that_is_behind_is_a_problem_at_once_and_none_when_the_newer_one_is_back(rig: Rig) -> None:
+    sink, _, newer = await rig.fall_behind()
+    problem = rig.supervisor.problem
+    assert problem is not None
+    assert problem.code == "sink-behind"
+    await sink.put_back(newer)
+    write_at(rig.path, 4, b"goes on")
+    await rig.until(lambda: rig.supervisor.problem is None)
+    await rig.replicated(1)
+    assert len(rig.grants.asked) == 1
+
+
+async def test_an_order_that_cannot_be_persisted_is_obeyed_as_soon_as_it_can(rig: Rig, tmp_path: Path) -> None:
+    """The item's session gives it again with its next look."""
+    rig.start()
+    await rig.replicated(1)
+    order, record = str(uuid.uuid4()), tmp_path / "disks" / DISK / "protection.json"
+    kept = record.read_bytes()
+    record.unlink()
+    record.mkdir()
+    assert not await rig.supervisor.order_resync(order, "the operator asked")
+    assert rig.supervisor.problem is not None
+    record.rmdir()
+    record.write_bytes(kept)
+    assert await rig.supervisor.order_resync(order, "the operator asked")
 
 
 async def test_a_closed_generation_is_followed_by_another(rig: Rig) -> None:

@@ -325,3 +325,29 @@ def test_marks_of_a_tracker_that_continued_are_kept() -> None:
     tracker = FakeTracker(disk)
     settle_attach(tracker, ledger)
     assert list(tracker.begin_harvest().bitmap.runs()) == [(1, 1)]
+
+
+def tracked_disk() -> FakeDisk:
+    """Its tracking began long ago."""
+    disk = FakeDisk(GEOMETRY)
+    tracker = FakeTracker(disk)
+    tracker.begin_harvest()
+    tracker.commit_harvest()
+    return disk
+
+
+def test_tracking_that_was_lost_before_an_ordered_resync_began_is_a_reason_of_its_own() -> None:
+    """R12: the order's reason says that nothing was lost, so the points that were cut since would stay unsuspected."""
+    ledger = EpochLedger(DISK, GenerationId(2), GEOMETRY)
+    ledger.begin_seeding()
+    rebooted = FakeTracker(FakeDisk(GEOMETRY))
+    with pytest.raises(ResyncRequired, match="before the ordered resync began: tracking began"):
+        settle_attach(rebooted, ledger, is_ordered=True)
+    overflowed = tracked_disk()
+    overflowed.lost_marks = "the map overflowed"
+    with pytest.raises(ResyncRequired, match="before the ordered resync began: the map overflowed"):
+        settle_attach(FakeTracker(overflowed), ledger, is_ordered=True)
+    with pytest.raises(ResyncRequired, match="the map overflowed"):
+        settle_attach(FakeTracker(overflowed), ledger, is_ordered=True)
+    settle_attach(FakeTracker(overflowed), ledger)
+    settle_attach(FakeTracker(tracked_disk()), ledger, is_ordered=True)

@@ -73,6 +73,35 @@ def test_an_order_is_obeyed_once_however_often_it_comes(tmp_path: Path) -> None:
     assert ProtectionRecord(tmp_path, ITEM).has_obeyed(ORDER)
 
 
+def test_a_loss_after_an_order_is_the_reason_and_is_asked_for_under_a_name_of_its_own(tmp_path: Path) -> None:
+    """The order's request may have been answered already, as one that puts no recovery point in doubt (R12)."""
+    record = ProtectionRecord(tmp_path, ITEM)
+    ordered = record.require_generation("an order", order=ORDER)
+    lost = ProtectionRecord(tmp_path, ITEM).require_generation("tracking was lost")
+    assert lost != ordered
+    state = ProtectionRecord(tmp_path, ITEM).state
+    assert (state.request, state.reason, state.is_ordered) == (lost, "tracking was lost", False)
+    assert ProtectionRecord(tmp_path, ITEM).has_obeyed(ORDER)
+
+
+def test_an_order_after_a_loss_changes_nothing_about_the_loss(tmp_path: Path) -> None:
+    record = ProtectionRecord(tmp_path, ITEM)
+    lost = record.require_generation("tracking was lost")
+    assert record.require_generation("an order", order=ORDER) == lost
+    assert record.require_generation("lost again") == lost
+    state = ProtectionRecord(tmp_path, ITEM).state
+    assert (state.reason, state.is_ordered) == ("tracking was lost", False)
+
+
+def test_a_second_order_is_obeyed_by_the_first_ones_resync(tmp_path: Path) -> None:
+    record = ProtectionRecord(tmp_path, ITEM)
+    first = record.require_generation("an order", order=ORDER)
+    assert record.require_generation("another", order=OTHER_ITEM) == first
+    assert record.state.reason == "an order"
+    record.fulfil(GRANT, first)
+    assert not record.state.is_ordered
+
+
 def test_a_refused_request_gets_another_name_and_keeps_its_reason(tmp_path: Path) -> None:
     record = ProtectionRecord(tmp_path, ITEM)
     record.renew_request()

@@ -9,6 +9,7 @@ import pytest
 from process_server.core.backlog import Backlog, SegmentEntry, SegmentState
 from process_server.core.epoch_chain import PendingManifest, ReceiptFacts
 from process_server.core.places import NOWHERE, RecordPlace
+from process_server.core.spool_budget import SEGMENT_INDEX_BYTES
 from replication.identifiers import (
     AttemptNumber,
     BatchKey,
@@ -229,3 +230,18 @@ def test_the_figures_are_exact_whatever_happens() -> None:
         assert len(list(backlog.places())) == len(waiting)
     backlog.discard_generation(GENERATION)
     assert (backlog.waiting_bytes, backlog.index_bytes, list(backlog.places())) == (0, 0, [])
+
+
+def test_what_a_store_that_was_put_back_had_been_given_is_forgotten_and_what_waits_is_not() -> None:
+    backlog = filled(key(2, 0), key(2, 1))
+    backlog.finish(key(2, 0), backlog.take(key(2, 0)).place, SegmentState.STORED)
+    backlog.add_manifest(manifest(2, 9, missing={1}), MACHINE)
+    before = backlog.index_bytes
+    backlog.doubt_stored(GENERATION)
+    assert backlog.find(key(2, 0)) is None
+    assert backlog.find(key(2, 1)) is not None
+    assert before - backlog.index_bytes == SEGMENT_INDEX_BYTES
+    (pending,) = backlog.pending_manifests()
+    assert pending.unverified
+    assert heads(backlog) == [key(2, 1)]
+    backlog.doubt_stored(GenerationKey(DISK, GenerationId(7)))

@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from process_server.core.epoch_chain import (
+    NOTHING_APPLIED,
     REMEMBERED_EPOCHS,
     AskPredecessor,
     AwaitSegments,
@@ -112,3 +113,25 @@ def test_what_is_decided_is_over_though_its_hash_is_forgotten() -> None:
 def test_only_a_newer_attempt_takes_the_place_of_a_pending_manifest(newer: int, expected: bool) -> None:
     assert replaces(AttemptNumber(newer), pending(1, attempt=2)) is expected
     assert replaces(AttemptNumber(newer), None)
+
+
+def test_a_store_that_was_put_back_has_decided_nothing_beyond_its_receipt() -> None:
+    chain = chain_of(6, 7, 8, applied=5)
+    chain.step_back(ReceiptFacts(EpochId(3), digest(3), closed=False))
+    assert (chain.applied_epoch, chain.decided_through) == (3, 3)
+    assert not chain.is_over(EpochId(4))
+    assert judge(pending(9), chain) == AskPredecessor(EpochId(8))
+    assert judge(pending(4), chain) == Put()
+    chain.step_back(NOTHING_APPLIED)
+    assert judge(pending(1), chain) == Put()
+
+
+@pytest.mark.parametrize(
+    ("epoch", "manifest_hash", "is_behind"),
+    [(4, digest(4), True), (5, digest(9), True), (5, digest(5), False), (6, digest(6), False)],
+)
+def test_a_receipt_is_behind_if_it_says_less_or_something_else(
+    epoch: int, manifest_hash: bytes, is_behind: bool
+) -> None:
+    known = ReceiptFacts(EpochId(5), digest(5), closed=True)
+    assert ReceiptFacts(EpochId(epoch), manifest_hash, closed=False).is_behind(known) is is_behind

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from process_server.buffer_arena import BufferArena
 from process_server.core.backlog import Backlog, GenerationBacklog, SegmentState
-from process_server.core.epoch_chain import ReceiptFacts
+from process_server.core.epoch_chain import NOTHING_APPLIED, ReceiptFacts
 from process_server.core.spool_budget import SpoolBudget
 from process_server.intake.batch_intake import BatchAnswer, BatchIntake
 from process_server.intake.body import Body
@@ -106,6 +106,10 @@ class Rig:
         self.waiting: list[GenerationKey] = []
         self.begun: list[GenerationKey] = []
         self.pending: list[GenerationKey] = []
+        self.receipt: ReceiptFacts | None = None
+        """What the store says when it is read anew."""
+        self.receipts_read = 0
+        self.stepped_back: list[ReceiptFacts] = []
         inquiry, metrics = StoreInquiry(self.store), ProcessServerMetrics(CollectorRegistry())
         grants = Grants(self.config, inquiry, clock)
         note: Callable[[GenerationBacklog], None] = lambda generation: self.waiting.append(generation.key)  # noqa: E731
@@ -116,6 +120,7 @@ class Rig:
         self.manifests = ManifestIntake(
             self.backlog, self.spool, grants, inquiry, self.arena, metrics, self.sealing.pool,
             unix_ns=clock.unix_ns, on_manifest=self.pending.append,
+            read_receipt=self.read_receipt, on_step_back=self.step_back,
         )  # fmt: skip
         self.disk = self.new_disk()
 
@@ -133,6 +138,16 @@ class Rig:
     async def put_manifest(self, epoch: int, encoded: bytes, disk: ShippedDisk | None = None, **how: Any) -> bool:
         disk = disk or self.disk
         return await self.manifests.put(disk.epoch_key(epoch), disk.machine, Content(encoded, **how).as_body())
+
+    async def read_receipt(self, _key: GenerationKey) -> None:
+        self.receipts_read += 1
+        if self.receipt is not None:
+            self.backlog.generation(self.disk.key, self.disk.machine).chain.learn(self.receipt)
+
+    def step_back(self, key: GenerationKey, facts: ReceiptFacts) -> None:
+        self.stepped_back.append(facts)
+        self.backlog.generation(key, self.disk.machine).chain.step_back(facts)
+        self.backlog.doubt_stored(key)
 
     def decide(self, epoch: int, digest: bytes = b"h" * 32) -> None:
         self.backlog.generation(self.disk.key, self.disk.machine).chain.decide(EpochId(epoch), digest)
@@ -400,3 +415,64 @@ async def test_what_is_no_manifest_is_refused_and_a_failed_disk_accepts_none() -
             await rig.put_manifest(1, encoded)
         assert not list(rig.backlog.pending_manifests())
         assert await rig.put_manifest(1, encoded)
+
+
+@in_virtual_time
+async def test_a_manifest_that_the_store_has_lost_is_asked_for_again_when_its_agent_puts_it_again() -> None:
+    """The store was put back to a state from before the manifest; this process server gave up its own copy long ago."""
+    async with running() as rig:
+        frame = rig.disk.frame(1, 0)
+        await rig.put(frame)
+        encoded = rig.disk.manifest(1, [frame])
+        rig.decide(1, manifest_hash(encoded))
+        with pytest.raises(SegmentsMissing, match="1 of its 1 segments"):
+            await rig.put_manifest(1, encoded)
+        assert rig.stepped_back == [NOTHING_APPLIED]
+        again = rig.disk.frame(1, 0, attempt=2)
+        assert (await rig.put(again)).created
+        assert await rig.put_manifest(1, rig.disk.manifest(1, [again], attempt=2))
+        (pending,) = rig.backlog.pending_manifests()
+        assert pending.attempt == 2
+
+
+@in_virtual_time
+async def test_a_decided_manifest_that_is_put_again_is_fine_while_the_store_has_it_or_has_applied_it() -> None:
+    async with running() as rig:
+        frame = rig.disk.frame(1, 0)
+        await rig.put(frame)
+        encoded = rig.disk.manifest(1, [frame])
+        digest = manifest_hash(encoded)
+        rig.decide(1, digest)
+        await rig.store.create_container(REPLICATION_CONTAINER)
+        name = manifest_name(rig.disk.epoch_key(1))
+        await rig.store.put_blob(REPLICATION_CONTAINER, name, encoded, metadata={MANIFEST_HASH_METADATA: digest.hex()})
+        assert not await rig.put_manifest(1, encoded)
+        assert rig.receipts_read == 0
+        await rig.store.delete_blob(REPLICATION_CONTAINER, name)
+        rig.receipt = ReceiptFacts(EpochId(1), digest, closed=False)
+        assert not await rig.put_manifest(1, encoded)
+        assert rig.receipts_read == 1
+        assert not await rig.put_manifest(1, encoded)
+        assert rig.receipts_read == 1, "what is applied is not asked about"
+        assert not rig.stepped_back
+
+
+@in_virtual_time
+async def test_segments_that_are_doubted_while_their_manifest_is_written_are_asked_of_the_store_and_not_given_up() -> (
+    None
+):
+    async with running() as rig:
+        frame = rig.disk.frame(1, 0)
+        await rig.put(frame)
+        rig.backlog.finish(frame.key, rig.backlog.take(frame.key).place, SegmentState.STORED)
+        written = rig.spool.append_in_thread
+
+        async def append_in_thread(*args: Any) -> Any:
+            rig.backlog.doubt_stored(rig.disk.key)
+            return await written(*args)
+
+        rig.spool.append_in_thread = append_in_thread  # type: ignore[assignment,method-assign]
+        assert await rig.put_manifest(1, rig.disk.manifest(1, [frame]))
+        (pending,) = rig.backlog.pending_manifests()
+        assert pending.unverified
+        assert not pending.lost

@@ -1,0 +1,23 @@
+"""Seeds in which the store is put back to an older copy: the site comes to rest, and every replica is its disk again.
+
+Beside the seeds of ``test_simulation``, whose stories stay as they are. ``simulate(seed, theme="store")`` replays one.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+
+from tests.simulation.simulation import simulate
+
+SEEDS: Final = 60
+_A_TIME: Final = 20
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("first", range(0, SEEDS, _A_TIME))
+def test_a_site_whose_store_is_put_back_repairs_itself(first: int) -> None:
+    print(f"seeds {first} to {first + _A_TIME - 1}")
+    generations = sum(simulate(seed, theme="store").generations for seed in range(first, first + _A_TIME))
+    assert generations > _A_TIME + _A_TIME // 3, "hardly a store was put back: nothing was proved"
