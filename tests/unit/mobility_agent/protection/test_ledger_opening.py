@@ -341,7 +341,7 @@ def test_tracking_that_was_lost_before_an_ordered_resync_began_is_a_reason_of_it
     ledger = EpochLedger(DISK, GenerationId(2), GEOMETRY)
     ledger.begin_seeding()
     rebooted = FakeTracker(FakeDisk(GEOMETRY))
-    with pytest.raises(ResyncRequired, match="before the ordered resync began: tracking began"):
+    with pytest.raises(ResyncRequired, match="before the ordered resync began: it was started anew"):
         settle_attach(rebooted, ledger, is_ordered=True)
     overflowed = tracked_disk()
     overflowed.lost_marks = "the map overflowed"
