@@ -97,6 +97,7 @@ def test_delay_beyond_reason_counts_as_none(value: str) -> None:
         b"{}",
         b'{"type": "urn:blockferry:error:from-a-newer-version", "detail": "x"}',
         b'{"type": "about:blank", "detail": "x"}',
+        b'{"type": "urn:blockferry:error:conflict", "detail": " "}',
         b"\xff\xfe",
         b"[" * 60_000,
         b'{"type": "urn:blockferry:error:conflict", "detail": "' + b"x" * 70_000 + b'"}',
