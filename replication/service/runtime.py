@@ -17,9 +17,8 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-import uvloop
-
 from replication.errors import BlockferryError, SettingsError
+from replication.service.event_loop import new_event_loop
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
@@ -92,9 +91,9 @@ async def _supervise(main: Callable[[Lifecycle], Awaitable[None]]) -> None:
 
 
 def run_daemon(name: str, main: Callable[[Lifecycle], Awaitable[None]]) -> int:
-    """Run ``main`` on a uvloop until it returns; log why it failed. Returns the process's exit code."""
+    """Run ``main`` on the daemons' event loop until it returns; log why it failed. Returns the process's exit code."""
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(_supervise(main))
     except BaseExceptionGroup as group:
         return _exit_code(name, group)

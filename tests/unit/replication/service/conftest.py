@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 import pytest
-import uvloop
+
+from replication.service.event_loop import new_event_loop
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -14,4 +15,4 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     both = item.path.name == "test_service_connections.py"
-    return {"asyncio": asyncio.new_event_loop} | ({"uvloop": uvloop.new_event_loop} if both else {})
+    return {"asyncio": asyncio.new_event_loop} | ({"uvloop": new_event_loop} if both else {})
