@@ -136,9 +136,9 @@ def error_from_problem(status: int, body: bytes, peer: str) -> errors.Blockferry
         code = str(document["type"]).removeprefix(_TYPE_PREFIX)
         kind = _kinds_by_code()[code]
         message = str(document["detail"]).strip()
-        if not message:
-            raise ValueError("a problem that says nothing")
     except (ValueError, KeyError, TypeError, RecursionError):
+        message = ""
+    if not message:
         return _kind_for_status(status)(f"cannot use the answer of {peer}: HTTP status {status}")
     hint = document.get("hint")
     error = kind(
