@@ -200,7 +200,7 @@ class Committer:
         try:
             fold_log(self._connection)
         except sqlite3.Error as error:
-            _logger.error("the log was not folded into the catalog", extra={"fields": {"error": str(error)}})
+            _logger.exception("the log was not folded into the catalog")
             if getattr(error, "sqlite_errorcode", None) not in _FULL_CODES:
                 self.failure = f"the log could not be folded into the catalog: {error}"
 

@@ -1,4 +1,4 @@
-"""Syncs of the blob store fail, then it is killed or stopped: what was acknowledged is there, what was refused is there whole or not at all.
+"""Syncs of the blob store fail, then it is killed or stopped: what was acknowledged is there, what was refused is so whole or not at all.
 
 The failure is SQLite's own: its fdatasync returns EIO while the commit frame lies in the log. A kill is a copy of the state as it is.
 """

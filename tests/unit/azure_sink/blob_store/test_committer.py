@@ -232,9 +232,7 @@ def failing_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[B
     made.close()
 
 
-def put(
-    bench: Bench, name: str, meanwhile: Callable[[], None] = lambda: None
-) -> tuple[StoredRange, Future[object]]:
+def put(bench: Bench, name: str, meanwhile: Callable[[], None] = lambda: None) -> tuple[StoredRange, Future[object]]:
     """Make a container that has a body; ``meanwhile`` is called in its transaction."""
     place = bench.arenas.allocate(4096)
     bench.arenas.write(place, 0, [b"x" * 4096])
