@@ -27,6 +27,7 @@ from replication.store_layout import (
 )
 
 _DIGEST_BYTES: Final = 16
+_READ_BACK_BYTES: Final = 1024 * 1024
 
 
 class StoredSegment(NamedTuple):
@@ -50,6 +51,25 @@ class StoreInquiry:
         except NotFound:
             return None
         return await self._described(segment_name(key), properties)
+
+    async def damaged(self, key: BatchKey, content: memoryview) -> str | None:
+        """None if the stored segment of a batch reads back as ``content``, else the ETag of what is there instead.
+
+        :raises NotFound: there is none (any more).
+        """
+        name = segment_name(key)
+        properties = await self._client.head_blob(REPLICATION_CONTAINER, name)
+        if properties.length_bytes != content.nbytes:
+            return properties.etag
+        piece = bytearray(min(_READ_BACK_BYTES, content.nbytes))
+        for offset in range(0, content.nbytes, _READ_BACK_BYTES):
+            expected = content[offset : offset + _READ_BACK_BYTES]
+            read = await self._client.get_blob_into(
+                REPLICATION_CONTAINER, name, piece, offset=offset, length=expected.nbytes, if_match=properties.etag
+            )
+            if read.transferred_bytes != expected.nbytes or memoryview(piece)[: expected.nbytes] != expected:
+                return properties.etag
+        return None
 
     async def attempt(self, key: EpochKey, attempt: AttemptNumber) -> dict[BatchNumber, StoredSegment]:
         """Every stored segment of one attempt of an epoch: one listing, however many there are."""

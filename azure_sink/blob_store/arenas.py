@@ -14,6 +14,7 @@ from __future__ import annotations
 import collections
 import ctypes
 import errno
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ _FALLOC_FL_KEEP_SIZE: Final = 1
 _FALLOC_FL_PUNCH_HOLE: Final = 2
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
+_logger = logging.getLogger(__name__)
 
 
 class StoreFull(Overloaded):
@@ -222,8 +224,11 @@ class ArenaSet:
             self._unwritten_bytes -= blocks_of(place.length)
 
     def abandon(self, place: StoredRange) -> None:
-        """The allocation will never be committed, and nothing writes to it any more: give its room back."""
-        self.punch(place.arena, place.offset, blocks_of(place.length))
+        """The allocation will never be committed, and nothing writes to it any more: give its room back. Never raises ``OSError``."""
+        try:
+            self.punch(place.arena, place.offset, blocks_of(place.length))
+        except OSError as error:  # whoever abandons has others to answer, and the next start finds the range
+            _logger.warning("cannot give a body's room back", extra={"fields": {"error": str(error)}})
         self.settle(place)
 
     # -- reading ----------------------------------------------------------------------------------------------

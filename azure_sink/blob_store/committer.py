@@ -4,6 +4,11 @@ Called by ``BlobStore``. For each group: (1) write back the arenas that hold the
 savepoint of one transaction, so that a refused one undoes only itself, (3) COMMIT (the log is synced), (4) answer all. So whatever
 was answered is durable, and while a group is being synced the next one gathers. Between groups, and with each, one bounded step of
 reclaiming runs (``reclaim``), so that no deletion ever holds up others for long.
+
+A COMMIT that fails says nothing of what the log holds: if its sync failed, the commit frame may lie there whole, and a crash replays it. So
+the bodies of such a group are *undecided*: they are never given back before a later commit has overwritten those frames or, where
+the failure ends the service (every failed sync does), the next start has read the catalog (``recovery``). Who was refused may then
+find what he put: whole, or not at all.
 """
 
 from __future__ import annotations
@@ -22,16 +27,22 @@ from typing import Any, Final, TypeVar
 from azure_sink.blob_store.arenas import FULL_RETRY_AFTER_S, ArenaSet, StoreFull
 from azure_sink.blob_store.freed_space import FreedRange, FreedSpace
 from azure_sink.blob_store.reclaim import Reclaimer
+from azure_sink.blob_store.schema import fold_log
 from azure_sink.blob_store.transaction import Transaction
 from azure_sink.blob_store.values import StoredRange
 from azure_sink.core.storage_fault import StorageFault
 from replication.blob_client.codes import StorageCode
-from replication.errors import BlockferryError, Permanent, Retryable
+from replication.errors import Permanent, Retryable
 
 MAX_WAITING: Final = 2048
 MAX_GROUP: Final = 512
 
+FOLD_EVERY_COMMITS: Final = 500
+FOLD_EVERY_CHANGES: Final = 2000
+"""Rows; with either the log has about 4,000 pages, 16 MiB."""
+
 _FULL_CODES: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_WRITE)
+_FAILED_HINT: Final = "check the device and the kernel's log, then restart"
 _logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
@@ -68,6 +79,9 @@ class Committer:
         self._on_group = on_group
         self._queue: queue.Queue[_Waiting | None] = queue.Queue(MAX_WAITING)
         self._commits = 0
+        self._undecided: list[StoredRange] = []
+        self._folded_at_commits = 0
+        self._folded_at_changes = connection.total_changes
         self._last_tick: int = connection.execute("SELECT value FROM meta WHERE key = 'last_tick'").fetchone()[0]
         self._reclaimer = Reclaimer()
         self._reclaim_pending = True
@@ -119,7 +133,7 @@ class Committer:
             except BaseException as error:  # the thread must not end in silence: every caller is told
                 self.failure = f"the committer stopped: {error}"
                 _logger.exception("the committer stopped")
-                self._refuse(group, error)
+                self._leave_undecided(group, self._failed())
                 self._refuse_until_closed(stop=stop)
                 return
 
@@ -142,7 +156,7 @@ class Committer:
     def _commit_group(self, waiting: list[_Waiting]) -> None:
         group = [item for item in waiting if self._begins(item)]
         if self.failure is not None:
-            self._refuse(group, Permanent(f"cannot change the blob store: {self.failure}"))
+            self._refuse(group, self._failed())
             return
         if group:
             self._on_group(len(group))
@@ -150,6 +164,8 @@ class Committer:
         transaction = Transaction(self._connection, self._clock(), self._last_tick)
         try:
             self._connection.execute("BEGIN IMMEDIATE")
+            if self._undecided:
+                transaction.next_tick()  # has this commit write at least one frame, over what the failed one left
             decided = [self._decide(item, transaction, poisoned) for item in group]
             if self._reclaim_pending:
                 self._reclaim_pending = self._reclaimer.step(transaction)
@@ -165,8 +181,28 @@ class Committer:
         self._reclaim_postponed = False
         self._commits += 1
         self._freed_space.release(self._commits, freed)
+        undecided, self._undecided = self._undecided, []
+        for body in undecided:
+            self._arenas.abandon(body)
         for item in decided:
             self._answer(item)
+        self._fold_log_when_due()
+
+    def _fold_log_when_due(self) -> None:
+        """A fold that cannot be synced ends the service: a second sync would succeed without the pages that the first one lost."""
+        changes = self._connection.total_changes
+        if (
+            self._commits - self._folded_at_commits < FOLD_EVERY_COMMITS
+            and changes - self._folded_at_changes < FOLD_EVERY_CHANGES
+        ):
+            return
+        self._folded_at_commits, self._folded_at_changes = self._commits, changes
+        try:
+            fold_log(self._connection)
+        except sqlite3.Error as error:
+            _logger.exception("the log was not folded into the catalog")
+            if getattr(error, "sqlite_errorcode", None) not in _FULL_CODES:
+                self.failure = f"the log could not be folded into the catalog: {error}"
 
     def _begins(self, item: _Waiting) -> bool:
         if item.answer.set_running_or_notify_cancel():
@@ -205,21 +241,33 @@ class Committer:
         ]
 
     def _undo(self, error: sqlite3.Error, group: list[_Waiting]) -> None:
-        """Nothing of the group happened. A full file system passes; a log that could not be synced does not."""
+        """Nothing of the group is visible. A full file system passes; a log that could not be synced does not."""
         with contextlib.suppress(sqlite3.Error):
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
         code = getattr(error, "sqlite_errorcode", None)
-        shown: BlockferryError
-        if code in _FULL_CODES:
-            shown = StoreFull("cannot change the blob store: its file system is full", retry_after_s=FULL_RETRY_AFTER_S)
-            self._reclaim_postponed |= self._reclaim_pending
-            self._reclaim_pending = False
-        else:
-            self.failure = f"the catalog failed: {error}"
-            shown = Permanent(f"cannot change the blob store: {self.failure}", hint="check the device, then restart")
         _logger.error("a commit failed", extra={"fields": {"error": str(error), "operations": len(group)}})
-        self._refuse(group, shown)
+        if code not in _FULL_CODES:
+            self.failure = f"the catalog failed: {error}"
+            self._leave_undecided(group, self._failed())
+            return
+        shown = StoreFull("cannot change the blob store: its file system is full", retry_after_s=FULL_RETRY_AFTER_S)
+        self._reclaim_postponed |= self._reclaim_pending
+        self._reclaim_pending = False
+        if code == sqlite3.SQLITE_FULL:
+            self._refuse(group, shown)  # a block of the log is missing, so the commit frame is; and the room is needed
+        else:
+            self._leave_undecided(group, shown)
+
+    def _failed(self) -> Permanent:
+        return Permanent(f"cannot change the blob store: {self.failure}", hint=_FAILED_HINT)
+
+    def _leave_undecided(self, group: list[_Waiting], error: BaseException) -> None:
+        """Refuse those that are not answered yet, and keep their bodies: what became of them only the log knows."""
+        for item in group:
+            if not item.answer.done():
+                self._undecided += item.bodies
+                item.answer.set_exception(error)
 
     def _refuse(self, group: list[_Waiting], error: BaseException) -> None:
         for item in group:
@@ -232,7 +280,7 @@ class Committer:
             if item is None:
                 return
             if item.answer.set_running_or_notify_cancel():
-                self._answer(_Decided(item, error=Permanent(f"cannot change the blob store: {self.failure}")))
+                self._answer(_Decided(item, error=self._failed()))
 
     def _answer(self, decided: _Decided) -> None:
         if decided.error is None:

@@ -10,20 +10,23 @@ rows are disjoint. A row of ``pages`` owns its bytes alone. ``inherited`` ranges
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 from typing import Final
 
+from replication.durable_file import sync_directory
 from replication.errors import Permanent
 
 CATALOG_NAME: Final = "catalog.sqlite3"
+LOG_NAME: Final = CATALOG_NAME + "-wal"
 SCHEMA_VERSION: Final = 1
 LIVE: Final = 2**62
 """``died`` of a row that nothing has overwritten."""
 
 _WRITER_CACHE_KIB: Final = 16 * 1024
 _READER_CACHE_KIB: Final = 4 * 1024
-_CHECKPOINT_PAGES: Final = 4000
+_COPY_BYTES: Final = 2**20
 _WAL_LIMIT_BYTES: Final = 64 * 2**20
 _BUSY_TIMEOUT_S: Final = 30.0
 
@@ -142,8 +145,9 @@ PRAGMA user_version = {SCHEMA_VERSION};
 def open_for_writing(directory: Path) -> sqlite3.Connection:
     """Open the catalog for the one writer, making its tables if the file is new. The caller's thread may be another.
 
-    :raises Permanent: the catalog was written by another version of this program.
+    :raises Permanent: the catalog was written by another version of this program, or its log cannot be made durable.
     """
+    _write_log_again(directory / LOG_NAME)
     connection = sqlite3.connect(
         directory / CATALOG_NAME, isolation_level=None, check_same_thread=False, timeout=_BUSY_TIMEOUT_S
     )
@@ -159,13 +163,59 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
-    connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")  # it keeps silent when a sync fails: ``fold_log`` does not
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
     found = connection.execute("PRAGMA user_version").fetchone()[0]
     if found == 0:
         connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
     elif found != SCHEMA_VERSION:
         raise Permanent(f"cannot use the catalog {path}: it has version {found}, this program {SCHEMA_VERSION}")
+    sync_directory(path.parent)
+
+
+def _write_log_again(log: Path) -> None:
+    """Make durable what the log shows, before anything is believed of it; done before the catalog is opened.
+
+    The last run may have failed to sync the log's end. The page cache shows it all the same, as if it were written, and no later sync
+    writes it: commits behind it would be acknowledged, and lost with it when the power fails. Written again, it is synced again.
+    """
+    try:
+        descriptor = os.open(log, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        position = 0
+        while piece := os.pread(descriptor, _COPY_BYTES, position):
+            position += os.pwrite(descriptor, piece, position)
+        os.fsync(descriptor)
+    except OSError as error:
+        raise Permanent(
+            f"cannot use the catalog's log {log}: {error.strerror}", hint="check the device and the kernel's log"
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+def fold_log(connection: sqlite3.Connection) -> None:
+    """Write the log's pages to the catalog, as far as readers permit, and sync it once it is whole (a checkpoint).
+
+    :raises sqlite3.Error: the catalog cannot be written or synced. The log still holds everything.
+    """
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+
+def close_unfolded(connection: sqlite3.Connection, directory: Path) -> None:
+    """Close the writing connection of a store that has failed, and leave its log to the next start.
+
+    The last connection that closes folds the log and deletes it, also after a sync that lost what the fold does not write again. One that
+    only reads cannot do that; so one is there until the writing one has gone.
+    """
+    reading = open_for_reading(directory)
+    try:
+        reading.execute("SELECT count(*) FROM meta").fetchone()  # from here on it holds its lock
+        connection.close()
+    finally:
+        reading.close()
 
 
 def open_for_reading(directory: Path) -> sqlite3.Connection:

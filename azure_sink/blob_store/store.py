@@ -29,7 +29,7 @@ from azure_sink.blob_store.freed_space import FreedSpace
 from azure_sink.blob_store.listing import ListQuery
 from azure_sink.blob_store.page_blobs import SequenceAction
 from azure_sink.blob_store.readers import BlobReading, Readers, plan
-from azure_sink.blob_store.schema import open_for_writing
+from azure_sink.blob_store.schema import close_unfolded, open_for_writing
 from azure_sink.blob_store.transaction import Transaction
 from azure_sink.blob_store.values import BlobRecord, ContainerRecord, ContentHeaders, Listed
 from azure_sink.core import lease as leases
@@ -81,6 +81,7 @@ class BlobStore:
 
     def __init__(self, directory: Path, options: StoreOptions) -> None:
         make_directory_durably(directory)
+        self._directory = directory
         self._lock = _lock_directory(directory)
         self._clock = options.clock
         self._arenas = ArenaSet(
@@ -112,7 +113,10 @@ class BlobStore:
         self._executor.shutdown()
         self._readers.close()
         self._freed_space.close()
-        self._connection.close()
+        if self.failure is None:
+            self._connection.close()
+        else:
+            close_unfolded(self._connection, self._directory)
         self._arenas.close()
         os.close(self._lock)
 

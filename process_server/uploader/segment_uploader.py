@@ -2,7 +2,8 @@
 
 Built by ``daemon``; ``run`` in a task, ``wake`` when something new waits. Which segment is next is ``UploadSchedule``'s decision, how
 many may be under way is bounded by the arena and by ``parallel``, how fast is ``Throttle``'s. A put that finds the blob there already is a
-success only if digest *and* tag are equal: the same batch sealed twice has two tags, and manifests name tags (R4).
+success only if digest *and* tag are equal: the same batch sealed twice has two tags, and manifests name tags (R4). And only if it reads
+back byte for byte, for that is the last moment at which a damaged blob can be replaced: afterwards the spooled record is gone (P1).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from replication.clock import Clock
 from replication.errors import BlockferryError, Conflict, IntegrityError, NotFound
 from replication.identifiers import BatchKey
 from replication.store_layout import (
+    REPLICATION_CONTAINER,
     SEGMENT_DIGEST_METADATA,
     SEGMENT_TAG_METADATA,
     segment_name,
@@ -160,17 +162,18 @@ class SegmentUploader:
         try:
             await put_first(self._client, segment_name(job.key), buffer, metadata)
         except Conflict as conflict:
-            return await self._compare(job, conflict)
+            return await self._compare(job, buffer, conflict)
         self._metrics.segments_uploaded.inc()
         self._metrics.uploaded_bytes.inc(entry.segment_bytes)
         return SegmentState.STORED
 
-    async def _compare(self, job: UploadJob, conflict: Conflict) -> SegmentState:
+    async def _compare(self, job: UploadJob, content: memoryview, conflict: Conflict) -> SegmentState:
         """The blob is there already: is it this very segment?"""
         stored = await self._inquiry.segment(job.key)
         if stored is None:
             raise conflict
         if (stored.digest, stored.tag) == (job.entry.digest, job.entry.tag):
+            await self._mend(job, content, conflict)
             return SegmentState.STORED
         fields = {"batch": str(job.key), "stored": stored.digest.hex(), "spooled": job.entry.digest.hex()}
         if stored.digest == job.entry.digest:
@@ -179,6 +182,28 @@ class SegmentUploader:
             self._metrics.key_conflicts.inc()
             _logger.error("the store holds other content under this batch's key", extra={"fields": fields})
         return SegmentState.DISPLACED
+
+    async def _mend(self, job: UploadJob, content: memoryview, conflict: Conflict) -> None:
+        """Return once the store gives back this very segment: if it gave back another, put it in that one's place.
+
+        :raises Conflict: what is there has changed or gone meanwhile.
+        """
+        try:
+            etag = await self._inquiry.damaged(job.key, content)
+        except NotFound:
+            raise conflict from None
+        if etag is None:
+            return
+        self._metrics.segments_mended.inc()
+        _logger.error(
+            "the store gives back other bytes than were put: the segment is put again",
+            extra={"fields": {"batch": str(job.key)}},
+        )
+        entry = job.entry
+        metadata = {SEGMENT_DIGEST_METADATA: entry.digest.hex(), SEGMENT_TAG_METADATA: entry.tag.hex()}
+        await self._client.put_blob(
+            REPLICATION_CONTAINER, segment_name(job.key), content, metadata=metadata, if_match=etag
+        )
 
     def _finish(self, job: UploadJob, state: SegmentState) -> bool:
         """Note the outcome; False if the segment was discarded meanwhile."""

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
+import shutil
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from azure_sink.blob_store import containers
+from azure_sink.blob_store import arenas, containers
 from azure_sink.blob_store.arenas import ArenaSet
 from azure_sink.blob_store.blob_rows import find_container
 from azure_sink.blob_store.committer import MAX_WAITING, Committer
 from azure_sink.blob_store.freed_space import FreedSpace
-from azure_sink.blob_store.schema import open_for_reading, open_for_writing
+from azure_sink.blob_store.schema import LOG_NAME, open_for_reading, open_for_writing
 from azure_sink.blob_store.transaction import Transaction
+from azure_sink.blob_store.values import StoredRange
 from azure_sink.core.storage_fault import StorageFault
 from replication.blob_client.codes import StorageCode
 from replication.errors import Permanent, Retryable
@@ -200,3 +205,138 @@ def test_a_damaged_catalog_fails_everything_from_then_on(bench: Bench) -> None:
     assert bench.committer.failure is not None
     with pytest.raises(Permanent):
         bench.create("later").result(WAIT_S)
+
+
+# -- commits of which nobody knows what became ----------------------------------------------------------------
+
+
+class CommitFails(sqlite3.Connection):
+    """COMMIT fails once with ``code``, without effect in this process; what it left in the log is not modelled."""
+
+    code: int | None = None
+
+    def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
+        if sql == "COMMIT" and self.code is not None:
+            error = sqlite3.OperationalError("made to fail")
+            error.sqlite_errorcode, self.code = self.code, None
+            raise error
+        return super().execute(sql, *arguments)
+
+
+@pytest.fixture
+def failing_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    with monkeypatch.context() as patched:
+        patched.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=CommitFails))
+        made = Bench(tmp_path)
+    yield made
+    made.close()
+
+
+def put(bench: Bench, name: str, meanwhile: Callable[[], None] = lambda: None) -> tuple[StoredRange, Future[object]]:
+    """Make a container that has a body; ``meanwhile`` is called in its transaction."""
+    place = bench.arenas.allocate(4096)
+    bench.arenas.write(place, 0, [b"x" * 4096])
+
+    def mutate(transaction: Transaction) -> object:
+        meanwhile()
+        return containers.create(transaction, name, {})
+
+    return place, bench.committer.submit(mutate, (place,))
+
+
+def is_kept(bench: Bench, place: StoredRange) -> bool:
+    return place.offset // 4096 in data_blocks(bench.arenas.path(place.arena))
+
+
+@pytest.mark.parametrize(
+    ("code", "kept", "failure"),
+    [
+        (sqlite3.SQLITE_FULL, False, False),
+        (sqlite3.SQLITE_IOERR_SHMSIZE, True, False),
+        (sqlite3.SQLITE_IOERR_WRITE, True, False),
+        (sqlite3.SQLITE_IOERR_FSYNC, True, True),
+    ],
+    ids=["full", "shared-memory", "write", "sync"],
+)
+def test_bodies_of_an_undecided_commit_are_kept_until_a_later_one_decides(
+    failing_bench: Bench, code: int, kept: bool, failure: bool
+) -> None:
+    bench = failing_bench
+    assert isinstance(bench.connection, CommitFails)
+    place, refused = put(bench, "undecided", lambda: setattr(bench.connection, "code", code))
+    with pytest.raises(Permanent if failure else Retryable):
+        refused.result(WAIT_S)
+    changes = bench.connection.total_changes
+    assert is_kept(bench, place) is kept
+    assert (bench.committer.failure is not None) is failure
+    if failure:
+        with pytest.raises(Permanent):
+            bench.create("later").result(WAIT_S)
+        assert is_kept(bench, place)
+    else:
+        bench.committer.submit(lambda _transaction: None).result(WAIT_S)
+        assert not is_kept(bench, place)
+        assert not kept or bench.connection.total_changes > changes, "even a commit without a change of its own writes"
+        assert not bench.exists("undecided")
+
+
+def test_an_exception_after_the_commit_gives_no_body_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_commit: int, _freed: object) -> None:
+        raise RuntimeError("oops")
+
+    place, answer = put(bench, "committed", lambda: monkeypatch.setattr(bench.space, "release", broken))
+    with pytest.raises(Permanent, match="oops"):
+        answer.result(WAIT_S)
+    assert bench.exists("committed")
+    assert is_kept(bench, place)
+    assert bench.committer.failure is not None
+
+
+def test_room_that_cannot_be_given_back_costs_the_others_of_its_group_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_descriptor: int, _offset: int, _length: int) -> bool:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def refuse(_transaction: Transaction) -> None:
+        raise StorageFault(StorageCode.CONDITION_NOT_MET)
+
+    monkeypatch.setattr(arenas, "punch_hole", broken)
+    let_go = bench.hold()
+    refused = bench.committer.submit(refuse, (bench.arenas.allocate(4096),))
+    place, stored = put(bench, "stored")
+    let_go()
+    with pytest.raises(StorageFault):
+        refused.result(WAIT_S)
+    stored.result(WAIT_S)
+    assert is_kept(bench, place)
+    bench.create("after").result(WAIT_S)
+
+
+def test_a_log_that_cannot_be_written_again_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failed sync the page cache shows what the device may not have; only what is written again is synced again."""
+    first = open_for_writing(tmp_path)
+    written = (tmp_path / LOG_NAME).read_bytes()
+    assert written
+    copied = tmp_path / "killed"
+    shutil.copytree(tmp_path, copied)
+    first.close()
+    calls: list[str] = []
+
+    def pwrite(descriptor: int, data: bytes, offset: int) -> int:
+        calls.append("write")
+        return real_pwrite(descriptor, data, offset)
+
+    def broken(_descriptor: int) -> None:
+        calls.append("sync")
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    real_pwrite = os.pwrite
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", pwrite)
+        patched.setattr(os, "fsync", broken)
+        with pytest.raises(Permanent, match="cannot use the catalog's log"):
+            open_for_writing(copied)
+    assert calls == ["write", "sync"]
+    assert (copied / LOG_NAME).read_bytes() == written
+    open_for_writing(copied).close()

@@ -103,11 +103,11 @@ class Rig:
             return None if blob is None else blob.content
         return None
 
-    async def put_another(self, key: BatchKey, digest: bytes, tag: bytes) -> None:
+    async def put_another(self, key: BatchKey, digest: bytes, tag: bytes, content: bytes = b"another" * 10) -> None:
         """Another process server was first."""
         await self.store.create_container(REPLICATION_CONTAINER)
         metadata = {SEGMENT_DIGEST_METADATA: digest.hex(), SEGMENT_TAG_METADATA: tag.hex()}
-        await self.store.put_blob(REPLICATION_CONTAINER, segment_name(key), b"another" * 10, metadata=metadata)
+        await self.store.put_blob(REPLICATION_CONTAINER, segment_name(key), content, metadata=metadata)
 
     async def until_settled(self) -> None:
         while self.backlog.waiting_bytes or self.schedule.in_flight:
@@ -243,13 +243,31 @@ async def test_what_another_has_stored_is_a_success_only_with_the_same_digest_an
         same, other_tag, other_digest = rig.add(3)
         rig.store.held.set()
         digest, tag = rig.contents[same][:16], rig.contents[same][-16:]
-        await rig.put_another(same, digest, tag)
+        await rig.put_another(same, digest, tag, rig.contents[same])
         await rig.put_another(other_tag, rig.contents[other_tag][:16], bytes(16))
         await rig.put_another(other_digest, bytes(16), rig.contents[other_digest][-16:])
         await rig.until_settled()
         states = [rig.state(key) for key in (same, other_tag, other_digest)]
         assert states == [SegmentState.STORED, SegmentState.DISPLACED, SegmentState.DISPLACED]
         assert await rig.stored(other_tag) == b"another" * 10, "the first one stays"
+        assert rig.store.put_order.count(segment_name(same)) == 1, "what reads back is not put again"
+
+
+@pytest.mark.parametrize("damage", ["zeros", "one-bit", "shorter"])
+@in_virtual_time
+async def test_a_stored_segment_that_does_not_read_back_is_put_again_before_its_record_is_given_up(damage: str) -> None:
+    async with running(Rig()) as rig:
+        (key,) = rig.add()
+        content = rig.contents[key]
+        flipped = bytearray(content)
+        flipped[SIZE // 2] ^= 1
+        bad = {"zeros": bytes(SIZE), "one-bit": bytes(flipped), "shorter": content[: SIZE // 2]}[damage]
+        await rig.put_another(key, content[:16], content[-16:], bad)
+        await rig.until_settled()
+        assert rig.state(key) is SegmentState.STORED
+        assert await rig.stored(key) == content
+        properties = await rig.store.head_blob(REPLICATION_CONTAINER, segment_name(key))
+        assert properties.metadata[SEGMENT_DIGEST_METADATA] == content[:16].hex()
 
 
 @in_virtual_time
