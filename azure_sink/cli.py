@@ -115,7 +115,7 @@ def _with_options(settings: Settings, given: dict[str, Any], observability: str 
 @daemon_options(DEFAULT_CONFIG)
 def writer(config_path: Path, check_config: bool) -> None:
     """Write replicas of what process servers have uploaded to a Blob endpoint."""
-    _run_daemon(config_path, check_config, (Settings.required_writer,), daemon.run_writer)
+    _run_daemon(config_path, check_config, (Settings.required_store,), daemon.run_writer)
 
 
 @main.command("all")
@@ -128,7 +128,7 @@ def serve_all(config_path: Path, check_config: bool) -> None:
 def _run_configured(config_path: Path, check_config: bool) -> None:
     settings = load_or_exit(Settings, config_path, check_only=False)
     if settings.blob is None:
-        _run(settings, config_path, check_config, (Settings.required_writer,), daemon.run_writer)
+        _run(settings, config_path, check_config, (Settings.required_store,), daemon.run_writer)
     elif settings.writer is None:
         _run(settings, config_path, check_config, (Settings.required_blob,), daemon.run_blob)
     else:
@@ -226,7 +226,7 @@ def export(
         raise click.BadParameter("expected CONTAINER/BLOB, such as disks/web01-Test", param_hint="CONTAINER/BLOB")
     try:
         if endpoint is None:
-            store = load_or_exit(Settings, config_path, check_only=False).required_writer().store
+            store = load_or_exit(Settings, config_path, check_only=False).required_store()
         elif account is None or key_file is None:
             raise SettingsError("cannot use --endpoint without --account and --key-file")
         else:

@@ -14,7 +14,12 @@ from azure_sink.blob_service.operation import ServiceLimits
 from azure_sink.blob_store.arenas import DEFAULT_ARENA_BYTES, DEFAULT_RESERVE_BYTES
 from azure_sink.blob_store.values import MIB
 from azure_sink.replica_writer.settings import WriterSettings
-from replication.blob_client.settings import check_account_name, parse_account_key, read_account_key
+from replication.blob_client.settings import (
+    BlobEndpointSettings,
+    check_account_name,
+    parse_account_key,
+    read_account_key,
+)
 from replication.errors import SettingsError
 from replication.service.connections import ConnectionSettings
 from replication.service.https import ListenAddress
@@ -91,3 +96,16 @@ class Settings:
         if self.writer is None:
             raise SettingsError("cannot do without the section 'writer'", hint="see deploy/config/azure-sink.yaml")
         return self.writer
+
+    def required_store(self) -> BlobEndpointSettings:
+        """The store that the writer works on as a client.
+
+        :raises SettingsError: the section is missing.
+        """
+        store = self.required_writer().store
+        if store is None:
+            raise SettingsError(
+                "cannot do without the section 'writer.store'",
+                hint="only `azure-sink all` can do without; `export` takes --endpoint instead",
+            )
+        return store

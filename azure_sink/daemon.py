@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,13 +19,13 @@ from azure_sink.blob_service.app import Account, BlobService
 from azure_sink.blob_service.metrics import ArenaCollector, BlobMetrics
 from azure_sink.blob_store.store import BlobStore, StoreOptions
 from azure_sink.config import BlobSettings, Settings
+from azure_sink.local_blob_client import LocalBlobClient
 from azure_sink.replica_writer.metrics import WriterMetrics
 from azure_sink.replica_writer.replica_writer import ReplicaWriter
 from azure_sink.replica_writer.settings import WriterSettings
 from azure_sink.replica_writer.state_directory import StateDirectory
 from replication.blob_client.api import BlobClient
 from replication.blob_client.http_client import HttpBlobClient
-from replication.blob_client.settings import BlobEndpointSettings
 from replication.errors import Permanent, SettingsError
 from replication.service.health import HealthBoard, HealthState
 from replication.service.https import ListenAddress, RunningServer, start_server
@@ -35,9 +35,6 @@ from replication.service.runtime import Lifecycle
 WATCH_INTERVAL_S: Final = 5.0
 STALE_BLOCKS_INTERVAL_S: Final = 24 * 3600.0
 _CHECK: Final = "blob-store"
-
-StoreOpener = Callable[[BlobEndpointSettings], contextlib.AbstractAsyncContextManager[BlobClient]]
-"""How the writer gets at its store: over HTTPS, or (a later seam of ``all``) in process over the ``BlobStore`` itself."""
 
 _logger = logging.getLogger(__name__)
 
@@ -129,9 +126,11 @@ async def running_writer(
     settings: WriterSettings,
     board: HealthBoard,
     registry: CollectorRegistry,
-    open_store: StoreOpener = HttpBlobClient,
+    client: BlobClient,
 ) -> AsyncIterator[ReplicaWriter]:
-    """Write replicas until the context is left; then the leases are given back. A store that does not answer is waited for.
+    """Write replicas in ``client``'s account until the context is left; then the leases are given back.
+
+    A store that does not answer is waited for.
 
     :raises SettingsError: the state directory, the account key or the CA file cannot be used, or another writer runs on the directory.
     """
@@ -139,31 +138,36 @@ async def running_writer(
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(directory.locked())
         identity = directory.load_or_make_identity()
-        client = await stack.enter_async_context(open_store(settings.store))
         writer = ReplicaWriter(
             client, identity, directory.load_or_make_lease_id(), settings, WriterMetrics(registry), board
         )
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         stack.callback(tasks.create_task(writer.run()).cancel)
-        _logger.info(
-            "replica writer runs",
-            extra={"fields": {"store": settings.store.url, "writer_key": identity.public.key_id}},
-        )
+        store = "in process" if settings.store is None else settings.store.url
+        _logger.info("replica writer runs", extra={"fields": {"store": store, "writer_key": identity.public.key_id}})
         yield writer
 
 
 async def run_writer(settings: Settings, lifecycle: Lifecycle) -> None:
     """``azure-sink writer``: work until ``lifecycle`` says stop."""
     registry, board = make_registry(), HealthBoard()
-    async with running_writer(settings.required_writer(), board, registry):
+    async with (
+        HttpBlobClient(settings.required_store()) as client,
+        running_writer(settings.required_writer(), board, registry, client),
+    ):
         await _observed(settings, board, registry, lifecycle)
 
 
 async def run_all(settings: Settings, lifecycle: Lifecycle) -> None:
-    """``azure-sink all``: both in one process, the writer as a client of the service's own HTTPS endpoint."""
+    """``azure-sink all``: both in one process. The writer works on the service's own store, unless it is given another endpoint."""
     blob, writer = settings.required_blob(), settings.required_writer()
     registry, board = make_registry(), HealthBoard()
-    async with running_blob_service(blob, board, registry), running_writer(writer, board, registry):
+    async with contextlib.AsyncExitStack() as stack:
+        service = await stack.enter_async_context(running_blob_service(blob, board, registry))
+        client: BlobClient = LocalBlobClient(service.store)
+        if writer.store is not None:
+            client = await stack.enter_async_context(HttpBlobClient(writer.store))
+        await stack.enter_async_context(running_writer(writer, board, registry, client))
         await _observed(settings, board, registry, lifecycle)
 
 

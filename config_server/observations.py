@@ -66,7 +66,7 @@ def _write_disk(row: ItemDiskRow, observation: DiskObservation, now_ns: int) -> 
     before = observation_of(row)
     if came_forward(before, observation):
         row.progress_ns = now_ns
-    if not falls_behind(before, observation):
+    if not falls_behind(before, observation, fell_behind=row.falling_behind_since_ns is not None):
         row.falling_behind_since_ns = None
     elif row.falling_behind_since_ns is None:
         row.falling_behind_since_ns = now_ns

@@ -176,6 +176,14 @@ def _parse_header(frame: View) -> _Header:
     return _Header(key, count, data_bytes, logical_bytes, bytes(frame[_PREFIX.size : HEADER_BYTES]))
 
 
+def data_offset(head: bytes) -> int:
+    """Where a frame that begins with ``head`` would have its first extent's data; 0 if ``head`` is too short. Nothing is verified."""
+    if len(head) < HEADER_BYTES:
+        return 0
+    extent_count: int = _PREFIX.unpack_from(head)[8]
+    return HEADER_BYTES + extent_count * ENTRY_BYTES
+
+
 def parse_batch_key(frame: View) -> tuple[BatchKey, bytes]:
     """The key and digest a frame states, after its lengths were checked; the content is not verified yet.
 

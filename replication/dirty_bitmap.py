@@ -29,7 +29,8 @@ MAX_GRANULES: Final = MAX_DISK_BYTES // MIN_GRANULARITY_BYTES
 
 _WORD_BITS: Final = 64
 _FULL_WORD: Final = np.uint64(2**64 - 1)
-_SLICE_WORDS: Final = 8192
+SLICE_WORDS: Final = 8192
+_ZERO_SLICE: Final = bytes(SLICE_WORDS * 8)
 _SLICE_PAIRS: Final = 8192
 _SPARSE: Final = 16
 """Where only one word in so many is dirty, only those are unpacked: few granules of a huge disk cost little, also under a freeze."""
@@ -151,6 +152,19 @@ class GranuleRuns:
         return np.repeat(starts - first_positions, counts) + np.arange(int(counts.sum()), dtype=np.int64)
 
 
+def filled_slices(words: Words) -> Iterator[int]:
+    """Where a slice of ``SLICE_WORDS`` begins that is not all zeros.
+
+    Compared with zeros, not summed or searched: memcmp(3) reads memory several times as fast as any reduction of numpy's (measured).
+    """
+    if not len(words):
+        return
+    octets = words.data.cast("B")
+    for at in range(0, len(words), SLICE_WORDS):
+        if not _ZERO_SLICE.startswith(octets[at * 8 : (at + SLICE_WORDS) * 8]):
+            yield at
+
+
 class DirtyBitmap:
     """A bit for each granule of a disk. When uncertain, callers mark; only durability downstream clears.
 
@@ -195,14 +209,11 @@ class DirtyBitmap:
         return bool(int(self.words[granule // _WORD_BITS]) >> (granule % _WORD_BITS) & 1)
 
     def any(self) -> bool:
-        return bool(self.words.any())
+        return next(filled_slices(self.words), None) is not None
 
     def count(self) -> int:
         """Number of set bits."""
-        return sum(
-            int(np.bitwise_count(self.words[at : at + _SLICE_WORDS]).sum())
-            for at in range(0, len(self.words), _SLICE_WORDS)
-        )
+        return sum(int(np.bitwise_count(self.words[at : at + SLICE_WORDS]).sum()) for at in filled_slices(self.words))
 
     def mark_all(self) -> None:
         self.words[:] = _FULL_WORD
@@ -275,8 +286,9 @@ class DirtyBitmap:
         pieces: list[Pairs] = []
         found = 0
         first_word = start_granule // _WORD_BITS
-        for at in range(first_word, len(self.words), _SLICE_WORDS):
-            part = self.words[at : at + _SLICE_WORDS]
+        for behind in filled_slices(self.words[first_word:]):
+            at = first_word + behind
+            part = self.words[at : at + SLICE_WORDS]
             if at == first_word and start_granule % _WORD_BITS:
                 part = part.copy()
                 part[0] &= np.uint64((2**64 - 1) << (start_granule % _WORD_BITS) & (2**64 - 1))

@@ -5,6 +5,8 @@ Called by body writers (``allocate``, ``write``), the committer (``make_durable`
 
 - An allocation begins at a multiple of 4 KiB and fills whole 4 KiB blocks: two bodies never share a block.
 - Offsets are never used twice and an arena is never appended to after a restart, so what is free once stays free.
+- Bodies that lie aligned in memory can be written past the page cache (O_DIRECT), which costs a twentieth of the processor time. They go
+  to arenas of their own, whose reads are not read ahead: the page cache never holds a block that is still to be written directly.
 - After a failed write-back nothing that was not yet durable in that arena is trusted any more: it is *poisoned*, and what waits for
   it fails (the kernel reports such an error once and forgets it).
 """
@@ -12,6 +14,7 @@ Called by body writers (``allocate``, ``write``), the committer (``make_durable`
 from __future__ import annotations
 
 import collections
+import contextlib
 import ctypes
 import errno
 import logging
@@ -21,6 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import numpy as np
 
 from azure_sink.blob_store.values import StoredRange
 from replication.durable_file import make_directory_durably, sync_directory
@@ -64,6 +69,12 @@ def punch_hole(descriptor: int, offset: int, length: int) -> bool:
     raise OSError(code, os.strerror(code))
 
 
+def lies_aligned(view: memoryview) -> bool:
+    """Whether ``view`` is whole blocks at a multiple of a block in memory: what a direct write takes from every device."""
+    address: int = np.frombuffer(view, dtype=np.uint8).__array_interface__["data"][0]
+    return not (address % BLOCK_BYTES or view.nbytes % BLOCK_BYTES)
+
+
 class _OpenArena:
     """A descriptor that is closed once nobody uses it any more."""
 
@@ -78,8 +89,9 @@ class _OpenArena:
 
 @dataclass(slots=True)
 class _ArenaState:
-    """``pending``: allocations that are neither committed nor given back yet."""
+    """``pending``: allocations that are neither committed nor given back yet. ``direct``: made for direct writes by this process."""
 
+    direct: bool = False
     pending: int = 0
     poisoned: bool = False
 
@@ -116,7 +128,7 @@ class ArenaSet:
         self._arena_bytes = arena_bytes
         self._reserve_bytes = reserve_bytes
         self._lock = threading.Lock()
-        self._handles: collections.OrderedDict[int, _OpenArena] = collections.OrderedDict()
+        self._handles: collections.OrderedDict[tuple[int, bool], _OpenArena] = collections.OrderedDict()
         self._states: dict[int, _ArenaState] = {}
         for path in directory.iterdir():
             if not path.name.isdigit():
@@ -126,28 +138,33 @@ class ArenaSet:
             self._states[int(path.name)] = _ArenaState()
         self.found: Final = tuple(sorted(self._states))
         self._next_number = max(self._states, default=0) + 1
-        self._current: _Current | None = None
+        self._current: dict[bool, _Current] = {}
+        """By whether it is for direct writes."""
         self._candidates: set[int] = set()
         self._punched_bytes = 0
         self._unwritten_bytes = 0
         self.can_punch = True
+        self.writes_directly = True
+        """Until the file system or the device refuses it."""
 
     def path(self, number: int) -> Path:
         return self._directory / f"{number:08d}"
 
     # -- writing ----------------------------------------------------------------------------------------------
 
-    def allocate(self, length: int) -> StoredRange:
+    def allocate(self, length: int, *, direct: bool = False) -> StoredRange:
         """Take room for a body of ``length`` bytes (at least 1). It stays pending until ``settle`` or ``abandon``.
 
+        :param direct: every piece of it will be whole blocks and lie aligned.
         :raises StoreFull: the file system is full up to the reserve.
         """
         room = blocks_of(length)
         with self._lock:
             self._check_space(room)
-            current = self._current
+            direct = direct and self.writes_directly
+            current = self._current.get(direct)
             if current is None or current.filled + room > current.size or self._states[current.number].poisoned:
-                current = self._start_arena(max(self._arena_bytes, room))
+                current = self._start_arena(max(self._arena_bytes, room), direct=direct)
             taken = StoredRange(current.number, current.filled, length)
             current.filled += room
             self._states[current.number].pending += 1
@@ -167,7 +184,7 @@ class ArenaSet:
                 hint=f"free some space below {self._directory}",
             )
 
-    def _start_arena(self, size: int) -> _Current:
+    def _start_arena(self, size: int, *, direct: bool) -> _Current:
         number = self._next_number
         try:
             handle = _OpenArena(self.path(number), os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -175,12 +192,14 @@ class ArenaSet:
             sync_directory(self._directory)
         except OSError as error:
             raise _write_failure(error) from error
-        self._states[number] = _ArenaState()
-        self._remember(number, handle)
-        if self._current is not None:
-            self._candidates.add(self._current.number)
-        self._current = _Current(number, size)
-        return self._current
+        self._states[number] = _ArenaState(direct)
+        if direct:
+            os.posix_fadvise(handle.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        self._remember((number, False), handle)
+        if direct in self._current:
+            self._candidates.add(self._current[direct].number)
+        self._current[direct] = _Current(number, size)
+        return self._current[direct]
 
     def write(self, place: StoredRange, position: int, pieces: Sequence[bytes | bytearray | memoryview]) -> None:
         """Write ``pieces`` at ``position`` of an allocation. Written, not durable.
@@ -188,17 +207,18 @@ class ArenaSet:
         :raises StoreFull: no space left on the device.
         :raises Retryable: the device failed.
         """
-        handle = self._handle(place.arena)
-        offset = place.offset + position
         views = [memoryview(piece) for piece in pieces]
+        offset = place.offset + position
         try:
-            while views:
-                written = os.pwritev(handle.descriptor, views, offset)
-                offset += written
-                while views and written >= len(views[0]):
-                    written -= len(views.pop(0))
-                if written:
-                    views[0] = views[0][written:]
+            if self.writes_directly and self._states[place.arena].direct:
+                try:
+                    _write_all(self._handle(place.arena, direct=True), views, offset)
+                    return
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    self.writes_directly = False
+            _write_all(self._handle(place.arena), views, offset)
         except OSError as error:
             raise _write_failure(error) from error
 
@@ -246,6 +266,19 @@ class ArenaSet:
             raise Permanent(f"cannot read arena {number}: it ends before byte {offset + length}")
         return content
 
+    def read_into(self, number: int, offset: int, buffer: memoryview) -> None:
+        """As many bytes as ``buffer`` has.
+
+        :raises Permanent: as ``read``.
+        """
+        filled = 0
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = self._handle(number).descriptor
+            while filled < buffer.nbytes and (count := os.preadv(descriptor, [buffer[filled:]], offset + filled)):
+                filled += count
+        if filled != buffer.nbytes:
+            raise Permanent(f"cannot read arena {number}: it ends before byte {offset + buffer.nbytes}")
+
     # -- giving back ------------------------------------------------------------------------------------------
 
     def punch(self, number: int, offset: int, length: int) -> None:
@@ -269,29 +302,34 @@ class ArenaSet:
         """Whether nothing will ever be written to the arena again and no allocation in it is undecided."""
         with self._lock:
             state = self._states.get(number)
-            is_current = self._current is not None and self._current.number == number
+            is_current = any(current.number == number for current in self._current.values())
             return state is not None and state.pending == 0 and not is_current
 
     def remove(self, number: int) -> None:
         """Unlink an idle arena that the catalog does not refer to."""
         with self._lock:
-            self._handles.pop(number, None)
+            self._handles.pop((number, False), None)
+            self._handles.pop((number, True), None)
             self._states.pop(number, None)
         self.path(number).unlink(missing_ok=True)
 
     # -- the rest ---------------------------------------------------------------------------------------------
 
-    def _handle(self, number: int) -> _OpenArena:
+    def _handle(self, number: int, *, direct: bool = False) -> _OpenArena:
+        key = (number, direct)
         with self._lock:
-            handle = self._handles.get(number)
+            handle = self._handles.get(key)
             if handle is None:
-                handle = _OpenArena(self.path(number), os.O_RDWR)
-            self._remember(number, handle)
+                handle = _OpenArena(self.path(number), os.O_RDWR | (os.O_DIRECT if direct else 0))
+                state = self._states.get(number)
+                if state is not None and state.direct:
+                    os.posix_fadvise(handle.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+            self._remember(key, handle)
             return handle
 
-    def _remember(self, number: int, handle: _OpenArena) -> None:
-        self._handles[number] = handle
-        self._handles.move_to_end(number)
+    def _remember(self, key: tuple[int, bool], handle: _OpenArena) -> None:
+        self._handles[key] = handle
+        self._handles.move_to_end(key)
         while len(self._handles) > _MAX_OPEN_ARENAS:
             self._handles.popitem(last=False)
 
@@ -316,7 +354,18 @@ class ArenaSet:
         """Close all descriptors that nobody uses."""
         with self._lock:
             self._handles.clear()
-            self._current = None
+            self._current.clear()
+
+
+def _write_all(handle: _OpenArena, views: Sequence[memoryview], offset: int) -> None:
+    pending = list(views)
+    while pending:
+        written = os.pwritev(handle.descriptor, pending, offset)
+        offset += written
+        while pending and written >= len(pending[0]):
+            written -= len(pending.pop(0))
+        if written:
+            pending[0] = pending[0][written:]
 
 
 def _write_failure(error: OSError) -> Retryable:

@@ -38,11 +38,15 @@ def md5() -> Digest:
 class BodyWriter:
     """One body of a length that is known beforehand. The caller leaves pieces unchanged until ``finish`` returns."""
 
-    def __init__(self, arenas: ArenaSet, executor: Executor, length: int, digest: Digest | None) -> None:
+    def __init__(
+        self, arenas: ArenaSet, executor: Executor, length: int, digest: Digest | None, *, direct: bool = False
+    ) -> None:
+        """:param direct: every piece will be whole blocks and lie aligned (``arenas.lies_aligned``)."""
         self._arenas = arenas
         self._executor = executor
         self._length = length
         self._digest = digest
+        self._direct = direct
         self._place: StoredRange | None = None
         self._batch: list[Piece] = []
         self._batch_bytes = 0
@@ -77,7 +81,7 @@ class BodyWriter:
     def _write_batch(self, batch: Sequence[Piece], position: int) -> StoredRange:
         place = self._place
         if place is None:
-            place = self._arenas.allocate(self._length)
+            place = self._arenas.allocate(self._length, direct=self._direct)
             self._place = place
         if self._digest is not None:
             for piece in batch:

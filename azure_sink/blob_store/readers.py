@@ -26,6 +26,7 @@ from azure_sink.blob_store.values import BlobRecord
 from azure_sink.core.page_map import Piece
 from replication.blob_client.api import BlobType
 from replication.errors import Conflict
+from replication.threads import finished_in
 
 READER_THREADS: Final = 2
 PIECES_AT_ONCE: Final = 2048
@@ -126,6 +127,28 @@ class BlobReading:
                         yield piece
             position = reached
 
+    async def read_into(self, buffer: memoryview, start: int) -> None:
+        """Fill ``buffer`` with the bytes from ``start`` on. On raise or cancel its content is undefined, and no thread touches it.
+
+        :raises StateChanged: the blob is no longer in the state of ``record``.
+        """
+        position, end = start, start + buffer.nbytes
+        while position < end:
+            with self._freed_space.pin():
+                pieces, reached = await self._readers.run(functools.partial(self._plan, start=position, end=end))
+                part = buffer[position - start : reached - start]
+                await finished_in(self._executor, functools.partial(self._fill, pieces, position, part))
+            position = reached
+
+    def _fill(self, pieces: list[Piece], start: int, buffer: memoryview) -> None:
+        position = 0
+        for piece in pieces:
+            at = piece.start - start
+            _clear(buffer[position:at])
+            self._arenas.read_into(piece.arena, piece.arena_offset, buffer[at : at + piece.length])
+            position = at + piece.length
+        _clear(buffer[position:])
+
     def _plan(self, connection: sqlite3.Connection, start: int, end: int) -> tuple[list[Piece], int]:
         if not is_unchanged(connection, self.record):
             raise StateChanged(f"cannot go on reading blob {self.record.name}: it has changed meanwhile")
@@ -176,6 +199,12 @@ def _parts(pieces: list[Piece]) -> list[Piece]:
         for piece in joined
         for start in range(piece.start, piece.end, PIECE_BYTES)
     ]
+
+
+def _clear(buffer: memoryview) -> None:
+    for start in range(0, buffer.nbytes, PIECE_BYTES):
+        part = buffer[start : start + PIECE_BYTES]
+        part[:] = memoryview(_ZEROS)[: part.nbytes]
 
 
 def _zeros(length: int) -> Iterator[bytes | memoryview]:

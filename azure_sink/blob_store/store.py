@@ -159,10 +159,15 @@ class BlobStore:
         return await asyncio.wrap_future(self._committer.submit(mutate, bodies))
 
     @contextlib.asynccontextmanager
-    async def receive(self, length: int, digest: Digest | None = None) -> AsyncIterator[BodyWriter]:
-        """Room for a body of ``length`` bytes; what no mutation took over on leaving is given back."""
+    async def receive(
+        self, length: int, digest: Digest | None = None, *, direct: bool = False
+    ) -> AsyncIterator[BodyWriter]:
+        """Room for a body of ``length`` bytes; what no mutation took over on leaving is given back.
+
+        :param direct: as ``BodyWriter`` has it.
+        """
         async with self._bodies:
-            writer = BodyWriter(self._arenas, self._executor, length, digest)
+            writer = BodyWriter(self._arenas, self._executor, length, digest, direct=direct)
             try:
                 yield writer
             finally:

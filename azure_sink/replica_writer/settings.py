@@ -27,11 +27,12 @@ DEFAULT_KEEP_ANSWERS_S: Final = 86400.0
 class WriterSettings:
     """``state_dir`` holds the identity (back it up) and this instance's lease id; never two writers on one directory.
 
+    ``store`` None: the blob store of the same process (``azure-sink all``).
     ``segment_slots`` bounds memory: about 26 MiB each at the worst. ``parallel_disks`` epochs are applied at a time.
     """
 
-    store: BlobEndpointSettings
     state_dir: Path
+    store: BlobEndpointSettings | None = None
     lease_s: float = DEFAULT_LEASE_S
     segment_slots: int = DEFAULT_SLOTS
     opening_threads: int = DEFAULT_THREADS

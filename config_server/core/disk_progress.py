@@ -21,12 +21,16 @@ def came_forward(before: DiskObservation | None, now: DiskObservation) -> bool:
     return idle and now.backlog_bytes == 0 and now.sealed_epoch == now.applied_epoch
 
 
-def falls_behind(before: DiskObservation | None, now: DiskObservation) -> bool:
-    """Whether the source changes faster than it is shipped: churn above the sending rate and a backlog that does not shrink."""
+def falls_behind(before: DiskObservation | None, now: DiskObservation, *, fell_behind: bool = False) -> bool:
+    """Whether the source changes faster than it is shipped: churn above the sending rate and a backlog that does not shrink.
+
+    Once it ``fell_behind`` only a backlog that shrinks ends it. Churn is known from one harvest to the next, and harvests are far apart
+    just when much waits: a rate of nothing in between says nothing.
+    """
     if before is None or now.phase in ("paused", "held", "waiting", "failed"):
         return False
     return (
         now.backlog_bytes > 0
-        and now.churn_bytes_per_s > now.send_rate_bytes_per_s
+        and (fell_behind or now.churn_bytes_per_s > now.send_rate_bytes_per_s)
         and now.backlog_bytes >= before.backlog_bytes
     )

@@ -6,6 +6,7 @@ terminal. Exit code 1 if a target was missed. Nothing here is part of ``make tes
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -28,16 +29,17 @@ from tests.harness.requirements import add_system_directories_to_path
 
 GIB: Final = 2**30
 Step = Callable[[int], Figures]
-SCENARIOS: Final = ("images", "deltas", "iops", "harvest", "lags", "freezes")
+Steps = list[tuple[str, Step]]
+SCENARIOS: Final = ("images", "deltas", "iops", "harvest", "lags", "freezes", "overload")
 
 
 def _prefixed(prefix: str, figures: Figures) -> Figures:
     return {f"{prefix} {name}": value for name, value in figures.items()}
 
 
-def _image_steps(directory: Path, images: dict[str, Path]) -> list[Step]:
+def _image_steps(directory: Path, images: dict[str, Path]) -> Steps:
     """For each image: the chain, then the others, so that all see the same weather."""
-    steps: list[Step] = []
+    steps: Steps = []
     delta_bytes = int(DISK_BYTES * chain.DELTA_OF_IMAGE)
 
     def ours(name: str, image: Path, seed: int) -> Figures:
@@ -50,7 +52,8 @@ def _image_steps(directory: Path, images: dict[str, Path]) -> list[Step]:
         return _prefixed(name, rivals.compress_and_encrypt(image) | backed_up)
 
     for name, image in images.items():
-        steps += [functools.partial(ours, name, image), functools.partial(theirs, name, image)]
+        steps.append((f"{name} image: the chain", functools.partial(ours, name, image)))
+        steps.append((f"{name} image: zstd | openssl, restic", functools.partial(theirs, name, image)))
     return steps
 
 
@@ -78,27 +81,51 @@ def _delta_step(directory: Path, size_gib: int, seed: int) -> Figures:
     }
 
 
-def _steps(directory: Path, scenarios: tuple[str, ...], names: tuple[str, ...]) -> list[Step]:
-    steps: list[Step] = []
+def _steps(directory: Path, scenarios: tuple[str, ...], names: tuple[str, ...]) -> Steps:
+    steps: Steps = []
     if "images" in scenarios:
         steps += _image_steps(directory, make_images(directory / "images", names))
     if "deltas" in scenarios:
-        steps += [functools.partial(_delta_step, directory, size) for size in (1, 64)]
+        steps += [
+            (f"64 MiB delta, {size} GiB disk", functools.partial(_delta_step, directory, size)) for size in (1, 64)
+        ]
     if "iops" in scenarios:
-        steps.append(functools.partial(tracking.random_write_iops, directory / "iops"))
+        steps.append(("IOPS", functools.partial(tracking.random_write_iops, directory / "iops")))
     return steps
 
 
-def _once(directory: Path, scenarios: tuple[str, ...]) -> list[Callable[[], Figures]]:
+def _once(directory: Path, scenarios: tuple[str, ...]) -> list[tuple[str, Callable[[], Figures]]]:
     """What takes its own medians, over many samples in one go."""
-    steps: list[Callable[[], Figures]] = []
+    steps: list[tuple[str, Callable[[], Figures]]] = []
     if "harvest" in scenarios:
-        steps += [functools.partial(tracking.harvest, size) for size in (1, 64)]
+        steps += [(f"harvest, {size} TiB", functools.partial(tracking.harvest, size)) for size in (1, 64)]
     if "lags" in scenarios:
-        steps += [functools.partial(lags.random_writes, directory / f"lag-{rate}", rate) for rate in (0.25, 1.0, 16.0)]
+        steps += [
+            (f"lag, {rate:g} MiB/s", functools.partial(lags.random_writes, directory / f"lag-{rate:g}", rate))
+            for rate in (0.25, 1.0, 16.0)
+        ]
     if "freezes" in scenarios:
-        steps.append(functools.partial(lags.freezes, directory / "freezes"))
+        steps.append(("freezes", functools.partial(lags.freezes, directory / "freezes")))
+    if "overload" in scenarios:
+        steps.append(("churn beyond the line", functools.partial(lags.overload, directory / "overload")))
     return steps
+
+
+class _Progress:
+    """Says what is being measured and how long it took."""
+
+    def __init__(self, console: Console, steps: int) -> None:
+        self._console = console
+        self._steps = steps
+        self._done = 0
+
+    def run(self, what: str, measure: Callable[[], Figures]) -> Figures:
+        started_s = time.monotonic()
+        self._console.print(f"{self._done + 1} of {self._steps}: {what} ...", end=" ")
+        figures = measure()
+        self._done += 1
+        self._console.print(f"{time.monotonic() - started_s:.0f} s")
+        return figures
 
 
 @click.command()
@@ -116,28 +143,32 @@ def main(rounds: int, scenarios: tuple[str, ...], names: tuple[str, ...], out: P
         sys.exit(2)
     work = Path(tempfile.mkdtemp(prefix="blockferry-bench-", dir=directory or "/var/tmp"))
     try:
-        steps = _steps(work, scenarios or SCENARIOS, names or NAMES)
-        found: list[list[Figures]] = [[] for _ in steps]
-        for number in range(rounds):
-            for index, step in enumerate(steps):
-                started_s = time.monotonic()
-                found[index].append(step(number))
-                console.print(
-                    f"round {number + 1} of {rounds}, step {index + 1} of {len(steps)}: {time.monotonic() - started_s:.0f} s"
-                )
-        figures: Figures = {}
-        for figures_of_rounds in found:
-            figures |= medians(figures_of_rounds)
-        for measure in _once(work, scenarios or SCENARIOS):
-            figures |= measure()
+        steps, once = _steps(work, scenarios or SCENARIOS, names or NAMES), _once(work, scenarios or SCENARIOS)
+        progress = _Progress(console, rounds * len(steps) + len(once))
+        every_round: list[Figures] = []
+        for number in range(rounds if steps else 0):
+            every_round.append({})
+            for what, step in steps:
+                label = f"round {number + 1} of {rounds}, {what}"
+                every_round[-1] |= progress.run(label, functools.partial(step, number))
+        figures = medians(every_round)
+        for what, measure in once:
+            figures |= progress.run(what, measure)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    verdicts = report.judge(figures, every_round)
     machine = {"cores": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
-    document = {"machine": machine, "rounds": rounds, "medians": figures, "every_round": found}
+    document = {
+        "machine": machine,
+        "rounds": rounds,
+        "medians": report.finite(figures),
+        "every_round": [report.finite(each) for each in every_round],
+        "targets": [dataclasses.asdict(verdict) for verdict in verdicts],
+    }
     out.write_text(json.dumps(document, indent=1) + "\n")
-    met = report.show(figures, console)
-    console.print(f"written to {out}; image of {DISK_BYTES // MIB} MiB")
-    sys.exit(0 if met else 1)
+    report.show(figures, verdicts, console)
+    console.print(f"written to {out}; image of {DISK_BYTES // MIB} MiB, {rounds} rounds")
+    sys.exit(1 if any(verdict.verdict == report.MISSED for verdict in verdicts) else 0)
 
 
 if __name__ == "__main__":

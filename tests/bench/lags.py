@@ -1,25 +1,36 @@
 """Lags and freezes under load: a file system with two fsyncing writers, and fio's uniform 4 KiB random writes at fixed rates.
 
-Called by ``__main__``. Amplification is stated: bytes sent for each byte written, since a write of 4 KiB dirties a granule of 64 KiB.
+Called by ``__main__``. One scenario has more churn than the line carries: the backlog and NOT_CONVERGING must be told.
+Amplification is stated: bytes sent for each byte written, since a write of 4 KiB dirties a granule of 64 KiB.
 """
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Final
 
+import yaml
+
 from deploy.demo.lab_server import LabDisk
+from deploy.demo.site import Site
+from process_server.core.spool_budget import MIN_LIMIT_BYTES
 from tests.bench.chain import chain, prepare
 from tests.bench.images import MIB
 from tests.bench.measure import Figures, median
 from tests.harness.running_site import POLICY, RunningSite, running_site
 
-_LOAD_S: Final = 40.0
+_LOAD_S: Final = 30.0
 _POLL_S: Final = 0.5
 _DISK_BYTES: Final = 1024 * MIB
+_OVERLOADED_DISK_BYTES: Final = 16 * 1024 * MIB
+_OVERLOAD_MIB_PER_S: Final = 2.0
+_NARROW_BITS_PER_S: Final = 2_000_000
+_OVERLOAD_S: Final = 480.0
+"""It must last five minutes before it is called NOT_CONVERGING."""
 _FSYNCING_WRITER: Final = """
 import os, sys, time
 descriptor = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT, 0o600)
@@ -39,12 +50,8 @@ def random_writes(directory: Path, rate_mib_per_s: float) -> Figures:
         file.truncate(_DISK_BYTES)
     with chain(directory / "site", image) as (site, device):
         _protect(site, device, "60 min")
-        options = {
-            "filename": device, "rw": "randwrite", "bs": "4k", "direct": 1, "ioengine": "libaio", "iodepth": 4,
-            "rate": f"{int(rate_mib_per_s * 1024)}k", "runtime": int(_LOAD_S) + 5, "time_based": 1, "name": "lag",
-        }  # fmt: skip
         sent_before = _observation(site)["sent_bytes"] or 0.0
-        load = subprocess.Popen(["fio", *(f"--{k}={v}" for k, v in options.items())], stdout=subprocess.DEVNULL)
+        load = _fio(device, rate_mib_per_s, _LOAD_S)
         try:
             lags, backlogs, goings = _watch(site, _LOAD_S)
         finally:
@@ -59,6 +66,58 @@ def random_writes(directory: Path, rate_mib_per_s: float) -> Figures:
         f"{name}_amplification": sent / (rate_mib_per_s * MIB * _LOAD_S),
         f"{name}_share_not_converging": sum(going == "NOT_CONVERGING" for going in goings) / max(1, len(goings)),
     }
+
+
+def overload(directory: Path) -> Figures:
+    """Churn that the line cannot carry: what is told of it, and when.
+
+    The upload is limited and the spool is as small as it may be, so that the agent is held up soon; 4 KiB writes go all over a large
+    sparse disk, so that the backlog has room to grow.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    image = directory / "overload.img"
+    with image.open("wb") as file:
+        file.truncate(_OVERLOADED_DISK_BYTES)
+
+    def narrow(site: Site) -> None:
+        path = site.directory / "process-server" / "config.yaml"
+        settings = yaml.safe_load(path.read_text())
+        settings["upload"] = {"limit_bits_per_s": _NARROW_BITS_PER_S}
+        settings["spool"] = {"limit_bytes": MIN_LIMIT_BYTES}
+        path.write_text(yaml.safe_dump(settings))
+
+    with chain(directory / "site", image, narrow) as (site, device):
+        _protect(site, device, "60 min")
+        load = _fio(device, _OVERLOAD_MIB_PER_S, _OVERLOAD_S)
+        started_s = time.monotonic()
+        told_s = math.inf
+        backlogs, etas = [], []
+        try:
+            while math.isinf(told_s) and time.monotonic() < started_s + _OVERLOAD_S:
+                item = site.operator.required_item()
+                backlogs.append(float((item["disks"][0]["observation"] or {}).get("backlog_bytes", 0)))
+                etas.append(item["eta_s"] is not None)
+                if item["going"] == "NOT_CONVERGING":
+                    told_s = time.monotonic() - started_s
+                time.sleep(2 * _POLL_S)
+        finally:
+            load.terminate()
+            load.wait()
+    return {
+        "overload_not_converging_told_after_s": told_s,
+        "overload_backlog_growth_bytes": backlogs[-1] - backlogs[len(backlogs) // 4],
+        "overload_eta_shown_share": sum(etas) / len(etas),
+    }
+
+
+def _fio(device: Path, rate_mib_per_s: float, seconds: float) -> subprocess.Popen[bytes]:
+    """Uniform 4 KiB random writes at a fixed rate."""
+    options = {
+        "filename": device, "rw": "randwrite", "bs": "4k", "direct": 1, "ioengine": "libaio", "iodepth": 4,
+        "rate": f"{int(rate_mib_per_s * 1024)}k", "runtime": int(seconds) + 5, "time_based": 1, "name": "lag",
+        "norandommap": 1,
+    }  # fmt: skip
+    return subprocess.Popen(["fio", *(f"--{k}={v}" for k, v in options.items())], stdout=subprocess.DEVNULL)
 
 
 def freezes(directory: Path) -> Figures:

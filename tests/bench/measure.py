@@ -22,8 +22,12 @@ Figures = dict[str, float]
 
 @dataclass
 class Usage:
-    """Filled when ``measured`` is left. ``busy``: share of all cores that anything used; memory: peak RssAnon by process name."""
+    """Filled when ``measured`` is left, except ``started_s``.
 
+    ``busy``: share of all cores that anything used; memory: peak RssAnon by process name.
+    """
+
+    started_s: float = field(default_factory=time.monotonic)
     wall_s: float = 0.0
     cpu_s: float = 0.0
     busy: float = 0.0
@@ -50,12 +54,12 @@ def measured(processes: Callable[[], dict[str, int]]) -> Iterator[Usage]:
 
     sampler = threading.Thread(target=sample, name="samples", daemon=True)
     busy_before, all_before = _machine_ticks()
-    started_s = time.monotonic()
+    usage.started_s = time.monotonic()
     sampler.start()
     try:
         yield usage
     finally:
-        usage.wall_s = time.monotonic() - started_s
+        usage.wall_s = time.monotonic() - usage.started_s
         stop.set()
         sampler.join()
         look()

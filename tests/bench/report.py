@@ -7,7 +7,7 @@ not measured, never as met.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.images import MIB
-from tests.bench.measure import Figures
+from tests.bench.measure import Figures, median
 
 DAEMONS: Final = ("azure-sink", "config-server", "process-server", "mobility-agent")
 
@@ -29,16 +29,27 @@ class Target:
     value: Callable[[Figures], float]
     is_floor: bool = False
 
-    def verdict(self, figures: Figures) -> tuple[str, str]:
-        """What was measured, and ``met``, ``MISSED`` or ``not measured``."""
+    def of(self, figures: Figures) -> float:
+        """NaN if one of the figures is lacking."""
         try:
-            measured = self.value(figures)
+            return self.value(figures)
         except KeyError:
-            return "-", "not measured"
-        if math.isnan(measured):
-            return "-", "not measured"
-        met = measured >= self.limit if self.is_floor else measured <= self.limit
-        return f"{measured:.3g}", "met" if met else "MISSED"
+            return math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``measured`` is None where a figure is lacking, or what was waited for never came."""
+
+    text: str
+    limit: str
+    measured: float | None
+    verdict: str
+
+
+MET: Final = "met"
+MISSED: Final = "MISSED"
+NOT_MEASURED: Final = "not measured"
 
 
 def _peak(name: str) -> Callable[[Figures], float]:
@@ -67,6 +78,18 @@ TARGETS: Final = (
         ),
     ),
     Target("freeze under two fsyncing writers, median, ms", 100.0, lambda f: f["freeze_median_ms"]),
+    Target(
+        "seconds until churn beyond the line is called NOT_CONVERGING",
+        420.0,
+        lambda f: f["overload_not_converging_told_after_s"],
+    ),
+    Target(
+        "its backlog grows in what is shown, MiB",
+        64.0,
+        lambda f: f["overload_backlog_growth_bytes"] / MIB,
+        is_floor=True,
+    ),
+    Target("its backlog is shown with an ETA, share", 0.9, lambda f: f["overload_eta_shown_share"], is_floor=True),
     Target("replication lag at 1 MiB/s of 4 KiB writes, median, s", 3.0, lambda f: f["lag_1_mib_per_s_median_s"]),
     *(
         Target(f"peak RssAnon of {name}, MiB", 192.0 if name == "process-server" else 160.0, _peak(name))
@@ -75,17 +98,34 @@ TARGETS: Final = (
 )
 
 
-def show(figures: Figures, console: Console) -> bool:
-    """Print every figure and every target; True if no target was missed."""
+def finite(figures: Figures) -> dict[str, float | None]:
+    """For JSON, which has no word for what never happened or was not measured."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+
+def judge(figures: Figures, every_round: Sequence[Figures]) -> list[Verdict]:
+    """Each target: the median over the rounds of its value *within* a round, so that a ratio's halves saw the same weather."""
+    return [_judged(target, figures, every_round) for target in TARGETS]
+
+
+def _judged(target: Target, figures: Figures, every_round: Sequence[Figures]) -> Verdict:
+    limit = f"{'≥' if target.is_floor else '≤'} {target.limit:g}"
+    values = [value for value in map(target.of, every_round) if not math.isnan(value)]
+    measured = median(values) if values else target.of(figures)
+    if math.isnan(measured):
+        return Verdict(target.text, limit, None, NOT_MEASURED)
+    met = measured >= target.limit if target.is_floor else measured <= target.limit
+    return Verdict(target.text, limit, measured if math.isfinite(measured) else None, MET if met else MISSED)
+
+
+def show(figures: Figures, verdicts: Sequence[Verdict], console: Console) -> None:
+    """Print every figure and every target."""
     everything = Table("figure", "median", box=None, header_style="bold")
     for name, value in figures.items():
         everything.add_row(name, f"{value / MIB:.1f} MiB" if "bytes" in name else f"{value:.3f}")
     console.print(everything)
     targets = Table("target", "limit", "measured", "", box=None, header_style="bold")
-    verdicts = []
-    for target in TARGETS:
-        measured, verdict = target.verdict(figures)
-        verdicts.append(verdict)
-        targets.add_row(target.text, f"{'≥' if target.is_floor else '≤'} {target.limit:g}", measured, verdict)
+    for each in verdicts:
+        measured = "-" if each.measured is None else f"{each.measured:.3g}"
+        targets.add_row(each.text, each.limit, measured, each.verdict)
     console.print(targets)
-    return "MISSED" not in verdicts

@@ -14,6 +14,8 @@ from typing import Final
 
 import pytest
 
+from azure_sink.blob_store.store import BlobStore, StoreOptions
+from azure_sink.local_blob_client import LocalBlobClient
 from replication.blob_client.api import BlobClient
 from replication.blob_client.codes import StorageCode
 from replication.blob_client.failures import BlobConflict
@@ -41,6 +43,19 @@ async def over_https(directory: Path) -> AsyncIterator[LabAccount]:
 
 
 @contextlib.asynccontextmanager
+async def in_process(directory: Path) -> AsyncIterator[LabAccount]:
+    """The client of a store in the same process."""
+    clock = SettableClock()
+    store = BlobStore.open(directory / "store", StoreOptions(clock=clock))
+    try:
+        client = LocalBlobClient(store)
+        await client.create_container("lab")
+        yield LabAccount(client, clock)
+    finally:
+        store.close()
+
+
+@contextlib.asynccontextmanager
 async def in_memory(_directory: Path) -> AsyncIterator[LabAccount]:
     """The fake."""
     clock = SettableClock()
@@ -52,6 +67,7 @@ async def in_memory(_directory: Path) -> AsyncIterator[LabAccount]:
 ACCOUNTS: Final[dict[str, Callable[[Path], contextlib.AbstractAsyncContextManager[LabAccount]]]] = {
     "https": over_https,
     "memory": in_memory,
+    "process": in_process,
 }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,11 +69,21 @@ class RunningSite:
 
 
 @contextlib.contextmanager
-def running_site(directory: Path, disk_files: tuple[Path, ...] = (), tracker: str = "auto") -> Iterator[RunningSite]:
-    """Install, enrol and start everything; on leaving all is stopped, whatever happened. Logs are printed for a failure's report."""
+def running_site(
+    directory: Path,
+    disk_files: tuple[Path, ...] = (),
+    tracker: str = "auto",
+    *,
+    installed: Callable[[Site], None] = lambda _site: None,
+) -> Iterator[RunningSite]:
+    """Install, enrol and start everything; on leaving all is stopped, whatever happened. Logs are printed for a failure's report.
+
+    :param installed: called before anything is started, to change what was installed.
+    """
     site = Site(directory, disk_files, tracker)
     try:
         site.install()
+        installed(site)
         operator = Operator(site, Console(file=io.StringIO()))
         site.start_all()
         running = RunningSite(site, operator)

@@ -94,7 +94,7 @@ MUTANTS: Final = (
         self.fold()''',
            '''        """At attach: nobody knows whether the flipped half was persisted, so it goes forward."""'''),
     Mutant("R2", "what is carried is not harvested", _HALVES,
-           "        _or_into(into.words, self._carried)", "        pass"),
+           "            _or_slice(into.words, self._carried.words, at)", "            pass"),
     Mutant("R2", "a flip does not wait for running programs", _HALVES,
            '''        self._control.active_word = 0 if int(self._control.active_word) else self._layout.half_words
         self._wait_for_programs()''',

@@ -28,7 +28,6 @@ from azure_sink.replica_writer.replica_writer import ReplicaWriter
 from azure_sink.replica_writer.settings import WriterSettings
 from mobility_agent.protection import disk_supervisor
 from process_server.spool import recovery
-from replication.blob_client.settings import BlobEndpointSettings
 from replication.clock import Clock
 from replication.control_plane import DataKeyGrant, GenerationGrant, GenerationRequest, ReplicationTiming
 from replication.dirty_bitmap import Geometry
@@ -94,7 +93,6 @@ class WriterMachine:
     async def _run(self, process: Process) -> None:
         world = self._world
         settings = WriterSettings(
-            BlobEndpointSettings("https://store/account", "account", Path("unused")),
             Path("unused"),
             lease_s=_WRITER_LEASE_S,
             segment_slots=2,

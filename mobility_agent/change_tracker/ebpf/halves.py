@@ -2,24 +2,63 @@
 
 Called by ``tracker`` with the memory of the pinned maps, by tests with plain arrays. The order of every step is such
 that the agent may die between any two stores and lose no bit: bits are set in their new place before they are cleared in
-the old one (rule R2). Works in slices and touches only slices that hold something, so an idle disk costs little.
+the old one (rule R2). Works in slices: a harvest reads the flipped half once, and touches of the rest only what holds something, so an
+idle disk of any size costs little.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from mobility_agent.change_tracker.ebpf.layout import WORD_BITS, BitmapLayout, ControlRecord
-from replication.dirty_bitmap import DirtyBitmap, GranuleRuns
+from replication.dirty_bitmap import SLICE_WORDS, DirtyBitmap, GranuleRuns, filled_slices
 
 Words = npt.NDArray[np.uint64]
 
-_SLICE_WORDS: Final = 8192
 _FULL_WORD: Final = np.uint64(2**64 - 1)
+
+
+class _OwnWords:
+    """Words that only this process writes, so that it may remember which slices hold something: after the start nobody looks for them."""
+
+    def __init__(self, words: Words) -> None:
+        self.words = words
+        self._filled = set(filled_slices(words))
+
+    @property
+    def filled(self) -> list[int]:
+        return sorted(self._filled)
+
+    def include(self, source: Words, slices: Iterable[int]) -> None:
+        for at in slices:
+            self._filled.add(at)
+            _or_slice(self.words, source, at)
+
+    def fill(self, word_numbers: npt.NDArray[np.int64]) -> None:
+        """Set all bits of these words."""
+        self._filled.update((np.unique(word_numbers // SLICE_WORDS) * SLICE_WORDS).tolist())
+        self.words[word_numbers] = _FULL_WORD
+
+    def mark(self, granules: int, runs: GranuleRuns) -> None:
+        for start, count in runs:
+            last = min(start + count, granules) - 1
+            first_slice, last_slice = start // WORD_BITS // SLICE_WORDS, last // WORD_BITS // SLICE_WORDS
+            self._filled.update(range(first_slice * SLICE_WORDS, (last_slice + 1) * SLICE_WORDS, SLICE_WORDS))
+        DirtyBitmap(granules, self.words).mark_runs(runs)
+
+    def reduce_to(self, subset: Words | None) -> None:
+        """Keep only what ``subset`` has (None: nothing), a word at a time: what is in both never vanishes."""
+        for at in self.filled:
+            if subset is None:
+                self.words[at : at + SLICE_WORDS] = 0
+            else:
+                self.words[at : at + SLICE_WORDS] = subset[at : at + SLICE_WORDS]
+        if subset is None:
+            self._filled.clear()
 
 
 class Halves:
@@ -40,8 +79,10 @@ class Halves:
         fine, half = layout.fine_words, layout.half_words
         self._fine = [words[at : at + fine] for at in (0, half)]
         self._coarse = [words[at + fine : at + fine + layout.coarse_words] for at in (0, half)]
-        self._suspects = words[layout.suspects_at : layout.suspects_at + fine]
-        self._carried = words[layout.carried_at : layout.carried_at + fine]
+        self._suspects = _OwnWords(words[layout.suspects_at : layout.suspects_at + fine])
+        self._carried = _OwnWords(words[layout.carried_at : layout.carried_at + fine])
+        self._collected: list[int] = []
+        """Slices of the flipped half that held something when it was collected; nothing is added to it until the next flip."""
         self._late: list[GranuleRuns] = []
 
     @property
@@ -55,10 +96,11 @@ class Halves:
 
     def fold(self) -> None:
         """Move what is in the flipped half to what is carried; afterwards that half is clear and may become active."""
-        flipped = self._flipped
-        _or_into(self._carried, self._fine[flipped])
-        self._expand(self._coarse[flipped], self._carried)
-        self._clear(flipped)
+        fine, coarse = self._fine[self._flipped], self._coarse[self._flipped]
+        filled = list(filled_slices(fine))
+        self._carried.include(fine, filled)
+        self._carried.fill(_fine_words_of(coarse))
+        self._clear_flipped(filled)
 
     def flip(self) -> None:
         """The clear half becomes active. On return no program writes to the other one any more.
@@ -72,61 +114,65 @@ class Halves:
 
     def collect(self, into: DirtyBitmap) -> None:
         """Replace ``into`` by the union of the flipped half and what is carried."""
-        flipped = self._flipped
-        into.words[:] = self._fine[flipped]
-        self._expand(self._coarse[flipped], into.words)
-        _or_into(into.words, self._carried)
+        fine, coarse = self._fine[self._flipped], self._coarse[self._flipped]
+        self._collected = list(filled_slices(fine))
+        for at in filled_slices(into.words):
+            into.words[at : at + SLICE_WORDS] = 0
+        for at in self._collected:
+            _or_slice(into.words, fine, at)
+        into.words[_fine_words_of(coarse)] = _FULL_WORD
+        for at in self._carried.filled:
+            _or_slice(into.words, self._carried.words, at)
 
     def carry_suspects(self) -> None:
         """Marks were lost: all suspects belong to the next collection."""
-        _or_into(self._carried, self._suspects)
+        self._carried.include(self._suspects.words, self._suspects.filled)
 
     def suspect_flipped(self) -> None:
-        """What is being harvested was issued in this window: it stays under suspicion until the next exact rest."""
-        flipped = self._flipped
-        _or_into(self._suspects, self._fine[flipped])
-        self._expand(self._coarse[flipped], self._suspects)
+        """What was collected last was issued in this window: it stays under suspicion until the next exact rest."""
+        self._suspects.include(self._fine[self._flipped], self._collected)
+        self._suspects.fill(_fine_words_of(self._coarse[self._flipped]))
 
     def clear_suspects(self) -> None:
-        _clear(self._suspects)
+        self._suspects.reduce_to(None)
 
     def commit(self) -> None:
         """Forget what was collected last; marks that came in since the flip stay."""
-        self._clear(self._flipped)
+        self._clear_flipped(self._collected)
         late = DirtyBitmap(self._layout.geometry.granules) if self._late else None
         if late is None:
-            _clear(self._carried)
+            self._carried.reduce_to(None)
             return
         for runs in self._late:
             late.mark_runs(runs)
-        self._carried[:] = late.words  # a word at a time from a superset to its subset: late marks never vanish
+        self._carried.reduce_to(late.words)
         self._late.clear()
 
     def mark(self, runs: GranuleRuns, *, harvest_open: bool) -> None:
-        DirtyBitmap(self._layout.geometry.granules, self._carried).mark_runs(runs)
+        self._carried.mark(self._layout.geometry.granules, runs)
         if harvest_open:
             self._late.append(runs)
 
-    def _clear(self, half: int) -> None:
-        _clear(self._fine[half])
-        _clear(self._coarse[half])
-
-    def _expand(self, coarse: Words, into: Words) -> None:
-        for at in np.flatnonzero(coarse).tolist():
-            bits = np.unpackbits(coarse[at : at + 1].view(np.uint8), bitorder="little")
-            into[at * WORD_BITS + np.flatnonzero(bits)] = _FULL_WORD
+    def _clear_flipped(self, filled: Iterable[int]) -> None:
+        fine, coarse = self._fine[self._flipped], self._coarse[self._flipped]
+        for at in filled:
+            fine[at : at + SLICE_WORDS] = 0
+        for at in filled_slices(coarse):
+            coarse[at : at + SLICE_WORDS] = 0
 
 
-def _or_into(target: Words, source: Words) -> None:
-    for at in range(0, len(source), _SLICE_WORDS):
-        part = source[at : at + _SLICE_WORDS]
-        if part.any():
-            here = target[at : at + _SLICE_WORDS]
-            np.bitwise_or(here, part, out=here)
+def _or_slice(target: Words, source: Words, at: int) -> None:
+    here = target[at : at + SLICE_WORDS]
+    np.bitwise_or(here, source[at : at + SLICE_WORDS], out=here)
 
 
-def _clear(words: Words) -> None:
-    for at in range(0, len(words), _SLICE_WORDS):
-        part = words[at : at + _SLICE_WORDS]
-        if part.any():
-            part[:] = 0
+def _fine_words_of(coarse: Words) -> npt.NDArray[np.int64]:
+    """Numbers of the fine words that coarse bits stand for."""
+    found = []
+    for at in filled_slices(coarse):
+        part = coarse[at : at + SLICE_WORDS]
+        numbers = np.flatnonzero(part)
+        bits = np.unpackbits(part[numbers].view(np.uint8), bitorder="little").reshape(-1, WORD_BITS)
+        rows, columns = np.nonzero(bits)
+        found.append((at + numbers[rows]) * WORD_BITS + columns)
+    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)

@@ -57,6 +57,17 @@ def test_options_take_precedence_over_the_file(tmp_path: Path) -> None:
     assert invoke("--config", str(path), "--key", KEY, "--check-config")[0] == 0
 
 
+def test_only_the_writer_on_its_own_needs_a_store(tmp_path: Path) -> None:
+    path = tmp_path / "azure-sink.yaml"
+    path.write_text(json.dumps({"blob": SECTION, "writer": {"state_dir": "w"}}))
+    both = CliRunner().invoke(main, ["all", "--config", str(path), "--check-config"])
+    assert both.exit_code == 0
+    for command in (["writer", "--check-config"], ["export", "disks/web01", str(tmp_path / "out")]):
+        refused = CliRunner().invoke(main, [*command[:1], "--config", str(path), *command[1:]])
+        assert refused.exit_code == 2
+        assert "'writer.store'" in refused.output
+
+
 def test_a_file_without_the_section_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "azure-sink.yaml"
     path.write_text("{}")

@@ -191,6 +191,14 @@ def test_disk_falls_behind_when_churn_outruns_shipping_and_the_backlog_does_not_
     assert not falls_behind(before, worse.model_copy(update={"phase": "paused"}))
 
 
+def test_disk_that_fell_behind_goes_on_falling_between_harvests_until_its_backlog_shrinks() -> None:
+    behind = disk_observation(backlog_bytes=20, churn_bytes_per_s=0.0, send_rate_bytes_per_s=8.0)
+    assert not falls_behind(behind, behind)
+    assert falls_behind(behind, behind, fell_behind=True)
+    assert not falls_behind(behind, behind.model_copy(update={"backlog_bytes": 19}), fell_behind=True)
+    assert not falls_behind(behind, behind.model_copy(update={"phase": "paused"}), fell_behind=True)
+
+
 # -- placement, names, forecast -----------------------------------------------------------------------------------
 
 

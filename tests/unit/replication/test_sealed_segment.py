@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import zstandard
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from replication.batch_frame import DataExtent, encode_batch, parse_batch
 from replication.errors import IntegrityError, PeerProtocolError
+from replication.extents import Extent
 from replication.identifiers import AttemptNumber, BatchKey, BatchNumber, DiskId, EpochId, GenerationId
 from replication.sealed_segment import (
+    DATA_ALIGNMENT_BYTES,
     HEADER_BYTES,
     TAG_BYTES,
     SegmentHeader,
@@ -90,3 +94,17 @@ def test_an_opener_can_be_used_again_after_a_refusal() -> None:
         opener.open(memoryview(damaged), DATA_KEY, expected=KEY, expected_tag=bytes(damaged[-16:]))
     content = memoryview(_sealed())
     assert bytes(opener.open(content, DATA_KEY, expected=KEY, expected_tag=bytes(content[-16:]))) == FRAME
+
+
+@pytest.mark.parametrize("extent_count", [1, 2, 300])
+def test_an_opened_frames_data_lie_aligned_in_memory(extent_count: int) -> None:
+    data = memoryview(bytes(range(256)) * 16)
+    extents = [DataExtent(Extent(number * 8192, 4096), data) for number in range(extent_count)]
+    frame = encode_batch(KEY, extents)
+    content = memoryview(_sealed(b"".join((frame.head, *frame.data))))
+    opened = SegmentOpener().open(content, DATA_KEY, expected=KEY, expected_tag=bytes(content[-TAG_BYTES:]))
+    for extent in parse_batch(opened, KEY).extents:
+        assert isinstance(extent, DataExtent)
+        address = np.frombuffer(extent.data, dtype=np.uint8).ctypes.data
+        assert address % DATA_ALIGNMENT_BYTES == 0
+        assert extent.data == data

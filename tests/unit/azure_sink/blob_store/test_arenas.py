@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from pathlib import Path
 
 import pytest
 
-from azure_sink.blob_store.arenas import BLOCK_BYTES, ArenaSet, StoreFull
+from azure_sink.blob_store.arenas import BLOCK_BYTES, ArenaSet, StoreFull, lies_aligned
 from replication.errors import Permanent, Retryable
 from tests.harness.blob_store_tools import data_blocks
 
@@ -141,3 +142,78 @@ def test_an_arena_is_idle_when_it_is_left_and_nothing_in_it_is_undecided(tmp_pat
     arenas.remove(1)
     assert not arenas.path(1).exists()
     assert arenas.numbers() == [2]
+
+
+# -- direct writes ------------------------------------------------------------------------------------------------
+
+
+def aligned(content: bytes) -> memoryview:
+    memory = memoryview(mmap.mmap(-1, len(content)))
+    memory[:] = content
+    return memory
+
+
+def test_memory_is_aligned_if_it_is_whole_blocks_at_whole_blocks() -> None:
+    memory = aligned(bytes(4 * BLOCK_BYTES))
+    assert lies_aligned(memory[BLOCK_BYTES : 3 * BLOCK_BYTES])
+    assert not lies_aligned(memory[512 : 512 + BLOCK_BYTES])
+    assert not lies_aligned(memory[: BLOCK_BYTES + 512])
+
+
+def test_direct_bodies_have_arenas_of_their_own_and_come_back(tmp_path: Path) -> None:
+    arenas = make(tmp_path)
+    content = os.urandom(3 * BLOCK_BYTES)
+    direct, other = arenas.allocate(len(content), direct=True), arenas.allocate(len(content))
+    assert direct.arena != other.arena
+    arenas.write(direct, 0, [aligned(content[:BLOCK_BYTES]), aligned(content[BLOCK_BYTES:])])
+    arenas.write(other, 0, [content])
+    assert arenas.make_durable({direct.arena, other.arena}) == set()
+    for place in (direct, other):
+        buffer = bytearray(len(content))
+        arenas.read_into(place.arena, place.offset, memoryview(buffer))
+        assert bytes(buffer) == arenas.read(place.arena, place.offset, len(content)) == content
+
+
+def test_direct_writes_go_past_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+    real_open = os.open
+
+    def noting(path: Path, flags: int, mode: int = 0o777) -> int:
+        opened.append(flags)
+        return real_open(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", noting)
+    arenas = make(tmp_path)
+    arenas.write(arenas.allocate(BLOCK_BYTES), 0, [aligned(bytes(BLOCK_BYTES))])
+    assert not any(flags & os.O_DIRECT for flags in opened)
+    arenas.write(arenas.allocate(BLOCK_BYTES, direct=True), 0, [aligned(bytes(BLOCK_BYTES))])
+    assert any(flags & os.O_DIRECT for flags in opened)
+
+
+def test_where_direct_writes_are_refused_bodies_are_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_open = os.open
+
+    def refusing(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return real_open(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", refusing)
+    arenas = make(tmp_path)
+    place = arenas.allocate(BLOCK_BYTES, direct=True)
+    arenas.write(place, 0, [aligned(b"x" * BLOCK_BYTES)])
+    assert arenas.read(place.arena, place.offset, BLOCK_BYTES) == b"x" * BLOCK_BYTES
+    assert not arenas.writes_directly
+    assert arenas.allocate(BLOCK_BYTES, direct=True).arena == arenas.allocate(BLOCK_BYTES).arena
+
+
+def test_reading_past_an_arenas_end_is_damage(tmp_path: Path) -> None:
+    arenas = make(tmp_path)
+    place = arenas.allocate(4)
+    arenas.write(place, 0, [b"abcd"])
+    with pytest.raises(Permanent):
+        arenas.read_into(place.arena, place.offset, memoryview(bytearray(5)))
+    with pytest.raises(Permanent):
+        arenas.read_into(99, 0, memoryview(bytearray(1)))

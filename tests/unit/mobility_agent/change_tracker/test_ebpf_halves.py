@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mobility_agent.change_tracker.ebpf.halves import Halves
 from mobility_agent.change_tracker.ebpf.layout import BitmapLayout, ControlRecord
-from replication.dirty_bitmap import MAX_GRANULES, DirtyBitmap, Geometry, GranuleRuns
+from replication.dirty_bitmap import MAX_GRANULES, SLICE_WORDS, DirtyBitmap, Geometry, GranuleRuns
 
 GEOMETRY = Geometry((64 * 64 * 3 + 17) * 4096, 4096)
 LAYOUT = BitmapLayout(GEOMETRY)
@@ -176,3 +176,67 @@ def test_the_parts_of_the_map_do_not_overlap(granules: int) -> None:
     ]
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(parts))
     assert parts[-1][1] <= layout.total_words < 2**32
+
+
+LARGE = BitmapLayout(Geometry((5 * SLICE_WORDS * 64 + 17) * 4096, 4096))
+
+
+@st.composite
+def _orders(draw: st.DrawFn) -> list[tuple[str, int]]:
+    granules = LARGE.geometry.granules
+    kinds = ["kernel", "coarse", "user", "harvest", "commit", "suspect", "carry", "rest", "die"]
+    return draw(st.lists(st.tuples(st.sampled_from(kinds), st.integers(0, granules - 1)), max_size=25))
+
+
+@given(_orders())
+def test_a_bitmap_of_many_slices_loses_nothing_in_any_order(orders: list[tuple[str, int]]) -> None:
+    """Against sets: every granule marked since the last committed harvest comes back."""
+    words, control = np.zeros(LARGE.total_words, dtype=np.uint64), ControlRecord()
+
+    def attach() -> Halves:
+        return Halves(words, control, LARGE, lambda: None, lambda: None)
+
+    halves, bitmap = attach(), DirtyBitmap(LARGE.geometry.granules)
+    owed: set[int] = set()
+    since_flip: set[int] = set()
+    by_programs: set[int] = set()
+    flipped: set[int] = set()
+    suspects: set[int] = set()
+    harvested = False
+    for kind, granule in [*orders, ("harvest", 0)]:
+        match kind:
+            case "kernel":
+                words[control.active_word + granule // 64] |= np.uint64(1 << granule % 64)
+                by_programs.add(granule)
+            case "coarse":
+                words[control.active_word + LARGE.fine_words + granule // 64 // 64] |= np.uint64(
+                    1 << granule // 64 % 64
+                )
+                by_programs.add(granule)
+            case "user":
+                halves.mark(GranuleRuns.of([(granule, 1)]), harvest_open=harvested)
+                since_flip.add(granule)
+            case "harvest":
+                if harvested:
+                    halves.fold()
+                halves.flip()
+                halves.collect(bitmap)
+                owed, flipped, harvested = owed | since_flip | by_programs, by_programs, True
+                since_flip, by_programs = set(), set()
+                assert all(marked in bitmap for marked in owed)
+            case "suspect" if harvested:
+                halves.suspect_flipped()
+                suspects |= flipped
+            case "carry" if not harvested:
+                halves.carry_suspects()
+                since_flip |= suspects
+            case "rest":
+                halves.clear_suspects()
+                suspects = set()
+            case "commit" if harvested:
+                halves.commit()
+                owed, harvested = set(), False
+            case "die":
+                halves = attach()
+                halves.recover()
+                harvested = False
