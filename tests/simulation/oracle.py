@@ -84,8 +84,8 @@ class Oracle(StoreWatch):
         for taken in self.cuts[point.cut]:
             try:
                 for disk, content in held.items():
-                    if content != taken.media[disk]:
-                        self._judge_sectors(disk, content, taken.flip_s, taken.flip_s, f"recovery point {point.cut}")
+                    what = f"recovery point {point.cut}"
+                    self._judge_sectors(disk, content, taken.media[disk], taken.flip_s, taken.flip_s, what)
             except Broken as failure:
                 failures.append(f"at {taken.flip_s:.4f}: {failure}")
             else:
@@ -134,8 +134,9 @@ class Oracle(StoreWatch):
         if known.setdefault(stated, held) != held:
             raise Broken(f"the replica at {stated} is not what it was when this was first stated")
         cut_s = self.moment_of(receipt.cut_time_ns) if receipt.cut_time_ns else None
-        if cut_s is not None and held != self.disks[disk].medium:
-            self._judge_sectors(disk, held, cut_s, self.now_s(), f"epoch {stated}, cut at {cut_s:.3f}")
+        if cut_s is not None:
+            medium = self.disks[disk].medium
+            self._judge_sectors(disk, held, medium, cut_s, self.now_s(), f"epoch {stated}, cut at {cut_s:.3f}")
         self.checked_receipts += 1
 
     # ---- a store that is put back
@@ -168,12 +169,17 @@ class Oracle(StoreWatch):
         drive(self.account.get_blob_into(REPLICAS_CONTAINER, disk, buffer, snapshot=snapshot))
         return bytes(buffer)
 
-    def _judge_sectors(self, disk: DiskId, held: bytes, cut_s: float, until_s: float, what: str) -> None:
+    def _judge_sectors(
+        self, disk: DiskId, held: bytes, medium: bytes | bytearray, cut_s: float, until_s: float, what: str
+    ) -> None:
+        """``medium``: what the disk held at ``until_s``, which is allowed for any cut until then: only what differs from it is judged."""
+        if held == medium:
+            return
         source = self.disks[disk]
         for sector in range(source.sectors):
             at = sector * SECTOR_BYTES
             content = held[at : at + SECTOR_BYTES]
-            if content not in allowed(source.history[sector], cut_s, until_s):
+            if content != medium[at : at + SECTOR_BYTES] and content not in allowed(source.history[sector], cut_s, until_s):
                 raise Broken(
                     f"{what}: sector {sector} (granule {at // source.geometry.granularity_bytes}) of disk {disk[:8]} holds "
                     f"{content[:16].hex()}; its writes: {told(source.history[sector])}"
@@ -184,7 +190,7 @@ class Oracle(StoreWatch):
         for disk, source in self.disks.items():
             held = self.bytes_of(disk)
             if held != source.medium:
-                self._judge_sectors(disk, held, self.now_s(), self.now_s(), "the end")
+                self._judge_sectors(disk, held, source.medium, self.now_s(), self.now_s(), "the end")
                 raise Broken(f"the replica of {disk} is not its disk")
 
 

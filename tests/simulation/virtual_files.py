@@ -8,6 +8,7 @@ the middle of it.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from collections.abc import Callable
 from random import Random
@@ -99,8 +100,10 @@ class VirtualFiles:
 
     # ---- looking up
 
-    def _parts(self, path: str) -> list[str]:
-        return [part for part in path[len(ROOT) :].split("/")[1:] if part]
+    @staticmethod
+    @functools.lru_cache(maxsize=4096)
+    def _parts(path: str) -> tuple[str, ...]:
+        return tuple(part for part in path[len(ROOT) :].split("/")[1:] if part)
 
     def find(self, path: str) -> Inode:
         inode = self._root

@@ -32,7 +32,7 @@ from replication.blob_client.settings import BlobEndpointSettings
 from replication.clock import Clock
 from replication.control_plane import DataKeyGrant, GenerationGrant, GenerationRequest, ReplicationTiming
 from replication.dirty_bitmap import Geometry
-from replication.documents import WriterIdentity
+from replication.documents import Document, WriterIdentity, WriterPublicKey
 from replication.errors import BlockferryError
 from replication.identifiers import BatchKey, DiskId, GenerationKey
 from replication.service.health import HealthBoard
@@ -298,6 +298,7 @@ class World:
             (disk_supervisor, "DiskReader", self.agent.reader),
             (epoch_application, "GROUP_SEGMENTS", 2),
             (recovery, "MAX_PAYLOAD_BYTES", 256 * 1024),
+            (WriterPublicKey, "open_signed", _opened_once()),
         ]
         with contextlib.ExitStack() as undone:
             for module, name, value in changed:
@@ -316,6 +317,20 @@ class World:
         self.control_process.kill()
         self.loop.end()
         self.loop.close()
+
+
+def _opened_once() -> Callable[[WriterPublicKey, type[Document], bytes], Document]:
+    """``WriterPublicKey.open_signed`` for documents that are read again and again: who verified the same bytes by the same key has the answer."""
+    opened: dict[tuple[str, type[Document], bytes], Document] = {}
+    open_signed = WriterPublicKey.open_signed
+
+    def open_once(public: WriterPublicKey, kind: type[Document], content: bytes) -> Document:
+        key = public.key_id, kind, bytes(content)
+        if key not in opened:
+            opened[key] = open_signed(public, kind, content)
+        return opened[key]
+
+    return open_once
 
 
 def _is_death(error: BaseException | None) -> bool:
