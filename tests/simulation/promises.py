@@ -7,7 +7,7 @@ the product's own codecs and says which was not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,9 +85,9 @@ class DiskPromises:
 
 
 def judge_table(
-    directory: Path, item: str, disk: DiskId, geometry: Geometry, applied: Mapping[Position, bytes]
+    directory: Path, item: str, disk: DiskId, geometry: Geometry, content_at: Callable[[Position], bytes | None]
 ) -> None:
-    """The digest table is not behind the ledger, and what it knows is what the sink holds (R1).
+    """The digest table is not behind the ledger, and what it knows is what the sink holds (R1): ``content_at`` an epoch, if that is known.
 
     :raises PromiseBroken: otherwise.
     """
@@ -97,17 +97,21 @@ def judge_table(
         return
     table = DigestTable(directory / "digests", disk, geometry, bytes.fromhex(grant.digest_key))
     try:
-        if table.generation > ledger.generation and table.exact_epoch == 0:
-            return  # a new generation is being begun: the table goes first
-        if ledger.applied_epoch and (table.generation, True) != (
-            ledger.generation,
-            ledger.applied_epoch <= table.exact_epoch,
+        is_begun = table.generation > ledger.generation and table.exact_epoch == 0  # the table goes before the ledger
+        if (
+            ledger.applied_epoch
+            and not is_begun
+            and (table.generation, True)
+            != (
+                ledger.generation,
+                ledger.applied_epoch <= table.exact_epoch,
+            )
         ):
             raise PromiseBroken(
                 f"the table is exact for {table.generation}/{table.exact_epoch}, the ledger at "
                 f"{ledger.generation}/{ledger.applied_epoch}"
             )
-        content = applied.get(Position(table.generation, table.exact_epoch))
+        content = content_at(Position(table.generation, table.exact_epoch))
         interrupted = None if table.interrupted_epoch is None else ledger.find(table.interrupted_epoch)
         if content is None or (table.interrupted_epoch is not None and interrupted is None):
             return

@@ -63,11 +63,23 @@ def drawn_shape(random: Random) -> Shape:
         granules=random.randrange(6, 30),
         short_by_sectors=random.randrange(8),
         tracker="scan" if random.random() < 0.25 else "ebpf",
+        epoch_granules=random.choice((3, 12, 12)),
         writers=random.choice((1, 2)),
         workload=Habits(
-            rate=random.choice((0.5, 2.0, 5.0)), raw=random.choice((0.0, 0.0, 0.1)), hot=random.choice((0.2, 0.7))
+            rate=random.choice((0.5, 0.5, 2.0, 2.0, 2.0, 5.0, 5.0, 5.0, 20.0)),
+            raw=random.choice((0.0, 0.0, 0.1)),
+            hot=random.choice((0.2, 0.7)),
+            undo=random.choice((0.0, 0.3, 0.6)),
         ),
-        kernel=KernelHabits(slow=random.choice((0.0, 0.1, 0.5)), lost_completion=random.choice((0.0, 0.0, 0.0, 0.05))),
+        kernel=KernelHabits(
+            slow=random.choice((0.0, 0.1, 0.5)),
+            lingering=random.choice((0.0, 0.25)),
+            racing=random.choice((0.0, 0.4)),
+            lost_issue=random.choice((0.0, 0.0, 0.0, 0.05)),
+            lost_completion=random.choice((0.0, 0.0, 0.05)),
+            overflow=random.choice((0.0, 0.0, 0.0, 0.02)),
+        ),
+        slow_freezes=random.choice((0.0, 0.0, 0.3)),
         timing=ReplicationTiming(
             epoch_interval_s=random.choice((0.5, 1.0, 2.5)),
             recovery_point_interval_s=random.choice((2.0, 3.0, 6.0)),
@@ -98,6 +110,8 @@ async def _scenario(world: World, random: Random, theme_wanted: str) -> None:
     world.workload.stop()
     await _rest(world)
     world.oracle.judge_end()
+    world.agent.kill()
+    world.agent.judge_files()
     world.note("scenario", "at rest")
 
 

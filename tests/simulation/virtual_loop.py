@@ -49,7 +49,9 @@ class Process:
         self.fuse: int | None = None
         """So many actions on the world until something strikes in the middle of one; None: none is counted."""
         self.fuse_burns_at: str | None = None
-        """Which actions count: ``file``, ``net``, ``read``; None: all."""
+        """Which actions count: ``file``, ``net``, ``read``; an agent's ``name`` (a directory is about to be durable), ``table`` (the digest
+        table is), ``harvest`` and ``commit`` (one has just happened), ``doubt found`` and ``doubt`` (the same of one in doubt); None: all.
+        """
         self.on_fuse: Callable[[], None] = self.kill
         self.slept_s = 0.0
         self._loop = loop
@@ -243,7 +245,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 if when_s is None:
                     raise Stuck("nothing is scheduled any more")
                 self._advance(when_s)
-            self._now_s = now_s = self._now_s + _STEP_S  # who computes with it may be off by a rounding, and would wait for ever
+            self._now_s = now_s = (
+                self._now_s + _STEP_S
+            )  # who computes with it may be off by a rounding, and would wait for ever
             while timers and timers[0][0] <= now_s:
                 timer = pop(timers)[2]
                 if not timer.is_cancelled:

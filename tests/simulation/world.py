@@ -64,9 +64,11 @@ class Shape:
     granules: int
     short_by_sectors: int
     tracker: str
+    epoch_granules: int
     writers: int
     workload: Habits
     kernel: KernelHabits
+    slow_freezes: float
     timing: ReplicationTiming
 
 
@@ -190,10 +192,12 @@ class World:
             SimulatedFreezer(self.workload, self.loop, self.random),
             self.oracle,
             tracker_kind=self.shape.tracker,
+            epoch_granules=self.shape.epoch_granules,
             timing=self.shape.timing,
             ask_generation=self._ask_generation,
         )
         files.act = agent.act
+        agent.freezer.slow_chance = self.shape.slow_freezes
         agent.ended = self.note_end("agent")
         return agent
 
@@ -320,7 +324,7 @@ class World:
 
 
 def _opened_once() -> Callable[[WriterPublicKey, type[Document], bytes], Document]:
-    """``WriterPublicKey.open_signed`` for documents that are read again and again: who verified the same bytes by the same key has the answer."""
+    """``WriterPublicKey.open_signed`` for documents that are read again and again: verified and parsed once by one key."""
     opened: dict[tuple[str, type[Document], bytes], Document] = {}
     open_signed = WriterPublicKey.open_signed
 
