@@ -437,6 +437,7 @@ class _ConfigServer:
     async def new_generation(self, disk: DiskId, request: GenerationRequest) -> GenerationGrant:
         promises = self._promises[disk]
         promises.asked = request.request
+        promises.requests.add(request.request)
         grant = await self._ask(self._process, disk, request)
         promises.grants[request.request] = grant.generation
         return grant

@@ -34,6 +34,7 @@ class DiskPromises:
     digests: dict[BatchKey, bytes] = field(default_factory=dict)
     forgotten_serial: int = 0
     asked: str = ""
+    requests: set[str] = field(default_factory=set)
     grants: dict[str, int] = field(default_factory=dict)
 
     def sent_batch(self, key: BatchKey, digest: bytes) -> None:
@@ -49,7 +50,9 @@ class DiskPromises:
         """:raises PromiseBroken: if the files in ``directory`` know less than was acted on."""
         record = ProtectionRecord(directory, item)
         granted = record.state.grant
-        if self.asked and record.state.request != self.asked:
+        # A duty that was never asked for yet has taken the place of the one that was: it is remembered all the same.
+        is_renewed = record.state.request is not None and record.state.request not in self.requests
+        if self.asked and record.state.request != self.asked and not is_renewed:
             number = self.grants.get(self.asked)
             if granted is None or number is None or granted.generation < number:
                 raise PromiseBroken(f"generation request {self.asked} was made, and is not remembered")
