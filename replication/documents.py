@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -87,14 +88,14 @@ def _signed_bytes(context: str, payload: str) -> bytes:
     return context.encode() + b"\0" + payload.encode()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WriterPublicKey:
     """The public half of a replica writer's identity: what verifies its statements and what data keys are wrapped to."""
 
     verifying: Ed25519PublicKey
     wrapping: X25519PublicKey
 
-    @property
+    @functools.cached_property
     def key_id(self) -> str:
         """First 16 hex digits of the SHA-256 of both public keys."""
         both = self.verifying.public_bytes_raw() + self.wrapping.public_bytes_raw()
@@ -150,7 +151,7 @@ def document_context(kind: type[Document]) -> str:
     return f"blockferry/{kind.__name__}/v1"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WriterIdentity:
     """A replica writer's private identity: signs receipts, recovery points and answers; opens wrapped data keys."""
 
@@ -161,7 +162,7 @@ class WriterIdentity:
     def generate(cls) -> WriterIdentity:
         return cls(Ed25519PrivateKey.generate(), X25519PrivateKey.generate())
 
-    @property
+    @functools.cached_property
     def public(self) -> WriterPublicKey:
         return WriterPublicKey(self.signing.public_key(), self.unwrapping.public_key())
 

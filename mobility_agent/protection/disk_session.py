@@ -343,7 +343,7 @@ class DiskSession:
         self._begun = (epoch.number, epoch.attempt)
         not_to_skip = self.ledger.granules_not_to_skip(epoch.number)
         reader = await self._kept.in_executor(
-            lambda: EpochReader(source, epoch.granules, self.parts.table, not_to_skip)
+            lambda: EpochReader(source, epoch.granules, self.parts.table, not_to_skip, self.require_alive)
         )
         try:
             shipped = await self._shipper.ship(key, epoch.attempt, reader)

@@ -8,7 +8,7 @@ epoch (R1). Zero granules travel as runs without data, whatever their length.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,9 +38,17 @@ class EpochReader:
     """One attempt's reading. ``next_batch`` returns None when every granule was read."""
 
     def __init__(
-        self, source: ExtentSource, runs: GranuleRuns, table: DigestTable, not_to_skip: Sequence[GranuleRuns]
+        self,
+        source: ExtentSource,
+        runs: GranuleRuns,
+        table: DigestTable,
+        not_to_skip: Sequence[GranuleRuns],
+        require_open: Callable[[], None] = lambda: None,
     ) -> None:
-        """:param not_to_skip: the granules of the other unconfirmed epochs: sent even if they equal the table."""
+        """:param not_to_skip: the granules of the other unconfirmed epochs: sent even if they equal the table.
+        :param require_open: raises once source and table may be closed: a point may still be read when its disk's session has failed.
+        """
+        self._require_open = require_open
         self._source = source
         self._geometry = table.geometry
         self._table = table
@@ -51,10 +59,11 @@ class EpochReader:
         """Read until ``buffer`` (whole granules, page-aligned) holds no further granule of data or the epoch ends.
 
         :raises Retryable: if the device reports an error; ``offset_bytes`` says where.
-        :raises ResyncRequired: if the disk was made smaller.
+        :raises ResyncRequired: if the disk was made smaller. Raises what ``require_open`` does.
         """
         if not self._runs:
             return None
+        self._require_open()
         granularity = self._geometry.granularity_bytes
         filling = _Filling()
         used = 0

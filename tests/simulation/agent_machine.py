@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import mmap
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from mobility_agent.block_device.kernel_counters import KernelCounters
 from mobility_agent.block_device.reader import DiskReader
 from mobility_agent.change_tracker.ebpf.objects import KernelObjects
 from mobility_agent.change_tracker.ebpf.tracker import EbpfTracker
-from mobility_agent.change_tracker.interface import ChangeTracker, Harvest
+from mobility_agent.change_tracker.interface import ChangeTracker, DoubtKind, Harvest
 from mobility_agent.change_tracker.scan import ScanTracker
 from mobility_agent.core.own_writes import StateWrites
 from mobility_agent.core.reconciliation import Cause
@@ -56,6 +57,7 @@ from tests.simulation.workload import SimulatedFreezer, Workload
 
 STATE: Final = Path("/simulated-agent/var/state")
 _FILE_CALL_S: Final = 100e-6
+_FAILPOINTS: Final = {"sync directory": "name", "sync digests": "table"}
 _PROCESS_SERVER: Final = ProcessServerAddress(identifier="44444444-4444-4444-8444-444444444444", url="https://ps")
 
 
@@ -166,6 +168,7 @@ class AgentMachine:
         oracle: Oracle,
         *,
         tracker_kind: str,
+        epoch_granules: int,
         timing: ReplicationTiming,
         ask_generation: Callable[[Process, DiskId, GenerationRequest], Coroutine[Any, Any, GenerationGrant]],
     ) -> None:
@@ -181,6 +184,7 @@ class AgentMachine:
         self._network = network
         self._oracle = oracle
         self._tracker_kind = tracker_kind
+        self._epoch_granules = epoch_granules
         self._timing = timing
         self._ask_generation = ask_generation
         self.promises: dict[DiskId, DiskPromises] = {disk: DiskPromises() for disk in disks}
@@ -251,12 +255,14 @@ class AgentMachine:
         for disk in self.disks:
             with contextlib.suppress(FileNotFoundError):
                 directory = self.files.find(str(STATE / "disks" / disk))
-                for name in sorted(directory.entries):
-                    if name.startswith("digests-"):
-                        present = directory.entries.pop(name)
-                        if self._older_digests is not None:
-                            directory.entries[name] = self._older_digests
-                        self._older_digests = present
+                names = [name for name in sorted(directory.entries) if name.startswith("digests-")]
+                others = [directory.entries[name] for name in reversed(names)]
+                others += [] if self._older_digests is None else [self._older_digests]
+                for name, other in zip(names, others, strict=False):
+                    present = directory.entries.pop(name)
+                    if other is not present:
+                        directory.entries[name] = other
+                    self._older_digests = present
 
     def cut_power(self) -> None:
         self.kill()
@@ -265,10 +271,13 @@ class AgentMachine:
             disk.lose_power()
         self.files.cut_power()
         self.files.failing_syncs = 0
-        self.judge_files()
 
     def judge_files(self) -> None:
-        """The agent is down: its files know all that it acted on."""
+        """The agent is down: its files know all that it acted on. Never called by what strikes: a failure would die with it."""
+        with self.files.looked_at():
+            self._judge_files()
+
+    def _judge_files(self) -> None:
         for disk, source in self.disks.items():
             directory = STATE / "disks" / disk
             if not directory.exists():
@@ -276,7 +285,7 @@ class AgentMachine:
                     raise PromiseBroken("the agent's state is gone")
                 continue
             self.promises[disk].judge(directory, ITEM)
-            judge_table(directory, ITEM, disk, source.geometry, self._oracle.applied.get(disk, {}))
+            judge_table(directory, ITEM, disk, source.geometry, functools.partial(self._oracle.content_at, disk))
 
     def forget_promises(self) -> None:
         """Its files were replaced by a person."""
@@ -290,7 +299,8 @@ class AgentMachine:
             raise AssertionError(f"the agent touches a file while frozen: {what}")
         self._loop.spend(_FILE_CALL_S)
         if process is not None:
-            process.act("file")
+            failpoint = _FAILPOINTS.get(what, "file")
+            process.act(failpoint if process.fuse_burns_at == failpoint else "file")
 
     # ---- what it is made of
 
@@ -307,7 +317,7 @@ class AgentMachine:
             buffers=ShippingBuffers(3, 4 * 4096),
             batches_in_flight=2,
             limits=SessionLimits(
-                epoch_bytes=12 * 4096,
+                epoch_bytes=self._epoch_granules * 4096,
                 unconfirmed_epochs=3,
                 epoch_interval_s=self._timing.epoch_interval_s,
                 scan_interval_s=2.0,
@@ -353,22 +363,30 @@ class AgentMachine:
         else:
             tracker = self._attached(disk, geometry)
         harvest_now, forget_now = tracker.begin_harvest, tracker.commit_harvest
-        promises = self.promises[disk]
+        promises, was_doubted = self.promises[disk], [False]
 
         def commit_harvest(journal_serial: int = 0) -> None:
             forget_now(journal_serial)
             promises.forgotten_serial = max(promises.forgotten_serial, journal_serial)
+            self._pass("doubt" if was_doubted.pop() else "commit")
 
         tracker.commit_harvest = commit_harvest  # type: ignore[method-assign]
 
         def begin_harvest(into: DirtyBitmap | None = None) -> Harvest:
             harvest = harvest_now(into)
+            was_doubted[:] = [harvest.doubt.kind is DoubtKind.RESYNC]
+            self._pass("doubt found" if was_doubted[0] else "harvest")
             if self.freezer.is_frozen or self.workload.is_quiesced:
                 self._note_cut(coordinator.present_cut)
             return harvest
 
         tracker.begin_harvest = begin_harvest  # type: ignore[method-assign]
         return tracker
+
+    def _pass(self, failpoint: str) -> None:
+        process = self._loop.current
+        if process is not None:
+            process.act(failpoint)
 
     def _attached(self, disk: DiskId, geometry: Geometry) -> EbpfTracker:
         source = self.disks[disk]
@@ -419,6 +437,7 @@ class _ConfigServer:
     async def new_generation(self, disk: DiskId, request: GenerationRequest) -> GenerationGrant:
         promises = self._promises[disk]
         promises.asked = request.request
+        promises.requests.add(request.request)
         grant = await self._ask(self._process, disk, request)
         promises.grants[request.request] = grant.generation
         return grant

@@ -6,19 +6,22 @@ Used by ``simulation``. Crashes strike at once or at the n-th action from now (a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
 
 from tests.simulation.network import Weather
 from tests.simulation.process_server_machine import ProcessServerMachine
+from tests.simulation.virtual_files import Inode
 from tests.simulation.virtual_loop import Process
 from tests.simulation.world import World, WriterMachine
 
 Fault = Callable[[], Coroutine[Any, Any, None]]
 
 _FUSES: Final = (0, 1, 2, 3, 5, 8, 13, 21, 40, 80, 160)
+_RARE: Final = ("harvest", "commit", "name", "table")
+_AGENTS_PLACES: Final = (None, "file", "file", "harvest", "commit", "table")
 
 
 @dataclass(slots=True)
@@ -32,14 +35,20 @@ class Faults:
     def _away_s(self) -> float:
         return self.random.choice((0.0, 0.2, 1.0, 4.0, 10.0)) * (0.5 + self.random.random())
 
-    async def _at_failpoint(self, process: Process | None, strike: Callable[[], None]) -> None:
+    async def _at_failpoint(
+        self,
+        process: Process | None,
+        strike: Callable[[], None],
+        places: Sequence[str | None] = (None, "file", "file"),
+    ) -> None:
         """Strike in the middle of one of the process's next actions, or after a while if it is idle."""
         world = self.world
         if process is None or process.is_dead():
             strike()
             return
-        process.fuse, process.on_fuse = self.random.choice(_FUSES), strike
-        process.fuse_burns_at = self.random.choice((None, "file", "file"))
+        process.fuse_burns_at = self.random.choice(places)
+        rare = process.fuse_burns_at in _RARE
+        process.fuse, process.on_fuse = self.random.choice(_FUSES[:4] if rare else _FUSES), strike
         for _ in range(12):
             await asyncio.sleep(0.25)
             if process.is_dead():
@@ -55,7 +64,8 @@ class Faults:
         if world.agent.process is None or world.agent.process.is_dead():
             return
         world.note("fault", "agent is killed")
-        await self._at_failpoint(world.agent.process, world.agent.kill)
+        await self._at_failpoint(world.agent.process, world.agent.kill, _AGENTS_PLACES)
+        world.agent.judge_files()
         if self.random.random() < 0.3:
             world.agent.lose_digest_files()
         await self._start_agent()
@@ -77,7 +87,25 @@ class Faults:
             world.note("fault", "the source loses power")
             world.agent.cut_power()
 
-        await self._at_failpoint(world.agent.process, strike)
+        await self._at_failpoint(world.agent.process, strike, _AGENTS_PLACES)
+        world.agent.judge_files()
+        await asyncio.sleep(self._away_s())
+        world.workload.start()
+        await self._start_agent()
+
+    async def cut_power_after_a_kill(self) -> None:
+        """The agent dies before a name is durable, acts on what it finds when it is started again, and only then the power goes."""
+        world = self.world
+        if world.agent.process is None or world.agent.process.is_dead():
+            return
+        world.note("fault", "agent is killed, then its machine")
+        await self._at_failpoint(world.agent.process, world.agent.kill, ("name",))
+        if world.agent.process.is_dead() and world.agent.target is not None and not world.agent.target.is_gone:
+            world.agent.start(world.agent.target)
+        await asyncio.sleep(0.01 + self.random.random() * self.random.choice((0.05, 0.3, 1.0)))
+        world.note("fault", "the source loses power")
+        world.agent.cut_power()
+        world.agent.judge_files()
         await asyncio.sleep(self._away_s())
         world.workload.start()
         await self._start_agent()
@@ -89,6 +117,50 @@ class Faults:
         if others and world.agent.process is not None and not world.agent.process.is_dead():
             world.note("fault", f"the agent is to ship to {others[0].name}")
             world.agent.change_to(others[0])
+
+    async def strand_epochs(self) -> None:
+        """The process server that has them does not reach the store; the agent goes on with the other one; the first is back: two process
+        servers hold parts of the same epochs.
+        """
+        world, used = self.world, self._some_process_server()
+        pair = frozenset((used.name, "store"))
+        world.note("fault", f"{used.name} does not reach the store")
+        world.network.cut.add(pair)
+        await asyncio.sleep(self.random.random() * 4)
+        if self.random.random() < 0.6:
+            await self.switch_process_server()
+            await asyncio.sleep(self.random.random() * self.random.choice((0.5, 4.0)))
+        else:  # it has all that it acknowledged in its spool, and there alone
+            await self._crash_twice(used)
+        world.network.cut.discard(pair)
+        await self._start_process_server(used)
+
+    async def _crash_twice(self, chosen: ProcessServerMachine) -> None:
+        """Killed, started, and then without power: what was found after the kill must be durable once it is acted on."""
+        if self.random.random() < 0.6:
+            await asyncio.sleep(self.random.random())
+            if self.random.random() < 0.4 and chosen.damage_record():
+                self.world.note("fault", f"a record of {chosen.name} is damaged")
+            self.world.note("fault", f"{chosen.name} is killed and started")
+            await self._at_failpoint(chosen.process, chosen.kill)
+            if not chosen.is_gone and (chosen.process is None or chosen.process.is_dead()):
+                chosen.start()
+            await asyncio.sleep(self.random.random() * self.random.choice((0.3, 2.0)))
+        else:
+            chosen.files.failing_syncs = self.random.randrange(3)
+            await asyncio.sleep(self.random.random() * 2)
+        self.world.note("fault", f"{chosen.name} loses power")
+        chosen.files.failing_syncs = 0
+        chosen.cut_power()
+
+    async def damage_spool(self) -> None:
+        """A bit of a process server's disk: what it has acknowledged is lost, and it finds that out by itself."""
+        chosen = self._some_process_server()
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            if chosen.damage_record():
+                self.world.note("fault", f"a record of {chosen.name} is damaged")
+                return
 
     async def order_resync(self) -> None:
         disk = self.random.choice(list(self.world.disks))
@@ -104,6 +176,7 @@ class Faults:
         await asyncio.sleep(self.random.random() * self.random.choice((1.0, 3.0, 15.0)))
         world.note("fault", "the source is reverted")
         world.agent.cut_power()
+        world.agent.judge_files()
         world.agent.files.revert(files)
         world.agent.forget_promises()
         for disk, source in world.disks.items():
@@ -117,12 +190,77 @@ class Faults:
         world = self.world
         files = world.agent.files.copy()
         world.note("fault", "the agent's state is backed up")
+        # Where nothing of what it does meanwhile reaches anybody, only the tracker knows of it.
+        is_alone = self.random.random() < 0.5
+        cut = {frozenset(("agent", each.name)) for each in world.process_servers} if is_alone else set()
+        world.network.cut |= cut
         await asyncio.sleep(self.random.random() * self.random.choice((1.0, 3.0, 15.0)))
         world.note("fault", "the agent's state is restored")
-        world.agent.kill()
+        await self._at_failpoint(world.agent.process, world.agent.kill, ("net", None))
+        world.agent.judge_files()
+        world.network.cut -= cut
         world.agent.files.revert(files)
         world.agent.forget_promises()
         await self._start_agent()
+
+    async def die_over_a_doubt(self) -> None:
+        """Marks are lost; the agent dies as soon as its tracker has forgotten that. Its state may be that of just before it was found."""
+        world, process = self.world, self.world.agent.process
+        if process is None or process.is_dead():
+            return
+        world.note("fault", "a mark is lost")
+        for disk in world.disks.values():
+            disk.overflows = 1
+        copies: list[Inode] = []
+
+        def found() -> None:
+            copies.append(world.agent.files.copy())
+            process.fuse, process.fuse_burns_at, process.on_fuse = 0, "doubt", world.agent.kill
+
+        process.fuse, process.fuse_burns_at, process.on_fuse = 0, "doubt found", found
+        for _ in range(24):
+            await asyncio.sleep(0.25)
+            if process.is_dead():
+                break
+        process.fuse = None
+        world.agent.kill()
+        world.agent.judge_files()
+        if copies and self.random.random() < 0.5:
+            world.note("fault", "the agent's state of before the doubt is restored")
+            world.agent.files.revert(copies[0])
+            world.agent.forget_promises()
+        await self._start_agent()
+
+    async def die_over_an_epoch(self) -> None:
+        """Before its manifest is put; its state of just before the cut goes on with the other process server."""
+        world, process = self.world, self.world.agent.process
+        if process is None or process.is_dead():
+            return
+        world.note("fault", "the agent's state is backed up at its next harvest")
+        copies: list[Inode] = []
+
+        def found() -> None:
+            copies.append(world.agent.files.copy())
+            process.fuse, process.fuse_burns_at, process.on_fuse = self.random.randrange(1, 5), "net", world.agent.kill
+
+        process.fuse, process.fuse_burns_at, process.on_fuse = self.random.randrange(3), "harvest", found
+        for _ in range(24):
+            await asyncio.sleep(0.25)
+            if process.is_dead():
+                break
+        process.fuse = None
+        world.agent.kill()
+        world.agent.judge_files()
+        if copies:
+            world.note("fault", "the agent's state is restored")
+            world.agent.files.revert(copies[0])
+            world.agent.forget_promises()
+        others = [each for each in world.process_servers if not each.is_gone and each is not world.agent.target]
+        if others:
+            world.note("agent", f"starts, ships to {others[0].name}")
+            world.agent.start(others[0])
+        else:
+            await self._start_agent()
 
     async def jump_clock(self) -> None:
         seconds = self.random.choice((-7200.0, -30.0, -1.0, 1.0, 30.0, 7200.0))
@@ -301,13 +439,29 @@ class Faults:
             self.cut_agents_power,
             self.kill_agent,
             self.cut_agents_power,
+            self.cut_power_after_a_kill,
+            self.die_over_a_doubt,
             self.storm,
         ]
         spools: list[Fault] = [self.kill_process_server, self.cut_process_servers_power, self.stop_process_server]
         spools += [self.cut_process_servers_power, self.switch_process_server, self.fill_disk, self.storm]
-        sink: list[Fault] = [self.kill_writer, self.stall_somebody, self.stall_somebody, self.storm, self.part]
+        spools += [self.strand_epochs, self.strand_epochs, self.damage_spool, self.lose_process_server]
+        sink: list[Fault] = [
+            self.kill_writer,
+            self.stall_somebody,
+            self.stall_somebody,
+            self.storm,
+            self.storm,
+            self.part,
+        ]
         history: list[Fault] = [self.order_resync, self.damage_segment, self.revert_machine, self.restore_agents_state]
-        history += [self.cut_agents_power, self.lose_process_server, self.jump_clock]
+        history += [
+            self.die_over_a_doubt,
+            self.die_over_an_epoch,
+            self.cut_agents_power,
+            self.lose_process_server,
+            self.jump_clock,
+        ]
         everything = [*agent, *spools, *sink, *history]
         drawn = self.random.choice((everything, everything, agent, spools, sink, history))
         store: list[Fault] = [self.revert_store, self.revert_store, self.kill_process_server, self.kill_agent]

@@ -3,7 +3,9 @@
 ``old`` must occur exactly once in ``file``, so that a change of the code cannot let a defect slip away unnoticed. What is not listed: R6, which
 is not implemented (no snapshots of the source); lines that only another defect could reach (R5's overlaps inside an epoch, the chain that the
 writer verifies once more, the lease beside the sequence number,
-forgetting an interrupted update of a table whose granules are all unconfirmed still); the Blob service's own syncs, which this simulation does not run.
+forgetting an interrupted update of a table whose granules are all unconfirmed still; distrust after a diverged history, which ``_leads_to`` decides
+too); syncs whose loss costs sending again and no promise (the digest table's name, a spool file's header); passthrough commands, void manifests and
+forged ones, which the model has none of; the Blob service's own syncs, which this simulation does not run (``tests/fault``).
 """
 
 # ruff: noqa: E501  the planted lines are as long as the code that they replace
@@ -22,6 +24,12 @@ class Mutant:
     new: str
     under: str = ""
     """Theme, and tracker after a space."""
+    more: tuple[tuple[str, str, str], ...] = ()
+    """(file, old, new): the same rule's second line of defence, where each of two lines keeps it without the other."""
+
+    @property
+    def edits(self) -> tuple[tuple[str, str, str], ...]:
+        return ((self.file, self.old, self.new), *self.more)
 
 
 _SESSION: Final = "mobility_agent/protection/disk_session.py"
@@ -65,8 +73,6 @@ MUTANTS: Final = (
            '''            raise IntegrityError("cannot record digests outside of the disk", disk=self._disk, epoch=epoch)'''),
     Mutant("R1", "digests of another attempt are taken", _JOURNAL,
            " or not body.startswith(fixed.hash)", "", under="agent scan"),
-    Mutant("R1", "a diverged history's table is trusted", _OPENING,
-           "if distrust_digests or old is None", "if old is None", under="history scan"),
     Mutant("R1", "a scan compares while epochs are on their way", _SESSION,
            "(ledger.pending_granules or ledger.epochs))", "ledger.pending_granules)", under="sink scan"),
     Mutant("R1", "digests count before the receipt", _SESSION,
@@ -102,7 +108,8 @@ MUTANTS: Final = (
     Mutant("R2", "a restart forgets what was pending", "mobility_agent/protection/journal_codec.py",
            "    ledger.restore_pending(_decode_pending(pending, head[\"pending_form\"], geometry))\n", ""),
     Mutant("R2", "tracking that was interrupted is gone on with", _OPENING,
-           "elif not nothing_read and not tracker.continued:", "elif False:"),
+           "elif not nothing_read and not tracker.continued:", "elif False:",
+           more=((_TRACKER, "        control.resync_cause = cause\n", ""),)),
     Mutant("R2", "an older journal is not noticed", _OPENING,
            "elif tracker.journal_serial > ledger.serial:", "elif False:", under="history ebpf"),
     Mutant("R2", "a doubt is forgotten under the old serial", _SESSION,
@@ -114,8 +121,8 @@ MUTANTS: Final = (
     # ---- R3: in flight
     Mutant("R3", "the programs mark at issue only", _KERNEL, "marks_completion: bool = True", "marks_completion: bool = False", under="agent ebpf"),
     Mutant("R3", "the programs mark at completion only", _KERNEL, "marks_issue: bool = True", "marks_issue: bool = False", under="agent ebpf"),
-    Mutant("R3", "what is in doubt is not re-dirtied", _TRACKER, "            self._halves.carry_suspects()", "            pass"),
-    Mutant("R3", "what is harvested in flight is not suspected", _TRACKER, "            self._halves.suspect_flipped()", "            pass"),
+    Mutant("R3", "what is in doubt is not re-dirtied", _TRACKER, "            self._halves.carry_suspects()", "            pass", under="sink ebpf"),
+    Mutant("R3", "what is harvested in flight is not suspected", _TRACKER, "            self._halves.suspect_flipped()", "            pass", under="sink ebpf"),
     Mutant("R3", "an overflow demands no resync", _TRACKER,
            "            self._control.resync_cause = verdict.resync", "            pass"),
     # ---- R4: attempts
@@ -131,9 +138,10 @@ MUTANTS: Final = (
            '''                    flags=epoch.flags,
                     cut=epoch.cut,''', under="spools"),
     Mutant("R4", "another digest's segment is taken for stored", "process_server/uploader/segment_uploader.py",
-           "if (stored.digest, stored.tag) == (job.entry.digest, job.entry.tag):", "if stored:"),
-    Mutant("R4", "an agent that is behind the sink does not notice", _LEDGER,
-           "        if number >= self.next_epoch:", "        if False:", under="history scan"),
+           "if (stored.digest, stored.tag) == (job.entry.digest, job.entry.tag):", "if stored:", under="history scan"),
+    Mutant("R4", "an agent that is behind the sink does not notice", _RECEIPTS,
+           "        confirmed = ledger.confirmable(number, applied_hash)\n",
+           "        confirmed = ledger.confirmable(number, applied_hash) if number < ledger.next_epoch else []\n", under="history scan"),
     Mutant("R4", "the duty to begin a generation is asked for before it is durable", "mobility_agent/protection/protection_record.py",
            '''        self._file.replace(state.encode())
         self.state = state''',
@@ -170,6 +178,9 @@ MUTANTS: Final = (
     Mutant("R7", "an epoch does not raise the fence", _APPLICATION, "        await self._replica.raise_fence()\n        await", "        await"),
     Mutant("R7", "a step is recorded over any state", _REPLICA,
            "encode_state(following), lease_id=self._lease_id, if_match=etag", "encode_state(following), lease_id=self._lease_id"),
+    Mutant("R7", "a snapshot is taken of any state", _REPLICA,
+           "REPLICAS_CONTAINER, self._name, lease_id=self._lease_id, if_match=etag\n            )",
+           "REPLICAS_CONTAINER, self._name, lease_id=self._lease_id\n            )"),
     Mutant("R7", "an epoch is called applied before it is written", _APPLICATION,
            "            await together(self._write(batch, writes) for batch, writes in planned)\n",
            "            asyncio.get_running_loop().create_task(together(self._write(batch, writes) for batch, writes in planned))\n"),
@@ -219,7 +230,6 @@ MUTANTS: Final = (
     Mutant("fsync", "a name that is read after a crash", _DURABLE,
            "            return None\n        sync_directory(self.path.parent)", "            return None", under="agent scan"),
     Mutant("fsync", "a directory that is made", _DURABLE, "            sync_directory(path.parent)", "            pass"),
-    Mutant("fsync", "the digest table's name", _TABLE, "                sync_directory(path.parent)\n", ""),
     Mutant("fsync", "the digest table's header", _TABLE,
            "_CHECKSUM.pack(xxhash.xxh3_64_intdigest(header)), 0)\n        os.fsync(self._descriptor)",
            "_CHECKSUM.pack(xxhash.xxh3_64_intdigest(header)), 0)", under="agent scan"),
@@ -229,13 +239,13 @@ MUTANTS: Final = (
     Mutant("fsync", "what a new generation's table forgets", _TABLE,
            "            self._clear(runs)\n        os.fsync(self._descriptor)", "            self._clear(runs)", under="history"),
     Mutant("fsync", "the spool's records", _LOG, "                    file.file.sync()", "                    pass"),
-    Mutant("fsync", "a spool file's header", _LOG, "                file.sync()\n                self._files", "                self._files"),
     Mutant("fsync", "a spool file's name", _LOG, "                self._files.sync_directory()\n", ""),
     Mutant("fsync", "void records that are cut off", _LOG, "            file.file.sync()\n            file.file.close()\n            self._void",
            "            file.file.close()\n            self._void"),
     Mutant("fsync", "records that recovery counts", _RECOVERY,
            "                    file.sync()\n                    file.forget_cache()", "                    file.forget_cache()"),
     Mutant("fsync", "what recovery fills in", _RECOVERY, "                file.sync()\n            finally:", "                pass\n            finally:"),
+    Mutant("fsync", "names that recovery counts", _RECOVERY, "        self._files.sync_directory()\n", ""),
     Mutant("fsync", "fdatasync of the spool", _FILES, "        os.fdatasync(self._descriptor)", "        pass"),
     Mutant("fsync", "the spool's directory", _FILES, "        sync_directory(self._directory)", "        pass"),
 )  # fmt: skip

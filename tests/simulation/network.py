@@ -7,7 +7,6 @@ process and dies with it. What is under way belongs to the network: it arrives a
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from random import Random
@@ -23,6 +22,7 @@ from tests.harness.memory_blob_client import MemoryBlobClient
 from tests.simulation.virtual_loop import Process, VirtualLoop, drive
 
 TIMEOUT_S: Final = 4.0
+_ITERATED: Final = ("list_blobs", "get_page_ranges")
 _LATE_S: Final = (0.5, 3.0, 8.0, 20.0, 45.0)
 
 
@@ -201,7 +201,7 @@ class StoreClient:
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._account, name)
         network, process, watch = self._network, self._process, self._watch
-        if inspect.isasyncgenfunction(method):
+        if name in _ITERATED:
 
             async def iterate(*args: Any, **named: Any) -> AsyncIterator[Any]:
                 for item in await network.ask_store(

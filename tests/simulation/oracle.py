@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from azure_sink.core.replica_metadata import decode_state
 from azure_sink.core.replica_state import Phase, Position
 from replication.blob_client.failures import BlobNotFound
 from replication.documents import WriterPublicKey
-from replication.identifiers import DiskId
+from replication.identifiers import DiskId, EpochKey
 from replication.store_documents import Receipt, RecoveryPoint
 from replication.store_layout import RECOVERY_POINTS_CONTAINER, REPLICAS_CONTAINER, REPLICATION_CONTAINER
 from tests.harness.memory_blob_client import MemoryBlobClient
 from tests.simulation.network import StoreWatch
 from tests.simulation.source_disk import SECTOR_BYTES, SectorWrite, SourceDisk
+from tests.simulation.store_promises import StorePromises
 from tests.simulation.virtual_loop import drive
 
 
@@ -59,15 +61,25 @@ class Oracle(StoreWatch):
     """The replica after each (generation, epoch) that a receipt stated."""
     newest_receipt: dict[DiskId, Receipt] = field(default_factory=dict)
     forgiven: set[DiskId] = field(default_factory=set)
+    store: StorePromises = field(init=False)
     checked_points: int = 0
     checked_receipts: int = 0
 
+    def __post_init__(self) -> None:
+        self.store = StorePromises(self._is_over)
+
     # ---- what is put into the store
 
-    def happened(self, who: str, call: str, arguments: tuple[object, ...], named: dict[str, object]) -> None:
+    def happened(self, who: str, call: str, arguments: tuple[object, ...], named: dict[str, Any]) -> None:
         container, name = str(arguments[0]), str(arguments[1])
         if call == "delete_blob":
             self._judge_deletion(container, name, named.get("snapshot"))
+            if container == REPLICATION_CONTAINER:
+                self.store.deleted(name)
+        if call in ("put_pages", "clear_pages"):
+            self._judge_rest(DiskId(name))
+        if call == "set_metadata" and container == REPLICAS_CONTAINER:
+            self._judge_beginning(DiskId(name))
         if call != "put_blob":
             return
         content = bytes(arguments[2]) if isinstance(arguments[2], bytes) else b""
@@ -75,6 +87,36 @@ class Oracle(StoreWatch):
             self._judge_point(self.writer.open_signed(RecoveryPoint, content))
         elif container == REPLICATION_CONTAINER and name.endswith("/receipt"):
             self._judge_receipt(self.writer.open_signed(Receipt, content))
+        elif container == REPLICATION_CONTAINER:
+            self.store.put(name, content, named.get("metadata") or {})
+
+    def _is_over(self, key: EpochKey) -> bool:
+        receipt = self.newest_receipt.get(key.disk)
+        return receipt is not None and (
+            (receipt.generation, receipt.epoch) >= (key.generation, key.epoch)
+            or (receipt.generation == key.generation and receipt.closed)
+        )
+
+    def _judge_beginning(self, disk: DiskId) -> None:
+        """R7: an epoch is begun only when the point before it has its snapshot."""
+        metadata = drive(self.account.head_blob(REPLICAS_CONTAINER, disk)).metadata
+        if "applying" not in metadata or "applied" not in metadata:
+            return
+        generation, epoch, _ = metadata["applied"].split("/")
+        if (disk, int(generation), int(epoch)) in self.store.points:
+            snapshots = self.account._snapshots.get((REPLICAS_CONTAINER, disk), {})
+            if all(each.metadata.get("applied") != metadata["applied"] for each in snapshots.values()):
+                raise Broken(f"an epoch is begun over point {generation}/{epoch}, of which there is no snapshot")
+
+    def _judge_rest(self, disk: DiskId) -> None:
+        """R7: to a replica that is not being applied to, nothing may be written but what is there."""
+        metadata = drive(self.account.head_blob(REPLICAS_CONTAINER, disk)).metadata
+        if "applying" in metadata or "opening" in metadata or disk not in self.applied:
+            return
+        applied = decode_state(metadata).applied
+        known = self.applied[disk].get(applied)
+        if known is not None and self.bytes_of(disk) != known:
+            raise Broken(f"the replica at {applied} is written to")
 
     def _judge_point(self, point: RecoveryPoint) -> None:
         if point.cut not in self.cuts:
@@ -84,8 +126,8 @@ class Oracle(StoreWatch):
         for taken in self.cuts[point.cut]:
             try:
                 for disk, content in held.items():
-                    if content != taken.media[disk]:
-                        self._judge_sectors(disk, content, taken.flip_s, taken.flip_s, f"recovery point {point.cut}")
+                    what = f"recovery point {point.cut}"
+                    self._judge_sectors(disk, content, taken.media[disk], taken.flip_s, taken.flip_s, what)
             except Broken as failure:
                 failures.append(f"at {taken.flip_s:.4f}: {failure}")
             else:
@@ -134,8 +176,9 @@ class Oracle(StoreWatch):
         if known.setdefault(stated, held) != held:
             raise Broken(f"the replica at {stated} is not what it was when this was first stated")
         cut_s = self.moment_of(receipt.cut_time_ns) if receipt.cut_time_ns else None
-        if cut_s is not None and held != self.disks[disk].medium:
-            self._judge_sectors(disk, held, cut_s, self.now_s(), f"epoch {stated}, cut at {cut_s:.3f}")
+        if cut_s is not None:
+            medium = self.disks[disk].medium
+            self._judge_sectors(disk, held, medium, cut_s, self.now_s(), f"epoch {stated}, cut at {cut_s:.3f}")
         self.checked_receipts += 1
 
     # ---- a store that is put back
@@ -151,6 +194,17 @@ class Oracle(StoreWatch):
         self.applied = {disk: dict(known) for disk, known in before.applied.items()}
 
     # ---- bytes
+
+    def content_at(self, disk: DiskId, position: Position) -> bytes | None:
+        """The replica after an epoch that a receipt stated, or at the beginning of a generation of which nothing is applied yet."""
+        known = self.applied.get(disk, {}).get(position)
+        if known is not None or position.epoch or not self.stores(REPLICAS_CONTAINER, disk):
+            return known
+        state = decode_state(drive(self.account.head_blob(REPLICAS_CONTAINER, disk)).metadata)
+        is_at_base = state.applied.generation < position.generation or (
+            state.applied == position and state.applying_epoch is None
+        )
+        return self.bytes_of(disk) if is_at_base else None
 
     def stores(self, container: str, name: str) -> bool:
         try:
@@ -168,12 +222,19 @@ class Oracle(StoreWatch):
         drive(self.account.get_blob_into(REPLICAS_CONTAINER, disk, buffer, snapshot=snapshot))
         return bytes(buffer)
 
-    def _judge_sectors(self, disk: DiskId, held: bytes, cut_s: float, until_s: float, what: str) -> None:
+    def _judge_sectors(
+        self, disk: DiskId, held: bytes, medium: bytes | bytearray, cut_s: float, until_s: float, what: str
+    ) -> None:
+        """``medium``: what the disk held at ``until_s``, which is allowed for any cut until then: only what differs from it is judged."""
+        if held == medium:
+            return
         source = self.disks[disk]
         for sector in range(source.sectors):
             at = sector * SECTOR_BYTES
             content = held[at : at + SECTOR_BYTES]
-            if content not in allowed(source.history[sector], cut_s, until_s):
+            if content != medium[at : at + SECTOR_BYTES] and content not in allowed(
+                source.history[sector], cut_s, until_s
+            ):
                 raise Broken(
                     f"{what}: sector {sector} (granule {at // source.geometry.granularity_bytes}) of disk {disk[:8]} holds "
                     f"{content[:16].hex()}; its writes: {told(source.history[sector])}"
@@ -184,7 +245,7 @@ class Oracle(StoreWatch):
         for disk, source in self.disks.items():
             held = self.bytes_of(disk)
             if held != source.medium:
-                self._judge_sectors(disk, held, self.now_s(), self.now_s(), "the end")
+                self._judge_sectors(disk, held, source.medium, self.now_s(), self.now_s(), "the end")
                 raise Broken(f"the replica of {disk} is not its disk")
 
 

@@ -88,7 +88,7 @@ class ProcessServerMachine(Intake):
         self.name = name
         self.process: Process | None = None
         self.files = files
-        self.is_gone = self.is_doomed = False
+        self.is_gone = self.is_doomed = self.is_damaged = False
         self.acknowledged: dict[BatchKey, str] = {}
         self.acknowledged_manifests: dict[EpochKey, tuple[int, bytes]] = {}
         self.ended: Callable[[asyncio.Task[None]], None] = lambda _task: None
@@ -145,7 +145,7 @@ class ProcessServerMachine(Intake):
         site.spool.budget.headroom_bytes = self.spool_limit_bytes // 8
         loop = asyncio.get_running_loop()
         report = await loop.run_in_executor(None, functools.partial(rebuild_backlog, site.spool, site.backlog))
-        if [damage for damage in report.damages if damage.acknowledged]:
+        if not self.is_damaged and [damage for damage in report.damages if damage.acknowledged]:
             raise Broken(f"{self.name} finds acknowledged records damaged: {report.damages}")
         self._judge_promises(site)
         for key, generation in site.backlog.generations.items():
@@ -206,6 +206,19 @@ class ProcessServerMachine(Intake):
         self.kill()
         self.is_gone = True
         self.acknowledged.clear()
+
+    def damage_record(self) -> bool:
+        """Flip a bit of what it keeps; False if that is nothing. What it has promised until now is not held against it any more."""
+        directory = self.files.find(str(self._settings.spool_directory))
+        files = [each for _, each in sorted(directory.entries.items()) if not each.is_directory and any(each.buffer)]
+        if not files:
+            return False
+        chosen = files[int(self._chance() * len(files))]
+        chosen.flip(int(self._chance() * 8 * len(chosen.buffer.rstrip(b"\0"))))
+        self.is_damaged = True
+        self.acknowledged.clear()
+        self.acknowledged_manifests.clear()
+        return True
 
     def act(self, _what: str) -> None:
         self._loop.spend(_FILE_CALL_S)

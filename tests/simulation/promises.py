@@ -7,7 +7,7 @@ the product's own codecs and says which was not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class DiskPromises:
     digests: dict[BatchKey, bytes] = field(default_factory=dict)
     forgotten_serial: int = 0
     asked: str = ""
+    requests: set[str] = field(default_factory=set)
     grants: dict[str, int] = field(default_factory=dict)
 
     def sent_batch(self, key: BatchKey, digest: bytes) -> None:
@@ -49,7 +50,9 @@ class DiskPromises:
         """:raises PromiseBroken: if the files in ``directory`` know less than was acted on."""
         record = ProtectionRecord(directory, item)
         granted = record.state.grant
-        if self.asked and record.state.request != self.asked:
+        # A duty that was never asked for yet has taken the place of the one that was: it is remembered all the same.
+        is_renewed = record.state.request is not None and record.state.request not in self.requests
+        if self.asked and record.state.request != self.asked and not is_renewed:
             number = self.grants.get(self.asked)
             if granted is None or number is None or granted.generation < number:
                 raise PromiseBroken(f"generation request {self.asked} was made, and is not remembered")
@@ -85,9 +88,9 @@ class DiskPromises:
 
 
 def judge_table(
-    directory: Path, item: str, disk: DiskId, geometry: Geometry, applied: Mapping[Position, bytes]
+    directory: Path, item: str, disk: DiskId, geometry: Geometry, content_at: Callable[[Position], bytes | None]
 ) -> None:
-    """The digest table is not behind the ledger, and what it knows is what the sink holds (R1).
+    """The digest table is not behind the ledger, and what it knows is what the sink holds (R1): ``content_at`` an epoch, if that is known.
 
     :raises PromiseBroken: otherwise.
     """
@@ -97,17 +100,21 @@ def judge_table(
         return
     table = DigestTable(directory / "digests", disk, geometry, bytes.fromhex(grant.digest_key))
     try:
-        if table.generation > ledger.generation and table.exact_epoch == 0:
-            return  # a new generation is being begun: the table goes first
-        if ledger.applied_epoch and (table.generation, True) != (
-            ledger.generation,
-            ledger.applied_epoch <= table.exact_epoch,
+        is_begun = table.generation > ledger.generation and table.exact_epoch == 0  # the table goes before the ledger
+        if (
+            ledger.applied_epoch
+            and not is_begun
+            and (table.generation, True)
+            != (
+                ledger.generation,
+                ledger.applied_epoch <= table.exact_epoch,
+            )
         ):
             raise PromiseBroken(
                 f"the table is exact for {table.generation}/{table.exact_epoch}, the ledger at "
                 f"{ledger.generation}/{ledger.applied_epoch}"
             )
-        content = applied.get(Position(table.generation, table.exact_epoch))
+        content = content_at(Position(table.generation, table.exact_epoch))
         interrupted = None if table.interrupted_epoch is None else ledger.find(table.interrupted_epoch)
         if content is None or (table.interrupted_epoch is not None and interrupted is None):
             return

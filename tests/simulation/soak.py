@@ -17,6 +17,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="run this one and tell all that happened")
     parser.add_argument("--first", type=int, default=0, help="begin with this seed")
     parser.add_argument("--count", type=int, help="so many seeds")
+    parser.add_argument("--seeds", type=int, nargs="+", help="these, one after the other")
     parser.add_argument("--seconds", type=float, help="go on for so long")
     parser.add_argument(
         "--theme", default="", choices=("", "agent", "spools", "sink", "history"), help="these faults only"
@@ -25,6 +26,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.seed is not None:
         return _replay(options.seed, options.theme, options.tracker)
+    if options.seeds is not None:
+        return _each(options.seeds, options.theme, options.tracker)
     began_s = time.perf_counter()
     seed, points, writes, virtual_s = options.first, 0, 0, 0.0
     while _goes_on(seed - options.first, time.perf_counter() - began_s, options.count, options.seconds):
@@ -47,6 +50,17 @@ def _goes_on(done: int, elapsed_s: float, count: int | None, seconds: float | No
     if seconds is not None and elapsed_s >= seconds:
         return False
     return seconds is not None if count is None else done < count
+
+
+def _each(seeds: list[int], theme: str, tracker: str) -> int:
+    for seed in seeds:
+        try:
+            simulate(seed, theme=theme, tracker=tracker)
+        except SimulationFailed as failure:
+            print(failure)
+            return 1
+    print(f"seeds {' '.join(str(seed) for seed in seeds)}: no promise is broken")
+    return 0
 
 
 def _replay(seed: int, theme: str, tracker: str) -> int:

@@ -43,6 +43,7 @@ class Request:
     parts: list[SectorWrite]
     is_raw: bool
     group: int
+    is_completing: bool = False
     is_over: bool = False
 
     @property
@@ -72,9 +73,16 @@ class _Run:
 
 @dataclass(slots=True)
 class KernelHabits:
-    """How likely a program run is slow or lost, and whether the programs mark at issue and at completion (R3)."""
+    """How likely a program run is slow or lost, and whether the programs mark at issue and at completion (R3).
+
+    ``lingering``: share of requests that are in flight over several harvests; ``racing``: how likely one completes just
+    when the tracker looks.
+    """
 
     slow: float = 0.1
+    lingering: float = 0.0
+    racing: float = 0.0
+    lost_issue: float = 0.0
     lost_completion: float = 0.0
     overflow: float = 0.0
     marks_issue: bool = True
@@ -93,6 +101,8 @@ class SourceDisk:
         self.tracking: Tracking | None = None
         self.habits = habits
         self.writes = 0
+        self.overflows = 0
+        """So many runs from now on cannot mark what they should; the kernel counts that."""
         self._loop = loop
         self._random = random
         self._runs: list[_Run] = []
@@ -120,16 +130,17 @@ class SourceDisk:
         self._run_program(request, is_completion=False)
         return request
 
-    def _run_program(self, request: Request, *, is_completion: bool) -> None:
-        tracking = self.tracking
-        lost = tracking is None or (is_completion and self._random.random() < self.habits.lost_completion)
+    def _run_program(self, request: Request, *, is_completion: bool, is_slow: bool = False) -> None:
+        tracking, habits = self.tracking, self.habits
+        chance = habits.lost_completion if is_completion else habits.lost_issue
+        lost = tracking is None or (chance > 0 and self._random.random() < chance)
         if tracking is None or lost:
             if tracking is not None and self._random.random() < 0.5:
                 self._missed += 1
             self._after_run(request, is_completion=is_completion)
             return
         run = _Run(tracking, int(tracking.control.active_word), request, is_completion)
-        if self._random.random() < self.habits.slow:
+        if is_slow or self._random.random() < habits.slow:
             self._runs.append(run)
             self._loop.at(self._loop.time() + self._random.random() * 0.003, lambda: self._end_run(run))
         else:
@@ -144,7 +155,8 @@ class SourceDisk:
         request, tracking = run.request, run.tracking
         counters = tracking.counters
         counters.runs += 1
-        is_marked = self._random.random() >= self.habits.overflow
+        is_marked = not self.overflows and self._random.random() >= self.habits.overflow
+        self.overflows = 0
         if not is_marked:
             counters.overflow += 1
         counter = counters.completed if run.is_completion else counters.issued
@@ -164,6 +176,8 @@ class SourceDisk:
             return
         now_s, random = self._loop.time(), self._random
         service_s = 0.0002 + random.random() ** 3 * (0.3 if random.random() < 0.2 else 0.01)
+        if self.habits.lingering and random.random() < self.habits.lingering:
+            service_s += random.random() * 4
         middle = random.randrange(len(request.parts) + 1)
         self._loop.at(now_s + service_s * 0.5, lambda: self._land(request, 0, middle))
         self._loop.at(now_s + service_s, lambda: self._land(request, middle, len(request.parts)))
@@ -174,13 +188,24 @@ class SourceDisk:
             return
         for index in range(first, end):
             part = request.parts[index]
+            if part.landed_s is not None:
+                continue
             part.landed_s = self._loop.time()
             at = (request.first_sector + index) * SECTOR_BYTES
             self.medium[at : at + SECTOR_BYTES] = part.content
 
-    def _complete(self, request: Request) -> None:
-        if not request.is_over:
-            self._run_program(request, is_completion=True)
+    def _complete(self, request: Request, *, is_slow: bool = False) -> None:
+        if not request.is_completing and not request.is_over:
+            request.is_completing = True
+            self._run_program(request, is_completion=True, is_slow=is_slow)
+
+    def _race(self) -> None:
+        """Some request completes at this very moment, and the program that marks it is slow."""
+        if self.habits.racing and self.in_flight and self._random.random() < self.habits.racing:
+            request = self._random.choice(self.in_flight)
+            if all(run.request is not request for run in self._runs):
+                self._land(request, 0, len(request.parts))
+                self._complete(request, is_slow=True)
 
     def _finish(self, request: Request) -> None:
         request.is_over = True
@@ -253,6 +278,7 @@ class SourceDisk:
 
     def accounted_sectors(self) -> tuple[int, int]:
         self._loop.spend(_LOOK_S)
+        self._race()
         return self._accounted[0], self._accounted[1]
 
     def writes_in_flight(self) -> int:

@@ -7,9 +7,11 @@ the middle of it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Final
 
@@ -30,6 +32,7 @@ class Inode:
     def __init__(self, number: int, *, is_directory: bool) -> None:
         self.number = number
         self.is_directory = is_directory
+        self.made_as = ""
         self.buffer = MappedFile()
         self.size_bytes = 0
         self.durable = b""
@@ -53,6 +56,13 @@ class Inode:
     def read(self, offset: int, length: int) -> bytes:
         length = max(0, min(length, self.size_bytes - offset))
         return bytes(self.buffer[offset : offset + length]).ljust(length, b"\0")
+
+    def flip(self, bit: int) -> None:
+        """As a failing disk does: what was durable is another now."""
+        at, mask = bit // 8, 1 << bit % 8
+        self.buffer[at] ^= mask
+        if at < len(self.durable):
+            self.durable = self.durable[:at] + bytes([self.durable[at] ^ mask]) + self.durable[at + 1 :]
 
     def truncate(self, size_bytes: int) -> None:
         if size_bytes < len(self.buffer):
@@ -99,8 +109,10 @@ class VirtualFiles:
 
     # ---- looking up
 
-    def _parts(self, path: str) -> list[str]:
-        return [part for part in path[len(ROOT) :].split("/")[1:] if part]
+    @staticmethod
+    @functools.lru_cache(maxsize=4096)
+    def _parts(path: str) -> tuple[str, ...]:
+        return tuple(part for part in path[len(ROOT) :].split("/")[1:] if part)
 
     def find(self, path: str) -> Inode:
         inode = self._root
@@ -137,6 +149,7 @@ class VirtualFiles:
             self.act("create")
             self._need_room()
             inode = directory.entries[name] = self._made(is_directory=False)
+            inode.made_as = name
         elif flags & os.O_TRUNC:
             self.act("truncate")
             inode.truncate(0)
@@ -149,7 +162,10 @@ class VirtualFiles:
                 self._need_room()
         except BaseException:
             if content and self.partial():
-                inode.write(offset, content[: self._random.randrange(len(content))])
+                end = (
+                    (offset + self._random.randrange(len(content))) // SECTOR_BYTES * SECTOR_BYTES
+                )  # a sector is whole
+                inode.write(offset, content[: max(0, end - offset)])
             raise
         inode.write(offset, content)
         return len(content)
@@ -164,7 +180,7 @@ class VirtualFiles:
         inode.size_bytes = max(inode.size_bytes, size_bytes)
 
     def sync(self, inode: Inode) -> None:
-        self.act("sync")
+        self.act("sync directory" if inode.is_directory else f"sync {inode.made_as}")
         if self.failing_syncs:
             self.failing_syncs -= 1
             if not inode.is_directory:
@@ -206,7 +222,7 @@ class VirtualFiles:
         survivor = self._made(is_directory=inode.is_directory)
         if not inode.is_directory:
             content, size_bytes = inode.survivor(self._random)
-            survivor.buffer, survivor.size_bytes = MappedFile(content), size_bytes
+            survivor.buffer, survivor.size_bytes, survivor.made_as = MappedFile(content), size_bytes, inode.made_as
             survivor.sync()
             return survivor
         for name in sorted(inode.entries.keys() | inode.durable_entries.keys()):
@@ -216,6 +232,16 @@ class VirtualFiles:
                 survivor.entries[name] = self._survived(kept)
         survivor.sync()
         return survivor
+
+    @contextlib.contextmanager
+    def looked_at(self) -> Iterator[None]:
+        """Inside, the product's code may open what is here without an effect: what it makes durable meanwhile is a copy."""
+        root, act, is_full = self._root, self.act, self.is_full
+        self._root, self.act, self.is_full = _copied(root), lambda _what: None, False
+        try:
+            yield
+        finally:
+            self._root, self.act, self.is_full = root, act, is_full
 
     def copy(self) -> Inode:
         """The whole tree as it is now, as a snapshot of the machine would have it."""
@@ -227,7 +253,7 @@ class VirtualFiles:
 
 def _copied(inode: Inode) -> Inode:
     made = Inode(inode.number, is_directory=inode.is_directory)
-    made.buffer, made.size_bytes = MappedFile(inode.buffer), inode.size_bytes
+    made.buffer, made.size_bytes, made.made_as = MappedFile(inode.buffer), inode.size_bytes, inode.made_as
     made.entries = {name: _copied(each) for name, each in inode.entries.items()}
     made.sync()
     return made

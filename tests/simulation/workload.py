@@ -7,6 +7,7 @@ The freezer plays FIFREEZE and the watchdog: writes of file systems wait until t
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -17,13 +18,17 @@ from tests.simulation.source_disk import SECTOR_BYTES, SourceDisk
 from tests.simulation.virtual_loop import VirtualLoop
 
 _FREEZE_S: Final = 0.004
+_UNDONE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """``raw``: share of writes that no freeze holds back; ``rate``: writes a second."""
+    """``raw``: share of writes that no freeze holds back; ``rate``: writes a second; ``undo``: share of those that put back what one of the
+    last writes replaced, so that a granule is what it was some epochs ago (R1).
+    """
 
     rate: float
+    undo: float = 0.0
     raw: float = 0.0
     hot: float = 0.5
 
@@ -42,6 +47,7 @@ class Workload:
         self._serial = 0
         self._incarnation = 0
         self._waiting: list[tuple[SourceDisk, int, bytes]] = []
+        self._replaced: deque[tuple[SourceDisk, int, bytes]] = deque(maxlen=_UNDONE)
 
     def start(self) -> None:
         if not self.runs:
@@ -71,14 +77,24 @@ class Workload:
         random = self._random
         burst = 1 if random.random() < 0.9 else random.randrange(2, 8)
         for _ in range(burst):
-            disk = self._disks[0] if len(self._disks) == 1 else random.choice(self._disks)
-            first, content = self._chosen(disk)
+            disk, first, content = self._next_write()
             is_raw = random.random() < self.habits.raw
             if self.is_quiesced or (self.is_frozen and not is_raw):
                 self._waiting.append((disk, first, content))
             else:
                 disk.issue(first, content, is_raw=is_raw)
         self._plan(incarnation)
+
+    def _next_write(self) -> tuple[SourceDisk, int, bytes]:
+        random, undo = self._random, self.habits.undo
+        if undo and self._replaced and random.random() < undo:
+            return random.choice(self._replaced)
+        disk = self._disks[0] if len(self._disks) == 1 else random.choice(self._disks)
+        first, content = self._chosen(disk)
+        if undo:
+            at = first * SECTOR_BYTES
+            self._replaced.append((disk, first, bytes(disk.medium[at : at + len(content)])))
+        return disk, first, content
 
     def _chosen(self, disk: SourceDisk) -> tuple[int, bytes]:
         random = self._random
@@ -106,6 +122,12 @@ class Workload:
             return b"".join(sector_content(colour, sector) for sector in range(first, first + count))
         self._serial += 1
         return b"".join(sector_content(1000 + self._serial, sector) for sector in range(first, first + count))
+
+    def write_back(self) -> None:
+        """What file systems still had in memory when they are frozen."""
+        for _ in range(self._random.randrange(3) if self.runs else 0):
+            disk, first, content = self._next_write()
+            disk.issue(first, content, is_raw=False)
 
     # ---- standing still
 
@@ -169,6 +191,7 @@ class SimulatedFreezer:
                 self._workload.let_go()
 
         self.on_spoiled = _nothing
+        self._workload.write_back()
         self._workload.hold(raw_too=False)
         freeze = _Freeze(loop, loop.time() + budget_s)
         loop.at(loop.time() + budget_s, watchdog)

@@ -31,7 +31,7 @@ from process_server.spool import recovery
 from replication.clock import Clock
 from replication.control_plane import DataKeyGrant, GenerationGrant, GenerationRequest, ReplicationTiming
 from replication.dirty_bitmap import Geometry
-from replication.documents import WriterIdentity
+from replication.documents import Document, WriterIdentity, WriterPublicKey
 from replication.errors import BlockferryError
 from replication.identifiers import BatchKey, DiskId, GenerationKey
 from replication.service.health import HealthBoard
@@ -63,9 +63,11 @@ class Shape:
     granules: int
     short_by_sectors: int
     tracker: str
+    epoch_granules: int
     writers: int
     workload: Habits
     kernel: KernelHabits
+    slow_freezes: float
     timing: ReplicationTiming
 
 
@@ -188,10 +190,12 @@ class World:
             SimulatedFreezer(self.workload, self.loop, self.random),
             self.oracle,
             tracker_kind=self.shape.tracker,
+            epoch_granules=self.shape.epoch_granules,
             timing=self.shape.timing,
             ask_generation=self._ask_generation,
         )
         files.act = agent.act
+        agent.freezer.slow_chance = self.shape.slow_freezes
         agent.ended = self.note_end("agent")
         return agent
 
@@ -296,6 +300,7 @@ class World:
             (disk_supervisor, "DiskReader", self.agent.reader),
             (epoch_application, "GROUP_SEGMENTS", 2),
             (recovery, "MAX_PAYLOAD_BYTES", 256 * 1024),
+            (WriterPublicKey, "open_signed", _opened_once()),
         ]
         with contextlib.ExitStack() as undone:
             for module, name, value in changed:
@@ -314,6 +319,20 @@ class World:
         self.control_process.kill()
         self.loop.end()
         self.loop.close()
+
+
+def _opened_once() -> Callable[[WriterPublicKey, type[Document], bytes], Document]:
+    """``WriterPublicKey.open_signed`` for documents that are read again and again: verified and parsed once by one key."""
+    opened: dict[tuple[str, type[Document], bytes], Document] = {}
+    open_signed = WriterPublicKey.open_signed
+
+    def open_once(public: WriterPublicKey, kind: type[Document], content: bytes) -> Document:
+        key = public.key_id, kind, bytes(content)
+        if key not in opened:
+            opened[key] = open_signed(public, kind, content)
+        return opened[key]
+
+    return open_once
 
 
 def _is_death(error: BaseException | None) -> bool:

@@ -15,11 +15,14 @@ from mobility_agent.protection.epoch_journal import EpochJournal
 from mobility_agent.protection.ledger_opening import settle_attach
 from mobility_agent.protection.point_coordinator import PointCoordinator
 from mobility_agent.quiesce.interface import Mount
+from replication.batch_frame import BatchFrame
+from replication.data_plane import BatchAcknowledgement
 from replication.dirty_bitmap import DirtyBitmap
 from replication.epoch_manifest import EpochFlag
-from replication.errors import ResyncRequired
+from replication.errors import ResyncRequired, Retryable
 from replication.identifiers import CutId, DiskId, ItemId
 from tests.harness.fake_tracker import FakeTracker
+from tests.harness.memory_sink import MemorySink
 from tests.harness.session_site import GRANULARITY_BYTES, FakeFreezer, SessionSite
 
 ITEM = ItemId("11111111-1111-4111-8111-111111111111")
@@ -269,3 +272,26 @@ async def test_a_point_that_has_to_be_read_again_is_no_point_any_more(site: Sess
     await site.settle()
     assert not site.sink.points
     assert site.replica_matches
+
+
+async def test_a_point_that_is_being_read_when_its_session_ends_reads_nothing_that_is_closed(
+    site: SessionSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = site.start()
+    await site.settle()
+    put_batch = MemorySink.put_batch
+
+    async def end_session_first(sink: MemorySink, frame: BatchFrame) -> BatchAcknowledgement:
+        monkeypatch.undo()
+        assert site._task is not None
+        assert site._parts is not None
+        site._task.cancel()
+        await asyncio.wait([site._task])
+        site._parts.table.close()
+        return await put_batch(sink, frame)
+
+    async with session.gap:  # as a point does
+        monkeypatch.setattr(MemorySink, "put_batch", end_session_first)
+        _fill(site, 0, 16, 3)
+        with pytest.raises(Retryable, match="session has ended"):
+            await session.ship_next()
