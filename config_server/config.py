@@ -60,6 +60,19 @@ class ReconcilerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class HistorySettings:
+    """How long the database remembers what is over: events, jobs that have ended, and answered requests to the replica writer."""
+
+    events_keep_s: float = 90 * 86400.0
+    jobs_keep_s: float = 90 * 86400.0
+    requests_keep_s: float = 7 * 86400.0
+
+    def __post_init__(self) -> None:
+        if min(self.events_keep_s, self.jobs_keep_s, self.requests_keep_s) < 86400:
+            raise SettingsError("cannot keep events, jobs or requests for less than a day")
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The whole file. ``names``: every DNS name and address under which agents, process servers and operators reach this server;
     this machine's host name and the loopback names are always added. ``writer_public_key``: the line that
@@ -78,6 +91,7 @@ class Settings:
     body_timeout_s: float = DEFAULT_BODY_TIMEOUT_S
     heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)
     reconciler: ReconcilerSettings = field(default_factory=ReconcilerSettings)
+    history: HistorySettings = field(default_factory=HistorySettings)
     observability: ObservabilitySettings = field(default_factory=lambda: ObservabilitySettings(DEFAULT_OBSERVABILITY))
     log: LogSettings = field(default_factory=LogSettings)
 

@@ -85,6 +85,7 @@ async def running_site(
             board=board,
             settings=settings.reconciler,
             heartbeat=settings.heartbeat,
+            history=settings.history,
             clock=clock,
         )
         site = Site(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.config import HeartbeatSettings
 from config_server.core.health import DiskFacts, HealthFacts, Verdict, assess
 from config_server.core.job import JobKind
+from config_server.core.point_times import TOLERANCE_S
 from config_server.core.protected_item import State
 from config_server.divergences import differing_disks
 from config_server.items import item_disks, observation_of
 from config_server.jobs import open_jobs
+from config_server.point_history import AVAILABLE, newest_good_point
 from config_server.process_servers import age_s, health_facts
 from config_server.source_watch import source_hold
 from config_server.tables import (
@@ -23,6 +27,8 @@ from config_server.tables import (
     RecoveryPointRow,
 )
 from config_server.writer_requests import refused_answer, writer_silence_s
+
+WRONG_TIMES_SHOWN_S: Final = 86400.0
 
 
 def disk_facts(row: ItemDiskRow, now_ns: int) -> DiskFacts:
@@ -36,16 +42,19 @@ def disk_facts(row: ItemDiskRow, now_ns: int) -> DiskFacts:
     )
 
 
-async def newest_good_point_time_ns(session: AsyncSession, item_id: str) -> int | None:
-    """The cut time (agent's clock) of the newest point that is not suspect."""
-    newest: int | None = await session.scalar(
-        select(func.max(RecoveryPointRow.time_ns)).where(
+async def _points_with_a_wrong_time(session: AsyncSession, item_id: str, now_ns: int) -> int:
+    """How many of the points that were found within ``WRONG_TIMES_SHOWN_S`` carry a time that is not when they were cut."""
+    found = await session.scalar(
+        select(func.count())
+        .select_from(RecoveryPointRow)
+        .where(
             RecoveryPointRow.item_id == item_id,
-            RecoveryPointRow.state == "available",
-            RecoveryPointRow.suspect.is_(None),
+            RecoveryPointRow.state == AVAILABLE,
+            RecoveryPointRow.found_ns > now_ns - int(WRONG_TIMES_SHOWN_S * 1e9),
+            func.abs(RecoveryPointRow.time_ns - RecoveryPointRow.counted_ns) > int(TOLERANCE_S * 1e9),
         )
     )
-    return newest
+    return found or 0
 
 
 async def assess_item(
@@ -55,11 +64,11 @@ async def assess_item(
     store_problem: str | None,
     now_ns: int,
 ) -> Verdict:
-    """The verdict of this moment. The age of the newest good point is corrected by the difference of the clocks."""
+    """The verdict of this moment."""
     machine = await session.get_one(MachineRow, item.machine_id)
     policy = await session.get_one(PolicyRow, item.policy_id)
     server = None if item.process_server_id is None else await session.get(ProcessServerRow, item.process_server_id)
-    newest_ns = await newest_good_point_time_ns(session, item.id)
+    newest = await newest_good_point(session, item.id)
     suspects = await session.scalar(
         select(func.count())
         .select_from(RecoveryPointRow)
@@ -79,7 +88,7 @@ async def assess_item(
             process_server=None if server is None else health_facts(server, heartbeat, now_ns),
             disks=[disk_facts(row, now_ns) for row in await item_disks(session, item.id)],
             seeded_age_s=age_s(item.seeded_ns, now_ns),
-            point_age_s=None if newest_ns is None else age_s(newest_ns - (machine.clock_offset_ns or 0), now_ns),
+            point_age_s=None if newest is None else age_s(newest.counted_ns, now_ns),
             suspect_points=suspects or 0,
             rpo_threshold_s=policy.rpo_threshold_s,
             recovery_point_interval_s=policy.recovery_point_interval_s,
@@ -89,6 +98,8 @@ async def assess_item(
             answer_refused=await refused_answer(session, item.id),
             differing=await differing_disks(session, item.id),
             source_hold=await source_hold(session, item),
+            wrong_times=await _points_with_a_wrong_time(session, item.id, now_ns),
+            clock_offset_s=(machine.clock_offset_ns or 0) / 1e9,
             repair_ordered=bool(await open_jobs(session, item.id, JobKind.RESYNC)),
         )
     )

@@ -22,6 +22,7 @@ from config_server.operator_plane import (
     ProcessServerReference,
     timestamp,
 )
+from config_server.point_history import newest_good_point
 from config_server.process_servers import age_s
 from config_server.tables import (
     DiskRow,
@@ -128,18 +129,16 @@ async def _process_server(session: AsyncSession, item: ProtectedItemRow) -> Proc
 
 
 async def _points(session: AsyncSession, item_id: str) -> tuple[int, int, int | None]:
-    """How many, how many of them suspect, and the cut time of the newest good one."""
+    """How many, how many of them suspect, and when the newest good one was cut."""
     rows = await session.execute(
-        select(RecoveryPointRow.suspect.is_not(None), func.count(), func.max(RecoveryPointRow.time_ns))
+        select(RecoveryPointRow.suspect.is_not(None), func.count())
         .where(RecoveryPointRow.item_id == item_id, RecoveryPointRow.state == "available")
         .group_by(RecoveryPointRow.suspect.is_not(None))
     )
     count = suspects = 0
-    newest_ns: int | None = None
-    for suspect, number, newest in rows:
+    for suspect, number in rows:
         count += number
         if suspect:
             suspects = number
-        else:
-            newest_ns = newest
-    return count, suspects, newest_ns
+    newest = await newest_good_point(session, item_id)
+    return count, suspects, None if newest is None else newest.counted_ns

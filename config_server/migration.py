@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server import steps
@@ -23,7 +22,6 @@ from config_server.core.protected_item import (
 from config_server.desired import publish
 from config_server.divergences import differing_disks
 from config_server.events import Actor
-from config_server.item_health import newest_good_point_time_ns
 from config_server.items import apply_event, find_item, observed_progress
 from config_server.job_documents import (
     LATEST,
@@ -38,6 +36,7 @@ from config_server.job_documents import (
 )
 from config_server.jobs import context_of, end_job, keep_context, newest_job, open_jobs, start_job
 from config_server.made_disks import TEST, made_disks, mark_unwanted, unwant_all_but_finished
+from config_server.point_history import newest_good_point
 from config_server.protection import begin_deletion, order_resync
 from config_server.source_watch import require_held, source_hold
 from config_server.tables import JobRow, ProtectedItemRow, RecoveryPointRow
@@ -88,18 +87,10 @@ async def _chosen_cut(session: AsyncSession, item: ProtectedItemRow, parameters:
     if parameters.point == LATEST:
         return None
     if parameters.point == LATEST_PROCESSED:
-        newest_ns = await newest_good_point_time_ns(session, item.id)
-        if newest_ns is None:
+        newest = await newest_good_point(session, item.id)
+        if newest is None:
             raise Conflict("cannot test-migrate: there is no good recovery point yet", hint="wait for the first one")
-        found: str | None = await session.scalar(
-            select(RecoveryPointRow.cut).where(
-                RecoveryPointRow.item_id == item.id,
-                RecoveryPointRow.time_ns == newest_ns,
-                RecoveryPointRow.suspect.is_(None),
-                RecoveryPointRow.state == "available",
-            )
-        )
-        return found
+        return newest.cut
     point = await session.get(RecoveryPointRow, (item.id, parameters.point))
     if point is None or point.state != "available":
         raise NotFound(

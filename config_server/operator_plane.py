@@ -162,6 +162,7 @@ class ItemStatus(Document):
     recovery_points: int
     suspect_points: int
     newest_point_at: str | None
+    """By this server's clock, as every recovery point's ``taken_at``."""
     last_drill_at: str | None
     cutover: CutoverObservation | None
     disks: list[DiskStatus]
@@ -209,10 +210,13 @@ class CompletionRequest(Document):
 
 
 class RecoveryPointStatus(Document):
-    """``suspect``: why it may miss writes, or null."""
+    """``suspect``: why it may miss writes, or null. ``taken_at`` is by this server's clock; ``clock_error_s``: by how much the protected
+    server's clock was ahead (negative: behind) at the cut, or null if it was right.
+    """
 
     cut: Uuid
     taken_at: str
+    clock_error_s: float | None
     age_s: float
     consistency: Consistency
     final: bool

@@ -279,10 +279,15 @@ class GenerationRow(Base):
 
 
 class RecoveryPointRow(Base):
-    """A recovery point whose record was verified. ``time_ns`` is the agent's clock. States: available, pruning, deleted."""
+    """A recovery point whose record was verified. States: available, pruning, deleted; a deleted one is forgotten when the store no longer
+    lists it.
+
+    ``time_ns``: its cut by the agent's clock, which proves nothing. ``history_*``: its place among the item's points
+    (``point_history.py``). ``counted_ns``: its cut, as retention and RPO count it (``core/point_times.py``).
+    """
 
     __tablename__ = "recovery_points"
-    __table_args__ = (Index("ix_recovery_points_item_time", "item_id", "time_ns"),)
+    __table_args__ = (Index("ix_recovery_points_item_history", "item_id", "history_generation", "history_epoch"),)
 
     item_id: Mapped[str] = mapped_column(ForeignKey("protected_items.id"), primary_key=True)
     cut: Mapped[str] = mapped_column(_ID, primary_key=True)
@@ -293,6 +298,9 @@ class RecoveryPointRow(Base):
     state: Mapped[str] = mapped_column(_KIND)
     suspect: Mapped[str | None] = mapped_column(Text)
     found_ns: Mapped[int] = mapped_column(BigInteger)
+    history_generation: Mapped[int] = mapped_column(BigInteger)
+    history_epoch: Mapped[int] = mapped_column(BigInteger)
+    counted_ns: Mapped[int] = mapped_column(BigInteger)
 
 
 class JobRow(Base):
@@ -318,7 +326,7 @@ class JobRow(Base):
     eta_s: Mapped[float | None]
     created_ns: Mapped[int] = mapped_column(BigInteger)
     updated_ns: Mapped[int] = mapped_column(BigInteger)
-    ended_ns: Mapped[int | None] = mapped_column(BigInteger)
+    ended_ns: Mapped[int | None] = mapped_column(BigInteger, index=True)
 
 
 class MadeDiskRow(Base):
@@ -362,12 +370,16 @@ class WriterRequestRow(Base):
     """
 
     __tablename__ = "writer_requests"
+    __table_args__ = (
+        Index("ix_writer_requests_item_kind", "item_id", "kind", "created_ns"),
+        Index("ix_writer_requests_retired", "retired", "answered_ns"),
+    )
 
     id: Mapped[str] = mapped_column(_ID, primary_key=True)
     key: Mapped[str] = mapped_column(_NAME, unique=True)
     kind: Mapped[str] = mapped_column(_KIND)
-    item_id: Mapped[str | None] = mapped_column(ForeignKey("protected_items.id"), index=True)
-    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    item_id: Mapped[str | None] = mapped_column(ForeignKey("protected_items.id"))
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     document: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(_KIND, index=True)
     answer: Mapped[str | None] = mapped_column(Text)
@@ -380,7 +392,7 @@ class WriterRequestRow(Base):
 
 
 class EventRow(Base):
-    """Something that happened: when, through whom, to what. Never changed, never deleted."""
+    """Something that happened: when, through whom, to what. Never changed; deleted when it is old (``reconciler/housekeeping.py``)."""
 
     __tablename__ = "events"
 

@@ -7,6 +7,8 @@ Everything happens in the caller's transaction: a generation is never granted be
 
 from __future__ import annotations
 
+from typing import Final
+
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -24,9 +26,13 @@ from config_server.events import SYSTEM, record_event
 from config_server.items import item_disks, observation_of
 from config_server.job_documents import ResyncContext
 from config_server.jobs import context_of
+from config_server.point_history import AVAILABLE, NEWEST_FIRST
 from config_server.tables import ItemDiskRow, JobRow, ProtectedItemRow, RecoveryPointRow, TrackingLossRow
 from replication.control_plane import DiskObservation
 from replication.store_documents import RecoveryPoint
+
+_AT_A_TIME: Final = 50
+"""Usually the newest or the one before it is proved."""
 
 
 async def follow_tracking(
@@ -151,19 +157,23 @@ async def newest_proved_cut(session: AsyncSession, item_id: str) -> str | None:
     proved = {
         row.disk_id: Position(row.proved_generation, row.proved_epoch) for row in await item_disks(session, item_id)
     }
-    points = await session.scalars(
+    points = (
         select(RecoveryPointRow)
         .where(
             RecoveryPointRow.item_id == item_id,
-            RecoveryPointRow.state == "available",
+            RecoveryPointRow.state == AVAILABLE,
             RecoveryPointRow.suspect.is_(None),
         )
-        .order_by(RecoveryPointRow.time_ns.desc())
+        .order_by(*NEWEST_FIRST)
+        .limit(_AT_A_TIME)
     )
-    nothing = Position(0, 0)
-    return next(
-        (row.cut for row in points if all(place <= proved.get(disk, nothing) for disk, place in _parts(row))), None
-    )
+    nothing, seen = Position(0, 0), 0
+    while rows := list(await session.scalars(points.offset(seen))):
+        for row in rows:
+            if all(place <= proved.get(disk, nothing) for disk, place in _parts(row)):
+                return row.cut
+        seen += len(rows)
+    return None
 
 
 def _parts(row: RecoveryPointRow) -> list[tuple[str, Position]]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final, Literal, cast
 
 from pydantic import Field
 from sqlalchemy import select
 
 from config_server.api.routes import Access, Call, Query, Route
+from config_server.core.point_times import clock_error_ns
 from config_server.items import find_item
 from config_server.operator_plane import DEFAULT_PAGE, MAX_PAGE, Page, RecoveryPointStatus, timestamp
+from config_server.point_history import NEWEST_FIRST, place_in_rows
 from config_server.process_servers import age_s
-from config_server.tables import MachineRow, RecoveryPointRow
+from config_server.tables import RecoveryPointRow
 from replication.documents import MAX_NUMBER
 from replication.errors import InvalidInput
 from replication.store_documents import RecoveryPoint
@@ -28,32 +31,36 @@ async def list_points(call: Call) -> Page[RecoveryPointStatus]:
     query = call.parameters(PointsQuery)
     async with call.site.database.read() as session:
         item = await find_item(session, call.path["item"])
-        machine = await session.get_one(MachineRow, item.machine_id)
         wanted = select(RecoveryPointRow).where(
             RecoveryPointRow.item_id == item.id, RecoveryPointRow.state == "available"
         )
         if query.after is not None:
-            wanted = wanted.where(RecoveryPointRow.time_ns < _cursor(query.after))
-        ordered = wanted.order_by(RecoveryPointRow.time_ns.desc(), RecoveryPointRow.cut).limit(query.limit + 1)
+            wanted = wanted.where(place_in_rows() < _cursor(query.after))
+        ordered = wanted.order_by(*NEWEST_FIRST).limit(query.limit + 1)
         rows = list(await session.scalars(ordered))
-    offset_ns, now_ns = machine.clock_offset_ns or 0, call.site.clock()
-    shown = [_status(row, offset_ns, now_ns) for row in rows[: query.limit]]
+    now_ns = call.site.clock()
+    shown = [_status(row, now_ns) for row in rows[: query.limit]]
+    last = rows[query.limit - 1] if len(rows) > query.limit else None
     return Page[RecoveryPointStatus](
-        items=shown, next=str(rows[query.limit - 1].time_ns) if len(rows) > query.limit else None
+        items=shown, next=None if last is None else f"{last.history_generation}.{last.history_epoch}"
     )
 
 
-def _cursor(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 19 or int(text) > MAX_NUMBER:
+def _cursor(text: str) -> tuple[int, int]:
+    """The place in the history of the last point of the page before."""
+    found = re.fullmatch(r"([0-9]{1,19})\.([0-9]{1,19})", text)
+    if found is None or max(place := (int(found[1]), int(found[2]))) > MAX_NUMBER:
         raise InvalidInput(f"cannot use {text[:40]!r} as a cursor", hint="give back `next` of the page before")
-    return int(text)
+    return place
 
 
-def _status(row: RecoveryPointRow, clock_offset_ns: int, now_ns: int) -> RecoveryPointStatus:
+def _status(row: RecoveryPointRow, now_ns: int) -> RecoveryPointStatus:
+    error_ns = clock_error_ns(row.time_ns, row.counted_ns)
     return RecoveryPointStatus(
         cut=row.cut,
-        taken_at=timestamp(row.time_ns),
-        age_s=age_s(row.time_ns - clock_offset_ns, now_ns) or 0.0,
+        taken_at=timestamp(row.counted_ns),
+        clock_error_s=None if error_ns is None else error_ns / 1e9,
+        age_s=age_s(row.counted_ns, now_ns) or 0.0,
         consistency=cast("Literal['crash', 'app']", row.consistency),
         final=row.final,
         suspect=row.suspect,

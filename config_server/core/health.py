@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from config_server.core.doubt import doubt_of
+from config_server.core.point_times import TOLERANCE_S
 from config_server.core.protected_item import ENDED_STATES, FAILED_STATES, State
 from config_server.core.source_hold import SourceHold
 from replication.control_plane import DiskObservation
@@ -127,6 +128,10 @@ class HealthFacts:
     writer_silence_s: float | None = None
     """How long the replica writer has said nothing about a request of this item that it was given; None: it owes no answer."""
     answer_refused: str | None = None
+    wrong_times: int = 0
+    """Recovery points found lately that carry another time than that of their cut."""
+    clock_offset_s: float = 0.0
+    """The protected server's clock less this one's."""
     differing: Sequence[str] = ()
     """Disks whose replica was found to differ from its source and has not been repaired since."""
     repair_ordered: bool = False
@@ -177,6 +182,7 @@ def _conditions(facts: HealthFacts) -> Iterator[Condition]:
         )
     for disk in facts.disks:
         yield from _of_disk(facts, disk)
+    yield from _of_clock(facts)
     yield from _of_points(facts)
 
 
@@ -346,6 +352,19 @@ def _of_disk(facts: HealthFacts, disk: DiskFacts) -> Iterator[Condition]:
             f"{name} changes at {observed.churn_bytes_per_s / 1e6:.1f} MB/s but ships at "
             f"{observed.send_rate_bytes_per_s / 1e6:.1f} MB/s",
             "more bandwidth, a higher throttle, or fewer writes",
+        )
+
+
+def _of_clock(facts: HealthFacts) -> Iterator[Condition]:
+    if facts.wrong_times or abs(facts.clock_offset_s) > TOLERANCE_S:
+        points = (
+            f"{facts.wrong_times} recovery points of the last day carry a wrong time; " if facts.wrong_times else ""
+        )
+        yield Condition(
+            "clock-wrong",
+            Health.WARNING,
+            f"{points}the server's clock and this server's differ by {abs(facts.clock_offset_s):.0f} s now",
+            "synchronize both clocks (chrony, systemd-timesyncd); points are ordered by their history and nothing is pruned for it",
         )
 
 

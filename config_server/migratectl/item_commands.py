@@ -123,6 +123,14 @@ def _print_tables(console: Console, page: Page[ItemStatus]) -> None:
         console.print()
 
 
+def _quality(point: RecoveryPointStatus) -> str:
+    quality = f"suspect: {point.suspect}" if point.suspect else "good"
+    if point.clock_error_s is None:
+        return quality
+    how = "ahead" if point.clock_error_s > 0 else "behind"
+    return f"{quality}; the server's clock was {duration(abs(point.clock_error_s))} {how}"
+
+
 @click.command("recovery-points")
 @click.argument("server")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 1000))
@@ -140,7 +148,7 @@ def recovery_points(invocation: Invocation, server: str, limit: int, as_json_wan
             duration(point.age_s),
             "app-consistent" if point.consistency == "app" else "crash-consistent",
             "final" if point.final else "",
-            f"suspect: {point.suspect}" if point.suspect else "good",
+            _quality(point),
         ]
         for point in page.items
     ]

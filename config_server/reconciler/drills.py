@@ -89,7 +89,7 @@ async def _make(
         return
     result = TestMigrationResult(
         cut=point.cut,
-        time_ns=point.time_ns,
+        time_ns=point.counted_ns,
         consistency="app" if point.consistency == "app" else "crash",
         disks=disks,
     )

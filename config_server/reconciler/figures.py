@@ -50,6 +50,7 @@ class Snapshot:
     replication_lags_s: dict[tuple[str, str], float] = field(default_factory=dict)
     rpo_lags_s: dict[tuple[str, str], float] = field(default_factory=dict)
     points: dict[tuple[str, str], int] = field(default_factory=dict)
+    clock_offsets_s: dict[str, float] = field(default_factory=dict)
     differing: dict[str, int] = field(default_factory=dict)
     source_holds: dict[str, int] = field(default_factory=dict)
     open_requests: int = 0
@@ -62,6 +63,8 @@ async def take_snapshot(session: AsyncSession, *, store_reachable: bool, now_ns:
     names = {machine.id: machine.hostname for machine in await session.scalars(select(MachineRow))}
     for machine in await session.scalars(select(MachineRow).where(MachineRow.heard_ns.is_not(None))):
         snapshot.heard_ns["agent", machine.hostname] = machine.heard_ns or 0
+    for machine in await session.scalars(select(MachineRow).where(MachineRow.clock_offset_ns.is_not(None))):
+        snapshot.clock_offsets_s[machine.hostname] = (machine.clock_offset_ns or 0) / 1e9
     for server in await session.scalars(select(ProcessServerRow).where(ProcessServerRow.heard_ns.is_not(None))):
         snapshot.heard_ns["process-server", server.hostname] = server.heard_ns or 0
     servers: dict[str, str] = {}
@@ -127,6 +130,8 @@ class Figures(Collector):
         yield _family("replication_lag_seconds", "Age of the newest applied cut", lag_labels, replication.items())
         yield _family("rpo_lag_seconds", "Age of the newest recovery point", lag_labels, rpo.items())
         yield _family("recovery_points", "Recovery points", ["server", "quality"], shown.points.items())
+        offsets = [((name,), offset_s) for name, offset_s in shown.clock_offsets_s.items()]
+        yield _family("clock_offset_seconds", "The server's clock less this one's", ["server"], offsets)
         differing = [((name,), count) for name, count in shown.differing.items()]
         holds = [((name,), level) for name, level in shown.source_holds.items()]
         yield _family(

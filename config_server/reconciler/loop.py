@@ -18,7 +18,7 @@ from typing import Final
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from config_server.config import HeartbeatSettings, ReconcilerSettings
+from config_server.config import HeartbeatSettings, HistorySettings, ReconcilerSettings
 from config_server.core.health import WRITER_SILENT_S
 from config_server.core.job import OPEN_STATES, JobKind
 from config_server.database import Database
@@ -32,6 +32,7 @@ from config_server.reconciler.deletion import follow_deletion
 from config_server.reconciler.drills import follow_clean_up, follow_test_migration
 from config_server.reconciler.figures import Figures, take_snapshot
 from config_server.reconciler.heartbeats import notice_health, notice_silence, place_waiting_items
+from config_server.reconciler.housekeeping import EVERY_S, forget_what_is_over
 from config_server.reconciler.made_disk_removal import remove_unwanted
 from config_server.reconciler.mailbox import Mailbox
 from config_server.reconciler.recovery_points import RecoveryPoints
@@ -71,6 +72,7 @@ class Reconciler:
         board: HealthBoard,
         settings: ReconcilerSettings,
         heartbeat: HeartbeatSettings,
+        history: HistorySettings,
         clock: Clock,
     ) -> None:
         self._database = database
@@ -79,6 +81,7 @@ class Reconciler:
         self._board = board
         self._settings = settings
         self._heartbeat = heartbeat
+        self._history = history
         self._clock = clock
         self._exchange = StoreExchange(
             database,
@@ -91,7 +94,7 @@ class Reconciler:
             settings.point_interval_s,
         )
         self._exchange_woken, self._follow_woken = asyncio.Event(), asyncio.Event()
-        self._round_due_ns = 0
+        self._round_due_ns = self._housekeeping_due_ns = 0
         self._rounds = 0
         self.figures = Figures(clock)
 
@@ -144,7 +147,10 @@ class Reconciler:
             placed = await place_waiting_items(session, self._heartbeat, self._clock())
         if placed:
             self._feed.wake()
-        looks_around = self._clock() >= self._round_due_ns
+        # Or the clock was set back: else nobody would look around until it has caught up.
+        looks_around = (
+            not self._round_due_ns - int(self._settings.point_interval_s * 1e9) <= self._clock() < self._round_due_ns
+        )
         thorough = looks_around and self._rounds % ROUNDS_BETWEEN_THOROUGH == 0
         async with self._database.read() as session:
             followed = await (all_items if thorough else busy_items)(session)
@@ -158,13 +164,17 @@ class Reconciler:
             self._exchange_woken.set()
 
     async def _look_around(self) -> None:
-        """Health of every item, and the figures."""
+        """Health of every item, and the figures; now and then what is over is forgotten."""
         async with self._database.write() as session:
             await notice_health(session, self._heartbeat, self._status.problem, self._clock())
         async with self._database.read() as session:
             self.figures.snapshot = await take_snapshot(
                 session, store_reachable=self._status.reachable, now_ns=self._clock()
             )
+        if not self._housekeeping_due_ns - int(EVERY_S * 1e9) <= self._clock() < self._housekeeping_due_ns:
+            async with self._database.write() as session:
+                await forget_what_is_over(session, self._history, self._clock())
+            self._housekeeping_due_ns = self._clock() + int(EVERY_S * 1e9)
 
     async def _follow_item(self, item_id: str) -> None:
         published = False

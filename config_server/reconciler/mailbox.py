@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from config_server.database import Database
 from config_server.events import SYSTEM, Clock, record_event
 from config_server.tables import MadeDiskRow, WriterRequestRow
-from config_server.writer_requests import FAILED, NEW, PUT, SUCCEEDED, request_of
+from config_server.writer_requests import NEW, PUT, request_of
 from replication.blob_client.api import BlobClient, BlobContent
 from replication.documents import MAX_DOCUMENT_BYTES, WriterPublicKey
 from replication.errors import Conflict, NotFound, PeerProtocolError
@@ -29,7 +29,7 @@ from replication.store_layout import REPLICATION_CONTAINER, answer_name, request
 PUT_AGAIN_S: Final = 60.0
 _IN_STORE: Final = 0
 _REQUEST_DELETED: Final = 1
-_BOTH_DELETED: Final = 2
+BOTH_DELETED: Final = 2
 
 _logger = logging.getLogger(__name__)
 
@@ -97,12 +97,16 @@ class Mailbox:
             _logger.warning("the store has lost a request: it is put again", extra={"fields": fields})
 
     async def retire(self) -> None:
-        """Delete what is settled from the store: requests at once, answers later."""
+        """Delete what is settled from the store: requests at once, answers later. What is not due yet is not read."""
+        due_ns = self._clock() - self._answer_keep_ns
         async with self._database.read() as session:
             rows = list(
                 await session.scalars(
                     select(WriterRequestRow)
-                    .where(WriterRequestRow.state.in_((SUCCEEDED, FAILED)), WriterRequestRow.retired < _BOTH_DELETED)
+                    .where(
+                        ((WriterRequestRow.retired == _IN_STORE) & WriterRequestRow.answered_ns.is_not(None))
+                        | ((WriterRequestRow.retired == _REQUEST_DELETED) & (WriterRequestRow.answered_ns <= due_ns))
+                    )
                     .order_by(WriterRequestRow.created_ns)
                 )
             )
@@ -110,9 +114,9 @@ class Mailbox:
             if row.retired == _IN_STORE:
                 await self._delete(request_name(row.id))
                 await self._set_retired(row.id, _REQUEST_DELETED)
-            elif self._clock() - (row.answered_ns or 0) >= self._answer_keep_ns:
+            else:
                 await self._delete(answer_name(row.id))
-                await self._set_retired(row.id, _BOTH_DELETED)
+                await self._set_retired(row.id, BOTH_DELETED)
 
     async def _rows(self, state: str) -> list[WriterRequestRow]:
         async with self._database.read() as session:

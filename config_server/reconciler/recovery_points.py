@@ -1,7 +1,9 @@
 """Recovery points: finding the writer's records, verifying them, and pruning by retention. Called by ``reconciler/loop.py``.
 
 A point exists for this server once its signed record was verified; a record that cannot be verified is refused and recorded as an
-event. Points are deleted by the writer at this server's request only (``core/retention.py`` decides), one request an item at a time.
+event. What is found at one look is taken in in the order of the history. A deleted point is forgotten when the store does not list it
+any more and no job is at work on it, so that a look reads as many rows as there are points. Points are deleted by the writer at this
+server's request only (``core/retention.py`` decides), one request an item at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import hashlib
 import logging
 from typing import Final
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.core.job import JobKind, JobState
@@ -21,6 +23,7 @@ from config_server.events import SYSTEM, Clock, record_event
 from config_server.incidents import record_incident
 from config_server.job_documents import MigrationContext, TestMigrationContext
 from config_server.jobs import context_of, newest_job, open_jobs
+from config_server.point_history import AVAILABLE, DELETED, PRUNING, place_of, take_in
 from config_server.tables import JobRow, PolicyRow, ProtectedItemRow, RecoveryPointRow, WriterRequestRow
 from config_server.tracking_losses import newest_proved_cut, suspicion_of
 from config_server.writer_requests import FAILED, NEW, PUT, SUCCEEDED, ask_writer, request_id, request_of
@@ -31,9 +34,6 @@ from replication.identifiers import CutId, ItemId
 from replication.store_documents import PrunePoints, RecoveryPoint
 from replication.store_layout import RECOVERY_POINTS_CONTAINER, recovery_point_name, recovery_point_prefix
 
-AVAILABLE: Final = "available"
-PRUNING: Final = "pruning"
-DELETED: Final = "deleted"
 MAX_CUTS_A_REQUEST: Final = 200
 ASK_AGAIN_S: Final = 600.0
 
@@ -59,7 +59,7 @@ class RecoveryPoints:
             awaited = [cut for cut in cuts if await session.get(RecoveryPointRow, (item_id, cut)) is None]
         found = 0
         for cut in awaited:
-            found += await self._fetch(item_id, cut)
+            found += await self._take([await self._fetch(item_id, cut)])
         return found, len(awaited) - found
 
     async def find_all(self, item_id: str) -> None:
@@ -69,33 +69,32 @@ class RecoveryPoints:
         async for blob in self._store.list_blobs(RECOVERY_POINTS_CONTAINER, prefix):
             listed[blob.name.removeprefix(prefix)] = blob.properties.etag
         async with self._database.read() as session:
-            rows = (await session.scalars(select(RecoveryPointRow).where(RecoveryPointRow.item_id == item_id))).all()
-        known = {row.cut for row in rows if row.state != DELETED}
-        for cut, etag in listed.items():
-            if cut not in known and self._refused.get(prefix + cut) != etag:
-                await self._fetch(item_id, cut)
-        lost = [row.cut for row in rows if row.state == AVAILABLE and row.cut not in listed]
+            known = await _known_states(session, item_id)
+        new = [cut for cut, etag in listed.items() if cut not in known and self._refused.get(prefix + cut) != etag]
+        await self._take([await self._fetch(item_id, cut) for cut in new])
+        lost = [cut for cut, state in known.items() if state == AVAILABLE and cut not in listed]
         if lost:
             await self._record_lost(item_id, lost)
+        gone = [cut for cut, state in known.items() if state == DELETED and cut not in listed]
+        if gone:
+            await self._forget(item_id, gone)
 
-    async def _fetch(self, item_id: str, cut: str) -> bool:
+    async def _fetch(self, item_id: str, cut: str) -> RecoveryPoint | None:
         name = recovery_point_name(ItemId(item_id), CutId(cut))
         try:
             found = await self._store.get_blob(RECOVERY_POINTS_CONTAINER, name, max_bytes=MAX_DOCUMENT_BYTES)
         except NotFound:
-            return False
+            return None
         if found is None:
-            return False
+            return None
         try:
-            point = self._opened(item_id, cut, found.content)
+            return self._opened(item_id, cut, found.content)
         except PeerProtocolError as error:
             self._refused[name] = found.properties.etag
             digest = hashlib.sha256(name.encode()).hexdigest()[:8]
             message = f"recovery point record {name} refused ({digest}): {error}"
             await record_incident(self._database, self._clock(), SYSTEM, "point-refused", message, None)
-            return False
-        await self._take(point)
-        return True
+            return None
 
     def _opened(self, item_id: str, cut: str, content: bytes) -> RecoveryPoint:
         point = self._writer.open_signed(RecoveryPoint, content)
@@ -103,24 +102,27 @@ class RecoveryPoints:
             raise PeerProtocolError(f"cannot accept the recovery point {item_id}/{cut}: it is {point.item}/{point.cut}")
         return point
 
-    async def _take(self, point: RecoveryPoint) -> None:
+    async def _take(self, fetched: list[RecoveryPoint | None]) -> int:
+        """Take in what is there of ``fetched``; returns how many."""
+        points = sorted(
+            (point for point in fetched if point is not None), key=lambda point: (place_of(point), point.time_ns)
+        )
+        for point in points:
+            async with self._database.write() as session:
+                await take_in(session, point, await suspicion_of(session, point), self._clock())
+        return len(points)
+
+    async def _forget(self, item_id: str, cuts: list[str]) -> None:
         async with self._database.write() as session:
-            row = await session.get(RecoveryPointRow, (point.item, point.cut))
-            if row is not None:
-                return
-            session.add(
-                RecoveryPointRow(
-                    item_id=point.item,
-                    cut=point.cut,
-                    time_ns=point.time_ns,
-                    consistency=point.consistency,
-                    final=point.final,
-                    document=point.model_dump_json(),
-                    state=AVAILABLE,
-                    suspect=await suspicion_of(session, point),
-                    found_ns=self._clock(),
+            kept = await _in_use(session, item_id)
+            for begin in range(0, len(cuts), MAX_CUTS_A_REQUEST):
+                some = [cut for cut in cuts[begin : begin + MAX_CUTS_A_REQUEST] if cut not in kept]
+                await session.execute(
+                    delete(RecoveryPointRow)
+                    .where(RecoveryPointRow.item_id == item_id, RecoveryPointRow.cut.in_(some))
+                    .where(RecoveryPointRow.state == DELETED)
+                    .execution_options(synchronize_session=False)
                 )
-            )
 
     async def _record_lost(self, item_id: str, cuts: list[str]) -> None:
         async with self._database.write() as session:
@@ -140,14 +142,7 @@ class RecoveryPoints:
             if State(item.state) in DELETING_STATES | {State.MIGRATING}:
                 return  # while a migration is judged, nothing gives way to its final point: that may turn out to differ
             policy = await session.get_one(PolicyRow, item.policy_id)
-            rows = (
-                await session.scalars(
-                    select(RecoveryPointRow).where(
-                        RecoveryPointRow.item_id == item_id, RecoveryPointRow.state == AVAILABLE
-                    )
-                )
-            ).all()
-            points = [Point(row.cut, row.time_ns, row.consistency == "app", row.suspect is not None) for row in rows]
+            points = await _points(session, item_id)
             kept = await _in_use(session, item_id)
             # The newest ones may turn out to be suspect: then this is the last good one (R12).
             if (proved := await newest_proved_cut(session, item_id)) is not None:
@@ -185,6 +180,32 @@ class RecoveryPoints:
             .values(state=state)
             .execution_options(synchronize_session=False)
         )
+
+
+async def _known_states(session: AsyncSession, item_id: str) -> dict[str, str]:
+    found = await session.execute(
+        select(RecoveryPointRow.cut, RecoveryPointRow.state).where(RecoveryPointRow.item_id == item_id)
+    )
+    return {row.cut: row.state for row in found}
+
+
+async def _points(session: AsyncSession, item_id: str) -> list[Point]:
+    """What retention decides about, without the documents."""
+    row = RecoveryPointRow
+    found = await session.execute(
+        select(
+            row.cut,
+            row.counted_ns,
+            row.consistency,
+            row.suspect.is_not(None),
+            row.history_generation,
+            row.history_epoch,
+        ).where(row.item_id == item_id, row.state == AVAILABLE)
+    )
+    return [
+        Point(cut, counted_ns, consistency == "app", suspect, (generation, epoch))
+        for cut, counted_ns, consistency, suspect, generation, epoch in found
+    ]
 
 
 async def _in_use(session: AsyncSession, item_id: str) -> set[str]:

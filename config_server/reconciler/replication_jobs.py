@@ -108,7 +108,7 @@ async def follow_recovery_point(
     """Ends when the point's record was found and verified; its cut is the job's identifier."""
     point = await session.get(RecoveryPointRow, (item.id, job.id))
     if point is not None:
-        result = RecoveryPointResult(cut=point.cut, time_ns=point.time_ns)
+        result = RecoveryPointResult(cut=point.cut, time_ns=point.counted_ns)
         end_job(session, job, item, JobState.SUCCEEDED, now_ns, result=result)
     elif (problem := point_overdue(job, item, now_ns, timeout_s)) is not None:
         end_job(session, job, item, JobState.FAILED, now_ns, problem=problem)

@@ -75,7 +75,8 @@ class StoreExchange:
             return False
 
     async def _exchange(self) -> bool:
-        looks_around = self._clock() >= self._round_due_ns
+        # Or the clock was set back: else nobody would look around until it has caught up.
+        looks_around = not self._round_due_ns - self._round_ns <= self._clock() < self._round_due_ns
         async with self._database.read() as session:
             every, busy = await all_items(session), await busy_items(session)
         await self._mailbox.deliver()

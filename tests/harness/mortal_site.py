@@ -17,7 +17,7 @@ from typing import Any, Final
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from config_server.config import HeartbeatSettings, ReconcilerSettings
+from config_server.config import HeartbeatSettings, HistorySettings, ReconcilerSettings
 from config_server.database import Database, sqlite_url
 from config_server.desired import DesiredFeed, publish
 from config_server.events import Actor
@@ -138,6 +138,7 @@ class World:
             board=HealthBoard(),
             settings=ReconcilerSettings(interval_s=0.01, point_interval_s=0.01),
             heartbeat=HeartbeatSettings(agent_timeout_s=10**6, process_server_timeout_s=10**6),
+            history=HistorySettings(),
             clock=self.clock,
         )
 

@@ -111,6 +111,8 @@ def test_item_that_lacks_nothing_is_healthy_and_continuous() -> None:
         ),
         (facts(disks=[DiskFacts(DISK, None, 0.0, 0.0, None)]), Health.CRITICAL, "disk-not-reported", None),
         (facts(suspect_points=2), Health.WARNING, "points-suspect", None),
+        (facts(wrong_times=1), Health.WARNING, "clock-wrong", Going.CONTINUOUS),
+        (facts(clock_offset_s=-61.0), Health.WARNING, "clock-wrong", Going.CONTINUOUS),
         (facts(point_age_s=901.0), Health.WARNING, "rpo-threshold", None),
         (facts(point_age_s=3601.0), Health.CRITICAL, "no-recovery-point", None),
         (facts(point_age_s=None, seeded_age_s=10.0), Health.WARNING, "no-recovery-point-yet", None),

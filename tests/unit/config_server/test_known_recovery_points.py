@@ -147,20 +147,6 @@ async def test_newest_proved_point_outlives_retention_until_a_newer_one_is_prove
     assert await points_of(site) == {later: False}
 
 
-async def test_points_are_pruned_by_retention_but_not_the_newest_good_one(site: DrivenSite) -> None:
-    item = await site.replicate()
-    now = time.time_ns()
-    hour = 3600 * 10**9
-    cuts = {age: new_id() for age in (0, 1, 5, 30)}
-    for age, cut in cuts.items():
-        await site.writer.publish_point(item, cut, time_ns=now - age * hour)
-    await site.settle()
-    points = (await site.lab.administer("GET", "/api/v1/protected-items/web-1/recovery-points")).json["items"]
-    assert [point["cut"] for point in points] == [cuts[0], cuts[1], cuts[5]]
-    left = {blob.name async for blob in site.lab.store.list_blobs("recovery-points", f"{item}/")}
-    assert left == {f"{item}/{cuts[age]}" for age in (0, 1, 5)}
-
-
 async def test_on_demand_recovery_point_is_the_job_s_own_cut(site: DrivenSite) -> None:
     item = await site.replicate()
     job = await site.verb("/recovery-points", {"consistency": "crash"})
