@@ -113,6 +113,19 @@ async def content(client: BlobClient, name: str, snapshot: str | None = None) ->
     return found.content
 
 
+def differing_pages(found: bytes, known: Acknowledged) -> list[str]:
+    """Each page of the blob that is not what was acknowledged, and what is there instead."""
+    wrong = []
+    for page in range(DISK_PAGES):
+        at = slice(page * PAGE, (page + 1) * PAGE)
+        if found[at] == known.disk[at]:
+            continue
+        older = any(image[at] == found[at] for image in known.snapshots.values())
+        what = "zeros" if not any(found[at]) else "older" if older else "other"
+        wrong.append(f"page {page}: {what}" + ("" if any(known.disk[at]) else " instead of zeros"))
+    return wrong
+
+
 async def check(client: BlobClient, number: int, known: Acknowledged) -> None:
     """Everything promised is there; the thing in doubt happened whole or not at all."""
     kind, offset, detail = known.doubt or ("", 0, b"")
@@ -128,7 +141,9 @@ async def check(client: BlobClient, number: int, known: Acknowledged) -> None:
     assert found is not None
     if kind == "pages" and found[offset : offset + len(detail)] == detail:
         known.disk[offset : offset + len(detail)] = detail
-    assert found == known.disk
+    assert not (wrong := differing_pages(found, known)), (
+        f"disk-{number}: {wrong}; in doubt: {kind} at page {offset // PAGE}, {len(detail) // PAGE} pages"
+    )
     for snapshot, image in known.snapshots.items():
         assert await content(client, f"disk-{number}", snapshot) == image
     properties = await client.head_blob("lab", f"disk-{number}")

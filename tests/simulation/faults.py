@@ -59,13 +59,20 @@ class Faults:
 
     # ---- the source
 
+    async def _strike_agent(self, strike: Callable[[], None], places: Sequence[str | None]) -> None:
+        """On return the agent is down, and its files were judged as it left them."""
+        agent = self.world.agent
+        await self._at_failpoint(agent.process, strike, places)
+        if agent.process is not None and not agent.process.is_dead():
+            strike()  # another fault has ended it, and started it again
+        agent.judge_files()
+
     async def kill_agent(self) -> None:
         world = self.world
         if world.agent.process is None or world.agent.process.is_dead():
             return
         world.note("fault", "agent is killed")
-        await self._at_failpoint(world.agent.process, world.agent.kill, _AGENTS_PLACES)
-        world.agent.judge_files()
+        await self._strike_agent(world.agent.kill, _AGENTS_PLACES)
         if self.random.random() < 0.3:
             world.agent.lose_digest_files()
         await self._start_agent()
@@ -87,8 +94,7 @@ class Faults:
             world.note("fault", "the source loses power")
             world.agent.cut_power()
 
-        await self._at_failpoint(world.agent.process, strike, _AGENTS_PLACES)
-        world.agent.judge_files()
+        await self._strike_agent(strike, _AGENTS_PLACES)
         await asyncio.sleep(self._away_s())
         world.workload.start()
         await self._start_agent()
@@ -196,8 +202,7 @@ class Faults:
         world.network.cut |= cut
         await asyncio.sleep(self.random.random() * self.random.choice((1.0, 3.0, 15.0)))
         world.note("fault", "the agent's state is restored")
-        await self._at_failpoint(world.agent.process, world.agent.kill, ("net", None))
-        world.agent.judge_files()
+        await self._strike_agent(world.agent.kill, ("net", None))
         world.network.cut -= cut
         world.agent.files.revert(files)
         world.agent.forget_promises()
