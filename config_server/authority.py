@@ -24,6 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from replication.durable_file import DurableFile, make_directory_durably
 from replication.errors import InvalidInput, SettingsError
+from replication.service_address import is_dns_name
 from replication.tls_identity import PeerName, Role, fingerprint, new_private_key, private_key_pem
 
 AUTHORITY_LIFETIME_S: Final = 10 * 365 * 86400.0
@@ -61,6 +62,10 @@ class ServerNames:
                 dns_names.append(_dns_name(name))
         return cls(tuple(dns_names), tuple(addresses))
 
+    def texts(self) -> frozenset[str]:
+        """All of them, as text."""
+        return frozenset([*self.dns_names, *map(str, self.addresses)])
+
     def missing_in(self, certificate: x509.Certificate) -> list[str]:
         """Those that ``certificate`` does not list."""
         listed = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -74,12 +79,7 @@ class ServerNames:
 
 
 def _dns_name(name: str) -> str:
-    labels = name.removeprefix("*.").rstrip(".").split(".")
-    well_formed = all(
-        0 < len(label) <= 63 and label.isascii() and label.replace("-", "").replace("_", "").isalnum()
-        for label in labels
-    )
-    if not well_formed or len(name) > 253:
+    if not is_dns_name(name.removeprefix("*.")):
         raise InvalidInput(f"cannot use {name[:100]!r} as a server's name", hint="a DNS name or an IP address")
     return name.rstrip(".").lower()
 

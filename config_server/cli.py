@@ -21,6 +21,7 @@ from config_server.database import Database
 from config_server.events import COMMAND_LINE
 from config_server.installation import initialize, issue_certificate, load_authority
 from config_server.passphrases import DEFAULT_VALIDITY_S, Passphrases
+from replication.control_plane import ENROLLING_ROLES, EnrollingRole
 from replication.durable_file import DurableFile
 from replication.errors import BlockferryError, SettingsError
 from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, version_option
@@ -139,17 +140,23 @@ def issue(config_path: Path, role: str, dns_names: tuple[str, ...], addresses: t
 @click.option(
     "--valid-for", default=f"{DEFAULT_VALIDITY_S / 86400:.0f} d", show_default=True, help="Such as 8 h or 5 d."
 )
-def create_enrolment_passphrase(config_path: Path, valid_for: str) -> None:
-    """Print a new passphrase with which agents and process servers enrol."""
+@click.option(
+    "--role",
+    type=click.Choice(ENROLLING_ROLES),
+    default=ENROLLING_ROLES[0],
+    show_default=True,
+    help="What may enrol with it: servers to be protected, or process servers.",
+)
+def create_enrolment_passphrase(config_path: Path, valid_for: str, role: EnrollingRole) -> None:
+    """Print a new passphrase with which agents enrol, or process servers."""
     settings = load_or_exit(Settings, config_path, check_only=False)
 
     async def create() -> str:
         database = Database(settings.effective_database_url)
         try:
             await database.upgrade()
-            made = await Passphrases(database, time.time_ns).create(
-                parse_duration(valid_for, "--valid-for"), COMMAND_LINE
-            )
+            passphrases = Passphrases(database, time.time_ns)
+            made = await passphrases.create(parse_duration(valid_for, "--valid-for"), COMMAND_LINE, role)
         finally:
             await database.close()
         return made.text

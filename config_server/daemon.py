@@ -16,6 +16,7 @@ from config_server.api.routes import make_application
 from config_server.api.table import ROUTES
 from config_server.authority import TrustStore
 from config_server.config import Settings
+from config_server.core.address_claims import OwnAddresses
 from config_server.database import Database
 from config_server.desired import DesiredFeed
 from config_server.enrolments import Enrolments
@@ -101,6 +102,7 @@ async def running_site(
                 passphrases,
                 clock,
                 time.monotonic,
+                OwnAddresses(settings.server_names().texts(), ListenAddress.parse(settings.listen).port),
                 settings.certificate_lifetime_s,
             ),
             generations=Generations(database, store, site_key, writer, clock),

@@ -2,17 +2,19 @@
 
 R11: an existing machine is never taken over. Who asks again for a machine that is enrolled gets ``Conflict``, unless he proves to hold
 the very key of its newest certificate (his earlier answer was lost on the way) or an administrator has allowed the re-enrolment; then
-the older certificates are revoked. Guessing is limited by caller and altogether.
+the older certificates are revoked. Guessing is limited by caller and altogether; a passphrase for another role is a wrong one.
+
+A process server's certificate lists the host of the address that agents are told, and nothing else (``core/address_claims.py``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import uuid
 from collections.abc import Callable
 from typing import Final
-from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,6 +22,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.authority import CERTIFICATE_LIFETIME_S, Authority, ServerNames, TrustStore, read_signing_request
+from config_server.core.address_claims import OwnAddresses, check_claim
 from config_server.core.attempt_limiter import AttemptLimiter
 from config_server.database import Database
 from config_server.events import Actor, Clock, record_event
@@ -27,6 +30,7 @@ from config_server.passphrases import Passphrases
 from config_server.tables import CertificateRow, MachineRow, ProcessServerRow
 from replication.control_plane import EnrolmentAnswer, EnrolmentRequest
 from replication.errors import Conflict, InvalidInput, NotFound, Overloaded
+from replication.service_address import ServiceAddress
 from replication.tls_identity import PeerName, Role
 
 ATTEMPTS_BURST: Final = 10
@@ -47,6 +51,7 @@ class Enrolments:
         passphrases: Passphrases,
         clock: Clock,
         monotonic: Callable[[], float],
+        own: OwnAddresses,
         certificate_lifetime_s: float = CERTIFICATE_LIFETIME_S,
     ) -> None:
         self._database = database
@@ -55,27 +60,35 @@ class Enrolments:
         self._passphrases = passphrases
         self._clock = clock
         self._monotonic = monotonic
+        self._own = own
         self._lifetime_s = certificate_lifetime_s
         self._limiter = AttemptLimiter(burst=ATTEMPTS_BURST, interval_s=ATTEMPT_INTERVAL_S)
 
-    async def enrol(self, request: EnrolmentRequest, caller: str) -> EnrolmentAnswer:
+    async def enrol(self, request: EnrolmentRequest, caller: str, *, same_machine: bool) -> EnrolmentAnswer:
         """Check the passphrase and issue a certificate; on return machine and certificate are durable.
 
+        ``same_machine``: the connection came from the machine that this server runs on.
+
         :raises Overloaded: too many attempts from ``caller`` (its network address), or altogether.
-        :raises Refused: the passphrase is wrong or has expired.
-        :raises Conflict: the machine is enrolled already.
+        :raises Refused: the passphrase is wrong, has expired or is for another role, or the address is this server's own.
+        :raises Conflict: the machine is enrolled already, or the address is another process server's.
         :raises InvalidInput: the signing request or the service's address cannot be used.
         """
         wait_s = self._limiter.wait_s(caller, self._monotonic())
         if wait_s:
             raise Overloaded("cannot enrol now: too many attempts", retry_after_s=wait_s)
-        identifier = await self._passphrases.check(request.passphrase)
+        identifier = await self._passphrases.check(request.passphrase, request.role)
         self._limiter.give_back(caller)
         public_key = read_signing_request(request.signing_request_pem)
-        names = _service_names(request)
+        address = _service_address(request)
         now_ns = self._clock()
         async with self._database.write() as session:
             name = await self._holder(session, request, _key_digest(public_key), now_ns)
+            if address is not None:
+                check_claim(
+                    address, self._own, await _addresses_of_others(session, name, now_ns), same_machine=same_machine
+                )
+            names = ServerNames() if address is None else ServerNames.parse([address.host])
             issued = self._authority.issue(public_key, name, now_ns=now_ns, names=names, lifetime_s=self._lifetime_s)
             session.add(
                 CertificateRow(
@@ -92,7 +105,8 @@ class Enrolments:
                 now_ns,
                 Actor(f"{name.role}:{name.identifier}"),
                 "enrolled",
-                f"{name.role} {request.hostname} enrolled from {caller} with passphrase {identifier}",
+                f"{name.role} {request.hostname} enrolled from {caller} with passphrase {identifier}"
+                + ("" if address is None else f" to be reached at {address}"),
                 machine_id=name.identifier if name.role is Role.AGENT else None,
             )
         await self._passphrases.count_use(identifier)
@@ -195,16 +209,19 @@ def _new_row(request: EnrolmentRequest, identifier: str, now_ns: int) -> Machine
     )
 
 
-def _service_names(request: EnrolmentRequest) -> ServerNames:
-    """What a process server's certificate lists: its host name and the host of the address that agents are told."""
-    if request.role == "agent":
-        return ServerNames()
-    parts = urlsplit(request.service_url or "")
-    if parts.scheme != "https" or not parts.hostname:
-        raise InvalidInput(
-            f"cannot use {request.service_url!r} as a process server's address", hint="expected https://HOST:PORT"
-        )
-    return ServerNames.parse([parts.hostname, request.hostname])
+def _service_address(request: EnrolmentRequest) -> ServiceAddress | None:
+    """Where agents are told to find a process server; None for an agent, where nothing listens."""
+    return None if request.role == "agent" else ServiceAddress.parse(request.service_url or "")
+
+
+async def _addresses_of_others(session: AsyncSession, name: PeerName, now_ns: int) -> list[tuple[str, ServiceAddress]]:
+    """Host name and address of every process server but ``name``, unless it may enrol anew just now: then it is known to be gone."""
+    found = []
+    for row in await session.scalars(select(ProcessServerRow).where(ProcessServerRow.id != name.identifier)):
+        if row.reenrolment_until_ns is None or row.reenrolment_until_ns <= now_ns:
+            with contextlib.suppress(InvalidInput):  # its heartbeats said nonsense: nobody is sent there
+                found.append((f"{row.hostname} ({row.id})", ServiceAddress.parse(row.service_url)))
+    return found
 
 
 def _key_digest(key: ec.EllipticCurvePublicKey) -> str:

@@ -22,6 +22,7 @@ from replication.control_plane import (
     CutoverMode,
     CutoverObservation,
     DiskObservation,
+    EnrollingRole,
     MachineInventory,
     ProcessServerObservation,
 )
@@ -286,9 +287,11 @@ class ProcessServerStatus(Document):
     draining: bool
     item_count: int
     observation: ProcessServerObservation | None
+    enrolled_at: str
 
 
 class PassphraseRequest(Document):
+    role: EnrollingRole = "agent"
     valid_for_s: float = Field(default=5 * 86400.0, gt=0.0, le=30 * 86400.0)
 
 
@@ -296,12 +299,14 @@ class PassphraseGrant(Document):
     """``passphrase`` is told this once."""
 
     id: str
+    role: EnrollingRole
     passphrase: str
     expires_at: str
 
 
 class PassphraseStatus(Document):
     id: str
+    role: EnrollingRole
     created_at: str
     created_by: str
     expires_at: str

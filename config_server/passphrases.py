@@ -1,6 +1,7 @@
 """Enrolment passphrases: making, listing, revoking, and checking one in constant time. Called by the API, the CLI and ``enrolments.py``.
 
-A passphrase is random, valid until it expires (FIELD.md: 5 days) for any number of machines, and stored as a scrypt hash only.
+A passphrase is random, valid until it expires (FIELD.md: 5 days) for any number of machines of one role, and stored as a scrypt hash
+only. One for agents, which is carried to every server to be protected, makes nobody a process server (R11).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from config_server.secret_text import (
     same_digest,
 )
 from config_server.tables import EnrolmentPassphraseRow
+from replication.control_plane import EnrollingRole
 from replication.errors import InvalidInput, NotFound, Refused
 
 DEFAULT_VALIDITY_S: Final = 5 * 86400.0
@@ -46,7 +48,7 @@ class Passphrases:
         self._clock = clock
         self._turn = asyncio.Lock()
 
-    async def create(self, valid_for_s: float, actor: Actor) -> IssuedPassphrase:
+    async def create(self, valid_for_s: float, actor: Actor, role: EnrollingRole = "agent") -> IssuedPassphrase:
         """:raises InvalidInput: unless it shall be valid for a time up to 30 days."""
         if not 0 < valid_for_s <= MAX_VALIDITY_S:
             raise InvalidInput(
@@ -60,6 +62,7 @@ class Passphrases:
             session.add(
                 EnrolmentPassphraseRow(
                     id=made.identifier,
+                    role=role,
                     salt=made.salt,
                     digest=made.digest,
                     created_ns=now_ns,
@@ -69,7 +72,11 @@ class Passphrases:
                 )
             )
             record_event(
-                session, now_ns, actor, "passphrase-created", f"enrolment passphrase {made.identifier} created"
+                session,
+                now_ns,
+                actor,
+                "passphrase-created",
+                f"enrolment passphrase {made.identifier} for role {role} created",
             )
         return IssuedPassphrase(made.text, made.identifier, expires_ns)
 
@@ -92,12 +99,12 @@ class Passphrases:
             row.revoked_ns = row.revoked_ns or now_ns
             record_event(session, now_ns, actor, "passphrase-revoked", f"enrolment passphrase {identifier} revoked")
 
-    async def check(self, text: str) -> str:
-        """Return the identifier of a passphrase that is right and valid now.
+    async def check(self, text: str, role: EnrollingRole) -> str:
+        """Return the identifier of a passphrase that is right and valid now for ``role``.
 
-        Takes the same time and says the same whatever is wrong with it.
+        Takes the same time and says the same whatever is wrong with it; only who has a valid one learns that it is for another role.
 
-        :raises Refused: if it is wrong, expired or revoked.
+        :raises Refused: if it is wrong, expired, revoked, or for another role.
         """
         identifier = passphrase_identifier(text[:_MAX_TEXT])
         async with self._database.read() as session:
@@ -110,6 +117,11 @@ class Passphrases:
             raise Refused(
                 "cannot enrol: the passphrase is wrong or has expired",
                 hint="make a new one: `config-server create-enrolment-passphrase` or `migratectl create-enrolment-passphrase`",
+            )
+        if row.role != role:
+            raise Refused(
+                f"cannot enrol as {role}: this passphrase is for role {row.role}",
+                hint=f"make one for this: `config-server create-enrolment-passphrase --role {role}`",
             )
         return identifier
 

@@ -117,11 +117,12 @@ class CertificateRow(Base):
 
 
 class EnrolmentPassphraseRow(Base):
-    """A passphrase for enrolment: only its public identifier and its scrypt hash."""
+    """A passphrase for enrolment in one role: only its public identifier and its scrypt hash."""
 
     __tablename__ = "enrolment_passphrases"
 
     id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    role: Mapped[str] = mapped_column(_KIND)
     salt: Mapped[bytes] = mapped_column(LargeBinary)
     digest: Mapped[bytes] = mapped_column(LargeBinary)
     created_ns: Mapped[int] = mapped_column(BigInteger)

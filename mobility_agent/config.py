@@ -14,6 +14,7 @@ from replication.dirty_bitmap import DEFAULT_GRANULARITY_BYTES, Geometry
 from replication.errors import InvalidInput, SettingsError
 from replication.service.logs import LogSettings
 from replication.service.observability import ObservabilitySettings
+from replication.service_address import check_setting
 
 DEFAULT_CONFIG_PATH: Final = "/etc/blockferry/agent.yaml"
 DEFAULT_STATE_DIR: Final = Path("/var/lib/blockferry/agent")
@@ -47,7 +48,7 @@ class ConfigServerSettings:
     url: str
 
     def __post_init__(self) -> None:
-        _require(self.url.startswith("https://"), f"use url {self.url!r}", "expected https://HOST[:PORT]")
+        check_setting("url", self.url)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,14 +44,14 @@ from mobility_agent.state_place import lies_on
 from mobility_agent.tracker_choice import discard_tracking, open_tracker
 from mobility_agent.unprotected_disks import UnprotectedDisks
 from replication import __version__
-from replication.control_plane import AgentDesired, AgentObservation, DesiredItem
+from replication.control_plane import AgentDesired, AgentObservation, DesiredItem, ProcessServerAddress
 from replication.durable_file import make_directory_durably
 from replication.errors import BlockferryError, Refused, Retryable, SettingsError
 from replication.identifiers import DiskId
 from replication.service.health import HealthBoard, HealthState
 from replication.service.observability import make_registry, start_observability
 from replication.service.runtime import Lifecycle
-from replication.tls_identity import TlsIdentity
+from replication.tls_identity import ExpectedPeer, Role, TlsIdentity
 
 DESIRED_WAIT_S: Final = 30.0
 INVENTORY_INTERVAL_S: Final = 300.0
@@ -103,8 +103,9 @@ class Agent:
     def __init__(self, settings: AgentSettings, identity: TlsIdentity, held: contextlib.ExitStack) -> None:
         self._settings = settings
         self._facts: MachineFacts = read_machine_facts(substitute=settings.state_dir / MACHINE_ID_FILE)
-        self._tls = identity.client_context()
-        self._control = ConfigServerClient(settings.config_server.url, self._tls)
+        self._control = ConfigServerClient(settings.config_server.url, identity.client_context(Role.CONFIG_SERVER))
+        self._assigned = ExpectedPeer(Role.PROCESS_SERVER)
+        self._uplink_tls = identity.client_context(self._assigned)
         self._board = HealthBoard()
         self._metrics = DiskMetrics()
         self._memory_of_desired = DesiredMemory(settings.state_dir / _DESIRED_FILE)
@@ -234,7 +235,7 @@ class Agent:
                     if wanted is not None:
                         self._item = self._metrics.item = ItemSession(wanted, self._item_environment(wanted))
                         if runs(wanted) and wanted.process_server is not None:
-                            running = tasks.create_task(self._replicate(self._item, wanted.process_server.url))
+                            running = tasks.create_task(self._replicate(self._item, wanted.process_server))
                 elif self._item is not None:
                     self._item.update(wanted)
                 await self._desired_changed.wait()
@@ -254,11 +255,14 @@ class Agent:
                 self._unprotected.discard_due, disks, may_destroy=may_destroy, now_s=time.monotonic()
             )
 
-    async def _replicate(self, item: ItemSession, url: str) -> None:
+    async def _replicate(self, item: ItemSession, address: ProcessServerAddress) -> None:
         shipping = self._settings.shipping
+        self._assigned.identifier = (
+            address.identifier
+        )  # nobody else at this address is shipped to; one uplink at a time
         uplink = ProcessServerClient(
-            url,
-            self._tls,
+            address.url,
+            self._uplink_tls,
             connections=shipping.buffers + 2 * len(item.supervisors),
             timeout_s=shipping.request_timeout_s,
         )

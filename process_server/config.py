@@ -11,7 +11,6 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 from process_server.control.heartbeat import DEFAULT_INTERVAL_S
 from process_server.core.spool_budget import DEFAULT_LIMIT_BYTES, MIN_LIMIT_BYTES
@@ -27,6 +26,7 @@ from replication.service.connections import ConnectionSettings
 from replication.service.https import ListenAddress
 from replication.service.logs import LogSettings
 from replication.service.observability import ObservabilitySettings
+from replication.service_address import check_setting
 
 DEFAULT_CONFIG: Final = "/etc/blockferry/process-server.yaml"
 DEFAULT_LISTEN: Final = f"0.0.0.0:{DEFAULT_PORT}"
@@ -41,11 +41,6 @@ MIN_UPLOAD_BITS_PER_S: Final = 64_000
 def _require(condition: bool, message: str, hint: str | None = None) -> None:
     if not condition:
         raise SettingsError(f"cannot {message}", hint=hint)
-
-
-def _is_https(url: str) -> bool:
-    parts = urlsplit(url)
-    return parts.scheme == "https" and bool(parts.hostname) and not parts.path.strip("/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +113,7 @@ class ConfigServerSettings:
     heartbeat_interval_s: float = DEFAULT_INTERVAL_S
 
     def __post_init__(self) -> None:
-        _require(_is_https(self.url), f"use url {self.url!r}", "expected https://HOST[:PORT]")
+        check_setting("url", self.url)
         _require(0 < self.heartbeat_interval_s <= 60, "use this heartbeat_interval_s", "more than 0, at most 60 s")
 
 
@@ -140,11 +135,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         ListenAddress.parse(self.listen)
-        _require(
-            self.service_url is None or _is_https(self.service_url),
-            f"use service_url {self.service_url!r}",
-            "expected https://HOST:PORT",
-        )
+        if self.service_url is not None:
+            check_setting("service_url", self.service_url)
 
     @property
     def identity_directory(self) -> Path:

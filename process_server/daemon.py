@@ -66,7 +66,7 @@ from replication.service.health import HealthBoard
 from replication.service.https import ListenAddress, RunningServer, start_server
 from replication.service.observability import make_registry, start_observability
 from replication.service.runtime import Lifecycle
-from replication.tls_identity import TlsIdentity
+from replication.tls_identity import Role, TlsIdentity
 
 SMALL_REQUEST_CONNECTIONS: Final = 4
 """To the store, for manifests, receipts and questions: apart from the segments', which would hold them up."""
@@ -160,7 +160,7 @@ async def running_process_server(
         small_requests = dataclasses.replace(settings.store, connections=SMALL_REQUEST_CONNECTIONS)
         store = await stack.enter_async_context(around.open_store(small_requests))
         config_server = await stack.enter_async_context(
-            around.open_config_server(settings.config_server.url, identity.client_context())
+            around.open_config_server(settings.config_server.url, identity.client_context(Role.CONFIG_SERVER))
         )
         site = _Site(settings, board, registry, around, files, bulk, store, config_server)
         yield await site.start(stack, identity)

@@ -53,10 +53,15 @@ def data_key_path(key: GenerationKey) -> str:
     return f"/api/v1/process-server/disks/{key.disk}/generations/{key.generation}/key"
 
 
+EnrollingRole = Literal["agent", "process-server"]
+"""Who enrols, and what a passphrase is good for."""
+ENROLLING_ROLES: Final[tuple[EnrollingRole, ...]] = ("agent", "process-server")
+
+
 class EnrolmentRequest(Document):
     """Sent only after the authority's fingerprint matched (R11). ``machine_fingerprint`` identifies the hardware or installation."""
 
-    role: Literal["agent", "process-server"]
+    role: EnrollingRole
     passphrase: str = Field(min_length=1, max_length=200)
     signing_request_pem: str = Field(max_length=16384)
     hostname: str = Field(min_length=1, max_length=253)

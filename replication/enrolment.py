@@ -2,10 +2,10 @@
 
 Called by ``mobility-agent`` and ``process-server`` (their ``enrol`` commands) and by ``migratectl login`` (``fetch_authority``).
 
-Order of trust (R11): the authorities are fetched from a
-server that is not trusted yet; the one whose SHA-256 fingerprint the operator gave is kept, all others are dropped; only a connection
-that this authority vouches for gets to see the passphrase. The private key is made here, is durable before it is used, and never leaves:
-an enrolment that was cut off is repeated with the same key, which is how the server knows its earlier caller again.
+Order of trust (R11): the authorities are fetched from a server that is not trusted yet; the one whose SHA-256 fingerprint the operator
+gave is kept, all others are dropped; only a configuration server that this authority vouches for gets to see the passphrase. The
+private key is made here, is durable before it is used, and never leaves: an enrolment that was cut off is repeated with the same
+key, which is how the server knows its earlier caller again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 import aiohttp
 from cryptography import x509
@@ -34,10 +33,13 @@ from replication.errors import (
     SettingsError,
 )
 from replication.service.problem import error_from_problem
+from replication.service_address import ServiceAddress
 from replication.tls_identity import (
+    ExpectedPeer,
     PeerName,
     Role,
     TlsIdentity,
+    check_peer,
     fingerprint,
     new_private_key,
     normalized_fingerprint,
@@ -71,7 +73,7 @@ async def enrol(
     :raises PeerUnavailable: if the server does not answer, or its certificate does not name the address in ``url``.
     :raises PeerProtocolError: if its answer makes no sense.
     """
-    base = _base_url(url)
+    base = f"https://{ServiceAddress.parse(url)}"
     normalized_fingerprint(authority_fingerprint)
     if role not in ENROLLING_ROLES:
         raise InvalidInput(f"cannot enrol as {role}", hint="agents and process servers enrol")
@@ -101,15 +103,6 @@ async def enrol(
     return name
 
 
-def _base_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme != "https" or not parts.hostname or parts.query or parts.fragment or parts.path.strip("/"):
-        raise InvalidInput(
-            f"cannot use {url[:200]!r} as the configuration server's address", hint="expected https://HOST[:PORT]"
-        )
-    return f"https://{parts.netloc}"
-
-
 def _durable_key(identity: TlsIdentity) -> ec.EllipticCurvePrivateKey:
     """The key of an earlier, unfinished enrolment, or a new one; durable on return."""
     content = DurableFile(identity.key_path).read()
@@ -133,7 +126,7 @@ async def fetch_authority(url: str, authority_fingerprint: str) -> x509.Certific
     :raises Refused: if none has it. :raises InvalidInput: for a ``url`` or fingerprint that cannot be used.
     :raises PeerUnavailable: if the server does not answer. :raises PeerProtocolError: if its answer makes no sense.
     """
-    base, wanted = _base_url(url), normalized_fingerprint(authority_fingerprint)
+    base, wanted = f"https://{ServiceAddress.parse(url)}", normalized_fingerprint(authority_fingerprint)
     unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unverified.minimum_version = ssl.TLSVersion.TLSv1_3
     unverified.check_hostname = False  # nothing is sent, and what is received is compared with the fingerprint
@@ -159,6 +152,7 @@ async def _send(base: str, authority: x509.Certificate, request: EnrolmentReques
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(cadata=authority.public_bytes(serialization.Encoding.DER))
+    check_peer(context, ExpectedPeer(Role.CONFIG_SERVER).check)  # another service of the site gets no passphrase
     status, body = await _exchange("POST", base + control_plane.ENROLMENTS_PATH, context, request.encode())
     if status not in (200, 201):
         raise error_from_problem(status, body, base)
@@ -183,7 +177,7 @@ async def _exchange(method: str, url: str, tls: ssl.SSLContext, body: bytes | No
     except aiohttp.ClientConnectorCertificateError as error:
         raise PeerUnavailable(
             f"cannot trust the certificate of {url}: {error.certificate_error}",
-            hint="the address must be one of those in the configuration server's `names`",
+            hint="the address must be the configuration server's, and one of those in its `names`",
         ) from error
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise PeerUnavailable(

@@ -4,6 +4,9 @@ Called by every daemon that speaks to another. Certificates are issued by the co
 its holder by one URI in its subject alternative name, ``urn:blockferry:ROLE:UUID`` (R11): identity comes from there, never from a
 message field. The trust store holds one or more authorities, so that an authority can be rotated. TLS 1.3 only.
 
+One authority signs for all services of a site, and two of them may share a machine, so a host name. So a client wants more of its peer
+than a certificate with the right host name: its name must have the right role (``ExpectedPeer``, ``check_peer``).
+
 Directory layout: ``key.pem`` (0600), ``certificate.pem`` (leaf first), ``authorities.pem`` (one or more).
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -85,16 +89,82 @@ def peer_certificate(der: bytes) -> PeerCertificate:
 
     :raises Refused: if it carries no, or more than one, name of this product.
     """
-    try:
-        certificate = x509.load_der_x509_certificate(der)
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        urns = [urn for urn in names.get_values_for_type(x509.UniformResourceIdentifier) if urn.startswith(_URN_PREFIX)]
-    except (ValueError, x509.ExtensionNotFound) as error:
-        raise Refused("cannot identify the peer: its certificate carries no name of this product") from error
+    certificate, urns = _read_names(der)
     if len(urns) != 1:
         raise Refused(f"cannot identify the peer: its certificate carries {len(urns)} names of this product")
     expires_ns = int(certificate.not_valid_after_utc.timestamp()) * 10**9
     return PeerCertificate(PeerName.parse(urns[0]), certificate.serial_number, expires_ns)
+
+
+def _read_names(der: bytes) -> tuple[x509.Certificate, list[str]]:
+    """The certificate and the names of this product that it carries."""
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return certificate, []
+    except ValueError as error:
+        raise Refused("cannot identify the peer: its certificate cannot be read") from error
+    return certificate, [
+        urn for urn in names.get_values_for_type(x509.UniformResourceIdentifier) if urn.startswith(_URN_PREFIX)
+    ]
+
+
+@dataclass(slots=True)
+class ExpectedPeer:
+    """Whom a client wants to reach. ``identifier`` None: any of the role. A change counts for connections that are made afterwards."""
+
+    role: Role
+    identifier: str | None = None
+
+    def check(self, der: bytes) -> None:
+        """:raises Refused: if the certificate names somebody else, or nobody."""
+        name = peer_certificate(der).name
+        if name != PeerName(self.role, self.identifier or name.identifier):
+            wanted = f"the {self.role} {self.identifier}" if self.identifier else f"a {self.role}"
+            raise Refused(f"cannot take {name.urn} for {wanted}")
+
+
+def check_store(der: bytes) -> None:
+    """The store is the site's own sink, or another's (Azure Blob Storage), whose authority knows no name of this product.
+
+    The site's authority signs no certificate without such a name: what it signed for a process server is taken for no store's.
+
+    :raises Refused: if the certificate is one of a site, but not a sink's.
+    """
+    if _read_names(der)[1]:
+        ExpectedPeer(Role.SINK).check(der)
+
+
+def check_peer(context: ssl.SSLContext, check: Callable[[bytes], None]) -> ssl.SSLContext:
+    """Let each handshake over ``context``, a verifying client's, end with ``check`` of the peer's certificate; returns ``context``.
+
+    ``asyncio`` and uvloop drive ``do_handshake`` themselves. If it raises, the connection is cut before the client's last message of the
+    handshake, which has its own certificate, is sent, and before any byte of a request: no token, passphrase or data goes out.
+    (Over a plain socket that last message is out already; requests are not.)
+    """
+
+    class CheckedObject(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            super().do_handshake()
+            _check_certificate(check, self.getpeercert(binary_form=True))
+
+    class CheckedSocket(ssl.SSLSocket):
+        def do_handshake(self, block: bool = False) -> None:
+            super().do_handshake(block)
+            _check_certificate(check, self.getpeercert(binary_form=True))
+
+    context.sslobject_class = CheckedObject
+    context.sslsocket_class = CheckedSocket
+    return context
+
+
+def _check_certificate(check: Callable[[bytes], None], der: bytes | None) -> None:
+    try:
+        check(der or b"")
+    except Refused as error:
+        # As for a certificate that is not trusted: every user of TLS knows this one.
+        raise ssl.SSLCertVerificationError(1, error.message) from error
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
@@ -181,12 +251,13 @@ class TlsIdentity:
         context.verify_mode = ssl.CERT_REQUIRED if require_client else ssl.CERT_OPTIONAL
         return self._loaded(context)
 
-    def client_context(self) -> ssl.SSLContext:
-        """For a connection to a peer of the same authorities; host names are checked.
+    def client_context(self, expected: Role | ExpectedPeer) -> ssl.SSLContext:
+        """For connections to ``expected`` peers of the same authorities; host names are checked as well.
 
         :raises SettingsError: if the files are missing or do not belong together.
         """
-        return self._loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        peer = ExpectedPeer(expected) if isinstance(expected, Role) else expected
+        return check_peer(self._loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)), peer.check)
 
     def _loaded(self, context: ssl.SSLContext) -> ssl.SSLContext:
         context.minimum_version = ssl.TLSVersion.TLSv1_3

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
+import socket
 from typing import Final
 
 from config_server.api.routes import Access, Call, Route, TextAnswer
@@ -13,7 +16,21 @@ async def list_authorities(call: Call) -> TextAnswer:
 
 
 async def enrol(call: Call) -> EnrolmentAnswer:
-    return await call.site.enrolments.enrol(call.body(EnrolmentRequest), call.remote)
+    return await call.site.enrolments.enrol(
+        call.body(EnrolmentRequest), call.remote, same_machine=_is_of_this_machine(call.remote)
+    )
+
+
+def _is_of_this_machine(address: str) -> bool:
+    """Whether a connection from ``address`` began here: only to an address of its own does a machine go out from that very address.
+
+    Connecting a datagram socket sends nothing; it asks the kernel for the route and the source.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with contextlib.suppress(OSError, ValueError), socket.socket(family, socket.SOCK_DGRAM) as asking:
+        asking.connect((str(ipaddress.ip_address(address)), 9))
+        return str(asking.getsockname()[0]) == address
+    return False
 
 
 ROUTES: Final = (
@@ -37,8 +54,8 @@ ROUTES: Final = (
         answer=EnrolmentAnswer,
         status=201,
         answers={
-            403: "the passphrase is wrong or has expired",
-            409: "the machine is enrolled already",
+            403: "the passphrase is wrong, has expired or is for another role; the address is the configuration server's own",
+            409: "the machine is enrolled already; the address is another process server's",
             503: "too many attempts",
         },
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
 from sqlalchemy import func, select
 
@@ -23,6 +23,7 @@ from config_server.policies import find_policy, new_policy_row, policy_of, write
 from config_server.process_servers import age_s, heartbeat_of, item_counts
 from config_server.tables import MachineRow, PolicyRow, ProcessServerRow, ProtectedItemRow
 from replication import __version__
+from replication.control_plane import EnrollingRole
 from replication.errors import Conflict, InvalidInput
 
 
@@ -93,6 +94,7 @@ async def list_process_servers(call: Call) -> Page[ProcessServerStatus]:
                 draining=row.draining,
                 item_count=counts.get(row.id, 0),
                 observation=heartbeat_of(row),
+                enrolled_at=timestamp(row.enrolled_ns),
             )
             for row in rows
         ]
@@ -100,8 +102,11 @@ async def list_process_servers(call: Call) -> Page[ProcessServerStatus]:
 
 
 async def create_passphrase(call: Call) -> PassphraseGrant:
-    made = await call.site.passphrases.create(call.body(PassphraseRequest).valid_for_s, call.actor)
-    return PassphraseGrant(id=made.identifier, passphrase=made.text, expires_at=timestamp(made.expires_ns))
+    asked = call.body(PassphraseRequest)
+    made = await call.site.passphrases.create(asked.valid_for_s, call.actor, asked.role)
+    return PassphraseGrant(
+        id=made.identifier, role=asked.role, passphrase=made.text, expires_at=timestamp(made.expires_ns)
+    )
 
 
 async def list_passphrases(call: Call) -> Page[PassphraseStatus]:
@@ -109,6 +114,7 @@ async def list_passphrases(call: Call) -> Page[PassphraseStatus]:
         items=[
             PassphraseStatus(
                 id=row.id,
+                role=cast("EnrollingRole", row.role),
                 created_at=timestamp(row.created_ns),
                 created_by=row.created_by,
                 expires_at=timestamp(row.expires_ns),

@@ -21,7 +21,9 @@ from pydantic import BaseModel, ValidationError
 from replication.documents import Document
 from replication.errors import InvalidInput, PeerProtocolError, PeerUnavailable, SettingsError
 from replication.service.problem import error_from_problem
+from replication.service_address import check_setting
 from replication.settings import load_settings
+from replication.tls_identity import ExpectedPeer, Role, check_peer
 
 CONFIG_NAME: Final = "migratectl.yaml"
 AUTHORITY_NAME: Final = "authority.pem"
@@ -83,8 +85,7 @@ class Connection:
                 f"cannot reach the configuration server without {', '.join(missing)}",
                 hint="`migratectl login` stores them; or BLOCKFERRY_URL, BLOCKFERRY_TOKEN_FILE, BLOCKFERRY_AUTHORITY",
             )
-        if not url.startswith("https://"):
-            raise SettingsError(f"cannot use {url[:200]!r} as address", hint="expected https://HOST[:PORT]")
+        check_setting("the configuration server's url", url)
         try:
             token = token_file.read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -99,7 +100,7 @@ class Connection:
             context.load_verify_locations(self.authority)
         except (OSError, ssl.SSLError) as error:
             raise SettingsError(f"cannot use the authority {self.authority}: {error}") from error
-        return context
+        return check_peer(context, ExpectedPeer(Role.CONFIG_SERVER).check)  # nobody else gets the token
 
 
 class ConfigServer:

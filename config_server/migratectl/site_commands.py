@@ -45,6 +45,7 @@ from config_server.operator_plane import (
     ServerSummary,
     SiteStatus,
 )
+from replication.control_plane import ENROLLING_ROLES, EnrollingRole
 from replication.durable_file import DurableFile, make_directory_durably
 from replication.enrolment import fetch_authority
 from replication.errors import BlockferryError, SettingsError
@@ -223,6 +224,7 @@ def process_servers(invocation: Invocation, as_json_wanted: bool) -> None:
             [
                 server.hostname,
                 server.url,
+                server.enrolled_at,
                 "-" if server.heard_age_s is None else duration(server.heard_age_s),
                 str(server.item_count),
                 "-" if observed is None else f"{observed.spool_free_fraction:.0%} free",
@@ -234,7 +236,10 @@ def process_servers(invocation: Invocation, as_json_wanted: bool) -> None:
         page,
         as_json_wanted=as_json_wanted,
         otherwise=lambda console: console.print(
-            table("PROCESS SERVER", "ADDRESS", "HEARD AGO", "ITEMS", "SPOOL", "BACKLOG", "UPLOAD", rows=rows)
+            table(
+                *("PROCESS SERVER", "ADDRESS", "ENROLLED", "HEARD AGO", "ITEMS", "SPOOL", "BACKLOG", "UPLOAD"),
+                rows=rows,
+            )
         ),
     )
 
@@ -308,12 +313,21 @@ def _checked_policy(values: dict[str, object]) -> Policy:
 
 @click.command("create-enrolment-passphrase")
 @click.option("--valid-for", default="5 d", show_default=True, help="Such as 8 h; at most 30 d.")
+@click.option(
+    "--role",
+    type=click.Choice(ENROLLING_ROLES),
+    default=ENROLLING_ROLES[0],
+    show_default=True,
+    help="What may enrol with it: servers to be protected, or process servers.",
+)
 @json_option
 @pass_invocation
-def create_enrolment_passphrase(invocation: Invocation, valid_for: str, as_json_wanted: bool) -> None:
-    """Print a new passphrase with which agents and process servers enrol; it is told this once."""
+def create_enrolment_passphrase(
+    invocation: Invocation, valid_for: str, role: EnrollingRole, as_json_wanted: bool
+) -> None:
+    """Print a new passphrase with which agents enrol, or process servers; it is told this once."""
     try:
-        request = PassphraseRequest(valid_for_s=parse_duration(valid_for, "--valid-for"))
+        request = PassphraseRequest(valid_for_s=parse_duration(valid_for, "--valid-for"), role=role)
     except BlockferryError as error:
         fail(error)
     grant = invocation.run(lambda server: server.send("POST", "/enrolment-passphrases", PassphraseGrant, request))
@@ -326,11 +340,13 @@ def create_enrolment_passphrase(invocation: Invocation, valid_for: str, as_json_
 def enrolment_passphrases(invocation: Invocation, as_json_wanted: bool) -> None:
     """List the valid enrolment passphrases, without their text."""
     page = invocation.run(lambda server: server.get("/enrolment-passphrases", Page[PassphraseStatus]))
-    rows = [[row.id, row.created_at, row.created_by, row.expires_at, str(row.used_count)] for row in page.items]
+    rows = [
+        [row.id, row.role, row.created_at, row.created_by, row.expires_at, str(row.used_count)] for row in page.items
+    ]
     show(
         page,
         as_json_wanted=as_json_wanted,
-        otherwise=lambda console: console.print(table("ID", "CREATED", "BY", "EXPIRES", "USED", rows=rows)),
+        otherwise=lambda console: console.print(table("ID", "ROLE", "CREATED", "BY", "EXPIRES", "USED", rows=rows)),
     )
 
 

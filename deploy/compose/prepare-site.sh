@@ -70,12 +70,12 @@ if [[ ! -e $site/sink-tls/certificate.pem ]]; then
     rm -rf "$issued"
 fi
 
-enrolment() { # daemon, its user
+enrolment() { # daemon, which is the role that its passphrase is for; its user
     local place=$site/$1-enrolment
     keep "$place/fingerprint" "$2" 0600 <<<"$fingerprint"
     # valid for five days, and needed once
     if [[ ! -e $site/$1/identity/certificate.pem && -z $(find "$place" -name passphrase -mmin -$((4 * 24 * 60))) ]]; then
-        as "$config_server" "$bin/config-server" create-enrolment-passphrase --config "$config/config-server.yaml" |
+        as "$config_server" "$bin/config-server" create-enrolment-passphrase --config "$config/config-server.yaml" --role "$1" |
             keep "$place/passphrase" "$2" 0600
     fi
 }

@@ -17,6 +17,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from deploy.demo.site import Site
+from replication.tls_identity import ExpectedPeer, Role, check_peer
 
 _POLL_S: Final = 0.25
 _REQUEST_TIMEOUT_S: Final = 10.0
@@ -34,7 +35,8 @@ class Operator:
         self._site = site
         self._console = console
         self._token = site.token_file.read_text().strip()
-        self._tls = ssl.create_default_context(cafile=str(site.authority_file))
+        context = ssl.create_default_context(cafile=str(site.authority_file))
+        self._tls = check_peer(context, ExpectedPeer(Role.CONFIG_SERVER).check)
 
     def get(self, path: str) -> Json:
         """One GET of the REST interface; patient while the configuration server is busy."""

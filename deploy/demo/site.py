@@ -118,9 +118,8 @@ class Site:
     def start_all(self) -> None:
         """Start the servers, enrol process server and agent as an operator would, start these; their memory is sampled from then on."""
         self.start("azure-sink", "config-server")
-        passphrase = self.migratectl("create-enrolment-passphrase")
         enrolling = ("process-server", "mobility-agent")
-        _side_by_side(*(functools.partial(self.enrol, name, passphrase) for name in enrolling))
+        _side_by_side(*(functools.partial(self.enrol, name, self.passphrase(name)) for name in enrolling))
         self.start(*enrolling)
         self.sample()
 
@@ -188,6 +187,11 @@ class Site:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(text + "\n")
+
+    def passphrase(self, name: str) -> str:
+        """A passphrase with which the daemon ``name`` enrols, and none of another role."""
+        role = "process-server" if name == "process-server" else "agent"
+        return self.migratectl("create-enrolment-passphrase", "--role", role)
 
     def enrol(self, name: str, passphrase: str) -> None:
         """Enrol a process server or agent: passphrase and the authority's fingerprint, as an operator would."""

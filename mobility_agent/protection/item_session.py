@@ -24,7 +24,7 @@ from mobility_agent.protection.point_coordinator import PointCoordinator, PointO
 from mobility_agent.protection.point_schedule import DuePoint, PointSchedule
 from mobility_agent.shipping.epoch_shipper import Uplink
 from mobility_agent.task_groups import together
-from replication.control_plane import CutoverObservation, DesiredItem
+from replication.control_plane import CutoverObservation, DesiredItem, ProcessServerAddress
 from replication.epoch_manifest import EpochFlag
 from replication.errors import BlockferryError
 from replication.identifiers import DiskId, ItemId
@@ -206,8 +206,7 @@ def runs(desired: DesiredItem) -> bool:
     return desired.goal == "replicate" or (desired.goal == "hold" and desired.cutover is not None)
 
 
-def structure_of(desired: DesiredItem) -> tuple[str, Sequence[str], bool, float, str | None]:
+def structure_of(desired: DesiredItem) -> tuple[str, Sequence[str], bool, float, ProcessServerAddress | None]:
     """What must stay the same for an ``ItemSession`` to go on: item, disks, whether they run, epoch interval, process server."""
-    address = desired.process_server
-    url = None if address is None else address.url
-    return desired.item, tuple(desired.disks), runs(desired), desired.timing.epoch_interval_s, url
+    timing = desired.timing
+    return desired.item, tuple(desired.disks), runs(desired), timing.epoch_interval_s, desired.process_server

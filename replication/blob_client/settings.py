@@ -15,6 +15,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from replication.errors import SettingsError
+from replication.tls_identity import check_peer, check_store
 
 DEFAULT_TIMEOUT_S: Final = 60.0
 DEFAULT_CONNECT_TIMEOUT_S: Final = 10.0
@@ -94,7 +95,7 @@ def read_account_key(path: Path) -> bytes:
 
 
 def client_tls(ca_file: Path | None) -> ssl.SSLContext:
-    """A verifying TLS context: against ``ca_file``, or the system's authorities if None.
+    """A verifying TLS context: against ``ca_file``, or the system's authorities if None; of a site's own services it takes the sink only.
 
     :raises SettingsError: the file cannot be read or holds no certificate.
     """
@@ -103,4 +104,4 @@ def client_tls(ca_file: Path | None) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         raise SettingsError(f"cannot use the CA file {ca_file}: {error}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
+    return check_peer(context, check_store)

@@ -195,7 +195,7 @@ def lives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Life]:
             site.install()
             for name in DAEMONS:
                 if name in ENROLLING:
-                    site.enrol(name, site.migratectl("create-enrolment-passphrase"))
+                    site.enrol(name, site.passphrase(name))
                 starting[name] = _start(site, name, manager)
             return {name: _look_at_and_end(site, name, manager, starting[name]) for name in reversed(DAEMONS)}
         finally:

@@ -77,7 +77,7 @@ class Line:
 
 @contextlib.asynccontextmanager
 async def line_to(site: LabSite, machine: MachineId) -> AsyncIterator[Line]:
-    tls = site.agent_identity(machine).client_context()
+    tls = site.agent_identity(machine).client_context(Role.PROCESS_SERVER)
     reader, writer = await asyncio.open_connection("127.0.0.1", site.running.server.port, ssl=tls)
     try:
         yield Line(reader, writer)
@@ -189,7 +189,7 @@ async def test_an_agent_that_was_put_off_sends_no_body_in_vain(site: LabSite) ->
     disk = new_disk(site)
     content = content_of(disk)
     client = ProcessServerClient(
-        site.url, site.agent_identity(disk.machine).client_context(), connections=2, timeout_s=20
+        site.url, site.agent_identity(disk.machine).client_context(Role.PROCESS_SERVER), connections=2, timeout_s=20
     )
     try:
         async with contextlib.AsyncExitStack() as lines:
@@ -234,7 +234,7 @@ async def test_the_agent_asks_for_leave_only_after_it_was_put_off(tmp_path: Path
     app.router.add_put("/v1/{rest:.*}", put)
     server = await start_server(app, ListenAddress("127.0.0.1", 0), server_identity.server_context(require_client=True))
     url = f"https://127.0.0.1:{server.port}"
-    client = ProcessServerClient(url, agent_identity.client_context(), connections=1, timeout_s=20)
+    client = ProcessServerClient(url, agent_identity.client_context(Role.PROCESS_SERVER), connections=1, timeout_s=20)
     try:
         for status in answers:
             with contextlib.suppress(Overloaded) if status == 503 else contextlib.nullcontext():

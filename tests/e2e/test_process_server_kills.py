@@ -73,7 +73,10 @@ async def test_sigkill_under_load_loses_nothing_acknowledged(tmp_path: Path) -> 
     ):
         await server.start()
         agents = [
-            LabAgent(server.url, authority.issue(Role.AGENT, disk.machine, tmp_path / disk.machine).client_context())
+            LabAgent(
+                server.url,
+                authority.issue(Role.AGENT, disk.machine, tmp_path / disk.machine).client_context(Role.PROCESS_SERVER),
+            )
             for disk in disks
         ]
         try:

@@ -72,13 +72,13 @@ async def test_an_unacceptable_certificate_is_refused_in_the_handshake(site: Lab
     identity = authority.issue(Role.AGENT, new_uuid(RANDOM), tmp_path / "stranger", expired=how == "expired")
     TlsIdentity(identity.directory).authorities_path.write_bytes(site.authority.certificate_pem)
     with pytest.raises(aiohttp.ClientError):
-        await site.connect(identity.client_context()).request("GET", hello_path())
+        await site.connect(identity.client_context(Role.PROCESS_SERVER)).request("GET", hello_path())
 
 
 @pytest.mark.parametrize("role", [Role.PROCESS_SERVER, Role.SINK, Role.CONFIG_SERVER])
 async def test_only_agents_are_served(site: LabSite, tmp_path: Path, role: Role) -> None:
     identity = site.authority.issue(role, new_uuid(RANDOM), tmp_path / role)
-    status, body = await site.connect(identity.client_context()).request("GET", hello_path())
+    status, body = await site.connect(identity.client_context(Role.PROCESS_SERVER)).request("GET", hello_path())
     assert status == 403
     assert isinstance(error_from_problem(status, body, "it"), Refused)
 
@@ -239,7 +239,7 @@ async def test_encoded_and_unmeasured_bodies_are_refused(site: LabSite) -> None:
 async def test_a_truncated_body_accepts_nothing_and_holds_no_buffer(site: LabSite) -> None:
     disk = new_disk(site)
     content = content_of(disk)
-    tls = site.agent_identity(disk.machine).client_context()
+    tls = site.agent_identity(disk.machine).client_context(Role.PROCESS_SERVER)
     for sent in (0, 100, len(content) - 1):
         reader, writer = await asyncio.open_connection("127.0.0.1", site.running.server.port, ssl=tls)
         head = f"PUT {batch_path(disk.batch_key(1, 0))} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"

@@ -21,6 +21,7 @@ from replication.epoch_manifest import EpochFlag, manifest_hash
 from replication.errors import KeyConflict, NotFound
 from replication.identifiers import EpochId, MachineId
 from replication.store_layout import manifest_name, segment_name
+from replication.tls_identity import Role
 from tests.harness.epochs import new_uuid
 from tests.harness.process_site import LabAgent, LabSite, LabWriter, ShippedDisk, lab_settings, running_site
 
@@ -332,7 +333,7 @@ async def test_a_receipt_is_relayed_byte_for_byte_as_soon_as_it_is_there(site: L
 async def test_another_receipt_of_the_same_epoch_reaches_a_waiting_agent(site: LabSite) -> None:
     disk, writer = new_disk(site), LabWriter(site.store)
     identity = site.agent_identity(disk.machine)
-    client = ProcessServerClient(site.url, identity.client_context(), connections=2, timeout_s=20)
+    client = ProcessServerClient(site.url, identity.client_context(Role.PROCESS_SERVER), connections=2, timeout_s=20)
     try:
         encoded = await disk.ship_epoch(site.agent(disk.machine), 1, 1)
         first = await writer.apply(disk, 1, manifest_hash(encoded))

@@ -17,7 +17,7 @@ from mobility_agent.block_device.machine_facts import MACHINE_ID_FILE, read_mach
 from mobility_agent.config_server_client import ConfigServerClient
 from replication.control_plane import AgentObservation
 from replication.errors import Refused
-from replication.tls_identity import TlsIdentity
+from replication.tls_identity import Role, TlsIdentity
 from tests.harness.running_site import RunningSite, running_site
 from tests.harness.scripted_peers import new_id
 
@@ -69,7 +69,7 @@ def test_two_agents_that_report_in_turn_are_an_event_and_the_superseded_one_says
     )
 
     async def report() -> None:
-        client = ConfigServerClient(site.site.config_url, identity.client_context())
+        client = ConfigServerClient(site.site.config_url, identity.client_context(Role.CONFIG_SERVER))
         try:
             await client.post_observation(observation)
         finally:

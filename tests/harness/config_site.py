@@ -26,6 +26,7 @@ from config_server.events import COMMAND_LINE
 from config_server.installation import initialize
 from replication.blob_client.api import BlobClient
 from replication.blob_client.settings import BlobEndpointSettings
+from replication.control_plane import EnrollingRole
 from replication.documents import Document, WriterIdentity
 from replication.enrolment import enrol
 from replication.service.observability import ObservabilitySettings
@@ -84,7 +85,7 @@ class Lab:
 
     def tls(self, identity: TlsIdentity | None = None) -> ssl.SSLContext:
         if identity is not None:
-            return identity.client_context()
+            return identity.client_context(Role.CONFIG_SERVER)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(cadata=self.authority_pem)
         return context
@@ -115,8 +116,9 @@ class Lab:
         """A request with the administrator's token."""
         return await self.request(method, path, body, headers={"Authorization": f"Bearer {self.token}"})
 
-    async def passphrase(self) -> str:
-        return (await self.running.site.passphrases.create(3600.0, COMMAND_LINE)).text
+    async def passphrase(self, role: Role = Role.AGENT) -> str:
+        enrolling: EnrollingRole = "process-server" if role is Role.PROCESS_SERVER else "agent"
+        return (await self.running.site.passphrases.create(3600.0, COMMAND_LINE, enrolling)).text
 
     async def enrol(
         self, role: Role, name: str, *, passphrase: str | None = None, service_url: str | None = None
@@ -128,7 +130,7 @@ class Lab:
         result = await enrol(
             self.url,
             self.fingerprint,
-            passphrase or await self.passphrase(),
+            passphrase or await self.passphrase(role),
             role,
             name,
             f"fingerprint-of-{name}",

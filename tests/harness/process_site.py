@@ -319,7 +319,7 @@ class LabSite:
 
     def agent(self, machine: MachineId) -> LabAgent:
         """A connection with the machine's own certificate; closed with the site."""
-        return self.connect(self.agent_identity(machine).client_context())
+        return self.connect(self.agent_identity(machine).client_context(Role.PROCESS_SERVER))
 
     def connect(self, tls: ssl.SSLContext) -> LabAgent:
         agent = LabAgent(self.url, tls)

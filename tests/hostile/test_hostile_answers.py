@@ -71,7 +71,7 @@ class HostileServer:
 async def hostile(tmp_path: Path) -> AsyncIterator[HostileServer]:
     authority, made = LabAuthority(), HostileServer()
     server_identity = authority.issue(Role.PROCESS_SERVER, new_uuid(RANDOM), tmp_path / "server")
-    tls = authority.issue(Role.AGENT, new_uuid(RANDOM), tmp_path / "agent").client_context()
+    tls = authority.issue(Role.AGENT, new_uuid(RANDOM), tmp_path / "agent").client_context(Role.PROCESS_SERVER)
     app = web.Application(client_max_size=2**24)
     app.router.add_route("*", "/{rest:.*}", made.handle)
     made.server = await start_server(
@@ -197,7 +197,7 @@ async def test_answers_without_end_are_not_read_on_and_bombs_do_not_go_off(hosti
 async def test_garbage_instead_of_http_is_an_unavailable_peer(tmp_path: Path, said: bytes) -> None:
     authority = LabAuthority()
     identity = authority.issue(Role.PROCESS_SERVER, new_uuid(RANDOM), tmp_path / "server")
-    tls = authority.issue(Role.AGENT, new_uuid(RANDOM), tmp_path / "agent").client_context()
+    tls = authority.issue(Role.AGENT, new_uuid(RANDOM), tmp_path / "agent").client_context(Role.PROCESS_SERVER)
 
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -157,7 +157,7 @@ async def test_a_certificate_with_two_names_or_a_foreign_one_is_nobody(site: Lab
         ([], [agent, other], ["urn:blockferry:agent:x"], ["urn:other:agent:" + new_uuid(RANDOM)])
     ):
         identity = site.authority.issue_with_names(urns, tmp_path / f"odd-{number}")
-        status, body = await site.connect(identity.client_context()).request("GET", hello_path())
+        status, body = await site.connect(identity.client_context(Role.PROCESS_SERVER)).request("GET", hello_path())
         assert isinstance(error_from_problem(status, body, "it"), Refused)
 
 
@@ -166,7 +166,7 @@ async def test_a_certificate_with_two_names_or_a_foreign_one_is_nobody(site: Lab
 
 async def line(site: LabSite, machine: MachineId, content: bytes) -> bytes:
     """What comes back until the server ends the connection."""
-    tls = site.agent_identity(machine).client_context()
+    tls = site.agent_identity(machine).client_context(Role.PROCESS_SERVER)
     reader, writer = await asyncio.open_connection("127.0.0.1", site.running.server.port, ssl=tls)
     try:
         writer.write(content)

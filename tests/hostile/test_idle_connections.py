@@ -86,7 +86,9 @@ async def test_the_process_server_serves_an_agent_among_five_thousand_idle_conne
         await disk.ship_epoch(agent, 1, 2)
         before = descriptors_in_use()
         with bounded_memory(MOST_BYTES):
-            async with crowd(site.running.server, site.agent_identity(disk.machine).client_context()):
+            async with crowd(
+                site.running.server, site.agent_identity(disk.machine).client_context(Role.PROCESS_SERVER)
+            ):
                 assert site.running.server.listener.open_connections <= DEFAULT_MAX_CONNECTIONS
                 assert descriptors_in_use() <= before + CONNECTIONS + DEFAULT_MAX_CONNECTIONS + 50
                 await disk.ship_epoch(site.agent(disk.machine), 2, 4)

@@ -90,7 +90,7 @@ async def test_revoked_and_expired_tokens_are_refused(lab: Lab) -> None:
 
 async def test_certificate_of_another_authority_does_not_get_through_tls(lab: Lab, tmp_path: Path) -> None:
     stranger = LabAuthority().issue(Role.AGENT, new_id(), tmp_path / "stranger")
-    context = stranger.client_context()
+    context = stranger.client_context(Role.CONFIG_SERVER)
     context.load_verify_locations(cadata=lab.authority_pem)
     stranger.authorities_path.write_text(lab.authority_pem)
     with pytest.raises(Exception, match=r"(?i)ssl|reset|disconnected|certificate"):

@@ -5,20 +5,25 @@ from __future__ import annotations
 import stat
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
+import aiohttp
 import pytest
+from cryptography import x509
 from sqlalchemy import select
 
 from config_server.authority import ServerNames
+from config_server.config import Settings
 from config_server.events import COMMAND_LINE
-from config_server.tables import CertificateRow, EventRow, MachineRow
+from config_server.tables import CertificateRow, EventRow, MachineRow, ProcessServerRow
 from replication.control_plane import EnrolmentRequest
 from replication.enrolment import enrol
 from replication.errors import Conflict, InvalidInput, Overloaded, PeerUnavailable, Refused
 from replication.tls_identity import PeerName, Role, TlsIdentity, new_private_key, signing_request
 from tests.harness.config_site import Lab, running_lab
 from tests.harness.memory_blob_client import MemoryBlobClient
+from tests.harness.scripted_peers import heartbeat
 from tests.harness.tls import LabAuthority
 
 
@@ -39,10 +44,12 @@ async def test_agent_enrols_and_is_known_by_its_certificate(lab: Lab) -> None:
     assert reply.json == {"revision": 0, "item": None}
 
 
-async def test_process_server_certificate_lists_the_address_agents_are_told(lab: Lab) -> None:
+async def test_process_server_certificate_lists_the_address_agents_are_told_and_nothing_else(lab: Lab) -> None:
     await lab.enrol(Role.PROCESS_SERVER, "ps-1", service_url="https://127.0.0.1:9443")
     certificate = lab.identities["ps-1"].certificate()
-    assert ServerNames.parse(["127.0.0.1", "ps-1"]).missing_in(certificate) == []
+    assert ServerNames.parse(["127.0.0.1"]).missing_in(certificate) == []
+    listed = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert len(list(listed)) == 2, "its name and this address"
     lab.identities["ps-1"].server_context(require_client=True)
 
 
@@ -63,6 +70,129 @@ async def test_wrong_passphrase_is_refused_and_leaves_no_machine(lab: Lab) -> No
             await lab.enrol(Role.AGENT, "web-1", passphrase=text)
     async with lab.running.site.database.read() as session:
         assert (await session.scalars(select(MachineRow))).all() == []
+
+
+async def test_passphrase_of_a_protected_server_makes_no_process_server_and_the_other_way_round(lab: Lab) -> None:
+    for given, wanted in ((Role.AGENT, Role.PROCESS_SERVER), (Role.PROCESS_SERVER, Role.AGENT)):
+        with pytest.raises(Refused, match=f"cannot enrol as {wanted}: this passphrase is for role {given}") as refusal:
+            await lab.enrol(wanted, "evil", passphrase=await lab.passphrase(given))
+        assert f"--role {wanted}" in str(refusal.value.hint)
+    async with lab.running.site.database.read() as session:
+        for table in (MachineRow, ProcessServerRow, CertificateRow):
+            assert (await session.scalars(select(table))).all() == []
+
+
+async def test_passphrase_for_another_role_that_is_not_valid_says_no_more_than_any_wrong_one(lab: Lab) -> None:
+    passphrases = lab.running.site.passphrases
+    made = await passphrases.create(60.0, COMMAND_LINE, "process-server")
+    wrong = made.text[:-1] + ("A" if made.text[-1] != "A" else "B")
+    with pytest.raises(Refused, match="wrong or has expired"):
+        await lab.enrol(Role.AGENT, "web-1", passphrase=wrong)
+    await passphrases.revoke(made.identifier, COMMAND_LINE)
+    with pytest.raises(Refused, match="wrong or has expired"):
+        await lab.enrol(Role.AGENT, "web-1", passphrase=made.text)
+
+
+async def test_passphrase_for_another_role_is_counted_as_a_wrong_attempt(lab: Lab) -> None:
+    request = EnrolmentRequest(
+        role="process-server",
+        passphrase=await lab.passphrase(Role.AGENT),
+        signing_request_pem="",
+        hostname="evil",
+        machine_fingerprint="fingerprint",
+        service_url="https://127.0.0.1:9443",
+    )
+    statuses = [(await lab.request("POST", "/api/v1/enrolments", request)).status for _ in range(12)]
+    assert statuses[:10] == [403] * 10
+    assert 503 in statuses[10:]
+
+
+async def claim(lab: Lab, name: str, service_url: str) -> PeerName:
+    return await lab.enrol(Role.PROCESS_SERVER, name, service_url=service_url)
+
+
+async def test_process_server_gets_no_certificate_for_the_configuration_server_s_own_address(tmp_path: Path) -> None:
+    def named(settings: Settings) -> Settings:
+        return replace(settings, names=("config.example", "192.0.2.10"))
+
+    async with running_lab(tmp_path, MemoryBlobClient(), change=named) as lab:
+        enrolments, request = lab.running.site.enrolments, await claim_request(lab)
+        for host in ("config.example", "CONFIG.example.", "192.0.2.10"):
+            with pytest.raises(Refused, match="is the configuration server's own, on another machine"):
+                await enrolments.enrol(
+                    request.model_copy(update={"service_url": f"https://{host}:9443"}), "192.0.2.99", same_machine=False
+                )
+        async with lab.running.site.database.read() as session:
+            assert (await session.scalars(select(ProcessServerRow))).all() == [], "a refusal leaves nothing"
+        await claim(lab, "appliance", "https://config.example:9443")  # from the same machine, on another port
+
+
+async def test_caller_is_on_the_same_machine_only_if_the_kernel_reaches_it_from_its_own_address(tmp_path: Path) -> None:
+    def named(settings: Settings) -> Settings:
+        return replace(settings, names=("config.example",), listen="0.0.0.0:0")
+
+    async with running_lab(tmp_path, MemoryBlobClient(), change=named) as lab:
+        request = await claim_request(lab)
+        body = request.model_copy(update={"service_url": "https://config.example:9443"})
+        connector = aiohttp.TCPConnector(ssl=lab.tls(), local_addr=("127.0.0.9", 0))
+        async with (
+            aiohttp.ClientSession(connector=connector) as elsewhere,
+            elsewhere.post(f"{lab.url}/api/v1/enrolments", data=body.encode()) as answer,
+        ):
+            assert (answer.status, "on another machine" in await answer.text()) == (403, True)
+        assert (await lab.request("POST", "/api/v1/enrolments", body)).status == 201
+
+
+async def claim_request(lab: Lab) -> EnrolmentRequest:
+    return EnrolmentRequest(
+        role="process-server",
+        passphrase=await lab.passphrase(Role.PROCESS_SERVER),
+        signing_request_pem=signing_request(new_private_key(), "ps").decode(),
+        hostname="ps",
+        machine_fingerprint="fingerprint-of-ps",
+        service_url="https://ps.example:9443",
+    )
+
+
+async def test_process_server_gets_no_certificate_for_another_one_s_address(lab: Lab) -> None:
+    first = await claim(lab, "ps-1", "https://ps.example:9443")
+    with pytest.raises(Conflict, match=f"the process server ps-1 .{first.identifier}. has this address") as refusal:
+        await claim(lab, "ps-2", "https://PS.example.:9444")
+    assert "allow-reenrolment" in str(refusal.value.hint)
+    lab.identities["ps-1"].certificate_path.unlink()
+    assert await claim(lab, "ps-1", "https://ps.example:9444") == first, "its own address is no other's"
+    assert (await lab.administer("POST", f"/api/v1/servers/{first.identifier}/reenrolment")).status == 204
+    assert (await claim(lab, "ps-2", "https://ps.example:9443")) != first, (
+        "the first one is gone, said the administrator"
+    )
+
+
+async def test_process_server_that_reports_a_senseless_address_keeps_nobody_from_enrolling(lab: Lab) -> None:
+    await claim(lab, "ps-1", "https://ps-1.example:9443")
+    body = heartbeat("https:// no host/path?x")
+    reply = await lab.request("POST", "/api/v1/process-server/heartbeats", body, identity=lab.identities["ps-1"])
+    assert reply.status == 200
+    await claim(lab, "ps-2", "https://ps-2.example:9443")
+
+
+async def test_wildcard_and_other_senseless_addresses_get_no_certificate(lab: Lab) -> None:
+    for url in (
+        "https://*.example:9443",
+        "https://*",
+        "http://ps.example",
+        "https://ps.example/path",
+        "https://ps:0x1",
+    ):
+        with pytest.raises(InvalidInput, match="as an address"):
+            await claim(lab, "ps-1", url)
+
+
+async def test_enrolment_of_a_process_server_is_an_event_with_its_address(lab: Lab) -> None:
+    await claim(lab, "ps-1", "https://ps.example:9443")
+    events = (await lab.administer("GET", "/api/v1/events")).json["items"]
+    [message] = [event["message"] for event in events if event["kind"] == "enrolled"]
+    assert message.startswith("process-server ps-1 enrolled from 127.0.0.1 with passphrase ")
+    assert message.endswith(" to be reached at ps.example:9443")
 
 
 async def test_passphrase_is_read_without_regard_to_case_and_spaces(lab: Lab) -> None:
@@ -119,7 +249,7 @@ async def test_process_server_that_lost_its_identity_enrols_anew_when_allowed_an
         return await enrol(
             lab.url,
             lab.fingerprint,
-            await lab.passphrase(),
+            await lab.passphrase(Role.PROCESS_SERVER),
             Role.PROCESS_SERVER,
             "appliance",
             "fingerprint-of-appliance",
@@ -211,7 +341,7 @@ async def test_signing_request_of_another_kind_is_refused(lab: Lab) -> None:
 async def test_process_server_without_an_address_is_refused(lab: Lab) -> None:
     request = EnrolmentRequest(
         role="process-server",
-        passphrase=await lab.passphrase(),
+        passphrase=await lab.passphrase(Role.PROCESS_SERVER),
         signing_request_pem=signing_request(new_private_key(), "ps").decode(),
         hostname="ps",
         machine_fingerprint="fingerprint",

@@ -330,7 +330,7 @@ async def test_machine_can_only_touch_disks_it_owns(site: DrivenSite) -> None:
 async def test_data_key_is_only_for_the_assigned_process_server(site: DrivenSite) -> None:
     await site.replicate()
     await site.grant()
-    await site.lab.enrol(Role.PROCESS_SERVER, "ps-2")
+    await site.lab.enrol(Role.PROCESS_SERVER, "ps-2", service_url="https://127.0.0.1:9444")
     path = f"/api/v1/process-server/disks/{DISK}/generations/1/key"
     assert (await site.lab.request("GET", path, identity=site.lab.identities["ps-2"])).status == 403
     assert (await site.lab.request("GET", path, identity=site.lab.identities["web-1"])).status == 403

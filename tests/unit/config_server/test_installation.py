@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,13 @@ import yaml
 from click.testing import CliRunner, Result
 
 from config_server.cli import main
+from config_server.config import Settings
+from config_server.database import Database
 from config_server.key_encryption import CREDENTIALS_VARIABLE
+from config_server.passphrases import Passphrases
 from replication.documents import WriterIdentity
+from replication.errors import Refused
+from replication.settings import load_settings
 from replication.tls_identity import Role, TlsIdentity, normalized_fingerprint
 
 
@@ -112,11 +119,26 @@ def test_commands_before_init_say_what_to_do(config: Path, tmp_path: Path) -> No
     assert run(config, "issue-certificate", "--dns", "x", "--out", str(tmp_path / "x")).exit_code == 2
 
 
+async def check_passphrase(config: Path, text: str, role: str) -> None:
+    database = Database(load_settings(Settings, config).effective_database_url)
+    try:
+        await Passphrases(database, time.time_ns).check(text, "process-server" if role == "process-server" else "agent")
+    finally:
+        await database.close()
+
+
 def test_passphrases_and_tokens_are_made_on_the_appliance(config: Path) -> None:
     run(config, "init")
     made = run(config, "create-enrolment-passphrase", "--valid-for", "8 h")
     assert made.exit_code == 0, made.output
     assert len(made.output.strip()) == 8 + 5 * 6
+    roles = {"agent": made.output.strip()}
+    roles["process-server"] = run(config, "create-enrolment-passphrase", "--role", "process-server").output.strip()
+    for role, text in roles.items():
+        asyncio.run(check_passphrase(config, text, role))
+        with pytest.raises(Refused, match=f"this passphrase is for role {role}"):
+            asyncio.run(check_passphrase(config, text, next(other for other in roles if other != role)))
+    assert run(config, "create-enrolment-passphrase", "--role", "sink").exit_code == 2
     assert run(config, "create-enrolment-passphrase", "--valid-for", "60 d").exit_code == 1
     assert run(config, "create-enrolment-passphrase", "--valid-for", "soon").exit_code == 2
     token = run(config, "create-administrator-token", "--name", "alice")

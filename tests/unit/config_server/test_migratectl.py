@@ -338,6 +338,12 @@ def test_site_process_servers_and_passphrases(ctl: Ctl) -> None:
     assert "ps-1" in ctl("process-servers").output
     made = json.loads(ctl("create-enrolment-passphrase", "--valid-for", "1 h", "--json").output)
     assert made["passphrase"].startswith(made["id"])
+    assert made["role"] == "agent", "what is carried to every server makes nobody a process server"
+    other = json.loads(ctl("create-enrolment-passphrase", "--role", "process-server", "--json").output)
+    assert other["role"] == "process-server"
+    roles = {row["id"]: row["role"] for row in json.loads(ctl("enrolment-passphrases", "--json").output)["items"]}
+    assert (roles[made["id"]], roles[other["id"]]) == ("agent", "process-server")
+    assert ctl("create-enrolment-passphrase", "--role", "sink").exit_code == 2
     listed = ctl("enrolment-passphrases").output
     assert made["id"] in listed
     assert made["passphrase"] not in listed

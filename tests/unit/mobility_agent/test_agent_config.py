@@ -16,6 +16,7 @@ from mobility_agent.config import (
     TrackerSettings,
 )
 from replication.errors import SettingsError
+from replication.settings import load_settings
 
 MIB = 2**20
 SERVER = ConfigServerSettings("https://appliance")
@@ -24,6 +25,18 @@ SERVER = ConfigServerSettings("https://appliance")
 def test_the_defaults_fit_each_other() -> None:
     settings = AgentSettings(SERVER)
     assert settings.identity_dir == settings.state_dir / "identity"
+
+
+@pytest.mark.parametrize(
+    "url", ["https:// no host/path?x", "http://appliance", "https://appliance/path", "https://appliance:0x1", ""]
+)
+def test_the_configuration_server_s_address_is_checked_with_the_configuration(tmp_path: Path, url: str) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text(f"config_server: {{url: '{url}'}}\n")
+    with pytest.raises(SettingsError, match="cannot use config_server: cannot use url") as refusal:
+        load_settings(AgentSettings, path)
+    assert (repr(url) in refusal.value.message, str(path) in refusal.value.message) == (True, True)
+    assert refusal.value.hint == "expected https://HOST[:PORT]"
 
 
 def test_a_granule_must_fit_a_batch_and_half_of_the_last_round() -> None:

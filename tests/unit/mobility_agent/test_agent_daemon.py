@@ -18,14 +18,24 @@ from mobility_agent import daemon
 from mobility_agent.config import AgentSettings, ConfigServerSettings, TrackerSettings
 from mobility_agent.daemon import Agent
 from mobility_agent.desired_memory import DesiredMemory
+from mobility_agent.protection.item_session import ItemSession
+from mobility_agent.shipping.process_server_client import ProcessServerClient
 from mobility_agent.sole_agent import hold_machine
 from mobility_agent.unprotected_disks import UnprotectedDisks
-from replication.control_plane import AgentDesired, AgentObservation, DesiredItem, MachineInventory, ReplicationTiming
+from replication.control_plane import (
+    AgentDesired,
+    AgentObservation,
+    DesiredItem,
+    MachineInventory,
+    ProcessServerAddress,
+    ReplicationTiming,
+)
 from replication.errors import PeerUnavailable, Refused, Retryable, SettingsError
 from replication.service.health import HealthState
 from replication.service.observability import ObservabilitySettings
 from replication.service.runtime import Lifecycle
 from replication.tls_identity import Role, TlsIdentity
+from tests.harness.impostor import listening_impostor
 from tests.harness.tls import LabAuthority
 
 DISK = "22222222-2222-4222-8222-222222222222"
@@ -218,6 +228,44 @@ async def test_an_item_that_is_not_desired_any_more_is_forgotten_with_its_health
         await agent.until(lambda: agent.health(f"disk {DISK}") is not None)
         server.news = [wish(4)]
         await agent.until(lambda: agent.agent._item is None and agent.health(f"disk {DISK}") is None)
+
+
+async def test_the_agent_ships_to_the_process_server_that_it_was_assigned_and_to_no_other_at_its_address(
+    settings: AgentSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes: list[Exception] = []
+
+    async def run(_: ItemSession, uplink: ProcessServerClient) -> None:
+        with pytest.raises(PeerUnavailable) as raised:
+            await uplink.hello()
+        outcomes.append(raised.value)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(ItemSession, "run", run)
+    authority, assigned, other = LabAuthority(), str(uuid.uuid4()), str(uuid.uuid4())
+    authority.issue(Role.AGENT, str(uuid.uuid4()), settings.identity_dir)
+
+    def assign(revision: int, identifier: str, url: str) -> AgentDesired:
+        desired = wish(revision, DISK)
+        assert desired.item is not None
+        address = ProcessServerAddress(identifier=identifier, url=url)
+        return desired.model_copy(update={"item": desired.item.model_copy(update={"process_server": address})})
+
+    server = ConfigServer()
+    async with (
+        listening_impostor(authority.issue(Role.PROCESS_SERVER, other, tmp_path / "ps")) as peer,
+        running(settings, server) as agent,
+    ):
+        server.news.append(assign(1, assigned, peer.url))
+        await agent.until(lambda: len(outcomes) == 1)
+        await peer.conversations_ended()
+        assert (peer.handshakes, bytes(peer.heard)) == (0, b"")
+        assert f"cannot take urn:blockferry:process-server:{other} for the process-server {assigned}" in str(
+            outcomes[0]
+        )
+        server.news.append(assign(2, other, peer.url))
+        await agent.until(lambda: len(outcomes) == 2)
+        assert peer.heard.startswith(b"GET /v1/hello ")
 
 
 async def test_a_peer_that_asks_for_patience_is_not_asked_in_a_busy_loop(

@@ -53,6 +53,8 @@ def test_what_is_required_cannot_be_left_out(missing: str) -> None:
         ("upload", {"buffer_bytes": "8 MiB"}),
         ("config_server", {"url": "http://appliance"}),
         ("config_server", {"url": "https://appliance/path"}),
+        ("config_server", {"url": "https:// no host"}),
+        ("service_url", "https://*.example.internal:9443"),
         ("config_server", {"url": "https://appliance", "heartbeat_interval_s": "2 min"}),
         ("listen", "localhost:9443"),
         ("service_url", "http://appliance:9443"),

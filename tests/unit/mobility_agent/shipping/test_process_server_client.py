@@ -97,7 +97,7 @@ async def peer(tmp_path: Path) -> AsyncIterator[Peer]:
     server_tls = authority.issue(Role.PROCESS_SERVER, str(uuid.uuid4()), tmp_path / "server").server_context(
         require_client=True
     )
-    client_tls = authority.issue(Role.AGENT, str(uuid.uuid4()), tmp_path / "client").client_context()
+    client_tls = authority.issue(Role.AGENT, str(uuid.uuid4()), tmp_path / "client").client_context(Role.PROCESS_SERVER)
     made = Peer()
     application = web.Application(client_max_size=2**24)
     application.router.add_route("*", "/{rest:.*}", made.handle)
@@ -226,7 +226,7 @@ async def test_nothing_is_sent_in_the_clear() -> None:
 
 async def test_an_authority_that_is_not_ours_is_not_talked_to(peer: Peer, tmp_path: Path) -> None:
     stranger = LabAuthority("another")
-    tls = stranger.issue(Role.AGENT, str(uuid.uuid4()), tmp_path / "stranger").client_context()
+    tls = stranger.issue(Role.AGENT, str(uuid.uuid4()), tmp_path / "stranger").client_context(Role.PROCESS_SERVER)
     client = ProcessServerClient(peer.client.url, tls, connections=1, timeout_s=5)
     with pytest.raises(PeerUnavailable):
         await client.hello()

@@ -50,7 +50,7 @@ class Peer:
         return web.Response(status=self.status, body=self.body)
 
     def client(self, timeout_s: float = 10.0) -> ConfigServerClient:
-        return ConfigServerClient(self.url, self.identity.client_context(), timeout_s)
+        return ConfigServerClient(self.url, self.identity.client_context(Role.CONFIG_SERVER), timeout_s)
 
 
 @pytest.fixture
@@ -109,9 +109,9 @@ async def test_no_answer_is_noticed_in_time(peer: Peer) -> None:
 
 
 async def test_nobody_there_and_a_stranger_are_unavailable(peer: Peer, tmp_path: Path) -> None:
-    nobody = ConfigServerClient("https://127.0.0.1:1", peer.identity.client_context())
+    nobody = ConfigServerClient("https://127.0.0.1:1", peer.identity.client_context(Role.CONFIG_SERVER))
     stranger = LabAuthority().issue(Role.PROCESS_SERVER, new_uuid(RANDOM), tmp_path / "stranger")
-    for client in (nobody, ConfigServerClient(peer.url, stranger.client_context())):
+    for client in (nobody, ConfigServerClient(peer.url, stranger.client_context(Role.CONFIG_SERVER))):
         async with client:
             with pytest.raises(PeerUnavailable):
                 await client.data_key(KEY)

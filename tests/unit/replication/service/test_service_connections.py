@@ -134,7 +134,7 @@ async def test_a_handshake_that_does_not_come_ends_the_connection_and_others_are
         garbling.writer.write(b"GET / HTTP/1.1\r\n\r\n")
         with contextlib.suppress(ConnectionError):
             await garbling.reader.read()  # an alert, perhaps
-        honest = await Client.of(server, identity.client_context())
+        honest = await Client.of(server, identity.client_context(Role.CONFIG_SERVER))
         assert await honest.get() == b"here"
         assert await silent.ends()
         assert await honest.get() == b"here"
@@ -148,7 +148,7 @@ async def test_connections_without_a_handshake_make_room_too(tmp_path: Path) -> 
         ConnectionSettings(max_connections=MIN_CONNECTIONS), identity.server_context(require_client=True)
     ) as server:
         silent = [await Client.of(server) for _ in range(4 * MIN_CONNECTIONS)]
-        honest = await Client.of(server, identity.client_context())
+        honest = await Client.of(server, identity.client_context(Role.CONFIG_SERVER))
         assert await honest.get() == b"here"
         assert server.listener.open_connections <= MIN_CONNECTIONS
         assert await silent[0].ends()
