@@ -5,25 +5,31 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import shutil
 import struct
 import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from mobility_agent.block_device.buffers import BufferPool
 from mobility_agent.block_device.claim import Claim
 from mobility_agent.block_device.device_tree import DeviceTree
+from mobility_agent.block_device.identity import DiskIdentity
 from mobility_agent.block_device.kernel_counters import KernelCounters
 from mobility_agent.block_device.listing import describe_disk, list_disks
+from mobility_agent.block_device.machine_facts import MachineFacts
 from mobility_agent.block_device.reader import DiskReader
 from mobility_agent.block_device.standstill import QUIET
 from mobility_agent.change_tracker.ebpf.tracker import EbpfTracker
 from mobility_agent.core.protectability import DiskKind
+from mobility_agent.inventory import locate_disk
 from mobility_agent.quiesce.file_systems import file_systems_on
-from replication.errors import Conflict, NotFound, Unsupported
+from replication.errors import Conflict, NotFound, Refused, Unsupported
 from replication.extents import Extent
 from tests.harness.loop_disk import LoopDisk, loop_disk, mounted, run
 
@@ -265,6 +271,30 @@ def test_a_loop_disk_keeps_its_id_under_another_name(disk: LoopDisk, tmp_path: P
             run("losetup", "--detach", other.device)
             run("losetup", other.device, other.backing)
             run("losetup", disk.device, disk.backing)
+
+
+def test_a_copy_in_the_place_of_a_known_disk_is_not_taken_for_it(
+    partitioned: tuple[LoopDisk, Path], tmp_path: Path
+) -> None:
+    """The same partition table, the same device name, the same size: another backing file."""
+    disk, _ = partitioned
+    facts = cast("MachineFacts", SimpleNamespace(machine_id=MACHINE))
+    copy = tmp_path / "copy.img"
+    shutil.copyfile(disk.backing, copy)
+    original = describe_disk(disk.device, MACHINE)
+    known = {original.disk: DiskIdentity(original.identifiers, original.size_bytes)}
+    with loop_disk(copy, SIZE) as other:
+        assert locate_disk(original.disk, facts, [], known).path == disk.device
+        run("losetup", "--detach", other.device)
+        run("losetup", "--detach", disk.device)
+        run("losetup", disk.device, copy)
+        try:
+            with pytest.raises(Refused, match=f"cannot take {disk.device} for the disk: its backing-file is"):
+                locate_disk(original.disk, facts, [], known)
+        finally:
+            run("losetup", "--detach", disk.device)
+            run("losetup", disk.device, disk.backing)
+            run("losetup", other.device, copy)
 
 
 def test_partitions_writes_are_tracked_on_the_whole_disk(partitioned: tuple[LoopDisk, Path]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 
 import pytest
 
-from mobility_agent.core.protectability import DiskFacts, DiskKind, judge_protectability
+from mobility_agent.core.protectability import DiskFacts, DiskKind, judge_protectability, remedy_of_unreadable
 
 DISK = DiskFacts("/dev/sda", DiskKind.DISK, 2**30)
 
@@ -66,3 +67,22 @@ def test_members_of_something_are_protectable_with_a_note() -> None:
 def test_every_kind_is_judged() -> None:
     for kind in DiskKind:
         judge_protectability(replace(DISK, kind=kind))
+
+
+@pytest.mark.parametrize(
+    ("code", "is_root", "said", "unsaid"),
+    [
+        (errno.EPERM, True, "even root may not", "medium"),
+        (errno.EACCES, False, "run this as root", "medium"),
+        (errno.EIO, True, "medium errors", "root"),
+        (errno.ENOMEDIUM, True, "insert the medium", "root"),
+        (errno.EINVAL, True, "kernel's log", "root"),
+        (None, False, "kernel's log", "root"),
+    ],
+)
+def test_the_remedy_of_an_unreadable_disk_fits_the_error_and_who_asks(
+    code: int | None, is_root: bool, said: str, unsaid: str
+) -> None:
+    remedy = remedy_of_unreadable(code, is_root=is_root)
+    assert said in remedy
+    assert unsaid not in remedy
