@@ -119,7 +119,7 @@ def _passphrase(path: Path) -> str:
     help="Configuration file (YAML).",
 )
 def adopt_disk(disk: str, path: Path, config_path: Path) -> None:
-    """Say that the protected DISK (its id) is the one at PATH now, although something of it has changed. A copy would replace the replica."""
+    """Say that the protected DISK (its id) is the one at PATH now, although something of it changed. A copy would replace the replica."""
     settings = load_or_exit(AgentSettings, config_path, check_only=False)
     try:
         wanted = DiskId(parse_uuid(disk, "disk id"))

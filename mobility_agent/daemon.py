@@ -235,6 +235,7 @@ class Agent:
                     if running is not None:
                         await ended(running)
                     running = None
+                    _tell_change(None if self._item is None else self._item.desired, wanted)
                     self._forget_item()
                     if wanted is not None:
                         self._item = self._metrics.item = ItemSession(wanted, self._item_environment(wanted))
@@ -320,6 +321,23 @@ class Agent:
 
     def _mounts_of(self, disks: Sequence[DiskId]) -> Sequence[Mount]:
         return file_systems_on([self._locate(disk) for disk in disks])
+
+
+def _tell_change(before: DesiredItem | None, wanted: DesiredItem | None) -> None:
+    if wanted is None:
+        if before is not None:
+            _logger.info("nothing is protected any more", extra={"fields": {"item": before.item}})
+        return
+    address = wanted.process_server
+    fields = {
+        "item": wanted.item,
+        "goal": wanted.goal,
+        "disks": len(wanted.disks),
+        "process_server": "none yet" if address is None else address.url,
+        "cutover": "" if wanted.cutover is None else wanted.cutover.job,
+    }
+    decision = "a wish is followed" if before is None else "another wish is followed"
+    _logger.info(decision, extra={"fields": fields})
 
 
 def _reserve(size_bytes: int) -> memoryview:

@@ -46,7 +46,8 @@ class DiskMemory:
                     found[disk] = DiskIdentity(remembered.identifiers, remembered.size_bytes)
             except (InvalidInput, PeerProtocolError) as error:
                 _logger.warning(
-                    "cannot use what is remembered of a disk", extra={"fields": {"file": str(path), "error": str(error)}}
+                    "cannot use what is remembered of a disk",
+                    extra={"fields": {"file": str(path), "error": str(error)}},
                 )
         return found
 

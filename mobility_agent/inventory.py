@@ -26,7 +26,9 @@ REPLICABLE_KINDS: Final = frozenset({DiskKind.DISK, DiskKind.LOOP, DiskKind.FILE
 _ADOPT_HINT: Final = (
     "detach it if it is a copy; if it is the disk itself, moved or changed, run `mobility-agent adopt-disk DISK PATH`"
 )
-_TWIN_HINT: Final = "detach the copy, or give it identifiers of its own (`sgdisk --disk-guid=R`); protect multipath devices whole"
+_TWIN_HINT: Final = (
+    "detach the copy, or give it identifiers of its own (`sgdisk --disk-guid=R`); protect multipath devices whole"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,9 @@ def _unknown(
     for other, identity in known.items():
         seen = compare(identity, _identity(disk))
         if seen.likeness is not Likeness.OTHER:
-            why = f"it cannot be told from the protected disk {other}: {seen.reason or 'both have the same identifiers'}"
+            why = (
+                f"it cannot be told from the protected disk {other}: {seen.reason or 'both have the same identifiers'}"
+            )
             return replace(disk, protectability=Protectability(why, _ADOPT_HINT))
     twins = [str(each.path) for each in others if each.path != disk.path and _is_twin(each, kind, value)]
     if twins:
@@ -141,7 +145,9 @@ def _recognized(disk: DiskId, identity: DiskIdentity, disks: list[DiskDescriptio
         return same[0]
     if same:
         paths = ", ".join(str(each.path) for each in same)
-        raise Conflict(f"cannot tell which of {paths} is the disk: all have its identifiers", disk=disk, hint=_TWIN_HINT)
+        raise Conflict(
+            f"cannot tell which of {paths} is the disk: all have its identifiers", disk=disk, hint=_TWIN_HINT
+        )
     for description in disks:
         if description.kind in REPLICABLE_KINDS:
             seen = compare(identity, _identity(description))

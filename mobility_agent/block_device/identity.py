@@ -1,4 +1,4 @@
-"""Which disk this is, whatever it is called today: identifiers, the ``DiskId`` made from the strongest, and whether it is one we know. Pure.
+"""Which disk this is, whatever it is called today: identifiers, the ``DiskId`` made of them, whether we know it. Pure.
 
 Called by the listing and the inventory. A ``DiskId`` is a UUIDv5 in the namespace of the machine's id: stable across reboots and
 renamed devices, different on a clone of the machine (rule R11: another machine id). It is made once: a disk that is protected keeps its
@@ -99,7 +99,9 @@ def compare(known: DiskIdentity, found: DiskIdentity) -> Comparison:
         if old.get(kind) and new.get(kind):
             if old[kind] == new[kind]:
                 return _SAME
-            return Comparison(Likeness.DOUBTFUL, f"its {kind} is {new[kind]}, not {old[kind]}") if same_table else _OTHER
+            return (
+                Comparison(Likeness.DOUBTFUL, f"its {kind} is {new[kind]}, not {old[kind]}") if same_table else _OTHER
+            )
     names = [kind for kind in NAMING if old.get(kind)]
     if names:
         reason = f"it has the same partition table, but no {names[0]} to know it by ({old[names[0]]})"
@@ -108,9 +110,13 @@ def compare(known: DiskIdentity, found: DiskIdentity) -> Comparison:
     if same_place and (same_table or (not (tables[0] and tables[1]) and known.size_bytes == found.size_bytes)):
         return _SAME
     if same_place and tables[0] and tables[1]:
-        return Comparison(Likeness.DOUBTFUL, f"it is at the same place, but its partition table is {tables[1]}, not {tables[0]}")
+        return Comparison(
+            Likeness.DOUBTFUL, f"it is at the same place, but its partition table is {tables[1]}, not {tables[0]}"
+        )
     if same_table:
-        return Comparison(Likeness.DOUBTFUL, "it has the same partition table at another place: a copy, or the disk was moved")
+        return Comparison(
+            Likeness.DOUBTFUL, "it has the same partition table at another place: a copy, or the disk was moved"
+        )
     return _OTHER
 
 

@@ -19,7 +19,13 @@ from mobility_agent.block_device.identity import disk_ids
 from mobility_agent.block_device.mount_table import MountEntry, read_mounts, read_swaps
 from mobility_agent.block_device.reader import DiskReader
 from mobility_agent.block_device.usage import mounts_on
-from mobility_agent.core.protectability import DiskFacts, DiskKind, Protectability, judge_protectability, remedy_of_unreadable
+from mobility_agent.core.protectability import (
+    DiskFacts,
+    DiskKind,
+    Protectability,
+    judge_protectability,
+    remedy_of_unreadable,
+)
 from replication.errors import BlockferryError, InvalidInput, NotFound
 from replication.extents import BLOCK_BYTES, Extent
 from replication.identifiers import DiskId

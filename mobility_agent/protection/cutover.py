@@ -3,8 +3,8 @@
 Run by ``item_session`` as one task while the config server desires a cutover; cancelling it releases the claims, and replication goes on
 where it was (cancel migration). The disks stay claimed, so that nobody can mount or write them, until then. Progress is in ``observation``.
 A hash counts as proof material only if it is known that nothing was written from before the final cut until everything is applied and
-hashed: the claim watches the disk, whatever its tracker can tell, and goes on watching while the disks are held. Where it
-cannot tell, the cutover fails and says why (P6): equal hashes alone prove nothing of what was written behind the hash. A final epoch that had to be
+hashed: the claim watches the disk, whatever its tracker can tell, and goes on watching while the disks are held. Where it cannot tell, the
+cutover fails and says why (P6): equal hashes alone prove nothing of what was written behind the hash. A final epoch that had to be
 opened again (a spool lost) is final no more: another one is cut, under another cut's name, while the disks stay claimed.
 """
 
@@ -125,8 +125,9 @@ class Cutover:
         await self._wait_until_seeded()
         with ThreadPoolExecutor(1, thread_name_prefix="claims") as executor, ExitStack() as held:
             self._executor = executor
-            held.callback(self._claims.clear)
+            held.callback(self._forget_claims)
             await self._claim_all(held)
+            self._tell("the disks are claimed", disks=len(self._claims))
             async with AsyncExitStack() as gaps:
                 self._note(state="shipping")
                 for disk in sorted(self.sessions):
@@ -138,6 +139,15 @@ class Cutover:
                     for disk in sorted(self._claims):
                         await self._require_standstill(disk)
                     await asyncio.sleep(_LOOK_INTERVAL_S)
+
+    def _forget_claims(self) -> None:
+        """They are closed by now."""
+        if self._claims:
+            self._tell("the disks are released", identity_claimed=self.observation.identity_claimed)
+        self._claims.clear()
+
+    def _tell(self, decision: str, **fields: object) -> None:
+        _logger.info(decision, extra={"fields": {"job": self._desired.job, **fields}})
 
     def _note(self, **changes: object) -> None:
         self.observation = self.observation.model_copy(update=changes)
@@ -189,7 +199,7 @@ class Cutover:
                 raise _not_quiet(disk, began)
 
     async def _require_standstill(self, disk: DiskId) -> None:
-        """:raises SourceWritten: if the disk was written since it is watched. :raises IdentityUnprovable: if that cannot be told any more."""
+        """:raises SourceWritten: if the disk was written since it is watched. :raises IdentityUnprovable: if nothing tells any more."""
         seen = await self._in_executor(self._claims[disk].look)
         if seen.state != "quiet":
             raise _not_quiet(disk, seen)
@@ -224,6 +234,7 @@ class Cutover:
         await self._watch(disk for disk, session in self.sessions.items() if session.parts.tracker.proves_quiet)
         total_bytes = sum(session.ledger.geometry.size_bytes for session in self.sessions.values())
         self._note(state="sealed", cut=cut, total_bytes=total_bytes, hashed_bytes=0, source_hashes=[])
+        self._tell("the final epoch is sealed", cut=cut, total_bytes=total_bytes)
         try:
             await together([self._hash_all(), self._note_applied(outcome.epochs)])
         except PointLost as error:
@@ -233,6 +244,7 @@ class Cutover:
         for disk, session in sorted(self.sessions.items()):
             await self._require_unwritten(disk, session)
         self._note(identity_claimed=True)
+        self._tell("identity is claimed: applied, hashed, and not written meanwhile", cut=cut)
         return True
 
     def _note_again(self, cut: CutId, reason: str) -> None:

@@ -138,7 +138,7 @@ def test_disks_that_cannot_be_told_apart_are_refused(machine: Machine) -> None:
     machine.detach("sda")
     machine.attach("sdb", table(b"ORIG"), serial="S1")
     machine.attach("sdc", table(b"ORIG"), serial="S1")
-    with pytest.raises(Conflict, match="cannot tell which of .*/sdb, .*/sdc is the disk"):
+    with pytest.raises(Conflict, match=r"cannot tell which of .*/sdb, .*/sdc is the disk"):
         machine.locate(disk)
     assert disk not in machine.ids().values()
 

@@ -49,7 +49,10 @@ def test_what_does_not_last_is_left_out(kind: DiskKind) -> None:
         (replace(DISK, size_bytes=65 * 2**40), "64 TiB"),
         (replace(DISK, size_bytes=2**30 + 100), "multiple of 512"),
         (replace(DISK, signatures=("swap",)), "swap"),
-        (replace(DISK, unreadable="cannot open /dev/sda: Permission denied"), "Permission denied"),
+        (
+            replace(DISK, unreadable="cannot open /dev/sda: Permission denied", unreadable_remedy="run this as root"),
+            "Permission denied",
+        ),
     ],
 )
 def test_other_reasons_have_a_remedy(facts: DiskFacts, word: str) -> None:

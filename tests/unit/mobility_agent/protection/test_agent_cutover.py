@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -32,7 +33,7 @@ DISKS = [DiskId(f"22222222-2222-4222-8222-22222222222{number}") for number in ra
 
 
 class Claims:
-    """Claims on fake disks: ``holder`` refuses them; ``held`` are the disks that are claimed now; ``unable``: they cannot tell of writes."""
+    """Claims on fake disks: ``holder`` refuses them; ``held`` are claimed now; ``unable``: they cannot tell of writes."""
 
     def __init__(self) -> None:
         self.held: list[DiskId] = []
@@ -115,6 +116,19 @@ async def cutting_over(
         task.cancel()
         await asyncio.wait([task])
     assert claims.held == [], "claims are released, however it ended"
+
+
+async def test_a_cutover_tells_its_decisions(sites: list[SessionSite], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mobility_agent")
+    async with cutting_over(sites, Claims()) as scene:
+        await scene.applied_and_hashed()
+    told = [record.message for record in caplog.records if record.name == cutover_module.__name__]
+    assert told == [
+        "the disks are claimed",
+        "the final epoch is sealed",
+        "identity is claimed: applied, hashed, and not written meanwhile",
+        "the disks are released",
+    ]
 
 
 async def test_the_final_epoch_is_applied_and_its_sources_are_hashed_while_claimed(sites: list[SessionSite]) -> None:
@@ -288,6 +302,33 @@ async def test_a_claim_that_cannot_tell_any_more_is_no_proof(sites: list[Session
         await sites[0].sink.apply_ready()
         await scene.until(lambda: scene.state == "failed")
         assert not scene.cutover.observation.identity_claimed
+
+
+async def test_blocks_that_do_not_read_the_same_twice_are_no_identity_and_no_storm(
+    sites: list[SessionSite], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a discard on a device without deterministic reads: nobody writes, and each reading differs."""
+    real, readings = FakeDisk.read_into, itertools.count(1)
+
+    def read_into(disk: FakeDisk, buffer: memoryview, extent: Extent) -> None:
+        real(disk, buffer, extent)
+        if disk is sites[0].disk and extent.offset_bytes <= 4096 < extent.end_bytes:
+            at = 4096 - extent.offset_bytes
+            buffer[at : at + 8] = next(readings).to_bytes(8, "big")
+
+    monkeypatch.setattr(FakeDisk, "read_into", read_into)
+    sites[0].disk.write(4096, bytes(512))
+    await sites[0].settle()
+    assert sites[0].session is not None
+    epochs = sites[0].session.ledger.next_epoch
+    for _ in range(50):
+        assert await sites[0].session.ship_next() == 0
+    assert sites[0].session.ledger.next_epoch == epochs, "reading again marks nothing"
+    async with cutting_over(sites, Claims()) as scene:
+        await scene.applied_and_hashed()
+        hashed = {each.disk: each.sha256 for each in scene.cutover.observation.source_hashes}
+    assert hashed[sites[0].disk_id] != hashlib.sha256(sites[0].sink.replica).hexdigest()
+    assert hashed[sites[1].disk_id] == hashlib.sha256(sites[1].sink.replica).hexdigest()
 
 
 async def test_a_final_epoch_that_was_lost_is_cut_again_under_another_name(
