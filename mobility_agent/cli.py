@@ -1,4 +1,4 @@
-"""The command line of ``mobility-agent``: run the daemon, enrol, show the disks that can be protected.
+"""The command line of ``mobility-agent``: run the daemon, enrol, show the disks that can be protected, know a changed one again.
 
 Called by ``__main__``. Exit codes: 0 done, 1 failed, 2 wrong use or unusable configuration.
 """
@@ -16,11 +16,15 @@ import click
 from rich.table import Table
 
 from mobility_agent import daemon
+from mobility_agent.block_device.identity import DiskIdentity
+from mobility_agent.block_device.listing import describe_disk
 from mobility_agent.block_device.machine_facts import MACHINE_ID_FILE, read_machine_facts
 from mobility_agent.config import DEFAULT_CONFIG_PATH, AgentSettings
+from mobility_agent.disk_memory import DISKS_DIRECTORY, DiskMemory
 from mobility_agent.inventory import find_disks, take_inventory
 from replication.enrolment import enrol as enrol_with
-from replication.errors import BlockferryError, InvalidInput
+from replication.errors import BlockferryError, InvalidInput, NotFound
+from replication.identifiers import DiskId, parse_uuid
 from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, make_console, version_option
 from replication.service.logs import configure_logging
 from replication.service.runtime import run_daemon
@@ -103,13 +107,40 @@ def _passphrase(path: Path) -> str:
     return text.strip()
 
 
+@main.command("adopt-disk")
+@click.argument("disk")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_CONFIG_PATH,
+    show_default=True,
+    help="Configuration file (YAML).",
+)
+def adopt_disk(disk: str, path: Path, config_path: Path) -> None:
+    """Say that the protected DISK (its id) is the one at PATH now, although something of it changed. A copy would replace the replica."""
+    settings = load_or_exit(AgentSettings, config_path, check_only=False)
+    try:
+        wanted = DiskId(parse_uuid(disk, "disk id"))
+        memory = DiskMemory(settings.state_dir / DISKS_DIRECTORY)
+        if wanted not in memory.known():
+            raise NotFound("cannot adopt for a disk that is not protected here", disk=wanted)
+        facts = read_machine_facts(substitute=settings.state_dir / MACHINE_ID_FILE)
+        found = describe_disk(path, facts.machine_id)
+        memory.replace(wanted, DiskIdentity(found.identifiers, found.size_bytes))
+    except BlockferryError as error:
+        fail(error)
+    click.echo(f"disk {wanted} is {found.path}; the agent goes on with it within two minutes")
+
+
 @main.command()
 @click.option(
     "--config",
     "config_path",
     type=click.Path(path_type=Path),
     default=None,
-    help="Configuration file, for the plain files that it lists as disks.",
+    help="Configuration file, for the plain files that it lists as disks, and for the disks that are known by their id.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the whole inventory as JSON.")
 def disks(config_path: Path | None, as_json: bool) -> None:
@@ -118,10 +149,11 @@ def disks(config_path: Path | None, as_json: bool) -> None:
         settings = None if config_path is None else load_settings(AgentSettings, config_path)
         files = () if settings is None else settings.disk_files
         facts = read_machine_facts(substitute=None if settings is None else settings.state_dir / MACHINE_ID_FILE)
+        known = {} if settings is None else DiskMemory(settings.state_dir / DISKS_DIRECTORY).known()
         if as_json:
-            click.echo(json.dumps(take_inventory(facts, files).model_dump(mode="json"), indent=2))
+            click.echo(json.dumps(take_inventory(facts, files, known).model_dump(mode="json"), indent=2))
             return
-        found, unusable = find_disks(facts, files)
+        found, unusable = find_disks(facts, files, known)
     except BlockferryError as error:
         fail(error)
     table = Table(box=None, header_style="bold")

@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Final
 
 from mobility_agent.block_device.claim import Claim
+from mobility_agent.block_device.identity import DiskIdentity
 from mobility_agent.block_device.machine_facts import MACHINE_ID_FILE, MachineFacts, read_machine_facts
 from mobility_agent.config import AgentSettings
 from mobility_agent.config_server_client import ConfigServerClient
 from mobility_agent.core.own_writes import StateWrites
 from mobility_agent.desired_memory import DesiredMemory
+from mobility_agent.disk_memory import DISKS_DIRECTORY, DiskMemory
 from mobility_agent.inventory import locate_disk, take_inventory
 from mobility_agent.observations import DiskMetrics, observe_item
 from mobility_agent.protection.disk_session import DiskSession, SessionLimits
@@ -44,7 +46,13 @@ from mobility_agent.state_place import lies_on
 from mobility_agent.tracker_choice import discard_tracking, open_tracker
 from mobility_agent.unprotected_disks import UnprotectedDisks
 from replication import __version__
-from replication.control_plane import AgentDesired, AgentObservation, DesiredItem, ProcessServerAddress
+from replication.control_plane import (
+    AgentDesired,
+    AgentObservation,
+    DesiredItem,
+    MachineInventory,
+    ProcessServerAddress,
+)
 from replication.durable_file import make_directory_durably
 from replication.errors import BlockferryError, Refused, Retryable, SettingsError
 from replication.identifiers import DiskId
@@ -62,7 +70,6 @@ ECHO_WAIT_INTERVALS: Final = 2.0
 """Recovery points take along what waits as the agent's own doing (R10); if none is made for so many intervals, it waits no longer."""
 _DESIRED_FILE: Final = "desired.json"
 _LOCK_FILE: Final = "lock"
-_DISKS_DIRECTORY: Final = "disks"
 
 _logger = logging.getLogger(__name__)
 
@@ -119,8 +126,9 @@ class Agent:
         self._incarnation = str(uuid.uuid4())
         self._refused = ""
         """Why the configuration server refuses what this agent reports, as was logged last."""
+        self._disk_memory = DiskMemory(settings.state_dir / DISKS_DIRECTORY)
         self._unprotected = UnprotectedDisks(
-            settings.state_dir / _DISKS_DIRECTORY,
+            settings.state_dir / DISKS_DIRECTORY,
             functools.partial(discard_tracking, settings.tracker),
             settings.keep_unprotected_s,
         )
@@ -156,12 +164,15 @@ class Agent:
     async def _report_inventory(self) -> None:
         while True:
             try:
-                inventory = await asyncio.to_thread(take_inventory, self._facts, self._settings.disk_files)
+                inventory = await asyncio.to_thread(self._take_inventory)
                 await self._control.put_inventory(inventory)
                 await asyncio.sleep(INVENTORY_INTERVAL_S)
             except (BlockferryError, OSError) as error:
                 _logger.warning("cannot report the inventory", extra={"fields": {"error": str(error)}})
                 await asyncio.sleep(RETRY_S)
+
+    def _take_inventory(self) -> MachineInventory:
+        return take_inventory(self._facts, self._settings.disk_files, self._disk_memory.known())
 
     async def _report_observations(self) -> None:
         while True:
@@ -231,6 +242,7 @@ class Agent:
                     if running is not None:
                         await ended(running)
                     running = None
+                    _tell_change(None if self._item is None else self._item.desired, wanted)
                     self._forget_item()
                     if wanted is not None:
                         self._item = self._metrics.item = ItemSession(wanted, self._item_environment(wanted))
@@ -310,10 +322,32 @@ class Agent:
         )
 
     def _locate(self, disk: DiskId) -> Path:
-        return locate_disk(disk, self._facts, self._settings.disk_files).path
+        found = locate_disk(disk, self._facts, self._settings.disk_files, self._disk_memory.known())
+        seen = DiskIdentity(found.identifiers, found.size_bytes)
+        if self._disk_memory.has_news(disk, seen):
+            self._state_writes.note()
+            self._disk_memory.remember(disk, seen)
+        return found.path
 
     def _mounts_of(self, disks: Sequence[DiskId]) -> Sequence[Mount]:
         return file_systems_on([self._locate(disk) for disk in disks])
+
+
+def _tell_change(before: DesiredItem | None, wanted: DesiredItem | None) -> None:
+    if wanted is None:
+        if before is not None:
+            _logger.info("nothing is protected any more", extra={"fields": {"item": before.item}})
+        return
+    address = wanted.process_server
+    fields = {
+        "item": wanted.item,
+        "goal": wanted.goal,
+        "disks": len(wanted.disks),
+        "process_server": "none yet" if address is None else address.url,
+        "cutover": "" if wanted.cutover is None else wanted.cutover.job,
+    }
+    decision = "a wish is followed" if before is None else "another wish is followed"
+    _logger.info(decision, extra={"fields": fields})
 
 
 def _reserve(size_bytes: int) -> memoryview:

@@ -1,13 +1,18 @@
-"""Which disk this is, whatever it is called today: identifiers, and the ``DiskId`` made from the strongest. Pure.
+"""Which disk this is, whatever it is called today: identifiers, the ``DiskId`` made of them, whether we know it. Pure.
 
-Called by the listing. A ``DiskId`` is a UUIDv5 in the namespace of the machine's id: stable across reboots and renamed
-devices, different on a clone (rule R11: another machine id). It changes when the strongest identifier changes.
+Called by the listing and the inventory. A ``DiskId`` is a UUIDv5 in the namespace of the machine's id: stable across reboots and
+renamed devices, different on a clone of the machine (rule R11: another machine id). It is made once: a disk that is protected keeps its
+id, and is recognized by everything that is remembered of it (``compare``). For the strongest identifier of a disk without a serial
+number is its partition table, and that is content: a copy has it too, and must neither take the id over nor take it away.
 """
 
 from __future__ import annotations
 
+import enum
+import re
 import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from replication.identifiers import DiskId
@@ -16,6 +21,17 @@ STRENGTH: Final = ("file", "backing-file", "wwid", "serial", "volume", "partitio
 """Strongest first. ``file``: real path of a plain file. ``backing-file``: of a loop device. ``volume``: device-mapper's or
 MD's own id. ``partition-table``: GPT's GUID or the DOS signature. ``path``: the bus address, of disks that have nothing else
 (VMware without disk.EnableUUID)."""
+NAMING: Final = STRENGTH[: STRENGTH.index("partition-table")]
+"""What names the disk itself, not what is on it nor where it is."""
+_PROBE_ORDER: Final = (
+    (re.compile(r"/block/[^/]+$"), ""),
+    (re.compile(r"/host\d+/"), "/host/"),
+    (re.compile(r"/target\d+:"), "/target:"),
+    (re.compile(r"/\d+:(\d+:\d+:\d+)(?=/|$)"), r"/\1"),
+    (re.compile(r"/virtio\d+(?=/|$)"), "/virtio"),
+    (re.compile(r"/nvme\d+"), "/nvme"),
+)
+_WITHOUT_BUS: Final = "/devices/virtual/"
 
 
 def strongest(identifiers: Mapping[str, str]) -> tuple[str, str]:
@@ -36,3 +52,76 @@ def disk_ids(machine_id: uuid.UUID, disks: Iterable[Mapping[str, str]]) -> list[
         disk_id(machine_id, kind, value if chosen.count((kind, value)) == 1 else f"{value}@{each.get('path', '')}")
         for each, (kind, value) in zip(identifiers, chosen, strict=True)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class DiskIdentity:
+    """All that identified a disk when it was last seen."""
+
+    identifiers: Mapping[str, str] = field(default_factory=dict)
+    size_bytes: int = 0
+
+
+class Likeness(enum.Enum):
+    SAME = enum.auto()
+    DOUBTFUL = enum.auto()
+    """It has something of the disk, and something speaks against it: a copy, or a disk that was moved or changed."""
+    OTHER = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """``reason``: a phrase for the operator; empty unless DOUBTFUL."""
+
+    likeness: Likeness
+    reason: str = ""
+
+
+_SAME: Final = Comparison(Likeness.SAME)
+_OTHER: Final = Comparison(Likeness.OTHER)
+
+
+def place(path: str) -> str:
+    """The bus address in a device's path in sysfs, without what depends on the order in which devices are found."""
+    if _WITHOUT_BUS in path:
+        return path
+    for pattern, constant in _PROBE_ORDER:
+        path = pattern.sub(constant, path)
+    return path
+
+
+def compare(known: DiskIdentity, found: DiskIdentity) -> Comparison:
+    """Whether ``found`` is the ``known`` disk. The strongest name that both have decides; without one, table and place must agree."""
+    old, new = known.identifiers, found.identifiers
+    tables = (old.get("partition-table", ""), new.get("partition-table", ""))
+    same_table = tables[0] != "" and tables[0] == tables[1]
+    for kind in NAMING:
+        if old.get(kind) and new.get(kind):
+            if old[kind] == new[kind]:
+                return _SAME
+            return (
+                Comparison(Likeness.DOUBTFUL, f"its {kind} is {new[kind]}, not {old[kind]}") if same_table else _OTHER
+            )
+    names = [kind for kind in NAMING if old.get(kind)]
+    if names:
+        reason = f"it has the same partition table, but no {names[0]} to know it by ({old[names[0]]})"
+        return Comparison(Likeness.DOUBTFUL, reason) if same_table else _OTHER
+    same_place = bool(old.get("path")) and place(old["path"]) == place(new.get("path", ""))
+    if same_place and (same_table or (not (tables[0] and tables[1]) and known.size_bytes == found.size_bytes)):
+        return _SAME
+    if same_place and tables[0] and tables[1]:
+        return Comparison(
+            Likeness.DOUBTFUL, f"it is at the same place, but its partition table is {tables[1]}, not {tables[0]}"
+        )
+    if same_table:
+        return Comparison(
+            Likeness.DOUBTFUL, "it has the same partition table at another place: a copy, or the disk was moved"
+        )
+    return _OTHER
+
+
+def merged(known: DiskIdentity | None, found: DiskIdentity) -> DiskIdentity:
+    """What to remember: what could not be read this time is not forgotten."""
+    if known is None:
+        return found
+    return DiskIdentity({**known.identifiers, **found.identifiers}, found.size_bytes)

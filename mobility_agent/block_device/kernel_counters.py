@@ -1,6 +1,6 @@
 """The kernel's own accounts of a block device, from sysfs: sectors written and discarded, writes in flight, incarnation.
 
-Called by the trackers (reconciliation, ``wrote_since_flip``). Holds the files open and reads them at offset 0 (sysfs
+Called by the trackers (reconciliation, ``wrote_since_flip``) and by ``standstill``. Holds the files open and reads them at offset 0 (sysfs
 renders anew each time), so that nothing is opened while file systems are frozen; a read of a device that is gone fails
 with ENODEV. Needs no privilege except to switch the statistics on. Format: Documentation/block/stat.rst.
 """
@@ -15,7 +15,7 @@ from typing import Final
 from replication.errors import NotFound, Unsupported
 
 _SYSFS: Final = Path("/sys")
-_WRITE_SECTORS, _DISCARD_SECTORS = 6, 13
+_READ_SECTORS, _WRITE_SECTORS, _DISCARD_SECTORS = 2, 6, 13
 _WRITES_IN_FLIGHT: Final = 1
 _READ_BYTES: Final = 512
 _SECTOR_BYTES: Final = 512
@@ -57,6 +57,10 @@ class KernelCounters:
         """Sectors of 512 bytes (written, discarded) by requests that ended, since the device appeared."""
         fields = self._read("stat").split()
         return int(fields[_WRITE_SECTORS]), int(fields[_DISCARD_SECTORS])
+
+    def read_sectors(self) -> int:
+        """Sectors read by requests that ended, since the device appeared."""
+        return int(self._read("stat").split()[_READ_SECTORS])
 
     def writes_in_flight(self) -> int:
         """Writes and discards that the driver has started and that have not ended."""

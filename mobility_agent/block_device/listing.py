@@ -19,7 +19,13 @@ from mobility_agent.block_device.identity import disk_ids
 from mobility_agent.block_device.mount_table import MountEntry, read_mounts, read_swaps
 from mobility_agent.block_device.reader import DiskReader
 from mobility_agent.block_device.usage import mounts_on
-from mobility_agent.core.protectability import DiskFacts, DiskKind, Protectability, judge_protectability
+from mobility_agent.core.protectability import (
+    DiskFacts,
+    DiskKind,
+    Protectability,
+    judge_protectability,
+    remedy_of_unreadable,
+)
 from replication.errors import BlockferryError, InvalidInput, NotFound
 from replication.extents import BLOCK_BYTES, Extent
 from replication.identifiers import DiskId
@@ -55,10 +61,11 @@ class DiskDescription:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What reading the ends of a device showed; ``unreadable`` says why nothing."""
+    """What reading the ends of a device showed; ``unreadable`` says why nothing, ``remedy`` what to do."""
 
     content: Content = field(default_factory=Content)
     unreadable: str = ""
+    remedy: str = ""
 
 
 _UNSEEN: Final = _Look()
@@ -145,6 +152,7 @@ def _describe(
         disks_beneath=tuple(str(dev / disk.name) for disk in tree.disks_beneath(node.name)),
         is_zoned=whole.attribute("queue/zoned") not in ("", "none"),
         unreadable=looks[node.name].unreadable,
+        unreadable_remedy=looks[node.name].remedy,
     )
     return DiskDescription(
         disk=DiskId(""),
@@ -224,9 +232,14 @@ def _look_at(path: Path, node: DeviceNode) -> _Look:
         with DiskReader(path) as reader:
             return _Look(_recognize(reader))
     except BlockferryError as error:
-        return _Look(unreadable=error.message)
+        cause = error.__cause__ or error.__context__
+        return _unreadable(error.message, cause.errno if isinstance(cause, OSError) else None)
     except OSError as error:
-        return _Look(unreadable=f"cannot read {path}: {error.strerror}")
+        return _unreadable(f"cannot read {path}: {error.strerror}", error.errno)
+
+
+def _unreadable(reason: str, code: int | None) -> _Look:
+    return _Look(unreadable=reason, remedy=remedy_of_unreadable(code, is_root=os.geteuid() == 0))
 
 
 def _recognize(reader: DiskReader) -> Content:

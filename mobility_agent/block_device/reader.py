@@ -64,7 +64,8 @@ class DiskReader:
             return 1
         with mmap.mmap(-1, _MAX_ALIGNMENT_BYTES) as memory, memoryview(memory) as view:
             try:
-                os.preadv(self._descriptor, [view[:BLOCK_BYTES]], 0)
+                with view[:BLOCK_BYTES] as block:  # a traceback would keep it, and the mapping could not be closed
+                    os.preadv(self._descriptor, [block], 0)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise

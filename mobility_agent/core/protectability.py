@@ -7,6 +7,7 @@ protected through the disks beneath them.
 from __future__ import annotations
 
 import enum
+import errno
 from dataclasses import dataclass
 
 from replication.extents import BLOCK_BYTES, MAX_DISK_BYTES
@@ -37,6 +38,7 @@ class DiskFacts:
     disks_beneath: tuple[str, ...] = ()
     is_zoned: bool = False
     unreadable: str = ""
+    unreadable_remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +84,27 @@ def judge_protectability(facts: DiskFacts) -> Protectability:
             return _judge_whole_disk(facts)
 
 
+def remedy_of_unreadable(code: int | None, *, is_root: bool) -> str:
+    """What to do about a disk whose reading failed with errno ``code``; None if it was not the operating system's word."""
+    if code in (errno.EPERM, errno.EACCES):
+        if is_root:
+            return (
+                "even root may not: allow the device in the container or unit that this runs in (device control group, DeviceAllow=), "
+                "or in the security module (SELinux, AppArmor)"
+            )
+        return "run this as root, or as a member of the group disk"
+    if code in (errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM):
+        return "attach the device or insert the medium, or leave it out"
+    if code == errno.EBUSY:
+        return "stop the program that holds it exclusively"
+    if code in (errno.EIO, errno.EILSEQ, errno.ENODATA, errno.ETIMEDOUT):
+        return "look for medium errors in the kernel's log"
+    return "look for what the kernel's log says of the device, or leave it out"
+
+
 def _judge_whole_disk(facts: DiskFacts) -> Protectability:
     if facts.unreadable:
-        return Protectability(facts.unreadable, "run the agent as root; look for medium errors in the kernel's log")
+        return Protectability(facts.unreadable, facts.unreadable_remedy)
     if facts.is_zoned:
         return Protectability("it is a zoned device", "copy its data to a conventional disk")
     if facts.size_bytes > MAX_DISK_BYTES:

@@ -2,7 +2,9 @@
 
 Run by ``item_session`` as one task while the config server desires a cutover; cancelling it releases the claims, and replication goes on
 where it was (cancel migration). The disks stay claimed, so that nobody can mount or write them, until then. Progress is in ``observation``.
-A hash counts as proof material only if no write was seen between the final flip and the end of hashing. A final epoch that had to be
+A hash counts as proof material only if it is known that nothing was written from before the final cut until everything is applied and
+hashed: the claim watches the disk, whatever its tracker can tell, and goes on watching while the disks are held. Where it cannot tell, the
+cutover fails and says why (P6): equal hashes alone prove nothing of what was written behind the hash. A final epoch that had to be
 opened again (a spool lost) is final no more: another one is cut, under another cut's name, while the disks stay claimed.
 """
 
@@ -14,11 +16,13 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
 from typing import Final, NoReturn, Protocol
 
 from mobility_agent.block_device.buffers import BufferPool
+from mobility_agent.block_device.standstill import Standstill
 from mobility_agent.core.epoch_ledger import Epoch
 from mobility_agent.protection.disk_session import DiskSession, PointLost
 from mobility_agent.protection.point_coordinator import PointCoordinator
@@ -32,6 +36,8 @@ from replication.identifiers import CutId, DiskId, ItemId
 
 CLAIM_DEADLINE_S: Final = 900.0
 _CLAIM_RETRY_S: Final = 0.5
+_LOOK_INTERVAL_S: Final = 5.0
+"""How often the held disks are looked at. A program that opens a claimed plain file for writing waits so long until the claim gives way."""
 _FREEZE_BUDGET_S: Final = 30.0
 _HASH_SLICE_BYTES: Final = 4 * 1024 * 1024
 
@@ -44,8 +50,22 @@ class SourceWritten(Conflict):
     code = SOURCE_WRITTEN
 
 
+class IdentityUnprovable(Unsupported):
+    """Nothing can tell whether the claimed disk is written: its hash would prove nothing."""
+
+    code = "quiet-not-provable"
+
+
 class HeldClaim(Protocol):
-    """An exclusive claim on a disk that is held until it is closed (``block_device.claim.Claim``)."""
+    """An exclusive claim on a disk that is held until it is closed (``block_device.claim.Claim``). Its calls block."""
+
+    def watch(self) -> Standstill:
+        """Begin to watch for writes; not quiet if ``look`` will not be able to tell. :raises OSError: if the disk is gone."""
+        ...
+
+    def look(self) -> Standstill:
+        """Whether anything was written since ``watch``. :raises OSError: if the disk is gone."""
+        ...
 
     def close(self) -> None: ...
 
@@ -67,6 +87,9 @@ class Cutover:
         self.sessions = dict(sessions)
         self._coordinator = coordinator
         self._claim = claim
+        self._claims: dict[DiskId, HeldClaim] = {}
+        self._executor: Executor | None = None
+        """Of calls to the claims, which outlive the sessions."""
         self.observation = CutoverObservation(job=desired.job, state="waiting-for-disk")
 
     @property
@@ -79,17 +102,20 @@ class Cutover:
 
         If a disk's session ended, the cutover has not failed: it waits to be begun again with the next session.
         """
+        is_final = False
         try:
             await self._cut_over()
         except BlockferryError as error:
             problem = Problem(code=error.code, message=error.located, hint=error.hint)
+            is_final = isinstance(error, SourceWritten | IdentityUnprovable)
         except OSError as error:
             problem = Problem(code="operating-system", message=str(error))
-        if any(session.has_ended for session in self.sessions.values()):
+        is_final = is_final or self.observation.identity_claimed
+        if not is_final and any(session.has_ended for session in self.sessions.values()):
             self._note(state="waiting-for-disk", cut=None, problem=problem)
             await asyncio.Event().wait()
         _logger.warning("cutover failed", extra={"fields": {"job": self._desired.job, "error": problem.message}})
-        self._note(state="failed", problem=problem)
+        self._note(state="failed", identity_claimed=False, problem=problem)
 
     async def _cut_over(self) -> NoReturn:
         if self._desired.mode != "offline-disk":
@@ -97,16 +123,31 @@ class Cutover:
                 f"cannot cut over in mode {self._desired.mode}", hint="unmount the disks and use mode offline-disk"
             )
         await self._wait_until_seeded()
-        with ExitStack() as claims:
-            await self._claim_all(claims)
+        with ThreadPoolExecutor(1, thread_name_prefix="claims") as executor, ExitStack() as held:
+            self._executor = executor
+            held.callback(self._forget_claims)
+            await self._claim_all(held)
+            self._tell("the disks are claimed", disks=len(self._claims))
             async with AsyncExitStack() as gaps:
                 self._note(state="shipping")
                 for disk in sorted(self.sessions):
                     await gaps.enter_async_context(self.sessions[disk].gap)
                 while not await self._finish():
                     pass
-                await asyncio.Event().wait()
-        raise AssertionError("a cutover ends only by cancellation")
+                while True:
+                    # The tracker is not asked: the sessions may be over.
+                    for disk in sorted(self._claims):
+                        await self._require_standstill(disk)
+                    await asyncio.sleep(_LOOK_INTERVAL_S)
+
+    def _forget_claims(self) -> None:
+        """They are closed by now."""
+        if self._claims:
+            self._tell("the disks are released", identity_claimed=self.observation.identity_claimed)
+        self._claims.clear()
+
+    def _tell(self, decision: str, **fields: object) -> None:
+        _logger.info(decision, extra={"fields": {"job": self._desired.job, **fields}})
 
     def _note(self, **changes: object) -> None:
         self.observation = self.observation.model_copy(update=changes)
@@ -124,7 +165,7 @@ class Cutover:
             self._note(problem=waiting)
             await asyncio.sleep(_CLAIM_RETRY_S)
 
-    async def _claim_all(self, claims: ExitStack) -> None:
+    async def _claim_all(self, held: ExitStack) -> None:
         """Wait, replicating on, until every disk can be claimed; what stands in the way is in the observation."""
         deadline_s = time.monotonic() + CLAIM_DEADLINE_S
         for disk in sorted(self.sessions):
@@ -132,7 +173,7 @@ class Cutover:
             while True:
                 try:
                     # Entered in the executor: a claim that is made while this task is cancelled is released with the others.
-                    await finished_in(session.parts.executor, functools.partial(self._enter_claim, session, claims))
+                    await finished_in(session.parts.executor, functools.partial(self._enter_claim, session, held))
                 except (Conflict, Refused) as error:
                     if time.monotonic() > deadline_s:
                         raise
@@ -142,12 +183,36 @@ class Cutover:
                     self._note(problem=None)
                     break
 
-    def _enter_claim(self, session: DiskSession, claims: ExitStack) -> None:
-        claims.callback(self._claim(session).close)
+    def _enter_claim(self, session: DiskSession, held: ExitStack) -> None:
+        claim = self._claim(session)
+        held.callback(claim.close)
+        self._claims[session.parts.disk] = claim
+
+    async def _watch(self, disks: Iterable[DiskId]) -> None:
+        """Begin to watch ``disks``, which are claimed.
+
+        :raises IdentityUnprovable: if a claim will not be able to tell: better now than after hours of hashing.
+        """
+        for disk in sorted(disks):
+            began = await self._in_executor(self._claims[disk].watch)
+            if began.state != "quiet":
+                raise _not_quiet(disk, began)
+
+    async def _require_standstill(self, disk: DiskId) -> None:
+        """:raises SourceWritten: if the disk was written since it is watched. :raises IdentityUnprovable: if nothing tells any more."""
+        seen = await self._in_executor(self._claims[disk].look)
+        if seen.state != "quiet":
+            raise _not_quiet(disk, seen)
+
+    async def _in_executor(self, function: Callable[[], Standstill]) -> Standstill:
+        if self._executor is None:
+            raise AssertionError("claims are asked only while they are held")
+        return await finished_in(self._executor, function)
 
     async def _finish(self) -> bool:
         """Cut the final epoch, see it applied and hash the sources; False if another one must be cut."""
-        # The claim keeps writers away; a tracker that cannot prove quiet is not asked, the comparison of hashes tells.
+        # A tracker that cannot prove quiet is not asked whether anything was written meanwhile: the claims are, from here on.
+        await self._watch(self._claims)
         cut = CutId(str(uuid.uuid4()))
         outcome = await self._coordinator.cut_held(
             self._item,
@@ -165,14 +230,21 @@ class Cutover:
                 f"cannot cut the final epoch: {outcome.reason}",
                 hint="stop what still writes to the disk, then try again",
             )
+        # What was written until the flip is in the final epoch, if the tracker tells what was written since.
+        await self._watch(disk for disk, session in self.sessions.items() if session.parts.tracker.proves_quiet)
         total_bytes = sum(session.ledger.geometry.size_bytes for session in self.sessions.values())
         self._note(state="sealed", cut=cut, total_bytes=total_bytes, hashed_bytes=0, source_hashes=[])
+        self._tell("the final epoch is sealed", cut=cut, total_bytes=total_bytes)
         try:
             await together([self._hash_all(), self._note_applied(outcome.epochs)])
         except PointLost as error:
             self._note_again(cut, str(error))
             return False
+        # Last of all: the sink may have taken much longer than the hashes.
+        for disk, session in sorted(self.sessions.items()):
+            await self._require_unwritten(disk, session)
         self._note(identity_claimed=True)
+        self._tell("identity is claimed: applied, hashed, and not written meanwhile", cut=cut)
         return True
 
     def _note_again(self, cut: CutId, reason: str) -> None:
@@ -193,17 +265,15 @@ class Cutover:
             await self._require_unwritten(disk, session)
             proof = SourceHash(disk=disk, sha256=digest, size_bytes=session.ledger.geometry.size_bytes)
             self._note(source_hashes=[*self.observation.source_hashes, proof])
-        for disk, session in sorted(self.sessions.items()):
-            await self._require_unwritten(disk, session)
 
     async def _require_unwritten(self, disk: DiskId, session: DiskSession) -> None:
-        wrote = await finished_in(session.parts.executor, session.parts.tracker.wrote_since_flip)
-        if wrote and session.parts.tracker.proves_quiet:
-            raise SourceWritten(
-                "cannot prove identity: the disk was written after the final cut",
-                disk=disk,
-                hint="find the writer, cancel the migration, and migrate again",
-            )
+        """As ``_require_standstill``; the tracker's word counts too, where it can give it."""
+        # The claim first: it writes back what is in page caches, and the tracker sees that.
+        await self._require_standstill(disk)
+        session.require_alive()
+        tracker = session.parts.tracker
+        if tracker.proves_quiet and await finished_in(session.parts.executor, tracker.wrote_since_flip):
+            raise _not_quiet(disk, Standstill("written", "the tracker saw a write since the final cut"))
 
     async def _hash(self, session: DiskSession) -> str:
         digest = hashlib.sha256()
@@ -220,3 +290,17 @@ class Cutover:
                 await finished_in(session.parts.executor, read_and_hash)
                 self._note(hashed_bytes=self.observation.hashed_bytes + extent.length_bytes)
         return digest.hexdigest()
+
+
+def _not_quiet(disk: DiskId, seen: Standstill) -> BlockferryError:
+    if seen.state == "written":
+        return SourceWritten(
+            f"cannot prove identity: the disk was written after the final cut: {seen.reason}",
+            disk=disk,
+            hint="find the writer, cancel the migration, and migrate again",
+        )
+    return IdentityUnprovable(
+        f"cannot prove identity: nothing tells whether the disk is written meanwhile: {seen.reason}",
+        disk=disk,
+        hint="mend that, or use the tracker 'ebpf' on a disk that it can track; nothing was claimed, the source is released",
+    )

@@ -378,6 +378,10 @@ class DiskSession:
         self._kept.wrote()
         return sealed
 
+    async def wait_seeded(self) -> None:
+        """Until initial replication or resync is applied. :raises: what the session fails with meanwhile."""
+        await self._kept.until(lambda: not self.ledger.is_seeding)
+
     # ---- what became of a sealed epoch
 
     async def wait_applied(self, point: Epoch) -> None:

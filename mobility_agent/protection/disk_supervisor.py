@@ -7,6 +7,7 @@ everything with the digest table; other errors are stated in ``problem`` and tri
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import time
@@ -29,6 +30,7 @@ from mobility_agent.protection.protection_record import ProtectionRecord
 from mobility_agent.shipping.digest_table import DigestTable
 from mobility_agent.shipping.disk_figures import DiskFigures
 from mobility_agent.shipping.epoch_shipper import EpochShipper, ShippingBuffers, Uplink, backoff_s, finished_in
+from mobility_agent.task_groups import together
 from replication.control_plane import GenerationGrant, GenerationRequest, Problem
 from replication.dirty_bitmap import Geometry
 from replication.documents import WriterPublicKey
@@ -199,8 +201,27 @@ class DiskSupervisor:
             window=environment.batches_in_flight,
             on_peer=self._note_peer,
         )
-        self.session = DiskSession(parts, shipper, environment.limits, environment.seeding_slots)
-        await self.session.run()
+        self.session = session = DiskSession(parts, shipper, environment.limits, environment.seeding_slots)
+        await together([session.run(), self._tell_seeding(session)])
+
+    async def _tell_seeding(self, session: DiskSession) -> None:
+        """Log what takes hours when it begins and when it has ended; how it fails is told elsewhere."""
+        if not session.ledger.is_seeding:
+            return
+        what = "initial replication" if self.begins_from_nothing else "resync"
+        begun_s, read_bytes, sent_bytes = time.monotonic(), self.figures.read_bytes, self.figures.sent_bytes
+        self._tell(f"{what} begins", bytes=session.ledger.geometry.size_bytes, generation=session.ledger.generation)
+        with contextlib.suppress(BlockferryError, OSError):
+            await session.wait_seeded()
+            self._tell(
+                f"{what} has ended",
+                read_bytes=self.figures.read_bytes - read_bytes,
+                sent_bytes=self.figures.sent_bytes - sent_bytes,
+                seconds=round(time.monotonic() - begun_s, 1),
+            )
+
+    def _tell(self, decision: str, **fields: object) -> None:
+        _logger.info(decision, extra={"fields": {"disk": self.disk, **fields}})
 
     def _note_peer(self, error: BlockferryError | None) -> None:
         if error is None:
@@ -242,6 +263,15 @@ class DiskSupervisor:
             lambda: _entered(opened, environment.open_tracker(self.disk, reader, geometry, table, interruption))
         )
         self.tracker = tracker
+        status = await self._in_executor(tracker.status)
+        self._tell(
+            "tracker opened",
+            path=path,
+            tracker=tracker.kind,
+            continued=tracker.continued,
+            state=status.state.value,
+            reason=status.reason,
+        )
         ledger = await self._in_executor(
             lambda: open_ledger(
                 journal,
@@ -257,6 +287,8 @@ class DiskSupervisor:
         await self._in_executor(lambda: settle_attach(tracker, ledger, is_ordered=is_ordered))
         if due is not None:
             await self._in_executor(lambda: record.fulfil(grant, due.request))
+            base = "" if grant.base is None else f"{grant.base.generation}/{grant.base.epoch}"
+            self._tell("generation begins", generation=grant.generation, reason=due.reason, base=base)
         echo = None
         if await self._in_executor(lambda: environment.holds_state(path)):
             echo = EchoRule(environment.state_writes, longest_wait_s=environment.echo_wait_s)

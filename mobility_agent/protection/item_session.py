@@ -31,6 +31,7 @@ from replication.identifiers import DiskId, ItemId
 
 POINT_DEADLINE_S: Final = 300.0
 """For a point, its pre-copy rounds included. What the rounds have shipped by then stays shipped."""
+FAILED_POINT_TOLD_EVERY_S: Final = 300.0
 _POLL_S: Final = 0.25
 
 _logger = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class ItemSession:
             DiskId(disk): DiskSupervisor(DiskId(disk), self.item, environment.disks) for disk in desired.disks
         }
         self.newest_outcome: PointOutcome | None = None
+        self._told_failure_s: float | None = None
+        """When it was logged last that no point can be made; None: the newest was made."""
         self._environment = environment
         self._schedule = PointSchedule()
         self._point_task: asyncio.Task[None] | None = None
@@ -159,15 +162,23 @@ class ItemSession:
             outcome = PointOutcome(due.cut, {}, str(error), is_spent=True)
         except OSError as error:
             outcome = PointOutcome(due.cut, {}, f"the operating system: {error}", is_spent=True)
-        before = None if self.newest_outcome is None else self.newest_outcome.reason
         self.newest_outcome = outcome
         if outcome.made:
             self._schedule.note_made(due, time.monotonic())
         else:
             self._schedule.note_failed(due, time.monotonic(), is_spent=outcome.is_spent)
-            if outcome.reason != before:  # once, not every few seconds
-                fields = {"cut": due.cut, "reason": outcome.reason}
-                _logger.warning("cannot make a recovery point", extra={"fields": fields})
+        self._tell_outcome(outcome, time.monotonic())
+
+    def _tell_outcome(self, outcome: PointOutcome, now_s: float) -> None:
+        """That points begin to fail, and are made again; meanwhile seldom: on a disk that holds the journal a line is a write too (R10)."""
+        if outcome.made:
+            if self._told_failure_s is not None:
+                _logger.info("recovery points are made again", extra={"fields": {"cut": outcome.cut}})
+            self._told_failure_s = None
+        elif self._told_failure_s is None or now_s - self._told_failure_s >= FAILED_POINT_TOLD_EVERY_S:
+            self._told_failure_s = now_s
+            fields = {"cut": outcome.cut, "reason": outcome.reason}
+            _logger.warning("cannot make a recovery point", extra={"fields": fields})
 
     async def _cut(self, sessions: dict[DiskId, DiskSession], due: DuePoint) -> PointOutcome:
         """Cut a point; a tracker that cannot prove quiet, or an app-consistent point, needs the operator's hooks."""

@@ -196,7 +196,7 @@ class PointCoordinator:
                 if len(sealed) == len(rounds):
                     return PointOutcome(cut, sealed, frozen_s=frozen_s)
                 return PointOutcome(cut, {}, OPENED_AGAIN, is_spent=True)
-            _logger.info("no point was made", extra={"fields": {"attempt": attempt + 1, "reason": reason}})
+            _logger.debug("no point was made", extra={"fields": {"attempt": attempt + 1, "reason": reason}})
         return PointOutcome(cut, {}, reason)
 
     async def _precopy(self, sessions: Mapping[DiskId, DiskSession]) -> None:

@@ -33,9 +33,9 @@ def may_exempt_from_the_out_of_memory_killer() -> bool:
 
 
 class Stage:
-    """A disk, a file system in another user's directory, a process of another user that has a disk open for writing."""
+    """A disk, a file system in another user's directory, another user's process that has a disk open for writing, and file."""
 
-    def __init__(self, device: Path, mount_point: Path, pins: Path, writer: int) -> None:
+    def __init__(self, device: Path, mount_point: Path, pins: Path, writer: int, plain_file: Path) -> None:
         self.writer = writer
         self._pins = pins
         self._tries = itertools.count()
@@ -45,6 +45,7 @@ class Stage:
             "guard": (),
             "writers": (device,),
             "hook": ("nobody",),
+            "claim": (plain_file,),
         }
 
     def probe(self, name: str, capabilities: list[str]) -> subprocess.CompletedProcess[str]:
@@ -72,21 +73,30 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         pin_root() as pins,
     ):
         run("mkfs.ext4", "-q", below.device)
+        plain_file = directory / "of another user.img"
+        plain_file.write_bytes(bytes(4096))
+        os.chown(plain_file, NOBODY, NOBODY)
         descriptor = os.open(tracked.device, os.O_RDWR)
         writer = subprocess.Popen(["sleep", "600"], pass_fds=[descriptor], user=NOBODY, cwd="/")
         os.close(descriptor)
         try:
             with mounted(below.device, of_another / "mnt") as mount_point:
-                yield Stage(tracked.device, mount_point, pins / "disk", writer.pid)
+                yield Stage(tracked.device, mount_point, pins / "disk", writer.pid, plain_file)
         finally:
             writer.kill()
             writer.wait()
 
 
-EXPECTED: Final[dict[str, object]] = {"track": [[5, 1]], "freeze": True, "guard": -1000, "hook": "ended"}
+EXPECTED: Final[dict[str, object]] = {
+    "track": [[5, 1]],
+    "freeze": True,
+    "guard": -1000,
+    "hook": "ended",
+    "claim": "quiet",
+}
 
 
-@pytest.mark.parametrize("name", ["track", "freeze", "guard", "writers", "hook"])
+@pytest.mark.parametrize("name", ["track", "freeze", "guard", "writers", "hook", "claim"])
 def test_agent_can_do_its_work_with_the_capabilities_of_its_unit(stage: Stage, name: str) -> None:
     done = stage.probe(name, CAPABILITIES)
     assert done.returncode == 0, done.stderr
@@ -100,6 +110,7 @@ def test_agent_can_do_its_work_with_the_capabilities_of_its_unit(stage: Stage, n
         ("CAP_SYS_ADMIN", "freeze"),
         ("CAP_DAC_READ_SEARCH", "freeze"),
         ("CAP_SYS_PTRACE", "writers"),
+        ("CAP_LEASE", "claim"),
         ("CAP_SYS_RESOURCE", "guard"),
         ("CAP_SETUID", "hook"),
         ("CAP_SETGID", "hook"),

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
+import shutil
 import struct
 import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from mobility_agent.block_device.buffers import BufferPool
 from mobility_agent.block_device.claim import Claim
 from mobility_agent.block_device.device_tree import DeviceTree
+from mobility_agent.block_device.identity import DiskIdentity
+from mobility_agent.block_device.kernel_counters import KernelCounters
 from mobility_agent.block_device.listing import describe_disk, list_disks
+from mobility_agent.block_device.machine_facts import MachineFacts
 from mobility_agent.block_device.reader import DiskReader
+from mobility_agent.block_device.standstill import QUIET
 from mobility_agent.change_tracker.ebpf.tracker import EbpfTracker
 from mobility_agent.core.protectability import DiskKind
+from mobility_agent.inventory import locate_disk
 from mobility_agent.quiesce.file_systems import file_systems_on
-from replication.errors import Conflict, NotFound, Unsupported
+from replication.errors import Conflict, NotFound, Refused, Unsupported
 from replication.extents import Extent
 from tests.harness.loop_disk import LoopDisk, loop_disk, mounted, run
 
@@ -122,6 +131,57 @@ def test_a_process_that_may_write_is_refused_by_name(disk: LoopDisk) -> None:
         pass
 
 
+def test_a_claim_tells_of_writes_that_pass_it_by(disk: LoopDisk) -> None:
+    """Opened after the claim, without O_EXCL, and written: to the medium, and to the page cache only."""
+    with Claim(disk.device) as claim, disk.device.open("r+b", buffering=0) as writer:
+        for offset in (0, 2**20):
+            assert claim.watch() == QUIET
+            with DiskReader(disk.device) as reader, BufferPool(1, SIZE).acquire(0) as buffer:
+                reader.read_into(buffer.view, Extent(0, SIZE))
+            assert claim.look() == QUIET
+            os.pwrite(writer.fileno(), b"x" * 4096, offset)
+            assert claim.look().state == "written"
+        assert claim.watch() == QUIET
+        run("blkdiscard", "--force", "--offset", "0", "--length", "4096", disk.device)
+        assert claim.look().state == "written", "a discard is a write"
+        assert claim.watch() == QUIET
+        with mmap.mmap(writer.fileno(), 4096) as mapped:
+            mapped[:3] = b"map"
+            assert claim.look().state == "written"
+            assert claim.watch() == QUIET
+            mapped[:3] = b"MAP"
+            assert claim.look().state == "written", "the page was clean in between, and mapped all the time"
+
+
+def test_a_write_in_a_partition_s_own_page_cache_is_told(partitioned: tuple[LoopDisk, Path]) -> None:
+    disk, partition = partitioned
+    with Claim(disk.device) as claim, partition.open("rb"), partition.open("r+b", buffering=0) as writer:
+        assert claim.watch() == QUIET
+        writer.write(b"x" * 4096)
+        assert claim.look().state == "written"
+
+
+def test_without_statistics_a_claim_cannot_tell(disk: LoopDisk) -> None:
+    statistics = Path(f"/sys/block/{disk.name}/queue/iostats")
+    with Claim(disk.device) as claim:
+        assert claim.watch() == QUIET
+        statistics.write_text("0")
+        try:
+            assert claim.look().state == "unknown"
+            assert "iostats" in claim.watch().reason
+        finally:
+            statistics.write_text("1")
+
+
+def test_a_driver_that_does_not_account_for_reads_is_not_believed(
+    disk: LoopDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KernelCounters, "read_sectors", lambda _: 7)
+    with Claim(disk.device) as claim:
+        assert claim.watch().state == "unknown"
+        assert "does not account" in claim.watch().reason
+
+
 def test_a_mounted_partition_is_found_in_the_way_of_its_disk(
     partitioned: tuple[LoopDisk, Path], tmp_path: Path
 ) -> None:
@@ -211,6 +271,30 @@ def test_a_loop_disk_keeps_its_id_under_another_name(disk: LoopDisk, tmp_path: P
             run("losetup", "--detach", other.device)
             run("losetup", other.device, other.backing)
             run("losetup", disk.device, disk.backing)
+
+
+def test_a_copy_in_the_place_of_a_known_disk_is_not_taken_for_it(
+    partitioned: tuple[LoopDisk, Path], tmp_path: Path
+) -> None:
+    """The same partition table, the same device name, the same size: another backing file."""
+    disk, _ = partitioned
+    facts = cast("MachineFacts", SimpleNamespace(machine_id=MACHINE))
+    copy = tmp_path / "copy.img"
+    shutil.copyfile(disk.backing, copy)
+    original = describe_disk(disk.device, MACHINE)
+    known = {original.disk: DiskIdentity(original.identifiers, original.size_bytes)}
+    with loop_disk(copy, SIZE) as other:
+        assert locate_disk(original.disk, facts, [], known).path == disk.device
+        run("losetup", "--detach", other.device)
+        run("losetup", "--detach", disk.device)
+        run("losetup", disk.device, copy)
+        try:
+            with pytest.raises(Refused, match=f"cannot take {disk.device} for the disk: its backing-file is"):
+                locate_disk(original.disk, facts, [], known)
+        finally:
+            run("losetup", "--detach", disk.device)
+            run("losetup", disk.device, disk.backing)
+            run("losetup", other.device, copy)
 
 
 def test_partitions_writes_are_tracked_on_the_whole_disk(partitioned: tuple[LoopDisk, Path]) -> None:

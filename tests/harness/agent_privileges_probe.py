@@ -1,7 +1,7 @@
 """What an agent with limited privileges can do, tried out in a process of its own: ``python -m tests.harness.agent_privileges_probe``.
 
 Started by ``tests/e2e/test_agent_privileges.py`` under ``setpriv``. Prints what it saw as one line of JSON; ends with an error otherwise.
-Usage: ``track DEVICE PINS | freeze MOUNT_POINT | guard | writers DEVICE | hook USER``.
+Usage: ``track DEVICE PINS | freeze MOUNT_POINT | guard | writers DEVICE | hook USER | claim FILE``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from mobility_agent.block_device.claim import Claim
 from mobility_agent.block_device.usage import open_by
 from mobility_agent.change_tracker.ebpf.tracker import EbpfTracker
 from mobility_agent.quiesce.freeze_guard import FreezeGuard
@@ -76,7 +77,15 @@ def hook(user: str) -> object:
     return "ended" if time.monotonic() - started_s < OVERRUN_S else "ran to its end"
 
 
-PROBES: dict[str, Callable[..., object]] = {probe.__name__: probe for probe in (track, freeze, guard, writers, hook)}
+def claim(file: str) -> object:
+    """Whether it would be seen that a claimed plain file is written to."""
+    with Claim(Path(file)) as claimed:
+        return claimed.watch().state
+
+
+PROBES: dict[str, Callable[..., object]] = {
+    probe.__name__: probe for probe in (track, freeze, guard, writers, hook, claim)
+}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -77,6 +78,15 @@ class BlobProcess:
             if "address" in entry:
                 self._port = int(entry["address"].rpartition(":")[2])
 
+    def stand_still(self) -> None:
+        """SIGSTOP; on return no thread will do anything again but end the system call that it is in."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self._process.pid}/task")
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while any(_state_of(task) not in "TtDZX" for task in tasks.iterdir()):
+            assert time.monotonic() < deadline_s, "a stopped process goes on"
+
     def kill(self) -> None:
         """SIGKILL, at once."""
         assert self._process is not None
@@ -105,3 +115,11 @@ class BlobProcess:
             timeout_s=30.0,
             connections=16,
         )
+
+
+def _state_of(task: Path) -> str:
+    """The letter of proc_pid_stat(5); X for a thread that has ended."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import platform
 import struct
@@ -178,6 +179,22 @@ def test_run(program: int, context: bytes) -> int:
 def wait_for_programs() -> None:
     """Return only when every program that was running has ended: a grace period of RCU (MEMBARRIER_CMD_GLOBAL)."""
     _membarrier(_MEMBARRIER_CMD_GLOBAL)
+
+
+@functools.cache
+def why_no_grace_period() -> str:
+    """Why ``wait_for_programs`` or ``fence`` cannot work on this machine, or "". Tried once a process: a few milliseconds.
+
+    Kernels that were booted with nohz_full= have no MEMBARRIER_CMD_GLOBAL, and container runtimes may forbid it. The expedited
+    commands are no substitute: they interrupt CPUs for a memory barrier, in the midst of a program, and wait for none to end.
+    """
+    try:
+        wait_for_programs()
+        fence()
+    except OSError as error:
+        nohz_full = error.errno == errno.EINVAL
+        return f"{error}" + (": the kernel was booted with nohz_full, or is too old" if nohz_full else "")
+    return ""
 
 
 def fence() -> None:

@@ -1,4 +1,4 @@
-"""Whether a device can be tracked by ``ebpf``, and why not. Reads /sys and /proc only.
+"""Whether a device can be tracked by ``ebpf``, and why not. Reads /sys and /proc, and tries membarrier(2).
 
 Called by ``tracker`` before it attaches, by the listing of disks and by the pre-check.
 """
@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from mobility_agent.change_tracker.ebpf import bpf_syscall
 from replication.errors import NotFound, Unsupported
 
 _MACHINES: Final = ("x86_64", "aarch64")
@@ -44,6 +45,9 @@ def why_not_machine() -> str | None:
         return f"kernel {platform.release()} is older than {'.'.join(map(str, _OLDEST_KERNEL))}"
     if not _KERNEL_BTF.exists():
         return f"kernel {platform.release()} does not describe its types (no {_KERNEL_BTF})"
+    reason = bpf_syscall.why_no_grace_period()
+    if reason:
+        return f"nothing tells when running eBPF programs have ended: {reason}"
     return None
 
 

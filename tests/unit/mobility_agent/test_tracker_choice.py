@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from mobility_agent import tracker_choice
 from mobility_agent.block_device.reader import DiskReader
+from mobility_agent.change_tracker.ebpf import bpf_syscall, support
 from mobility_agent.change_tracker.ebpf.pins import ensure_bpf_file_system
 from mobility_agent.change_tracker.ebpf.tracker import EbpfTracker
 from mobility_agent.config import TrackerSettings
@@ -69,6 +71,39 @@ def test_auto_falls_back_only_from_what_cannot_work_here(
     error = Conflict("cannot track: another agent uses the pins")
     with pytest.raises(Conflict):
         parts.open("auto")
+
+
+@pytest.fixture
+def no_grace_period(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As a kernel that was booted with nohz_full= answers."""
+    real = bpf_syscall._membarrier
+
+    def membarrier(command: int) -> None:
+        if command == bpf_syscall._MEMBARRIER_CMD_GLOBAL:
+            raise OSError(errno.EINVAL, "cannot order memory with membarrier(2): Invalid argument")
+        real(command)
+
+    monkeypatch.setattr(bpf_syscall, "_membarrier", membarrier)
+    bpf_syscall.why_no_grace_period.cache_clear()
+    yield
+    bpf_syscall.why_no_grace_period.cache_clear()
+
+
+@pytest.mark.usefixtures("no_grace_period")
+def test_a_kernel_without_grace_periods_for_everybody_is_scanned_and_says_why(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(support, "_why_not_this_device", lambda *_: None)
+    ebpf, _ = tracker_availability()
+    assert not ebpf.available
+    assert "nohz_full" in ebpf.reason
+    assert trackers_for(parts.reader.path) == ["scan"]
+    with pytest.raises(Unsupported, match="nohz_full"):
+        parts.open("ebpf")
+    tracker = parts.open("auto")
+    assert tracker.kind == "scan"
+    tracker.close()
+    assert "nohz_full" in str(vars(caplog.records[-1]).get("fields"))
 
 
 def test_an_interruption_ends_a_scan(parts: Parts) -> None:

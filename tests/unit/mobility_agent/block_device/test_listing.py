@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from pathlib import Path
@@ -138,3 +139,23 @@ def test_no_disk_is_not_found(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     with pytest.raises(InvalidInput, match="empty"):
         describe_disk(tmp_path / "empty", MACHINE)
+
+
+@pytest.mark.parametrize(("code", "remedy"), [(errno.EPERM, "even root may not"), (errno.EIO, "medium errors")])
+def test_a_disk_that_cannot_be_opened_or_read_has_a_remedy_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, remedy: str
+) -> None:
+    sysfs, dev = FakeSysfs(tmp_path / "sys"), tmp_path / "dev"
+    dev.mkdir()
+    sysfs.add("sda", MIB)
+    (dev / "sda").write_bytes(bytes(MIB))
+
+    def refuse(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "open" if code == errno.EPERM else "preadv", refuse)
+    (disk,) = list_disks(MACHINE, sysfs.root, dev)
+    monkeypatch.undo()
+    assert remedy in disk.protectability.remedy
+    assert os.strerror(code) in disk.protectability.why_not

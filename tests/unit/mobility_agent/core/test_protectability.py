@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 
 import pytest
 
-from mobility_agent.core.protectability import DiskFacts, DiskKind, judge_protectability
+from mobility_agent.core.protectability import DiskFacts, DiskKind, judge_protectability, remedy_of_unreadable
 
 DISK = DiskFacts("/dev/sda", DiskKind.DISK, 2**30)
 
@@ -48,7 +49,10 @@ def test_what_does_not_last_is_left_out(kind: DiskKind) -> None:
         (replace(DISK, size_bytes=65 * 2**40), "64 TiB"),
         (replace(DISK, size_bytes=2**30 + 100), "multiple of 512"),
         (replace(DISK, signatures=("swap",)), "swap"),
-        (replace(DISK, unreadable="cannot open /dev/sda: Permission denied"), "Permission denied"),
+        (
+            replace(DISK, unreadable="cannot open /dev/sda: Permission denied", unreadable_remedy="run this as root"),
+            "Permission denied",
+        ),
     ],
 )
 def test_other_reasons_have_a_remedy(facts: DiskFacts, word: str) -> None:
@@ -66,3 +70,22 @@ def test_members_of_something_are_protectable_with_a_note() -> None:
 def test_every_kind_is_judged() -> None:
     for kind in DiskKind:
         judge_protectability(replace(DISK, kind=kind))
+
+
+@pytest.mark.parametrize(
+    ("code", "is_root", "said", "unsaid"),
+    [
+        (errno.EPERM, True, "even root may not", "medium"),
+        (errno.EACCES, False, "run this as root", "medium"),
+        (errno.EIO, True, "medium errors", "root"),
+        (errno.ENOMEDIUM, True, "insert the medium", "root"),
+        (errno.EINVAL, True, "kernel's log", "root"),
+        (None, False, "kernel's log", "root"),
+    ],
+)
+def test_the_remedy_of_an_unreadable_disk_fits_the_error_and_who_asks(
+    code: int | None, is_root: bool, said: str, unsaid: str
+) -> None:
+    remedy = remedy_of_unreadable(code, is_root=is_root)
+    assert said in remedy
+    assert unsaid not in remedy

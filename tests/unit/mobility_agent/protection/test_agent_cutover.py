@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from mobility_agent.block_device.standstill import QUIET, Standstill
 from mobility_agent.protection import cutover as cutover_module
 from mobility_agent.protection.cutover import Cutover, HeldClaim
 from mobility_agent.protection.disk_session import DiskSession
@@ -21,7 +24,7 @@ from replication.epoch_manifest import EpochFlag, decode_manifest
 from replication.errors import Conflict
 from replication.extents import Extent
 from replication.identifiers import DiskId, EpochId, EpochKey, ItemId
-from tests.harness.fake_tracker import FakeDisk
+from tests.harness.fake_tracker import FakeDisk, FakeTracker
 from tests.harness.memory_sink import MemorySink
 from tests.harness.session_site import MANIFEST_KEY, FakeFreezer, SessionSite
 
@@ -30,24 +33,36 @@ DISKS = [DiskId(f"22222222-2222-4222-8222-22222222222{number}") for number in ra
 
 
 class Claims:
-    """Claims on fake disks: ``holder`` refuses them; ``held`` are the disks that are claimed now."""
+    """Claims on fake disks: ``holder`` refuses them; ``held`` are claimed now; ``unable``: they cannot tell of writes."""
 
     def __init__(self) -> None:
         self.held: list[DiskId] = []
         self.holder = ""
         self.refused = 0
+        self.unable = ""
 
     def claim(self, session: DiskSession) -> HeldClaim:
         if self.holder:
             self.refused += 1
             raise Conflict(f"cannot claim: {self.holder}", hint="unmount it")
-        return _Held(self, session.parts.disk)
+        return _Held(self, session.parts.disk, cast("FakeDisk", session.parts.reader))
 
 
 class _Held:
-    def __init__(self, claims: Claims, disk: DiskId) -> None:
-        self._claims, self._disk = claims, disk
+    def __init__(self, claims: Claims, disk: DiskId, device: FakeDisk) -> None:
+        self._claims, self._disk, self._device = claims, disk, device
+        self._events = 0
         claims.held.append(disk)
+
+    def watch(self) -> Standstill:
+        self._events = self._device.events
+        return self._tell(QUIET)
+
+    def look(self) -> Standstill:
+        return self._tell(QUIET if self._device.events == self._events else Standstill("written", "it was counted"))
+
+    def _tell(self, seen: Standstill) -> Standstill:
+        return Standstill("unknown", self._claims.unable) if self._claims.unable else seen
 
     def close(self) -> None:
         self._claims.held.remove(self._disk)
@@ -101,6 +116,19 @@ async def cutting_over(
         task.cancel()
         await asyncio.wait([task])
     assert claims.held == [], "claims are released, however it ended"
+
+
+async def test_a_cutover_tells_its_decisions(sites: list[SessionSite], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mobility_agent")
+    async with cutting_over(sites, Claims()) as scene:
+        await scene.applied_and_hashed()
+    told = [record.message for record in caplog.records if record.name == cutover_module.__name__]
+    assert told == [
+        "the disks are claimed",
+        "the final epoch is sealed",
+        "identity is claimed: applied, hashed, and not written meanwhile",
+        "the disks are released",
+    ]
 
 
 async def test_the_final_epoch_is_applied_and_its_sources_are_hashed_while_claimed(sites: list[SessionSite]) -> None:
@@ -187,6 +215,120 @@ async def test_a_write_after_the_final_cut_is_no_identity(
         assert problem.code == SOURCE_WRITTEN
         assert not scene.cutover.observation.identity_claimed
     await replication_goes_on(sites)
+
+
+@pytest.fixture(params=["ebpf-like", "scan-like"])
+def tracker_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both sorts of trackers: one that proves quiet, and one that can only answer "cannot know"."""
+    if request.param == "scan-like":
+        monkeypatch.setattr(FakeTracker, "proves_quiet", False)
+        monkeypatch.setattr(FakeTracker, "wrote_since_flip", lambda _: True)
+    return str(request.param)
+
+
+async def fails_as_written(scene: Scene) -> None:
+    await scene.until(lambda: scene.state == "failed")
+    problem = scene.cutover.observation.problem
+    assert problem is not None
+    assert (problem.code, scene.cutover.observation.identity_claimed) == (SOURCE_WRITTEN, False)
+    assert scene.claims.held == []
+
+
+@pytest.mark.usefixtures("tracker_kind")
+async def test_a_write_behind_the_hash_is_no_identity(
+    sites: list[SessionSite], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hash of the source equals the final disk's: the written slice had been hashed before. The source differs all the same."""
+    monkeypatch.setattr(cutover_module, "_HASH_SLICE_BYTES", 4096)
+    async with cutting_over(sites, Claims()) as scene:
+        await scene.until(lambda: scene.cutover.observation.hashed_bytes >= 4096)
+        sites[0].disk.write(0, b"!" * 512)
+        await fails_as_written(scene)
+    await replication_goes_on(sites)
+
+
+@pytest.mark.usefixtures("tracker_kind")
+async def test_a_write_between_the_hashes_and_the_claim_of_identity_is_none(sites: list[SessionSite]) -> None:
+    """The sink takes longer than the hashes; what is written until it has applied counts."""
+    for site in sites:
+        site.sink.applying = False
+    async with cutting_over(sites, Claims()) as scene:
+        await scene.until(lambda: len(scene.cutover.observation.source_hashes) == len(DISKS))
+        sites[0].disk.write(0, b"!" * 512)
+        for site in sites:
+            site.sink.applying = True
+            await site.sink.apply_ready()
+        await fails_as_written(scene)
+
+
+@pytest.mark.usefixtures("tracker_kind")
+@pytest.mark.parametrize("sessions_are_over", [False, True])
+async def test_a_write_while_the_disks_are_held_takes_the_claim_back(
+    sites: list[SessionSite], monkeypatch: pytest.MonkeyPatch, sessions_are_over: bool
+) -> None:
+    monkeypatch.setattr(cutover_module, "_LOOK_INTERVAL_S", 0.001)
+    async with cutting_over(sites, Claims()) as scene:
+        await scene.applied_and_hashed()
+        if sessions_are_over:
+            for site in sites:
+                await site.crash()
+        sites[1].disk.write(0, b"!" * 512)
+        await fails_as_written(scene)
+
+
+@pytest.mark.usefixtures("tracker_kind")
+async def test_where_nothing_tells_of_writes_identity_is_not_claimed_and_nothing_is_cut(
+    sites: list[SessionSite],
+) -> None:
+    claims = Claims()
+    claims.unable = "the kernel grants no lease"
+    async with cutting_over(sites, claims) as scene:
+        await scene.until(lambda: scene.state == "failed")
+        observed = scene.cutover.observation
+        assert observed.problem is not None
+        assert observed.problem.code == "quiet-not-provable"
+        assert "the kernel grants no lease" in observed.problem.message
+        assert (observed.cut, observed.source_hashes, claims.held) == (None, [], [])
+    await replication_goes_on(sites)
+
+
+async def test_a_claim_that_cannot_tell_any_more_is_no_proof(sites: list[SessionSite]) -> None:
+    claims = Claims()
+    sites[0].sink.applying = False
+    async with cutting_over(sites, claims) as scene:
+        await scene.until(lambda: len(scene.cutover.observation.source_hashes) == len(DISKS))
+        claims.unable = "its statistics were switched off"
+        sites[0].sink.applying = True
+        await sites[0].sink.apply_ready()
+        await scene.until(lambda: scene.state == "failed")
+        assert not scene.cutover.observation.identity_claimed
+
+
+async def test_blocks_that_do_not_read_the_same_twice_are_no_identity_and_no_storm(
+    sites: list[SessionSite], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a discard on a device without deterministic reads: nobody writes, and each reading differs."""
+    real, readings = FakeDisk.read_into, itertools.count(1)
+
+    def read_into(disk: FakeDisk, buffer: memoryview, extent: Extent) -> None:
+        real(disk, buffer, extent)
+        if disk is sites[0].disk and extent.offset_bytes <= 4096 < extent.end_bytes:
+            at = 4096 - extent.offset_bytes
+            buffer[at : at + 8] = next(readings).to_bytes(8, "big")
+
+    monkeypatch.setattr(FakeDisk, "read_into", read_into)
+    sites[0].disk.write(4096, bytes(512))
+    await sites[0].settle()
+    assert sites[0].session is not None
+    epochs = sites[0].session.ledger.next_epoch
+    for _ in range(50):
+        assert await sites[0].session.ship_next() == 0
+    assert sites[0].session.ledger.next_epoch == epochs, "reading again marks nothing"
+    async with cutting_over(sites, Claims()) as scene:
+        await scene.applied_and_hashed()
+        hashed = {each.disk: each.sha256 for each in scene.cutover.observation.source_hashes}
+    assert hashed[sites[0].disk_id] != hashlib.sha256(sites[0].sink.replica).hexdigest()
+    assert hashed[sites[1].disk_id] == hashlib.sha256(sites[1].sink.replica).hexdigest()
 
 
 async def test_a_final_epoch_that_was_lost_is_cut_again_under_another_name(

@@ -216,6 +216,35 @@ async def test_an_order_that_cannot_be_persisted_is_obeyed_as_soon_as_it_can(rig
     assert await rig.supervisor.order_resync(order, "the operator asked")
 
 
+async def test_the_log_tells_what_was_decided_and_nothing_of_single_epochs(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "mobility_agent")
+    rig.start()
+    await rig.replicated(1)
+    for granule in range(3):
+        write_at(rig.path, granule, b"an epoch of its own")
+        await rig.replicated(1)
+    await rig.sinks.all[1].say(closed=True)
+    await rig.replicated(2)
+
+    def told() -> list[str]:
+        return [record.message for record in caplog.records if record.name == disk_supervisor.__name__]
+
+    await rig.until(lambda: "resync has ended" in told())
+    assert told() == [
+        "tracker opened",
+        "generation begins",
+        "initial replication begins",
+        "initial replication has ended",
+        "resync is required",
+        "tracker opened",
+        "generation begins",
+        "resync begins",
+        "resync has ended",
+    ]
+
+
 async def test_a_closed_generation_is_followed_by_another(rig: Rig) -> None:
     rig.start()
     await rig.replicated(1)

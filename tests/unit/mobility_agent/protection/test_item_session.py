@@ -7,15 +7,18 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
+from mobility_agent.block_device.standstill import QUIET, Standstill
+from mobility_agent.core.epoch_ledger import Epoch
 from mobility_agent.protection import item_session
 from mobility_agent.protection.disk_session import DiskSession
 from mobility_agent.protection.disk_supervisor import DiskEnvironment, DiskSupervisor
 from mobility_agent.protection.item_session import ItemEnvironment, ItemSession, runs, structure_of
-from mobility_agent.protection.point_coordinator import PointCoordinator
+from mobility_agent.protection.point_coordinator import PointCoordinator, PointOutcome
 from mobility_agent.shipping.epoch_shipper import Uplink
 from replication.control_plane import (
     DesiredCutover,
@@ -25,7 +28,7 @@ from replication.control_plane import (
     ReplicationTiming,
     ResyncOrder,
 )
-from replication.identifiers import DiskId
+from replication.identifiers import CutId, DiskId
 from tests.harness.session_site import FakeFreezer, SessionSite
 
 DISK = DiskId("22222222-2222-4222-8222-222222222222")
@@ -87,6 +90,11 @@ class _Claim:
     def __init__(self, claims: list[str]) -> None:
         self._claims = claims
         claims.append("claimed")
+
+    def watch(self) -> Standstill:
+        return QUIET
+
+    look = watch
 
     def close(self) -> None:
         self._claims.append("released")
@@ -250,3 +258,22 @@ def test_what_runs_and_what_must_stay_the_same() -> None:
         {"process_server": PROCESS_SERVER.model_copy(update={"identifier": str(uuid.uuid4())})},
     ):
         assert structure_of(desired_item(**change)) != same
+
+
+def test_points_that_fail_are_told_seldom_and_that_they_are_made_again_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "mobility_agent")
+    item = ItemSession(desired_item(), cast("ItemEnvironment", SimpleNamespace(disks=_Environment(Path("/nowhere")))))
+    cut = CutId(str(uuid.uuid4()))
+    made = PointOutcome(cut, {DISK: cast("Epoch", None)})
+    item._tell_outcome(made, 0.0)
+    for second in range(400):
+        item._tell_outcome(PointOutcome(cut, {}, f"{second} bytes changed"), float(second))
+    item._tell_outcome(made, 401.0)
+    item._tell_outcome(made, 402.0)
+    assert [(record.message, vars(record)["fields"].get("reason")) for record in caplog.records] == [
+        ("cannot make a recovery point", "0 bytes changed"),
+        ("cannot make a recovery point", "300 bytes changed"),
+        ("recovery points are made again", None),
+    ]
