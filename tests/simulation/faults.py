@@ -389,8 +389,11 @@ class Faults:
             chosen.start()
 
     async def revert_store(self) -> None:
-        """An older copy of the store takes its place; the writers are stopped for it. Nobody else is told."""
+        """An older copy of the store takes its place; the writers are stopped for it. Nobody else is told. Once in a story."""
         world = self.world
+        if world.store_is_copied:
+            return
+        world.store_is_copied = True
         state, remembered = world.account.copied(), world.oracle.remembered()
         world.note("fault", "the store is copied")
         await asyncio.sleep(self.random.random() * self.random.choice((1.0, 5.0, 20.0)))

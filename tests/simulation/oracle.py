@@ -192,6 +192,7 @@ class Oracle(StoreWatch):
         """An older copy took the place of the store: what was stated since is not so any more."""
         self.points, self.newest_receipt = dict(before.points), dict(before.newest_receipt)
         self.applied = {disk: dict(known) for disk, known in before.applied.items()}
+        self.store.was_put_back()
 
     # ---- bytes
 

@@ -29,11 +29,18 @@ class StorePromises:
     """Which manifest was first of its epoch."""
     points: set[tuple[str, int, int]] = field(default_factory=set)
     """(disk, generation, epoch) of those that are points."""
+    put_back: bool = False
+    """Since then, who believes in the newer one puts what does not fit, until that is noticed."""
+
+    def was_put_back(self) -> None:
+        """An older copy took the store's place."""
+        self.put_back = True
+        self.points.clear()
 
     def put(self, name: str, content: bytes, metadata: Mapping[str, str]) -> None:
         """:raises StoreBroken: if something else was there, or if a manifest comes before what it stands on."""
         key = parse_epoch_blob_name(name)
-        if key is None:
+        if key is None or self.put_back:
             return
         if self.contents.setdefault(name, content) != content:
             raise StoreBroken(f"{name} is replaced by other content")

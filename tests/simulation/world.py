@@ -128,6 +128,7 @@ class World:
         self.trace: list[tuple[float, str, str]] = []
         self.failure: BaseException | None = None
         self.is_over = False
+        self.store_is_copied = False
         self.clock_offset_ns = 0
         self._moments: dict[int, float] = {}
         self.account = MemoryBlobClient(lambda: _BEGINNING + timedelta(seconds=self.loop.time()))
