@@ -417,11 +417,21 @@ async def test_answered_request_is_not_worked_on_again() -> None:
     await site.account.delete_blob(DISKS_CONTAINER, "web01-Test")
     await site.ask(request)  # asked again by a configuration server that had not seen the answer
     await site.start().settle()
-    answer = await site.answer(request)
-    assert answer is not None
+    assert (answer := await site.answer(request)) is not None
     assert answer.state == "succeeded"
     assert await site.names(DISKS_CONTAINER) == []
     assert await site.names(REPLICATION_CONTAINER, "requests/") == []
+
+
+async def test_answer_of_a_writer_that_died_over_it_can_be_deleted_as_soon_as_he_is_back() -> None:
+    site = await WriterSite.make()
+    await site.asked(site.start(), request := DeleteDisks(request=new_uuid(site.random), names=["web01-Test"]))
+    await site.ask(request)  # as if he had died before deleting it, and before he gave the answer's lease back
+    await site.account.acquire_lease(
+        *(place := (REPLICATION_CONTAINER, answer_name(request.request))), 60, site.lease_id
+    )
+    await site.start().settle()
+    await site.account.delete_blob(*place)
 
 
 async def test_answer_that_the_writer_did_not_sign_is_none() -> None:
