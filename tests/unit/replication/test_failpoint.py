@@ -1,4 +1,4 @@
-"""Failpoints kill at the N-th hit, only a process that was started for it; every place in the code is in the register, and the other way round."""
+"""Failpoints kill at the N-th hit, and only a process that was started for it; places in the code and the register are the same."""
 
 from __future__ import annotations
 

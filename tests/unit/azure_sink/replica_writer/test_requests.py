@@ -423,17 +423,6 @@ async def test_answered_request_is_not_worked_on_again() -> None:
     assert await site.names(REPLICATION_CONTAINER, "requests/") == []
 
 
-async def test_answer_of_a_writer_that_died_over_it_can_be_deleted_as_soon_as_he_is_back() -> None:
-    site = await WriterSite.make()
-    await site.asked(site.start(), request := DeleteDisks(request=new_uuid(site.random), names=["web01-Test"]))
-    await site.ask(request)  # as if he had died before deleting it, and before he gave the answer's lease back
-    await site.account.acquire_lease(
-        *(place := (REPLICATION_CONTAINER, answer_name(request.request))), 60, site.lease_id
-    )
-    await site.start().settle()
-    await site.account.delete_blob(*place)
-
-
 async def test_answer_that_the_writer_did_not_sign_is_none() -> None:
     site = await WriterSite.make()
     writer, (disk,), (cut,) = await replicated(site)
