@@ -18,7 +18,7 @@ from replication.failpoint import FAILPOINTS
 from tests.harness.fault_site import FaultSite, fault_site
 from tests.harness.running_site import POLICY
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4")]
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4")]
 
 ON_THE_ROAD: Final = {
     "mobility-agent": (

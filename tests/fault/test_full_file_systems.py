@@ -25,7 +25,7 @@ STATE: Final = {
     "azure-sink": ("site/azure-sink/blobs", 512 * MIB),
 }
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4")]
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4")]
 
 
 class SmallSite(QuickSite):
@@ -45,7 +45,7 @@ def site(tmp_path: Path) -> Iterator[FaultSite]:
             disk = stack.enter_context(loop_disk(tmp_path / f"{name}.img", size_bytes))
             run("mkfs.ext4", "-q", "-m", "0", disk.device)
             stack.enter_context(mounted(disk.device, tmp_path / place))
-        yield stack.enter_context(fault_site(tmp_path, 96 * MIB, kind=SmallSite))
+        yield stack.enter_context(fault_site(tmp_path, 128 * MIB, kind=SmallSite))
 
 
 def test_full_file_systems_stop_replication_with_a_reason_until_there_is_room(site: FaultSite) -> None:

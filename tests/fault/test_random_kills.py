@@ -22,13 +22,13 @@ from tests.harness.running_site import POLICY
 
 KILLS: Final = int(os.environ.get("BLOCKFERRY_RANDOM_KILLS", "200"))
 QUARTERS: Final = 4
-LONGEST_GAP_S: Final = 0.8
+LONGEST_GAP_S: Final = 0.5
 SEVERAL_AT_ONCE: Final = 0.15
 MAX_GROWTH_BYTES: Final = 24 * 2**20
 MAX_MORE_DESCRIPTORS: Final = 16
 MAX_MORE_FILES: Final = 12
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4", "fio")]
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4", "fio")]
 
 
 @dataclass(frozen=True, slots=True)

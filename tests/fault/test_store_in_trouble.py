@@ -20,7 +20,7 @@ from tests.harness.running_site import POLICY
 
 MIB: Final = 2**20
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4")]
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4")]
 
 BLOCKING: Final = {
     "500": Trouble(status=500),
@@ -69,7 +69,7 @@ class Relays:
 def site_and_relays(tmp_path: Path) -> Iterator[tuple[FaultSite, Relays]]:
     with contextlib.ExitStack() as stack:
         relays = Relays(stack)
-        yield stack.enter_context(fault_site(tmp_path, 96 * MIB, kind=RelayedSite, prepare=relays.start)), relays
+        yield stack.enter_context(fault_site(tmp_path, 128 * MIB, kind=RelayedSite, prepare=relays.start)), relays
 
 
 def test_replication_goes_on_after_every_trouble_of_store_and_uplink(

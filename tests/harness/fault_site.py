@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -31,8 +31,8 @@ from tests.harness.running_site import POLICY, RunningSite, running_site
 
 MIB: Final = 2**20
 POLL_S: Final = 0.05
-GOES_ON_S: Final = 180.0
-JOB_S: Final = 240.0
+GOES_ON_S: Final = 300.0
+JOB_S: Final = 600.0
 NO_NETWORKS: Final[Mapping[str, Path]] = {}
 UNREACHABLE: Final = (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException)
 
@@ -72,6 +72,7 @@ class QuickSite(Site):
     def _configurations(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = super()._configurations()
         found["mobility-agent"]["heartbeat_s"] = 0.5
+        found["mobility-agent"]["shipping"] = {"request_timeout_s": 15.0}
         found["config-server"]["reconciler"] = {"interval_s": 0.3, "point_interval_s": 1.0, "answer_keep_s": 0.0}
         return found
 
@@ -219,7 +220,18 @@ class FaultSite:
         wait_until(f"the order {path}", given, GOES_ON_S)
 
     def order_policy(self, *options: str) -> None:
-        self.running.operator.order("set-policy", POLICY, *options)
+        """Given again until the configuration server answers: it may be starting, or die over it."""
+
+        def given() -> Json | None:
+            try:
+                self.running.operator.order("set-policy", POLICY, *options)
+            except RuntimeError as error:
+                if "cannot reach" not in str(error):
+                    raise
+                return None
+            return {}
+
+        wait_until(f"the policy {' '.join(options)}", given, GOES_ON_S)
 
     def _orders(self) -> tuple[str, int]:
         """What every order changes: the item's state, or the number of jobs."""
@@ -369,11 +381,15 @@ class FaultSite:
         until_s = time.monotonic() + deadline_s
         with ThreadPoolExecutor(1) as pool:
             ordered = pool.submit(trigger)
-            self._see_them_die(waiting, offsets, until_s)
+            self._see_them_die(waiting, offsets, until_s, ordered)
             ordered.result()
 
-    def _see_them_die(self, waiting: dict[str, list[str]], offsets: dict[str, int], until_s: float) -> None:
+    def _see_them_die(
+        self, waiting: dict[str, list[str]], offsets: dict[str, int], until_s: float, ordered: Future[None]
+    ) -> None:
         while waiting:
+            if ordered.done():
+                ordered.result()  # an order that was refused is not waited for
             for name, points in list(waiting.items()):
                 if self.is_dead(name):
                     self._require_reached(name, points[0], offsets[name])
