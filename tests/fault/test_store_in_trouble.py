@@ -42,6 +42,7 @@ class RelayedSite(QuickSite):
     def _configurations(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = super()._configurations()
         found["azure-sink"]["blob"]["listen"] = f"127.0.0.1:{self.ports['behind-blob']}"
+        found["azure-sink"]["writer"]["store"] = self._store()
         found["process-server"]["listen"] = f"127.0.0.1:{self.ports['behind-process']}"
         found["process-server"]["service_url"] = f"https://127.0.0.1:{self.ports['process']}"
         return found
