@@ -148,6 +148,7 @@ def die_during_an_enrolment(site: FaultSite) -> None:
     (site.directory / "site" / "mobility-agent" / "state" / "identity" / "certificate.pem").unlink()
 
     def enrol() -> None:
+        site.daemon("config-server").wait_until_ready()
         with pytest.raises(RuntimeError, match="cannot reach"):
             site.site.enrol("mobility-agent", passphrase)
 

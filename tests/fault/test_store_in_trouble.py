@@ -29,7 +29,7 @@ BLOCKING: Final = {
     "hangs up": Trouble(refuses=True),
     "answers cut short": Trouble(answer_bytes=700),
 }
-SLOW: Final = {"delayed": Trouble(delay_s=0.05), "throttled": Trouble(bytes_per_s=256 * 1024)}
+SLOW: Final = {"delayed": Trouble(delay_s=0.05), "throttled": Trouble(bytes_per_s=MIB)}
 
 
 class RelayedSite(QuickSite):
