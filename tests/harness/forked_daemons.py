@@ -18,6 +18,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -78,14 +79,17 @@ class ForkServer:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_REPOSITORY, env=environment
         )
+        self._asking = threading.Lock()
         self._ask({})
 
     def _ask(self, question: dict[str, Any]) -> int:
+        """From any thread: a site enrols its machines side by side."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        with self._asking:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+            return int(self._process.stdout.readline())
 
     def fork(
         self, arguments: Sequence[str], environment: dict[str, str], log: Path, network: Path | None = None
