@@ -143,7 +143,7 @@ def die_during_pruning(site: FaultSite) -> None:
 def die_during_an_enrolment(site: FaultSite) -> None:
     """The agent's certificate is gone, its key is not: it is proof enough, also when the first answer was lost."""
     before = site.position()
-    passphrase = site.site.migratectl("create-enrolment-passphrase")
+    passphrase = site.site.passphrase("mobility-agent")
     site.daemon("mobility-agent").kill()
     (site.directory / "site" / "mobility-agent" / "state" / "identity" / "certificate.pem").unlink()
 
