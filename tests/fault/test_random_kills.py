@@ -6,6 +6,7 @@ kills replication must go on in the same generation; in the end the replica is c
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import time
@@ -27,18 +28,21 @@ SEVERAL_AT_ONCE: Final = 0.15
 MAX_GROWTH_BYTES: Final = 24 * 2**20
 MAX_MORE_DESCRIPTORS: Final = 16
 MAX_MORE_FILES: Final = 12
+ARENAS_A_START: Final = 2
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4", "fio")]
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What a daemon holds."""
+    """What a daemon holds. The store's arenas are apart: each of its starts begins new ones, and an old one goes with its last body."""
 
     anonymous_bytes: int
     descriptors: int
     files: int
     """Under its directory."""
+    arenas: int
+    starts: int
 
 
 def test_two_hundred_kills_under_load_and_the_replica_is_the_source(tmp_path: Path) -> None:
@@ -88,8 +92,23 @@ def use_of(site: FaultSite, name: str) -> Use:
     assert process is not None
     status = Path(f"/proc/{process.pid}/status").read_text()
     anonymous = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:"))
-    files = [path for path in site.daemon(name).log.parent.rglob("*") if path.is_file()]
-    return Use(anonymous * 1024, len(os.listdir(f"/proc/{process.pid}/fd")), len(files))
+    log = site.daemon(name).log
+    files = [path for path in log.parent.rglob("*") if path.is_file()]
+    descriptors = [_target_of(path) for path in Path(f"/proc/{process.pid}/fd").iterdir()]
+    arenas = sum(map(_is_arena, files))
+    starts = log.read_text(errors="replace").count("blob service listens")
+    others = sum(not _is_arena(path) for path in descriptors)
+    return Use(anonymous * 1024, others, len(files) - arenas, arenas, starts)
+
+
+def _target_of(descriptor: Path) -> Path:
+    with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+        return descriptor.readlink()
+    return descriptor
+
+
+def _is_arena(path: Path) -> bool:
+    return path.parent.name == "arenas"
 
 
 def require_bounded(early: Mapping[str, Use], late: Mapping[str, Use]) -> None:
@@ -98,6 +117,7 @@ def require_bounded(early: Mapping[str, Use], late: Mapping[str, Use]) -> None:
         assert now.anonymous_bytes <= before.anonymous_bytes + MAX_GROWTH_BYTES, (name, before, now)
         assert now.descriptors <= before.descriptors + MAX_MORE_DESCRIPTORS, (name, before, now)
         assert now.files <= before.files + MAX_MORE_FILES, (name, before, now)
+        assert now.arenas <= ARENAS_A_START * (now.starts + 1), (name, now)
 
 
 def watchdogs(site: FaultSite) -> list[int]:
