@@ -30,6 +30,7 @@ from config_server.passphrases import Passphrases
 from config_server.tables import CertificateRow, MachineRow, ProcessServerRow
 from replication.control_plane import EnrolmentAnswer, EnrolmentRequest
 from replication.errors import Conflict, InvalidInput, NotFound, Overloaded
+from replication.failpoint import reached
 from replication.service_address import ServiceAddress
 from replication.tls_identity import PeerName, Role
 
@@ -109,6 +110,7 @@ class Enrolments:
                 + ("" if address is None else f" to be reached at {address}"),
                 machine_id=name.identifier if name.role is Role.AGENT else None,
             )
+        reached("config.enrolment.committed")
         await self._passphrases.count_use(identifier)
         _logger.info("enrolled", extra={"fields": {"peer": name.urn, "hostname": request.hostname, "from": caller}})
         return EnrolmentAnswer(

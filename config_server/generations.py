@@ -32,6 +32,7 @@ from replication.blob_client.api import BlobClient
 from replication.control_plane import DataKeyGrant, GenerationGrant, GenerationRequest
 from replication.documents import MAX_DOCUMENT_BYTES, WriterPublicKey
 from replication.errors import Conflict, IntegrityError, NotFound, Refused, Retryable
+from replication.failpoint import reached
 from replication.identifiers import DiskId, GenerationId, GenerationKey
 from replication.segment_keys import manifest_key, new_data_key, wrap_for_writer
 from replication.store_documents import NEVER_OPENED, TORN_EPOCH, CloseGeneration, GenerationBase, GenerationRecord
@@ -78,7 +79,9 @@ class Generations:
         """
         row = await self._find_or_allocate(machine_id, disk, request)
         if row.state == ALLOCATED:
+            reached("config.generation.allocated")
             await self._publish_record(row)
+            reached("config.generation.opened")
         return await self._grant_of(machine_id, row)
 
     async def _find_or_allocate(self, machine_id: str, disk: str, request: GenerationRequest) -> GenerationRow:
@@ -247,6 +250,7 @@ class Generations:
 
     async def _publish_record(self, row: GenerationRow) -> None:
         await self._put_record(row)
+        reached("config.generation.recorded")
         async with self._database.write() as session:
             stored = await session.get_one(GenerationRow, (row.disk_id, row.generation))
             item = await session.get_one(ProtectedItemRow, stored.item_id)

@@ -55,6 +55,7 @@ from replication.control_plane import (
 )
 from replication.durable_file import make_directory_durably
 from replication.errors import BlockferryError, Refused, Retryable, SettingsError
+from replication.failpoint import reached
 from replication.identifiers import DiskId
 from replication.service.health import HealthBoard, HealthState
 from replication.service.observability import make_registry, start_observability
@@ -227,6 +228,7 @@ class Agent:
             await asyncio.to_thread(self._memory_of_desired.take, desired)
         except OSError as error:
             _logger.warning("cannot remember the desired state", extra={"fields": {"error": str(error)}})
+        reached("agent.desired.remembered")
         self._desired_changed.set()
 
     # ---- the protected item

@@ -42,13 +42,13 @@ def pytest_collection_finish() -> None:
 
 
 class _EndToEndOnOneWorker(LoadScopeScheduling):  # type: ignore[misc]  # as above
-    """End-to-end tests share this machine's devices and processors: one worker runs them all, in order; the others run the rest.
+    """End-to-end and fault tests share this machine's devices and processors: one worker runs them, in order; the others run the rest.
 
     Not by xdist's group marks: xdist 3.8 writes them into a part of the node id that pytest 9.2 reads no more.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "e2e" if nodeid.startswith("tests/e2e/") else nodeid
+        return "e2e" if nodeid.startswith(("tests/e2e/", "tests/fault/")) else nodeid
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Metric
 from config_server.reconciler.figures import Figures
 from mobility_agent.observations import DiskMetrics
 from process_server.metrics import ProcessServerMetrics
+from replication.failpoint import FAILPOINTS
 from tests.harness import documentation
 from tests.harness.documentation import Command, Section, commands_of, program_commands, sections, undocumented
 from tests.harness.source_tree import REPOSITORY, SourceTree
@@ -218,3 +219,19 @@ def test_links_are_found_outside_of_code_only() -> None:
 )
 def test_anchor_is_what_forges_make_of_a_heading(heading: str, expected: str) -> None:
     assert documentation.anchor(heading) == expected
+
+
+def test_the_failure_model_names_tests_and_failpoints_that_exist() -> None:
+    text = (REPOSITORY / "docs" / "failure-model.md").read_text()
+    tree = SourceTree.of_repository().files
+    defined = {
+        name for path, code in tree.items() if path.startswith("tests/") for name in re.findall(r"def (test_\w+)", code)
+    }
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert named <= defined, f"no such test: {sorted(named - defined)}"
+    files = set(re.findall(r"`(tests/[\w/]+\.py)`", text))
+    assert files <= tree.keys(), f"no such file: {sorted(files - tree.keys())}"
+    known = {name for points in FAILPOINTS.values() for name in points}
+    wanted = set(re.findall(r"`((?:agent|process|config|sink)\.[\w-]+\.[\w-]+)`", text))
+    assert wanted
+    assert wanted <= known, f"no such failpoint: {sorted(wanted - known)}"

@@ -81,8 +81,8 @@ class BlobService:
         """``name[0]`` becomes the operation's, as soon as it is known."""
         try:
             return await self._run(http, name)
-        except (ConnectionError, web.RequestPayloadError):
-            raise
+        except (ConnectionError, web.RequestPayloadError) as error:
+            raise _cut(http, "the client went away") from error
         except TimeoutError as error:
             raise _cut(http, "the client stalled") from error
         except Exception as error:  # whatever it is, the client gets an answer or a cut connection
@@ -115,11 +115,17 @@ class BlobService:
         return await found.handler(operation)
 
 
-def _cut(http: web.Request, reason: str) -> ConnectionResetError:
+class _ConnectionCut(web.HTTPClientError):
+    """Ends a handler whose client hears nothing more; unlike other exceptions, it is no error of this service that would be logged."""
+
+    status_code = 499
+
+
+def _cut(http: web.Request, reason: str) -> _ConnectionCut:
     """End a connection whose answer cannot be completed, so that the client does not take a part for the whole."""
     if http.transport is not None:
         http.transport.abort()
-    return ConnectionResetError(reason)
+    return _ConnectionCut(text=reason)
 
 
 async def _add_common_headers(http: web.Request, response: web.StreamResponse) -> None:

@@ -30,6 +30,7 @@ import numpy as np
 from azure_sink.blob_store.values import StoredRange
 from replication.durable_file import make_directory_durably, sync_directory
 from replication.errors import Overloaded, Permanent, Retryable
+from replication.failpoint import reached
 
 BLOCK_BYTES: Final = 4096
 DEFAULT_ARENA_BYTES: Final = 2**30
@@ -189,6 +190,7 @@ class ArenaSet:
         try:
             handle = _OpenArena(self.path(number), os.O_RDWR | os.O_CREAT | os.O_EXCL)
             self._next_number += 1
+            reached("sink.store.arena-made")
             sync_directory(self._directory)
         except OSError as error:
             raise _write_failure(error) from error

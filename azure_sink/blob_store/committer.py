@@ -33,6 +33,7 @@ from azure_sink.blob_store.values import StoredRange
 from azure_sink.core.storage_fault import StorageFault
 from replication.blob_client.codes import StorageCode
 from replication.errors import Permanent, Retryable
+from replication.failpoint import reached
 
 MAX_WAITING: Final = 2048
 MAX_GROUP: Final = 512
@@ -161,6 +162,8 @@ class Committer:
         if group:
             self._on_group(len(group))
         poisoned = self._arenas.make_durable({body.arena for item in group for body in item.bodies})
+        if group:
+            reached("sink.store.bodies-durable")
         transaction = Transaction(self._connection, self._clock(), self._last_tick)
         try:
             self._connection.execute("BEGIN IMMEDIATE")
@@ -172,10 +175,14 @@ class Committer:
             freed = transaction.punchable_ranges() + self._unneeded_arenas(transaction)
             if transaction.last_tick != self._last_tick:
                 self._connection.execute("UPDATE meta SET value = ? WHERE key = 'last_tick'", (transaction.last_tick,))
+            if group:
+                reached("sink.store.uncommitted")
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._undo(error, group)
             return
+        if group:
+            reached("sink.store.committed")
         self._last_tick = transaction.last_tick
         self._reclaim_pending |= transaction.asks_for_reclaim or self._reclaim_postponed
         self._reclaim_postponed = False

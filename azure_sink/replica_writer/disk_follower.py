@@ -51,6 +51,7 @@ from replication.clock import Clock
 from replication.documents import WriterIdentity
 from replication.epoch_manifest import MAX_MANIFEST_BYTES, EpochManifest, decode_manifest, manifest_hash
 from replication.errors import BlockferryError, IntegrityError, NotFound, Retryable
+from replication.failpoint import reached
 from replication.identifiers import DiskId, EpochId, EpochKey, GenerationId, GenerationKey, ItemId
 from replication.store_documents import Receipt
 from replication.store_layout import KEYS_PREFIX, REPLICATION_CONTAINER, epoch_prefix, manifest_name, segment_name
@@ -175,8 +176,10 @@ class DiskFollower:
                 await replica.record(
                     GenerationOpening(Opening(record.generation, record.size_bytes, ItemId(record.item)))
                 )
+                reached("sink.generation.opening")
             case Phase.OPENING:
                 await replica.finish_opening()
+                reached("sink.generation.opened")
                 await self._state_receipt(replica)
                 _logger.info("generation opened", extra={"fields": {"replica": str(replica.state.applied)}})
             case Phase.POINT_DUE:
@@ -201,6 +204,7 @@ class DiskFollower:
             if opened is None:
                 return None
             await ReplicaBlob.create(parts.client, self.disk, ItemId(opened.record.item), opened.record.size_bytes)
+            reached("sink.replica.created")
             replica = await self._take_over()
         await self._points.load()
         self._receipts.forget()
@@ -285,11 +289,13 @@ class DiskFollower:
             parts.metrics.written_bytes.inc(application.figures.written_bytes)
             parts.metrics.cleared_bytes.inc(application.figures.cleared_bytes)
             parts.metrics.page_writes.inc(application.figures.writes)
+            reached("sink.epoch.applied")
         if replica.state.phase is Phase.POINT_DUE:
             await self._points.take(replica)
             parts.metrics.recovery_points.inc()
         self._note_recovery()
         await self._state_receipt(replica)
+        reached("sink.receipt.put")
         parts.metrics.epochs_applied.inc()
         parts.metrics.apply_seconds.observe(parts.clock.monotonic_s() - started_s)
         await self._collect(manifest)
@@ -302,6 +308,7 @@ class DiskFollower:
             names.append(manifest_name(EpochKey(key.disk, key.generation, EpochId(key.epoch - 1))))
         remaining = iter(names)
         await together(self._delete_each(remaining) for _ in range(min(COLLECTING_LANES, len(names))))
+        reached("sink.epoch.collected")
 
     async def _delete_each(self, names: Iterator[str]) -> None:
         for name in names:
@@ -371,6 +378,7 @@ class DiskFollower:
                 raise NotFound(f"cannot close generation {generation}: it was never opened here", disk=self.disk)
             try:
                 await replica.record(GenerationClosed())
+                reached("sink.generation.closed")
                 await self._state_receipt(replica)
             except FenceLost:
                 self._replica = None

@@ -17,6 +17,7 @@ from azure_sink.replica_writer.point_ledger import PointLedger
 from azure_sink.replica_writer.replica_blob import ReplicaBlob
 from replication.clock import Clock
 from replication.errors import PeerProtocolError
+from replication.failpoint import reached
 from replication.identifiers import DiskId
 from replication.store_documents import PointSummary, RecoveryPoint
 
@@ -98,6 +99,7 @@ class DiskPoints:
                 size_bytes=state.size_bytes,
                 mark=mark,
             )
+        reached("sink.point.snapshot-taken")
         self._latest = own
         if own not in self._unrecorded:
             self._unrecorded.append(own)

@@ -25,6 +25,7 @@ from replication.blob_client.api import MAX_PUT_PAGES_BYTES, BlobClient
 from replication.clock import Clock
 from replication.epoch_manifest import EpochFlag, EpochManifest, ManifestSegment
 from replication.errors import PeerProtocolError
+from replication.failpoint import reached
 from replication.store_layout import REPLICATION_CONTAINER, epoch_prefix, segment_name
 
 GROUP_SEGMENTS: Final = 64
@@ -79,6 +80,7 @@ class EpochApplication:
                 await self._apply_in_groups(segments)
         except BaseExceptionGroup as group:
             raise_gravest(group)
+        reached("sink.epoch.written")
         manifest = self._manifest
         await self._replica.record(
             EpochApplied(manifest.key.epoch, self._hash, manifest.cut_time_ns, point_mark(manifest))
@@ -87,6 +89,7 @@ class EpochApplication:
     async def _begin(self) -> None:
         await self._replica.raise_fence()
         await self._replica.record(EpochBegun(self._manifest.key.epoch))
+        reached("sink.epoch.begun")
 
     async def _apply_whole(self, segments: Sequence[ManifestSegment]) -> None:
         slots = await self._reader.reserve(len(segments))
@@ -156,6 +159,7 @@ class EpochApplication:
         remaining = iter(planned)
         lanes = min(WRITES_PER_BATCH, len(planned))
         await together(self._lane(batch, remaining) for _ in range(lanes))
+        reached("sink.batch.written")
 
     async def _lane(self, batch: ParsedBatch, remaining: Iterator[PlannedWrite]) -> None:
         for write in remaining:

@@ -21,6 +21,7 @@ from azure_sink.vhd import FOOTER_BYTES
 from replication.blob_client.api import BlobClient, BlobProperties
 from replication.blob_client.failures import BlobConflict, BlobNotFound
 from replication.errors import Conflict, InvalidInput, NotFound, Retryable
+from replication.failpoint import reached
 from replication.identifiers import CutId, ItemId
 from replication.store_documents import (
     DeleteDisks,
@@ -129,10 +130,12 @@ class DiskMaker:
             raise NotFound(
                 f"cannot make disk {wanted.name}: the recovery point's snapshot is gone", disk=wanted.part.disk
             ) from error
+        reached("sink.disk.copied")
         copied = await self._client.head_blob(DISKS_CONTAINER, wanted.name)
         await self._client.set_metadata(
             DISKS_CONTAINER, wanted.name, {**wanted.metadata, _MADE: "1"}, if_match=copied.etag
         )
+        reached("sink.disk.made")
 
     async def _delete_interrupted(self, wanted: _Wanted, present: BlobProperties) -> None:
         """A copy that was interrupted is deleted and not copied over: a copy that arrives late would undo what a machine wrote since."""

@@ -16,6 +16,7 @@ from replication.blob_client.api import BlobClient, BlobItem
 from replication.blob_client.failures import BlobConflict, BlobNotFound
 from replication.documents import MAX_DOCUMENT_BYTES, WriterIdentity
 from replication.errors import PeerProtocolError
+from replication.failpoint import reached
 from replication.identifiers import CutId, DiskId, ItemId
 from replication.store_documents import RecoveryPoint
 from replication.store_layout import (
@@ -123,6 +124,7 @@ class PointLedger:
             )
         except BlobConflict:
             return await self.read(mark.item, mark.cut)
+        reached("sink.point.recorded")
         if not await self._snapshot_exists(own):
             # This writer was stalled before the put, and meanwhile the point was pruned: it must not come back without its disks.
             await self.delete_record(mark.item, mark.cut)

@@ -30,6 +30,7 @@ from replication.blob_client.api import BlobClient, Body
 from replication.blob_client.failures import BlobConflict, BlobNotFound
 from replication.clock import Clock
 from replication.errors import PeerProtocolError
+from replication.failpoint import reached
 from replication.identifiers import DiskId, ItemId
 from replication.store_layout import REPLICAS_CONTAINER, replica_name
 
@@ -171,6 +172,7 @@ class ReplicaBlob:
             )
         self._sequence_number += 1
         self._etag = stamp.etag
+        reached("sink.replica.fence-raised")
 
     async def finish_opening(self) -> None:
         """Lay out the generation that is being opened (R13): grow or shrink, zeros beyond the kept data, footer at the end."""

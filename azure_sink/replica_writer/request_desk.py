@@ -20,6 +20,7 @@ from replication.blob_client.failures import BlobConflict, BlobNotFound
 from replication.clock import Clock
 from replication.documents import MAX_DOCUMENT_BYTES, WriterIdentity
 from replication.errors import BlockferryError, NotFound, PeerProtocolError, Retryable
+from replication.failpoint import reached
 from replication.identifiers import parse_uuid
 from replication.store_documents import MadeDisk, WriterAnswer, WriterRequest, decode_writer_request
 from replication.store_layout import REPLICATION_CONTAINER, REQUESTS_PREFIX, answer_name, request_name
@@ -174,7 +175,8 @@ class RequestDesk:
             _logger.warning(str(error), extra={"fields": {"request": name, "code": error.code}})
 
     async def _handle(self, name: str) -> None:
-        if await self._answered(name):
+        if await self._answered(name):  # by this writer before a crash, maybe: then the lease is its own still
+            await self._release_answer(name)
             await self._delete_request(name)
             return
         try:
@@ -186,6 +188,7 @@ class RequestDesk:
         content = b"" if found is None else found.content
         if not await self._lease_answer(name):
             return
+        reached("sink.request.taken")
         work = RequestWork(self._client, self._identity, self._clock, name, self._lease_id)
         kind = "unknown"
         try:
@@ -204,14 +207,19 @@ class RequestDesk:
         except BlockferryError as error:
             answer = WriterAnswer(request=name, state="failed", problem=problem_of(error))
         await work.put(answer)
+        reached("sink.answer.put")
         self._metrics.requests.labels(kind, answer.state).inc()
         fields = {"request": name, "kind": kind, "state": answer.state}
         if answer.problem is not None:
             fields["problem"] = answer.problem.message
         _logger.info("request answered", extra={"fields": fields})
+        await self._release_answer(name)
+        await self._delete_request(name)
+
+    async def _release_answer(self, name: str) -> None:
+        """Nobody else's lease on it is touched."""
         with contextlib.suppress(BlobConflict):
             await self._client.release_lease(REPLICATION_CONTAINER, answer_name(name), self._lease_id)
-        await self._delete_request(name)
 
     async def _answered(self, name: str) -> bool:
         try:

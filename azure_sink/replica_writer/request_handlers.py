@@ -20,6 +20,7 @@ from azure_sink.replica_writer.store_cleaning import delete_all
 from replication.blob_client.api import BlobClient
 from replication.blob_client.failures import BlobNotFound
 from replication.errors import NotFound, Refused
+from replication.failpoint import reached
 from replication.identifiers import CutId, DiskId, ItemId
 from replication.store_documents import (
     NEVER_OPENED,
@@ -120,6 +121,7 @@ class RequestHandlers:
             )
         for cut in cuts:
             await self._ledger.delete_record(item, cut)
+        reached("sink.points.unlisted")
         remaining = [point for point in points if point.cut not in cuts]
         disks = {DiskId(part.disk) for point in points for part in point.disks} | self._followers.disks_of(item)
         for disk in sorted(disks):
@@ -147,9 +149,11 @@ class RequestHandlers:
             held = await self._hold(disks)
             for disk in disks:
                 await delete_all(self._client, REPLICATION_CONTAINER, f"{KEYS_PREFIX}{disk}/")
+            reached("sink.delete.keys-gone")
             await self._delete_records(ItemId(request.item), set(disks))
             for replica in held:
                 await replica.delete()
+                reached("sink.delete.replica-gone")
             for disk in disks:
                 await delete_all(self._client, REPLICATION_CONTAINER, f"{disk}/")
         finally:

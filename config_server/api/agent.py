@@ -15,6 +15,7 @@ from config_server.observations import report_agent
 from config_server.tables import MachineRow
 from replication.control_plane import MAX_DESIRED_WAIT_S, AgentDesired, AgentObservation, MachineInventory
 from replication.errors import Conflict, Refused
+from replication.failpoint import reached
 
 SECOND_INCARNATION: Final = "second-incarnation"
 
@@ -60,6 +61,7 @@ async def post_observation(call: Call) -> None:
             call.site.database, call.site.clock(), call.actor, SECOND_INCARNATION, str(error), call.peer_id
         )
         raise
+    reached("config.observation.committed")
     if published:
         call.site.feed.wake()
     call.site.wake_reconciler()

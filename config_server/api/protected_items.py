@@ -30,6 +30,7 @@ from config_server.operator_plane import (
     TestMigrationRequest,
 )
 from config_server.tables import JobRow, ProtectedItemRow
+from replication.failpoint import reached
 
 _PATH: Final = "/protected-items/{item}"
 _NOT_NOW: Final = {404: "no such item", 409: "the item's state does not allow it"}
@@ -67,6 +68,7 @@ async def _start(call: Call, verb: JobVerb) -> JobStatus:
     async with call.site.database.write() as session:
         job = await verb(session, call.path["item"], call.actor, call.site.clock())
         status = await job_status(session, job)
+    reached("config.order.committed")
     call.site.changed()
     return status
 
@@ -76,6 +78,7 @@ async def _change(call: Call, verb: ItemVerb) -> ItemStatus:
         item = await verb(session, call.path["item"], call.actor, call.site.clock())
         await session.flush()
         status = await _status(call, session, item)
+    reached("config.order.committed")
     call.site.changed()
     return status
 

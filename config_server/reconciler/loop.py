@@ -44,6 +44,7 @@ from config_server.writer_requests import writer_silence_s
 from replication.blob_client.api import BlobClient
 from replication.documents import WriterPublicKey
 from replication.errors import BlockferryError
+from replication.failpoint import reached
 from replication.service.health import HealthBoard, HealthState
 
 MIN_GAP_S: Final = 0.05
@@ -184,6 +185,7 @@ class Reconciler:
             try:
                 async with self._database.write() as session:
                     published |= await self._follow_job(session, job_id, item_id)
+                reached("config.job.stepped")
             except BlockferryError as error:
                 _logger.warning("a job's step failed", extra={"fields": {"job": job_id, "error": str(error)}})
                 async with self._database.write() as session:

@@ -23,6 +23,7 @@ from config_server.writer_requests import NEW, PUT, request_of
 from replication.blob_client.api import BlobClient, BlobContent
 from replication.documents import MAX_DOCUMENT_BYTES, WriterPublicKey
 from replication.errors import Conflict, NotFound, PeerProtocolError
+from replication.failpoint import reached
 from replication.store_documents import DeleteDisks, WriterAnswer
 from replication.store_layout import REPLICATION_CONTAINER, answer_name, request_name
 
@@ -53,6 +54,7 @@ class Mailbox:
         for row in await self._rows(NEW):
             if not await self._put(row):
                 _logger.info("request is in the store already", extra={"fields": {"request": row.id, "kind": row.kind}})
+            reached("config.request.put")
             async with self._database.write() as session:
                 stored = await session.get_one(WriterRequestRow, row.id)
                 if stored.state == NEW:
@@ -113,9 +115,11 @@ class Mailbox:
         for row in rows:
             if row.retired == _IN_STORE:
                 await self._delete(request_name(row.id))
+                reached("config.request.deleted")
                 await self._set_retired(row.id, _REQUEST_DELETED)
             else:
                 await self._delete(answer_name(row.id))
+                reached("config.answer.deleted")
                 await self._set_retired(row.id, BOTH_DELETED)
 
     async def _rows(self, state: str) -> list[WriterRequestRow]:
@@ -148,6 +152,7 @@ class Mailbox:
                 return False
             stored.state, stored.answered_ns = answer.state, self._clock()
             await self._settle(session, stored, answer)
+        reached("config.answer.committed")
         return True
 
     def _opened(self, identifier: str, content: bytes) -> WriterAnswer:

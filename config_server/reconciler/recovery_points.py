@@ -30,6 +30,7 @@ from config_server.writer_requests import FAILED, NEW, PUT, SUCCEEDED, ask_write
 from replication.blob_client.api import BlobClient
 from replication.documents import MAX_DOCUMENT_BYTES, WriterPublicKey
 from replication.errors import NotFound, PeerProtocolError
+from replication.failpoint import reached
 from replication.identifiers import CutId, ItemId
 from replication.store_documents import PrunePoints, RecoveryPoint
 from replication.store_layout import RECOVERY_POINTS_CONTAINER, recovery_point_name, recovery_point_prefix
@@ -110,6 +111,7 @@ class RecoveryPoints:
         for point in points:
             async with self._database.write() as session:
                 await take_in(session, point, await suspicion_of(session, point), self._clock())
+            reached("config.point.committed")
         return len(points)
 
     async def _forget(self, item_id: str, cuts: list[str]) -> None:
@@ -154,6 +156,7 @@ class RecoveryPoints:
             request = PrunePoints(request=request_id(key), item=item_id, cuts=cuts)
             await ask_writer(session, key, request, self._clock(), item_id=item_id)
             await self._set_state(session, item_id, cuts, PRUNING)
+        reached("config.prune.asked")
 
     async def _settle(self, session: AsyncSession, item_id: str) -> bool:
         """Whether a request to prune is still open; its answer is turned into the points' state."""

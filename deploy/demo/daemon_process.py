@@ -13,12 +13,27 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 READY_DEADLINE_S: Final = 30.0
 STOP_DEADLINE_S: Final = 15.0
 _DIE_WITH_PARENT: Final = ("setpriv", "--pdeathsig", "KILL")
 _ANSWER_S: Final = 1.0
+
+
+class RunningProcess(Protocol):
+    """What is used of ``subprocess.Popen``."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def kill(self) -> None: ...
+
+    def terminate(self) -> None: ...
 
 
 @dataclass
@@ -30,9 +45,10 @@ class DaemonProcess:
     environment: dict[str, str]
     log: Path
     health_port: int
+    health_host: str = "127.0.0.1"
     counters: tuple[str, ...] = ()
     outlives_demo: bool = False
-    process: subprocess.Popen[bytes] | None = None
+    process: RunningProcess | None = None
     peak_anonymous_bytes: int = 0
     _finished: dict[str, float] = field(default_factory=dict)
     _running: dict[str, float] = field(default_factory=dict)
@@ -97,7 +113,7 @@ class DaemonProcess:
 
     def _metrics(self) -> dict[str, float]:
         totals: dict[str, float] = {}
-        url = f"http://127.0.0.1:{self.health_port}/metrics"
+        url = f"http://{self.health_host}:{self.health_port}/metrics"
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=_ANSWER_S) as response:
             for line in response.read().decode().splitlines():
                 if not line.startswith("#"):
@@ -108,7 +124,8 @@ class DaemonProcess:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}/healthz", timeout=_ANSWER_S):
+            url = f"http://{self.health_host}:{self.health_port}/healthz"
+            with urllib.request.urlopen(url, timeout=_ANSWER_S):
                 return True
         except urllib.error.HTTPError:
             return True

@@ -40,9 +40,19 @@ class Operator:
 
     def get(self, path: str) -> Json:
         """One GET of the REST interface; patient while the configuration server is busy."""
-        request = urllib.request.Request(
-            f"{self._site.config_url}/api/v1{path}", headers={"Authorization": f"Bearer {self._token}"}
-        )
+        return self._call(urllib.request.Request(self._url(path)))
+
+    def post(self, path: str, document: Json | None = None) -> Json:
+        """One POST of the REST interface: an order without ``migratectl``."""
+        body = json.dumps(document or {}).encode()
+        headers = {"Content-Type": "application/json"}
+        return self._call(urllib.request.Request(self._url(path), body, headers, method="POST"))
+
+    def _url(self, path: str) -> str:
+        return f"{self._site.config_url}/api/v1{path}"
+
+    def _call(self, request: urllib.request.Request) -> Json:
+        request.add_header("Authorization", f"Bearer {self._token}")
         with urllib.request.urlopen(request, timeout=_REQUEST_TIMEOUT_S, context=self._tls) as response:
             answer: Json = json.load(response)
         return answer

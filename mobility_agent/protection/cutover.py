@@ -32,6 +32,7 @@ from replication.control_plane import SOURCE_WRITTEN, CutoverObservation, Desire
 from replication.epoch_manifest import EpochFlag
 from replication.errors import BlockferryError, Conflict, PeerUnavailable, Refused, Unsupported
 from replication.extents import Extent
+from replication.failpoint import reached
 from replication.identifiers import CutId, DiskId, ItemId
 
 CLAIM_DEADLINE_S: Final = 900.0
@@ -127,6 +128,7 @@ class Cutover:
             self._executor = executor
             held.callback(self._forget_claims)
             await self._claim_all(held)
+            reached("agent.cutover.claimed")
             self._tell("the disks are claimed", disks=len(self._claims))
             async with AsyncExitStack() as gaps:
                 self._note(state="shipping")
@@ -230,6 +232,7 @@ class Cutover:
                 f"cannot cut the final epoch: {outcome.reason}",
                 hint="stop what still writes to the disk, then try again",
             )
+        reached("agent.cutover.sealed")
         # What was written until the flip is in the final epoch, if the tracker tells what was written since.
         await self._watch(disk for disk, session in self.sessions.items() if session.parts.tracker.proves_quiet)
         total_bytes = sum(session.ledger.geometry.size_bytes for session in self.sessions.values())
@@ -243,6 +246,7 @@ class Cutover:
         # Last of all: the sink may have taken much longer than the hashes.
         for disk, session in sorted(self.sessions.items()):
             await self._require_unwritten(disk, session)
+        reached("agent.cutover.hashed")
         self._note(identity_claimed=True)
         self._tell("identity is claimed: applied, hashed, and not written meanwhile", cut=cut)
         return True

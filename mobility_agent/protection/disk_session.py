@@ -37,6 +37,7 @@ from replication.dirty_bitmap import DirtyBitmap
 from replication.documents import WriterPublicKey
 from replication.epoch_manifest import EpochManifest, encode_manifest
 from replication.errors import BlockferryError, KeyConflict, ResyncRequired
+from replication.failpoint import reached
 from replication.identifiers import AttemptNumber, CutId, DiskId, EpochId, EpochKey
 
 SCAN_KIND: Final = "scan"
@@ -147,6 +148,7 @@ class DiskSession:
     def _begin_attempt(self, number: EpochId) -> Epoch:
         epoch = self.ledger.begin_attempt(number)
         self._kept.save()
+        reached("agent.attempt.persisted")
         return epoch
 
     async def _ship_forever(self) -> None:
@@ -250,6 +252,7 @@ class DiskSession:
             if self.parts.echo is not None:
                 self.parts.echo.before_flip()
             harvest = self.parts.tracker.begin_harvest(self.scratch)
+            reached("agent.harvest.flipped")
             if not urgent and self._is_echo(harvest):
                 return None  # not committed: the tracker keeps it
             self._absorb(harvest)
@@ -299,6 +302,7 @@ class DiskSession:
 
     def _commit(self) -> None:
         """What was harvested is durable (or there was nothing): the tracker may forget it, and notes under which serial of the journal."""
+        reached("agent.harvest.journalled")
         self.parts.tracker.commit_harvest(self.ledger.serial)
         if self.parts.echo is not None:
             self.parts.echo.committed()
@@ -350,6 +354,7 @@ class DiskSession:
         except (ResyncRequired, KeyConflict) as error:
             self._kept.fail(error)
             raise
+        reached("agent.epoch.shipped")
         async with self._kept.lock:
             sealed = await self._kept.change(lambda: self._seal(key, epoch, shipped))
         if sealed is None:
@@ -374,8 +379,10 @@ class DiskSession:
         sealed = self.ledger.seal(present.number, encode_manifest(manifest, self.parts.manifest_key))
         if sealed.sealed is not None:
             self.parts.journal.save_digests(key.epoch, sealed.sealed, shipped.indices, shipped.digests)
+        reached("agent.digests.written")
         self._kept.save()
         self._kept.wrote()
+        reached("agent.manifest.fixed")
         return sealed
 
     async def wait_seeded(self) -> None:

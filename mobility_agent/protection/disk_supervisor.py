@@ -35,6 +35,7 @@ from replication.control_plane import GenerationGrant, GenerationRequest, Proble
 from replication.dirty_bitmap import Geometry
 from replication.documents import WriterPublicKey
 from replication.errors import BlockferryError, Conflict, KeyConflict, PeerProtocolError, ResyncRequired, Retryable
+from replication.failpoint import reached
 from replication.identifiers import DiskId, ItemId
 
 STEADY_S: Final = 60.0
@@ -286,7 +287,9 @@ class DiskSupervisor:
         is_ordered = due is not None and record.state.is_ordered and grant.base is not None
         await self._in_executor(lambda: settle_attach(tracker, ledger, is_ordered=is_ordered))
         if due is not None:
+            reached("agent.generation.ledger-made")
             await self._in_executor(lambda: record.fulfil(grant, due.request))
+            reached("agent.generation.fulfilled")
             base = "" if grant.base is None else f"{grant.base.generation}/{grant.base.epoch}"
             self._tell("generation begins", generation=grant.generation, reason=due.reason, base=base)
         echo = None
@@ -323,6 +326,7 @@ class DiskSupervisor:
             changed = f"the disk has {geometry.size_bytes} bytes in granules of {geometry.granularity_bytes} bytes now"
             raise ResyncRequired(f"cannot go on: {changed}", disk=self.disk)
         request = await self._in_executor(lambda: _due_request(record, geometry))
+        reached("agent.generation.required")
         try:
             granted = await self._environment.config_server.new_generation(self.disk, request)
         except Conflict as error:
@@ -330,6 +334,7 @@ class DiskSupervisor:
             await self._in_executor(record.renew_request)
             raise Retryable(f"cannot begin a generation yet: {error.message}", disk=self.disk) from error
         self._check(granted, request, grant)
+        reached("agent.generation.granted")
         return granted, request
 
     def _check(self, granted: GenerationGrant, request: GenerationRequest, present: GenerationGrant | None) -> None:

@@ -1,8 +1,9 @@
 """Sealed manifests on their way to the store: put, put again, and what to do when the process server refuses one.
 
-Called by ``disk_session``. A manifest whose segments are lost opens its epoch again (a new attempt is read, R4). One that is superseded is
-looked up: the first manifest in the store decides its epoch (R5), provided that this agent sealed it; another one shows that the agent's
-state is older than the history, which ends in a resync. Needs no gap: whoever ships finds what was opened again in the ledger.
+Called by ``disk_session``. A manifest whose segments are lost opens its epoch again (a new attempt is read, R4), unless a receipt says
+that it is applied. One that is superseded is looked up: the first manifest in the store decides its epoch (R5), provided that this agent
+sealed it; another one shows that the agent's state is older than the history, which ends in a resync. Needs no gap: whoever ships finds
+what was opened again in the ledger.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mobility_agent.protection.kept_ledger import KeptLedger
 from mobility_agent.shipping.epoch_shipper import EpochShipper, backoff_s
 from replication.data_plane import ManifestSuperseded, SegmentsMissing
 from replication.epoch_manifest import EpochManifest, decode_manifest, manifest_hash
+from replication.failpoint import reached
 from replication.identifiers import EpochId, EpochKey
 
 MAX_IN_VAIN: Final = 6
@@ -67,6 +69,10 @@ class ManifestDelivery:
                     lambda: self._shipper.uplink.put_manifest(self._key(epoch), epoch.manifest)
                 )
             except SegmentsMissing as error:
+                # Applied meanwhile, they are gone from the store too: a process server that was started anew cannot tell that from a loss.
+                await self._look_for_receipt()
+                if not self._counts(epoch):
+                    return False
                 _logger.warning(
                     "the process server lost segments: a new attempt is read",
                     extra={"fields": {"disk": self._kept.ledger.disk, "epoch": epoch.number, "error": str(error)}},
@@ -76,6 +82,7 @@ class ManifestDelivery:
             except ManifestSuperseded as error:
                 await self._settle_superseded(error)
                 return False
+            reached("agent.manifest.put")
             self._in_vain = 0
             sealed = {other.sealed.hash for other in self._kept.ledger.sealed_epochs if other.sealed is not None}
             self._put = (self._put | {manifest_hash(epoch.manifest)}) & sealed

@@ -32,6 +32,7 @@ from replication.dirty_bitmap import DirtyBitmap, GranuleRuns
 from replication.epoch_manifest import ConsistentCut, EpochFlag
 from replication.errors import BlockferryError
 from replication.extents import Extent
+from replication.failpoint import reached
 from replication.identifiers import CutId, DiskId, ItemId
 
 MAX_PRECOPY_ROUNDS: Final = 8
@@ -217,7 +218,9 @@ class PointCoordinator:
             cut_time_ns = time.time_ns()
             for part in rounds:
                 part.harvest_now()
+            reached("agent.point.frozen")
             reason = self._read(rounds, freeze.remaining_s) or _seen_writing(rounds, quiesced=quiesced)
+            reached("agent.point.read")
         result = freeze.result
         if not reason and (result is None or not result.is_point):
             reason = "the freeze has no result" if result is None else result.problem

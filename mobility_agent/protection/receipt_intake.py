@@ -26,6 +26,7 @@ from replication.control_plane import Problem
 from replication.data_plane import MAX_RECEIPT_WAIT_S, SinkBehind
 from replication.documents import WriterPublicKey
 from replication.errors import PeerProtocolError, ResyncRequired
+from replication.failpoint import reached
 from replication.identifiers import CutId, EpochId, GenerationKey
 from replication.store_documents import Receipt
 
@@ -121,6 +122,7 @@ class ReceiptIntake:
         receipt = self._writer_key.open_signed(Receipt, content)
         if receipt.disk != self._generation.disk or receipt.generation != self._generation.generation:
             raise PeerProtocolError("cannot accept a receipt for another disk or generation", disk=receipt.disk)
+        reached("agent.receipt.seen")
         is_late = receipt.epoch < self._kept.ledger.applied_epoch
         async with self._kept.lock:
             confirmed = await self._kept.change(functools.partial(self._confirm, receipt))
@@ -153,8 +155,10 @@ class ReceiptIntake:
             return ()
         for confirmation in confirmed:
             self._record(confirmation)
+        reached("agent.table.updated")
         ledger.confirm(number, applied_hash, receipt.cut_time_ns)
         self._kept.save()
+        reached("agent.ledger.confirmed")
         self._kept.journal.drop_digests(ledger.applied_epoch)
         self._kept.wrote()
         return confirmed

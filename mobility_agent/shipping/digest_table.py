@@ -31,6 +31,7 @@ from blake3 import blake3
 from replication.dirty_bitmap import Geometry, GranuleRuns
 from replication.durable_file import sync_directory
 from replication.errors import IntegrityError
+from replication.failpoint import reached
 from replication.identifiers import DiskId, EpochId, GenerationId
 
 DIGEST_BYTES: Final = 16
@@ -210,6 +211,7 @@ class DigestTable:
     def _begin(self, epoch: EpochId) -> None:
         self.interrupted_epoch = EpochId(max(epoch, 1))
         self._write_header(applying=self.interrupted_epoch)
+        reached("agent.table.announced")
 
     def _end(self, epoch: EpochId) -> None:
         os.fsync(self._descriptor)

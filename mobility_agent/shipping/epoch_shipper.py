@@ -25,6 +25,7 @@ from replication.batch_frame import BatchFrame, encode_batch
 from replication.data_plane import BatchAcknowledgement
 from replication.epoch_manifest import ManifestSegment
 from replication.errors import BlockferryError, Retryable
+from replication.failpoint import reached
 from replication.identifiers import AttemptNumber, BatchKey, BatchNumber, EpochId, EpochKey, GenerationKey
 
 FIRST_BACKOFF_S: Final = 0.25
@@ -205,6 +206,7 @@ class EpochShipper:
 
     async def _send(self, frame: BatchFrame, segments: dict[BatchNumber, ManifestSegment]) -> None:
         acknowledged = await self.persistently(lambda: self.uplink.put_batch(frame))
+        reached("agent.batch.acknowledged")
         segments[frame.key.batch] = ManifestSegment(
             frame.key.batch, acknowledged.segment_bytes, bytes.fromhex(acknowledged.tag), frame.digest
         )

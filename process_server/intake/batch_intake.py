@@ -29,6 +29,7 @@ from process_server.store_inquiry import StoredSegment, StoreInquiry
 from replication.batch_frame import HEADER_BYTES, MAX_FRAME_BYTES
 from replication.data_plane import BatchAcknowledgement
 from replication.errors import BlockferryError, KeyConflict, Overloaded, PeerUnavailable
+from replication.failpoint import reached
 from replication.identifiers import AttemptNumber, BatchKey, BatchNumber, EpochId, EpochKey, GenerationKey, MachineId
 from replication.threads import finished
 
@@ -142,7 +143,9 @@ class BatchIntake:
         frame_bytes = lease.view.nbytes
         sealed = await self._sealing.seal(key, lease.view, grant)
         lease.close()  # the next body need not wait for the disk
+        reached("process.batch.appended")
         await self._spool.durable(sealed.written)
+        reached("process.batch.durable")
         self._note(key, grant, sealed)
         self._metrics.received_bytes.inc(frame_bytes)
         self._metrics.sealed_bytes.inc(sealed.entry.segment_bytes)

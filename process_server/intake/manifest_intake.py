@@ -43,6 +43,7 @@ from replication.epoch_manifest import (
     manifest_hash,
 )
 from replication.errors import NotFound, Overloaded, PeerUnavailable
+from replication.failpoint import reached
 from replication.identifiers import BatchNumber, EpochKey, GenerationKey, MachineId
 from replication.threads import finished, finished_in
 
@@ -207,7 +208,9 @@ class ManifestIntake:
         )
         with self._spool.reserve_manifest(len(encoded)):
             written = await self._spool.append_in_thread(draft, memoryview(encoded))
+            reached("process.manifest.appended")
             await self._spool.durable(written)
+        reached("process.manifest.durable")
         pending = PendingManifest(
             key,
             manifest.attempt,

@@ -35,6 +35,7 @@ from process_server.spool.record import (
 )
 from replication.data_plane import RETRY_AFTER_SPOOL_FULL_S
 from replication.errors import BlockferryError, IntegrityError, NotFound, Overloaded, Retryable
+from replication.failpoint import reached
 
 KEPT_KINDS: Final = (RecordKind.SEGMENT, RecordKind.MANIFEST)
 """Records that keep their file until they are released; marks do not."""
@@ -200,6 +201,7 @@ class SpoolLog:
             file = self._files.create(str(name), allocated_bytes)
             try:
                 file.write_at(0, [memoryview(encode_file_header(name))])
+                reached("process.spool-file.created")
                 file.sync()
                 self._files.sync_directory()
             except OSError:

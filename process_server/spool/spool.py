@@ -22,6 +22,7 @@ from process_server.spool.log import Durable, SpoolLog, Written, spool_failure
 from process_server.spool.record import MAX_MARKS, RecordHeader, RecordKind, encode_marks, record_bytes
 from process_server.spool.recovery import RecoveredMarks, RecoveredRecord, Recovery, RecoveryReport
 from replication.errors import BlockferryError, Retryable
+from replication.failpoint import reached
 from replication.sealed_segment import HEADER_BYTES as SEGMENT_HEADER_BYTES
 from replication.sealed_segment import TAG_BYTES
 from replication.threads import finished, finished_in
@@ -104,6 +105,7 @@ class Spool:
                 log.remove(number)
             except OSError as error:
                 raise spool_failure(error, "remove a file of the spool") from error
+            reached("process.spool-file.removed")
         self._log = log
         return report
 
@@ -269,6 +271,7 @@ class Spool:
                 log.remove(number)
             except OSError as error:
                 _logger.warning("cannot remove a spool file", extra={"fields": {"file": number, "error": str(error)}})
+            reached("process.spool-file.removed")
         for kind, numbers in marks.items():
             for at in range(0, len(numbers), MAX_MARKS):
                 payload = encode_marks(numbers[at : at + MAX_MARKS])
@@ -276,6 +279,8 @@ class Spool:
                     log.append(RecordHeader(kind, 0, 0, len(payload)), memoryview(payload), urgent=True)
                 except BlockferryError as error:  # without its mark a record is uploaded again, which changes nothing
                     _logger.warning("cannot write marks", extra={"fields": {"error": str(error)}})
+        if any(marks.values()):
+            reached("process.marks.appended")
         return log.sync()
 
     async def close(self) -> None:

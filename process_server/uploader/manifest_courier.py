@@ -36,6 +36,7 @@ from replication.blob_client.api import BlobClient
 from replication.clock import Clock
 from replication.epoch_manifest import decode_unverified_manifest
 from replication.errors import BlockferryError, Conflict, IntegrityError, NotFound, PeerUnavailable
+from replication.failpoint import reached
 from replication.identifiers import BatchKey, EpochId, EpochKey, GenerationKey
 from replication.store_layout import MANIFEST_HASH_METADATA, manifest_name
 
@@ -174,6 +175,7 @@ class ManifestCourier:
                 await self._put(generation, manifest)
             case Decided():
                 self._give_up(manifest, RecordKind.UPLOADED)
+                reached("process.manifest.retired")
                 self._metrics.manifests.labels("stored").inc()
                 self.settle(generation.key)
             case Superseded(reason):
@@ -262,6 +264,7 @@ class ManifestCourier:
             if decided is None:
                 raise
         else:
+            reached("process.manifest.stored")
             decided = manifest.manifest_hash
             self._metrics.uploaded_bytes.inc(len(content))
         self._gate.succeeded()

@@ -26,6 +26,7 @@ from process_server.uploader.conditional_put import put_first
 from replication.blob_client.api import BlobClient
 from replication.clock import Clock
 from replication.errors import BlockferryError, Conflict, IntegrityError, NotFound
+from replication.failpoint import reached
 from replication.identifiers import BatchKey
 from replication.store_layout import (
     REPLICATION_CONTAINER,
@@ -163,6 +164,7 @@ class SegmentUploader:
             await put_first(self._client, segment_name(job.key), buffer, metadata)
         except Conflict as conflict:
             return await self._compare(job, buffer, conflict)
+        reached("process.segment.stored")
         self._metrics.segments_uploaded.inc()
         self._metrics.uploaded_bytes.inc(entry.segment_bytes)
         return SegmentState.STORED
@@ -213,6 +215,7 @@ class SegmentUploader:
         self._spool.release(
             job.entry.place, RecordKind.UPLOADED if state is SegmentState.STORED else RecordKind.DISCARDED
         )
+        reached("process.segment.released")
         self._on_settled(job.key)
         return True
 

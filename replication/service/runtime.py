@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from replication.errors import BlockferryError, SettingsError
+from replication.failpoint import arm_from_environment
 from replication.service.event_loop import new_event_loop
 
 EXIT_OK: Final = 0
@@ -93,6 +94,7 @@ async def _supervise(main: Callable[[Lifecycle], Awaitable[None]]) -> None:
 def run_daemon(name: str, main: Callable[[Lifecycle], Awaitable[None]]) -> int:
     """Run ``main`` on the daemons' event loop until it returns; log why it failed. Returns the process's exit code."""
     try:
+        arm_from_environment(name)
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(_supervise(main))
     except BaseExceptionGroup as group:

@@ -18,6 +18,7 @@ from typing import Any, Final
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from deploy.demo.daemon_process import RunningProcess
 from deploy.demo.site import DAEMONS, Site
 from replication import __version__
 from tests.harness.notify_socket import Notification, NotifySocket, notify_socket
@@ -163,7 +164,7 @@ def _start(site: Site, name: str, manager: NotifySocket) -> list[Notification]:
         raise AssertionError(f"{name} did not become ready:\n{site.tail(name)}") from error
 
 
-def _process(site: Site, name: str) -> subprocess.Popen[bytes]:
+def _process(site: Site, name: str) -> RunningProcess:
     process = site.daemons[name].process
     assert process is not None
     return process

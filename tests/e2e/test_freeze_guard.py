@@ -26,6 +26,8 @@ from tests.harness.loop_disk import LoopDisk, loop_disk, mounted, run
 pytestmark = [pytest.mark.requires("root", "loop", "mount", "mkfs.ext4", "mkfs.xfs")]
 
 GENEROUS_S = 60.0
+LATENESS_S = 5.0
+"""Of a watchdog on a busy machine."""
 ROOT = Path(__file__).parents[2]
 MAKE = {"ext4": ("mkfs.ext4", "-q"), "xfs": ("mkfs.xfs", "-q"), "btrfs": ("mkfs.btrfs", "-q")}
 
@@ -156,11 +158,29 @@ from mobility_agent.quiesce.file_systems import file_systems_on
 from mobility_agent.quiesce.freeze_guard import FreezeGuard
 guard = FreezeGuard()
 guard.start()
-with guard.frozen(file_systems_on([Path(sys.argv[1])]), 60.0):
+with guard.frozen(file_systems_on([Path(sys.argv[1])]), float(sys.argv[2])):
     sys.stdout.write(f"{guard.watchdog_process_id}\\n")
     sys.stdout.flush()
     sys.stdin.readline()
 """
+
+
+@contextlib.contextmanager
+def freezing_agent(disk: LoopDisk, budget_s: float) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """An agent of its own that holds the file systems of ``disk`` frozen, and its watchdog's process id."""
+    agent = subprocess.Popen(
+        [sys.executable, "-c", FREEZING_AGENT, str(disk.device), str(budget_s)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    with agent:
+        try:
+            assert agent.stdout is not None
+            yield agent, int(agent.stdout.readline())
+        finally:
+            agent.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -168,21 +188,23 @@ def test_an_agent_killed_while_frozen_leaves_nothing_frozen(
     ext4: tuple[LoopDisk, Path], number: signal.Signals
 ) -> None:
     disk, mount_point = ext4
-    agent = subprocess.Popen(
-        [sys.executable, "-c", FREEZING_AGENT, str(disk.device)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    with agent:
-        assert agent.stdout is not None
-        process_id = int(agent.stdout.readline())
+    with freezing_agent(disk, GENEROUS_S) as (agent, process_id):
         assert is_frozen(mount_point)
         agent.send_signal(number)
         agent.wait()
     wait_until(lambda: not is_frozen(mount_point))
     wait_until(lambda: not Path(f"/proc/{process_id}").exists())
+
+
+def test_a_stopped_agent_is_frozen_no_longer_than_its_budget(ext4: tuple[LoopDisk, Path]) -> None:
+    """It neither runs nor dies: only the watchdog is left to thaw."""
+    disk, mount_point = ext4
+    with freezing_agent(disk, 1.5) as (agent, process_id):
+        agent.send_signal(signal.SIGSTOP)
+        started_s = time.monotonic()
+        assert can_write(mount_point)
+        assert time.monotonic() - started_s < 1.5 + LATENESS_S
+        assert Path(f"/proc/{process_id}").exists()
 
 
 def test_a_watchdog_killed_while_frozen_is_noticed_and_the_agent_thaws(

@@ -30,12 +30,15 @@ class RunningSite:
 
     def protect(self, *disks: Path, point_interval: str = "10 s") -> Json:
         """Enable replication and wait until it replicates."""
+        self.begin_protection(*disks, point_interval=point_interval)
+        return self.wait_state("replicating", 300.0)
+
+    def begin_protection(self, *disks: Path, point_interval: str = "10 s") -> None:
         self.operator.order("set-policy", POLICY, "--recovery-point-interval", point_interval)
         wanted = [argument for disk in disks for argument in ("--disk", str(disk))]
         wait_until("the disks in the inventory", lambda: self._known(disks), READY_S * 6)
         self.operator.order("check", self.server, *wanted)
         self.operator.order("protect", self.server, *wanted, "--policy", POLICY)
-        return self.wait_state("replicating", 300.0)
 
     def _known(self, disks: tuple[Path, ...]) -> Json | None:
         detail = self.operator.get(f"/servers/{self.server}")
@@ -74,13 +77,14 @@ def running_site(
     disk_files: tuple[Path, ...] = (),
     tracker: str = "auto",
     *,
+    make: Callable[..., Site] = Site,
     installed: Callable[[Site], None] = lambda _site: None,
 ) -> Iterator[RunningSite]:
     """Install, enrol and start everything; on leaving all is stopped, whatever happened. Logs are printed for a failure's report.
 
     :param installed: called before anything is started, to change what was installed.
     """
-    site = Site(directory, disk_files, tracker)
+    site = make(directory, disk_files, tracker)
     try:
         site.install()
         installed(site)

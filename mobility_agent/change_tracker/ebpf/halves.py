@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from mobility_agent.change_tracker.ebpf.layout import WORD_BITS, BitmapLayout, ControlRecord
 from replication.dirty_bitmap import SLICE_WORDS, DirtyBitmap, GranuleRuns, filled_slices
+from replication.failpoint import reached
 
 Words = npt.NDArray[np.uint64]
 
@@ -139,6 +140,7 @@ class Halves:
     def commit(self) -> None:
         """Forget what was collected last; marks that came in since the flip stay."""
         self._clear_flipped(self._collected)
+        reached("agent.harvest.half-cleared")
         late = DirtyBitmap(self._layout.geometry.granules) if self._late else None
         if late is None:
             self._carried.reduce_to(None)

@@ -49,6 +49,7 @@ from mobility_agent.core.reconciliation import (
 )
 from replication.dirty_bitmap import DEFAULT_GRANULARITY_BYTES, DirtyBitmap, Geometry, GranuleRuns
 from replication.errors import Refused
+from replication.failpoint import reached
 
 
 class _Stage(enum.Enum):
@@ -253,6 +254,7 @@ class EbpfTracker:
             return
         if journal_serial:
             self._control.journal_serial = journal_serial  # before anything is forgotten
+        reached("agent.harvest.serial-noted")
         self._halves.commit()
         self._control.resync_cause = Cause.NONE
         self._redirty_reason = ""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator
 from email.utils import formatdate
 from pathlib import Path
@@ -61,10 +64,18 @@ async def test_a_body_that_stalls_is_given_up(site: BlobSite, tmp_path: Path) ->
     await no_trace(site, tmp_path)
 
 
-async def test_a_client_that_goes_away_leaves_nothing(site: BlobSite, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_reset", [False, True])
+async def test_a_client_that_goes_away_leaves_nothing_and_is_no_error_of_the_service(
+    site: BlobSite, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_reset: bool
+) -> None:
     _reader, writer = await begin_put(site, 1_500_000)
+    if is_reset:  # as by a process that was killed with answers unread
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
+    while "cut" not in _statuses(site):
+        await asyncio.sleep(0.01)
     await no_trace(site, tmp_path)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_a_reader_that_takes_nothing_is_cut(site: BlobSite) -> None:

@@ -417,8 +417,7 @@ async def test_answered_request_is_not_worked_on_again() -> None:
     await site.account.delete_blob(DISKS_CONTAINER, "web01-Test")
     await site.ask(request)  # asked again by a configuration server that had not seen the answer
     await site.start().settle()
-    answer = await site.answer(request)
-    assert answer is not None
+    assert (answer := await site.answer(request)) is not None
     assert answer.state == "succeeded"
     assert await site.names(DISKS_CONTAINER) == []
     assert await site.names(REPLICATION_CONTAINER, "requests/") == []

@@ -67,10 +67,15 @@ class Rig:
             self.uplink, ShippingBuffers(1, 4096), executor, DiskFigures(), window=1, on_peer=lambda _: None
         )
         self.looked = 0
+        self.receipt: Epoch | None = None
+        """What the receipt says that is there when it is looked for."""
         self.delivery = ManifestDelivery(self.kept, shipper, KEY, self._look)
 
     async def _look(self) -> None:
         self.looked += 1
+        if self.receipt is not None:
+            applied, self.receipt = self.receipt, None
+            self.ledger.confirm(applied.number, manifest_hash(applied.manifest), 1)
 
     def manifest(self, number: int, *, flags: EpochFlag = NO_FLAGS) -> bytes:
         epoch = self.ledger.find(EpochId(number))
@@ -139,6 +144,17 @@ async def test_lost_segments_open_the_epoch_and_all_later_ones(rig: Rig) -> None
     assert not await rig.delivery.put(first), "it does not count any more"
     assert not await rig.delivery.put(second)
     assert rig.uplink.put == []
+
+
+async def test_segments_that_are_gone_because_their_epoch_is_applied_are_not_sent_again(rig: Rig) -> None:
+    """A process server that was restarted knows neither them nor that: the receipt does."""
+    first, second = rig.seal(1), rig.seal(2)
+    rig.uplink.answers = [MISSING]
+    rig.receipt = first
+    assert not await rig.delivery.put(first)
+    assert rig.ledger.applied_epoch == 1
+    assert rig.state(2) == (EpochState.SEALED, AttemptNumber(1))
+    assert await rig.delivery.put(second)
 
 
 async def test_an_earlier_attempt_in_the_store_is_adopted(rig: Rig) -> None:

@@ -145,7 +145,11 @@ async def test_every_segment_arrives_byte_for_byte_with_digest_and_tag() -> None
 async def test_no_more_are_under_way_than_connections_and_memory_allow() -> None:
     for parallel, arena, most in ((3, 8, 3), (8, 2, 2)):
         async with running(Rig(parallel=parallel, arena_segments=arena)) as rig:
+            rig.store.held.clear()
             rig.add(20)
+            while rig.store.in_flight < most:
+                await asyncio.sleep(0.01)
+            rig.store.held.set()
             await rig.until_settled()
             assert rig.store.most_in_flight == most
 

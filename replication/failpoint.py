@@ -1,0 +1,147 @@
+"""Failpoints: named places between two durable steps where a daemon can be told to die, so that a test proves that it recovers from there.
+
+``reached(name)`` stands in the daemons' code, one plain line at each place. It does nothing unless this process was armed when it started:
+``arm_from_environment``, called by ``service/runtime`` before anything else, looks once at ``BLOCKFERRY_FAILPOINT`` (``NAME``; ``NAME:N``
+for the N-th time) and never again; nothing arms a process that runs. An armed process says so loudly in its log, and at the place it
+kills itself with SIGKILL: no farewell, no buffer flushed. Under a service manager, or for a name that is not in ``FAILPOINTS``, it refuses
+to start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Mapping
+from typing import Final
+
+from replication.errors import SettingsError
+
+ENVIRONMENT: Final = "BLOCKFERRY_FAILPOINT"
+
+FAILPOINTS: Final[Mapping[str, Mapping[str, str]]] = {
+    "mobility-agent": {
+        "agent.desired.remembered": "a new wish of the configuration server is durable, nobody acts on it yet",
+        "agent.generation.required": "the duty to begin a generation is durable, nobody was asked for it",
+        "agent.generation.granted": "the generation was granted, nothing here says so",
+        "agent.generation.ledger-made": "the generation's ledger is durable, the duty still stands",
+        "agent.generation.fulfilled": "the duty is done, nothing was read",
+        "agent.harvest.flipped": "the bitmap is flipped in the kernel, the harvest is in memory only",
+        "agent.harvest.journalled": "the harvest is durable, the kernel still has it",
+        "agent.harvest.serial-noted": "the kernel knows the journal's serial, and still has the harvest",
+        "agent.harvest.half-cleared": "the flipped half is cleared, what is carried is not",
+        "agent.attempt.persisted": "a new attempt is durable, nothing of it was read",
+        "agent.batch.acknowledged": "a batch is at the process server, nothing here says so",
+        "agent.epoch.shipped": "every batch of an epoch is acknowledged, its manifest is not fixed",
+        "agent.digests.written": "the digests of a sealed epoch are written, its manifest is not fixed",
+        "agent.manifest.fixed": "the manifest is fixed in the journal, it was not put",
+        "agent.manifest.put": "the manifest is put, nothing here says so",
+        "agent.receipt.seen": "a receipt is verified, nothing was done with it",
+        "agent.table.announced": "an update of the digest table is announced in it, not made",
+        "agent.table.updated": "the digest table has a confirmed epoch, the ledger still holds it",
+        "agent.ledger.confirmed": "the ledger has let a confirmed epoch go, its digest file is still there",
+        "agent.point.frozen": "the file systems are frozen and the bitmap is flipped",
+        "agent.point.read": "the last round is read, the file systems are still frozen",
+        "agent.cutover.claimed": "the disks are claimed, no final epoch was cut",
+        "agent.cutover.sealed": "the final epoch is put, nobody was told",
+        "agent.cutover.hashed": "the source is hashed and applied, nobody was told",
+    },
+    "process-server": {
+        "process.spool-file.created": "a spool file and its header are written, neither they nor its name are durable",
+        "process.batch.appended": "a segment is written to the spool, not synced",
+        "process.batch.durable": "a segment is durable, not acknowledged",
+        "process.segment.stored": "a segment is in the store, the spool does not say so",
+        "process.segment.released": "a stored segment is released, its mark is not written",
+        "process.manifest.appended": "a manifest is written to the spool, not synced",
+        "process.manifest.durable": "a manifest is durable, not acknowledged",
+        "process.manifest.stored": "a manifest is in the store, the spool does not say so",
+        "process.manifest.retired": "a stored manifest is released, its mark is not written",
+        "process.marks.appended": "marks are written, not synced",
+        "process.spool-file.removed": "a spool file that is not needed any more is removed, not durably",
+    },
+    "config-server": {
+        "config.enrolment.committed": "a certificate is issued and recorded, its owner has no answer",
+        "config.order.committed": "an operator's order is durable, he has no answer and nobody acts on it",
+        "config.observation.committed": "an agent's observation is durable, it has no answer",
+        "config.generation.allocated": "a generation is in the database, its record is not in the store",
+        "config.generation.recorded": "a generation's record is in the store, the database does not say so",
+        "config.generation.opened": "a generation is open, its agent has no answer",
+        "config.job.stepped": "a job's step is durable, its agent was not told",
+        "config.request.put": "a request is in the store, the database does not say so",
+        "config.answer.committed": "the writer's answer is in the database, request and answer are still in the store",
+        "config.request.deleted": "an answered request is gone from the store, the database does not say so",
+        "config.answer.deleted": "an old answer is gone from the store, the database does not say so",
+        "config.point.committed": "a recovery point found in the store is in the database",
+        "config.prune.asked": "a request to prune points is in the database, not in the store",
+    },
+    "azure-sink": {
+        "sink.store.arena-made": "an arena file is made, its name is not durable",
+        "sink.store.bodies-durable": "the bodies of a commit group are durable, nothing refers to them",
+        "sink.store.uncommitted": "a commit group is in its transaction, not committed",
+        "sink.store.committed": "a commit group is durable, nobody was answered",
+        "sink.replica.created": "a replica is made, not taken over",
+        "sink.replica.fence-raised": "the sequence number is raised, the replica's state does not say why",
+        "sink.generation.opening": "the replica says that a generation is being opened, it is not laid out",
+        "sink.generation.opened": "a generation is open, there is no receipt of it",
+        "sink.generation.closed": "a generation is closed, its last receipt does not say so",
+        "sink.epoch.begun": "the replica says that an epoch is being applied, nothing is written",
+        "sink.batch.written": "one batch of an epoch is written",
+        "sink.epoch.written": "all of an epoch is written, the replica does not say so",
+        "sink.epoch.applied": "the replica says that an epoch is applied, there is no receipt",
+        "sink.point.snapshot-taken": "a point's snapshot exists, no recovery point names it",
+        "sink.point.recorded": "a recovery point is recorded, there is no receipt",
+        "sink.receipt.put": "an epoch's receipt is put, its segments are still in the store",
+        "sink.epoch.collected": "an applied epoch's segments are gone",
+        "sink.request.taken": "a request is taken up, nothing was done for it",
+        "sink.disk.copied": "a disk is copied, it is not marked as made",
+        "sink.disk.made": "a disk is made, the request has no answer",
+        "sink.answer.put": "an answer is put, its request is still there",
+        "sink.points.unlisted": "the records of pruned points are gone, their snapshots are not",
+        "sink.delete.keys-gone": "the keys of a deleted disk are gone, its replica is not",
+        "sink.delete.replica-gone": "a deleted disk's replica is gone, what is left of its epochs is not",
+    },
+}
+"""Daemon → failpoint → what is durable there and what is not. Every one is reached by ``tests/fault/test_failpoints.py``."""
+
+_logger = logging.getLogger(__name__)
+_armed: str | None = None
+_hits_left = 0
+
+
+def reached(name: str) -> None:
+    """Die here, if this process was armed for ``name`` at its start; otherwise nothing."""
+    if _armed is not None and name == _armed:
+        _hit(name)
+
+
+def _hit(name: str) -> None:
+    global _hits_left  # noqa: PLW0603 - one process, one failpoint
+    _hits_left -= 1
+    if _hits_left == 0:
+        os.write(2, f"failpoint {name} reached: SIGKILL\n".encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm_from_environment(daemon: str) -> None:
+    """Arm this process, if the environment that it was started with says so. To be called once, at its start.
+
+    :raises SettingsError: if it names no failpoint of ``daemon``, or a service manager runs this process.
+    """
+    global _armed, _hits_left
+    wanted = os.environ.get(ENVIRONMENT)
+    if wanted is None:
+        return
+    if "NOTIFY_SOCKET" in os.environ:
+        raise SettingsError(
+            f"cannot run with {ENVIRONMENT} as a service", hint="failpoints kill the daemon: they are for tests only"
+        )
+    name, _, hits = wanted.partition(":")
+    if name not in FAILPOINTS.get(daemon, {}) or not (hits or "1").isdecimal() or int(hits or "1") == 0:
+        raise SettingsError(
+            f"cannot run with {ENVIRONMENT}={wanted}: {daemon} has no such failpoint",
+            hint="NAME or NAME:N; the names are in replication/failpoint.py",
+        )
+    _armed, _hits_left = name, int(hits or "1")
+    _logger.critical(
+        "THIS PROCESS WILL KILL ITSELF: a failpoint is armed", extra={"fields": {"failpoint": name, "hit": _hits_left}}
+    )

@@ -1,0 +1,142 @@
+"""Two hundred SIGKILLs at random moments, over all four daemons, under fio and SQLite: nothing is lost, is stuck, or grows.
+
+The seed is printed; BLOCKFERRY_SEED replays the choice of victims and moments, not the machine's own timing. After each quarter of the
+kills replication must go on in the same generation; in the end the replica is compared with the source byte by byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from deploy.demo.site import DAEMONS
+from tests.harness.fault_site import FaultSite, fault_site
+from tests.harness.running_site import POLICY
+
+KILLS: Final = int(os.environ.get("BLOCKFERRY_RANDOM_KILLS", "200"))
+QUARTERS: Final = 4
+LONGEST_GAP_S: Final = 0.5
+SEVERAL_AT_ONCE: Final = 0.15
+MAX_GROWTH_BYTES: Final = 24 * 2**20
+MAX_MORE_DESCRIPTORS: Final = 16
+MAX_MORE_FILES: Final = 12
+ARENAS_A_START: Final = 2
+
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4", "fio")]
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a daemon holds. The store's arenas are apart: each of its starts begins new ones, and an old one goes with its last body."""
+
+    anonymous_bytes: int
+    descriptors: int
+    files: int
+    """Under its directory."""
+    arenas: int
+    starts: int
+
+
+def test_two_hundred_kills_under_load_and_the_replica_is_the_source(tmp_path: Path) -> None:
+    seed = int(os.environ.get("BLOCKFERRY_SEED") or random.SystemRandom().randrange(2**32))
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    with fault_site(tmp_path, fio_rate=60) as site:
+        site.running.operator.order("set-policy", POLICY, "--epoch-interval", "0.5 s")
+        site.running.protect(site.disk.device)
+        early = None
+        pins = sorted(path.name for path in site.site.pin_root.rglob("*"))
+        for _ in range(QUARTERS):
+            before = site.position()
+            kill_at_random(site, chance, KILLS // QUARTERS)
+            after = site.await_progress(before, what="kills")
+            for name in DAEMONS:
+                site.daemon(name).wait_until_ready()
+            site.await_progress(after, what="a pause between kills")
+            use = {name: use_of(site, name) for name in DAEMONS}
+            site.tell(str(use))
+            early = early or use
+        require_bounded(early or {}, use)
+        site.prove()
+        assert sorted(path.name for path in site.site.pin_root.rglob("*")) == pins
+        assert len(watchdogs(site)) <= 1
+        assert tracebacks(site) == []
+        pin_root = site.site.pin_root
+    assert not pin_root.exists()
+
+
+def kill_at_random(site: FaultSite, chance: random.Random, kills: int) -> None:
+    """Each victim is started again at once; he may be killed again before he serves."""
+    left = kills
+    while left > 0:
+        several = chance.randint(2, len(DAEMONS)) if chance.random() < SEVERAL_AT_ONCE else 1
+        victims = chance.sample(DAEMONS, min(several, left))
+        for name in victims:
+            site.daemon(name).kill()
+        for name in victims:
+            site.launch(name)
+        left -= len(victims)
+        time.sleep(chance.uniform(0.0, LONGEST_GAP_S))
+
+
+def use_of(site: FaultSite, name: str) -> Use:
+    process = site.daemon(name).process
+    assert process is not None
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    anonymous = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:"))
+    log = site.daemon(name).log
+    files = [path for path in log.parent.rglob("*") if path.is_file()]
+    descriptors = [_target_of(path) for path in Path(f"/proc/{process.pid}/fd").iterdir()]
+    arenas = sum(map(_is_arena, files))
+    starts = log.read_text(errors="replace").count("blob service listens")
+    others = sum(not _is_arena(path) for path in descriptors)
+    return Use(anonymous * 1024, others, len(files) - arenas, arenas, starts)
+
+
+def _target_of(descriptor: Path) -> Path:
+    with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+        return descriptor.readlink()
+    return descriptor
+
+
+def _is_arena(path: Path) -> bool:
+    return path.parent.name == "arenas"
+
+
+def require_bounded(early: Mapping[str, Use], late: Mapping[str, Use]) -> None:
+    for name, now in late.items():
+        before = early[name]
+        assert now.anonymous_bytes <= before.anonymous_bytes + MAX_GROWTH_BYTES, (name, before, now)
+        assert now.descriptors <= before.descriptors + MAX_MORE_DESCRIPTORS, (name, before, now)
+        assert now.files <= before.files + MAX_MORE_FILES, (name, before, now)
+        assert now.arenas <= ARENAS_A_START * (now.starts + 1), (name, now)
+
+
+def watchdogs(site: FaultSite) -> list[int]:
+    """Freeze watchdogs of this site's agents, dead ones' included: they have this site's token in their environment."""
+    mine = f"BLOCKFERRY_TOKEN_FILE={site.site.token_file}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                is_watchdog = b"watchdog" in (entry / "cmdline").read_bytes()
+                is_mine = mine in (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if is_watchdog and is_mine:
+                found.append(int(entry.name))
+    return found
+
+
+def tracebacks(site: FaultSite) -> list[str]:
+    """What a daemon did not expect: the lines of all logs that have one."""
+    lines = (line for name in DAEMONS for line in site.daemon(name).log.read_text(errors="replace").splitlines())
+    return [line.replace("\\n", "\n") for line in lines if "Traceback" in line or "Bad file descriptor" in line]

@@ -1,0 +1,107 @@
+"""The store answers 500 and 503, never answers, hangs up, cuts its answers short, is slow: replication waits, and goes on afterwards.
+
+A whole site under load, with a relay in front of the store that speaks TLS with the store's own certificate. In the end the replica is
+compared with the source byte by byte. Also the way from agent to process server, delayed and cut short.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.harness.fault_site import FaultSite, QuickSite, fault_site
+from tests.harness.faulty_relay import NO_TROUBLE, FaultyRelay, Trouble, faulty_relay
+from tests.harness.running_site import POLICY
+
+MIB: Final = 2**20
+
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4")]
+
+BLOCKING: Final = {
+    "500": Trouble(status=500),
+    "503": Trouble(status=503),
+    "no answer": Trouble(silent=True),
+    "hangs up": Trouble(refuses=True),
+    "answers cut short": Trouble(answer_bytes=700),
+}
+SLOW: Final = {"delayed": Trouble(delay_s=0.05), "throttled": Trouble(bytes_per_s=MIB)}
+
+
+class RelayedSite(QuickSite):
+    """Every daemon reaches the store by way of the relay, and the agent its process server by way of another."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        *_, self.ports["behind-blob"], self.ports["behind-process"] = self.lasting_ports(len(self.ports) + 2)
+
+    def _configurations(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = super()._configurations()
+        found["azure-sink"]["blob"]["listen"] = f"127.0.0.1:{self.ports['behind-blob']}"
+        found["azure-sink"]["writer"]["store"] = self._store()
+        found["process-server"]["listen"] = f"127.0.0.1:{self.ports['behind-process']}"
+        found["process-server"]["service_url"] = f"https://127.0.0.1:{self.ports['process']}"
+        return found
+
+
+class Relays:
+    """Started when the site's certificates are there."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+        self.store: FaultyRelay | None = None
+        self.uplink: FaultyRelay | None = None
+
+    def start(self, site: RelayedSite) -> None:
+        accepting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls = site.directory / "azure-sink" / "tls"
+        accepting.load_cert_chain(tls / "certificate.pem", tls / "key.pem")
+        dialling = ssl.create_default_context(cafile=str(site.authority_file))
+        ports = site.ports
+        self.store = self._stack.enter_context(faulty_relay(ports["blob"], ports["behind-blob"], (accepting, dialling)))
+        self.uplink = self._stack.enter_context(faulty_relay(ports["process"], ports["behind-process"]))
+
+
+@pytest.fixture
+def site_and_relays(tmp_path: Path) -> Iterator[tuple[FaultSite, Relays]]:
+    with contextlib.ExitStack() as stack:
+        relays = Relays(stack)
+        yield stack.enter_context(fault_site(tmp_path, 128 * MIB, kind=RelayedSite, prepare=relays.start)), relays
+
+
+def test_replication_goes_on_after_every_trouble_of_store_and_uplink(
+    site_and_relays: tuple[FaultSite, Relays],
+) -> None:
+    site, relays = site_and_relays
+    assert relays.store is not None
+    assert relays.uplink is not None
+    site.running.operator.order("set-policy", POLICY, "--epoch-interval", "0.5 s")
+    site.running.protect(site.disk.device)
+    for what, trouble in BLOCKING.items():
+        relays.store.begin(trouble)
+        if trouble.status:
+            site.await_condition("upload-blocked", "")
+        suffer(site, relays.store, f"store: {what}")
+    for what, trouble in SLOW.items():
+        relays.store.begin(trouble)
+        site.await_progress(site.position(), what=f"and during store: {what}")
+        suffer(site, relays.store, f"store: {what}")
+    for what in ("hangs up", "answers cut short", "no answer"):
+        relays.uplink.begin(BLOCKING[what])
+        suffer(site, relays.uplink, f"uplink: {what}")
+    relays.uplink.begin(SLOW["delayed"])
+    site.await_progress(site.position(), what="and during uplink: delayed")
+    suffer(site, relays.uplink, "uplink: delayed")
+    site.prove()
+
+
+def suffer(site: FaultSite, relay: FaultyRelay, what: str) -> None:
+    """The trouble is met by several connections before it ends; then replication goes on, in the same generation."""
+    site.until(lambda: relay.troubled >= 3, f"connections in trouble ({what})")
+    before = site.position()
+    relay.begin(NO_TROUBLE)
+    site.await_progress(before, what=what)
