@@ -27,11 +27,12 @@ async def open_jobs(session: AsyncSession, item_id: str, kind: JobKind | None = 
 
 
 async def newest_job(session: AsyncSession, item_id: str, kind: JobKind) -> JobRow | None:
-    """The newest job of a kind, ended or not."""
+    """The newest job of a kind, ended or not. One that is open comes first, whatever this server's clock said when it began."""
+    is_open = JobRow.state.in_([state.value for state in OPEN_STATES])
     found: JobRow | None = await session.scalar(
         select(JobRow)
         .where(JobRow.item_id == item_id, JobRow.kind == kind.value)
-        .order_by(JobRow.created_ns.desc(), JobRow.id.desc())
+        .order_by(is_open.desc(), JobRow.created_ns.desc(), JobRow.id.desc())
         .limit(1)
     )
     return found

@@ -70,6 +70,10 @@ def punch_hole(descriptor: int, offset: int, length: int) -> bool:
     raise OSError(code, os.strerror(code))
 
 
+MOST_PIECES: Final = 1024
+"""IOV_MAX of Linux: more at a time are refused."""
+
+
 def lies_aligned(view: memoryview) -> bool:
     """Whether ``view`` is whole blocks at a multiple of a block in memory: what a direct write takes from every device."""
     address: int = np.frombuffer(view, dtype=np.uint8).__array_interface__["data"][0]
@@ -362,7 +366,7 @@ class ArenaSet:
 def _write_all(handle: _OpenArena, views: Sequence[memoryview], offset: int) -> None:
     pending = list(views)
     while pending:
-        written = os.pwritev(handle.descriptor, pending, offset)
+        written = os.pwritev(handle.descriptor, pending[:MOST_PIECES], offset)
         offset += written
         while pending and written >= len(pending[0]):
             written -= len(pending.pop(0))

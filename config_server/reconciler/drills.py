@@ -89,7 +89,7 @@ async def _make(
         return
     result = TestMigrationResult(
         cut=point.cut,
-        time_ns=point.counted_ns,
+        time_ns=point.time_ns,  # by the source's own clock, against which its commits are told
         consistency="app" if point.consistency == "app" else "crash",
         disks=disks,
     )

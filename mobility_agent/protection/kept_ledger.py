@@ -38,11 +38,20 @@ class KeptLedger:
     async def change(self, function: Callable[[], ResultT], on_cancel: Callable[[], None] = lambda: None) -> ResultT:
         """Run ``function``, which changes the ledger and saves it with ``save``, in the executor; the caller holds ``lock``.
 
-        On cancel it has run to its end. :raises: what it raises, or what an earlier change failed with; then all is over.
+        On cancel it has run to its end. :raises: what it raises, or what an earlier change failed with; then all is over, also when the
+        caller was cancelled and does not hear of it: a harvest in doubt that nobody heard of would be taken for an exact one.
         """
+
+        def run() -> ResultT:
+            try:
+                return function()
+            except (BlockferryError, OSError) as error:
+                self.failure = self.failure or error
+                raise
+
         self.require_alive()
         try:
-            return await self.in_executor(function, on_cancel)
+            return await self.in_executor(run, on_cancel)
         except (BlockferryError, OSError) as error:
             self.fail(error)
             raise

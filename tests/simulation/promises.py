@@ -100,7 +100,9 @@ def judge_table(
         return
     table = DigestTable(directory / "digests", disk, geometry, bytes.fromhex(grant.digest_key))
     try:
-        is_begun = table.generation > ledger.generation and table.exact_epoch == 0  # the table goes before the ledger
+        # The table goes before the ledger; one that was made anew knows nothing, and is forgotten at the next start.
+        is_begun = table.generation > ledger.generation and table.exact_epoch == 0
+        is_begun = is_begun or (table.generation, table.exact_epoch) == (0, 0)
         if (
             ledger.applied_epoch
             and not is_begun

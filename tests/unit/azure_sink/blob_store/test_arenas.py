@@ -217,3 +217,10 @@ def test_reading_past_an_arenas_end_is_damage(tmp_path: Path) -> None:
         arenas.read_into(place.arena, place.offset, memoryview(bytearray(5)))
     with pytest.raises(Permanent):
         arenas.read_into(99, 0, memoryview(bytearray(1)))
+
+
+def test_more_pieces_than_one_system_call_takes_are_written(tmp_path: Path) -> None:
+    arenas = make(tmp_path, arena_bytes=64 * BLOCK_BYTES)
+    place = arenas.allocate(5000)
+    arenas.write(place, 0, [bytes([number % 251]) for number in range(5000)])
+    assert arenas.read(place.arena, place.offset, 5000) == bytes(number % 251 for number in range(5000))

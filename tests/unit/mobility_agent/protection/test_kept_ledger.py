@@ -103,3 +103,29 @@ async def test_a_condition_that_holds_already_does_not_hide_a_failure(kept: Kept
     kept.fail(Retryable("cannot go on"))
     with pytest.raises(Retryable):
         await kept.until(lambda: True)
+
+
+async def test_a_change_that_fails_after_its_caller_was_cancelled_ends_the_session_all_the_same(
+    kept: KeptLedger,
+) -> None:
+    """Two disks of a point were in doubt at once: the first one's error cancelled the second one's harvest, whose doubt nobody heard."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def harvest() -> None:
+        begun.set()
+        assert go_on.wait(20)
+        raise ResyncRequired("cannot vouch for tracking", disk=DISK)
+
+    waiting = asyncio.create_task(kept.until(lambda: False))
+    changing = asyncio.create_task(kept.change(harvest))
+    assert await asyncio.to_thread(begun.wait, 20)
+    changing.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises((asyncio.CancelledError, ResyncRequired)):
+        await changing
+    async with asyncio.timeout(20):
+        with pytest.raises(ResyncRequired, match="cannot vouch"):
+            await waiting
+    with pytest.raises(ResyncRequired, match="cannot vouch"):
+        kept.require_alive()
