@@ -1,6 +1,6 @@
 """Which role a passphrase enrols: one that is carried to every server to be protected must make nobody a process server
 
-Called by Alembic, after 0007. Passphrases that were made before are for agents.
+Called by Alembic, after 0008. Passphrases that were made before are for agents.
 """
 
 from __future__ import annotations
