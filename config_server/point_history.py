@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, UnaryExpression, select, tuple_, update
+from sqlalchemy import ColumnElement, Select, UnaryExpression, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.core.point_times import Cut, counted
@@ -41,9 +41,9 @@ def place_in_rows() -> ColumnElement[Any]:
     return tuple_(RecoveryPointRow.history_generation, RecoveryPointRow.history_epoch)
 
 
-async def newest_good_point(session: AsyncSession, item_id: str) -> RecoveryPointRow | None:
-    """The last one that is not suspect."""
-    found: RecoveryPointRow | None = await session.scalar(
+def good_points(item_id: str) -> Select[RecoveryPointRow]:
+    """Those that can be used and are not suspect, newest first."""
+    return (
         select(RecoveryPointRow)
         .where(
             RecoveryPointRow.item_id == item_id,
@@ -51,8 +51,12 @@ async def newest_good_point(session: AsyncSession, item_id: str) -> RecoveryPoin
             RecoveryPointRow.suspect.is_(None),
         )
         .order_by(*NEWEST_FIRST)
-        .limit(1)
     )
+
+
+async def newest_good_point(session: AsyncSession, item_id: str) -> RecoveryPointRow | None:
+    """The last one that is not suspect."""
+    found: RecoveryPointRow | None = await session.scalar(good_points(item_id).limit(1))
     return found
 
 

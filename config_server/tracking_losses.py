@@ -26,7 +26,7 @@ from config_server.events import SYSTEM, record_event
 from config_server.items import item_disks, observation_of
 from config_server.job_documents import ResyncContext
 from config_server.jobs import context_of
-from config_server.point_history import AVAILABLE, NEWEST_FIRST
+from config_server.point_history import good_points
 from config_server.tables import ItemDiskRow, JobRow, ProtectedItemRow, RecoveryPointRow, TrackingLossRow
 from replication.control_plane import DiskObservation
 from replication.store_documents import RecoveryPoint
@@ -157,16 +157,7 @@ async def newest_proved_cut(session: AsyncSession, item_id: str) -> str | None:
     proved = {
         row.disk_id: Position(row.proved_generation, row.proved_epoch) for row in await item_disks(session, item_id)
     }
-    points = (
-        select(RecoveryPointRow)
-        .where(
-            RecoveryPointRow.item_id == item_id,
-            RecoveryPointRow.state == AVAILABLE,
-            RecoveryPointRow.suspect.is_(None),
-        )
-        .order_by(*NEWEST_FIRST)
-        .limit(_AT_A_TIME)
-    )
+    points = good_points(item_id).limit(_AT_A_TIME)
     nothing, seen = Position(0, 0), 0
     while rows := list(await session.scalars(points.offset(seen))):
         for row in rows:
