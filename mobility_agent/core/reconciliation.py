@@ -22,8 +22,8 @@ is accounted (or later, masked): never before.
 - Overflow, passthrough, statistics switched off: RESYNC.
 
 The base from which counts run is taken so that completions are exact or show a deficit, never a surplus that could hide a
-loss. Issues cannot be: what is in flight when counting begins was never counted. So until the first rest an issue deficit
-may be false; it then merely turns a REDIRTIED into a RESYNC.
+loss. Issues cannot be: what is in flight when counting begins was never counted. So counting begins at rest where a rest is
+found; else, until the first one, an issue deficit may be false: it then merely turns a REDIRTIED into a RESYNC.
 
 Invariant: a request whose data may have landed after the harvest that its mark was in, is in a later harvest, or in the
 suspects with its account open, or covered by a RESYNC doubt.

@@ -18,6 +18,7 @@ from deploy.demo.site import Site
 
 READY_S = 60.0
 POLICY = "test"
+MAX_WARNINGS = 40
 
 
 @dataclass
@@ -99,7 +100,14 @@ def running_site(
         site.stop_all()
         for name in site.daemons:
             with contextlib.suppress(OSError):
-                print(f"--- the end of {name}'s log\n{site.tail(name, 20)}")
+                print(f"--- {name}: what it warned of, and the end of its log\n{warnings_of(site.daemons[name].log)}")
+                print(f"...\n{site.tail(name, 20)}")
+
+
+def warnings_of(log: Path) -> str:
+    """The last lines above the level info: a run of minutes pushes the one that matters out of the log's end."""
+    lines = log.read_text(errors="replace").splitlines()
+    return "\n".join([line for line in lines if '"level": "info"' not in line][-MAX_WARNINGS:])
 
 
 def _first(operator: Operator) -> Json | None:

@@ -71,6 +71,7 @@ def run(seed: int, losses: Losses, *, begins_quiet: bool = False) -> SimulatedAg
     layer.may_issue = not begins_quiet
     layer.tick(20)
     agent = SimulatedAgent(layer)
+    layer.may_issue = True
     for _ in range(random.randint(1, 25)):
         layer.tick(random.choice([0, 5, 40]))
         if random.random() < 0.3:
@@ -100,6 +101,20 @@ def test_without_losses_the_replica_converges_without_a_doubt(seed: int) -> None
 def test_tracking_that_begins_under_load_converges(seed: int) -> None:
     agent = run(seed, Losses())
     assert agent.replica == agent.layer.medium
+
+
+@given(st.integers(0, 2**32))
+def test_what_was_in_flight_when_tracking_began_makes_no_resync_of_a_lost_completion(seed: int) -> None:
+    random = Random(seed)
+    layer = SimulatedBlockLayer(GEOMETRY, random, Losses(completion=0.2))
+    layer.tick(20)
+    layer.may_issue = False  # what is in flight ends while the agent looks for a moment of rest
+    agent = SimulatedAgent(layer)
+    layer.may_issue = True
+    for _ in range(10):
+        layer.tick(40)
+        agent.replicate(random)
+    assert DoubtKind.RESYNC not in agent.doubts[1:]
 
 
 @given(st.integers(0, 2**32), st.sampled_from([0.02, 0.2, 0.6]), st.sampled_from([0.0, 1.0]))

@@ -14,6 +14,7 @@ from mobility_agent.change_tracker.ebpf.layout import CpuCounters
 from mobility_agent.change_tracker.ebpf.objects import KernelObjects
 from mobility_agent.core.reconciliation import Groups, Ledger, Readings, Window
 
+_REST_TRIES: Final = 30
 _SIMULTANEOUS_TRIES: Final = 1000
 _TRIES_WITH_GRACE: Final = 3
 
@@ -43,14 +44,31 @@ class Accounts:
         self._control = kernel_objects.control
         self._wait_for_programs = wait_for_programs
 
-    def take_base(self) -> None:
-        """Counting begins here, with requests that may be under way."""
-        accounted, counters = self.simultaneous()
+    def take_base(self, *, statistics_were_on: bool) -> None:
+        """Counting begins here: at a moment with nothing in flight if one is found soon, else with requests under way.
+
+        What is in flight when counting begins shows as lost issues, and then one completion that is really lost, which some kernels
+        do now and then, would be a resync. Requests that began while statistics were off are never known to be in flight.
+        """
+        rest = self._found_at_rest() if statistics_were_on else None
+        accounted, counters = rest or self.simultaneous()
         for group in range(2):
             self._control.base_accounted[group] = accounted[group]
             self._control.base_issued[group] = counters.issued[group] - counters.requeued[group]
             self._control.base_completed[group] = counters.completed[group]
-        self._control.window_flags = Window.BEGAN_UNDER_WAY
+        self._control.window_flags = Window.BEGAN_UNDER_WAY if rest is None else Window.CLEAN
+
+    def _found_at_rest(self) -> tuple[Groups, CpuCounters] | None:
+        """The kernel's sectors and our counters while nothing is in flight and nothing moves."""
+        for _ in range(_REST_TRIES):
+            before = self._objects.totals()
+            if not self._kernel.writes_in_flight():
+                accounted, counters = self._kernel.accounted_sectors(), self._objects.totals()
+                stood_still = counters.runs == before.runs and self._kernel.accounted_sectors() == accounted
+                if stood_still and not self._kernel.writes_in_flight():
+                    return accounted, counters
+            self._wait_for_programs()  # some milliseconds, in which requests end
+        return None
 
     def statistics(self) -> TrackerStatistics:
         totals, control = self._objects.totals(), self._control
