@@ -7,8 +7,8 @@ MAKEFLAGS += --no-print-directory
 PYTHON := .venv/bin/python
 # The import rules and the documentation check: part of `make lint`.
 RULES := tests/test_architecture.py tests/test_documentation.py
-# One worker runs the end-to-end tests in order, the others the rest (tests/conftest.py).
-JOBS ?= 2
+# One worker runs the end-to-end tests in order, one the fault tests, and both wait much; the others run the rest (tests/conftest.py).
+JOBS ?= 3
 PYTEST_ARGS ?=
 UNIT ?= tests/unit tests/property tests/contract
 # Workers must find the same tests in the same order, also where names come out of a set.

@@ -41,19 +41,35 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-class _EndToEndOnOneWorker(LoadScopeScheduling):  # type: ignore[misc]  # as above
-    """End-to-end and fault tests share this machine's devices and processors: one worker runs them, in order; the others run the rest.
+# What takes long begins first, so that no worker ends alone with it.
+_IN_ORDER = ("tests/e2e/", "tests/fault/")
+_FIRST = (*_IN_ORDER, "tests/test_fresh_debian.py", "tests/simulation/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        return next((place for place, start in enumerate(_FIRST) if item.nodeid.startswith(start)), len(_FIRST))
+
+    items.sort(key=rank)
+
+
+class _RealSitesInOrder(LoadScopeScheduling):  # type: ignore[misc]  # as above
+    """End-to-end tests wait more than they work, and so do fault tests: a worker runs each kind in order, the others run the rest.
 
     Not by xdist's group marks: xdist 3.8 writes them into a part of the node id that pytest 9.2 reads no more.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "e2e" if nodeid.startswith(("tests/e2e/", "tests/fault/")) else nodeid
+        for kind in _IN_ORDER:
+            if nodeid.startswith(kind):
+                return kind
+        return nodeid
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _EndToEndOnOneWorker:
-    return _EndToEndOnOneWorker(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _RealSitesInOrder:
+    config.option.loadscopereorder = False  # the order of the collection counts, not the number of a file's tests
+    return _RealSitesInOrder(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
