@@ -13,6 +13,8 @@ PYTEST_ARGS ?=
 UNIT ?= tests/unit tests/property tests/contract
 # Workers must find the same tests in the same order, also where names come out of a set.
 export PYTHONHASHSEED ?= 0
+# Daemons are started hundreds of times: whoever forbids the cache of compiled modules has each of them compiled every time.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help venv demo test tests packages lint format unit e2e soak mutants bench fresh lock clean
 
