@@ -92,16 +92,18 @@ def settle_attach(tracker: ChangeTracker, ledger: EpochLedger, *, is_ordered: bo
 
 
 def _settle_table(table: DigestTable, ledger: EpochLedger) -> None:
-    """Before anything is skipped: a table that is not exact for what the ledger says is forgotten, wholly or where an update was
-    interrupted (R1). The receipt comes again, and with it the digests of the interrupted epoch.
+    """Before anything is skipped, the table is exact for the very epoch that the ledger says is applied (R1): what it knows of later
+    ones goes, which a crash or a full disk left here before the ledger could be saved; where it cannot be told what that is, all goes.
+    The receipt comes again, and with it the digests of those epochs.
     """
     interrupted = table.interrupted_epoch
-    epoch = None if interrupted is None else ledger.find(interrupted)
     is_known = table.generation == ledger.generation and ledger.applied_epoch <= table.exact_epoch < ledger.next_epoch
-    if not is_known or (interrupted is not None and epoch is None):
+    if not is_known or (interrupted is not None and ledger.find(interrupted) is None):
         table.forget_all(ledger.generation, ledger.applied_epoch)
-    elif epoch is not None:
-        table.forget(epoch.number, epoch.granules)
+    elif interrupted is not None or table.exact_epoch > ledger.applied_epoch:
+        newest = max(table.exact_epoch, interrupted or 0)
+        recorded = (epoch.granules for epoch in ledger.epochs if epoch.number <= newest)
+        table.forget_since(ledger.generation, ledger.applied_epoch, recorded)
 
 
 def _rebase_table(

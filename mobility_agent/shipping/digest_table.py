@@ -219,14 +219,18 @@ class DigestTable:
         self._write_header(applying=0)
 
     def begin_generation(self, generation: GenerationId, unknown: Iterable[GranuleRuns]) -> None:
-        """The table without ``unknown`` is exact for epoch 0 of ``generation`` (its base); durable on return.
+        """The table without ``unknown`` is exact for epoch 0 of ``generation`` (its base): as ``forget_since``."""
+        self.forget_since(generation, EpochId(0), unknown)
 
-        A crash in between leaves fewer granules known, under the old generation's name: repeat it.
+    def forget_since(self, generation: GenerationId, epoch: EpochId, unknown: Iterable[GranuleRuns]) -> None:
+        """The table without ``unknown``, which is all that was recorded since or may have been, is exact for ``epoch``; durable on return.
+
+        A crash in between leaves fewer granules known, under the old name: repeat it.
         """
         for runs in unknown:
             self._clear(runs)
         os.fsync(self._descriptor)
-        self.generation, self.exact_epoch, self.interrupted_epoch = generation, EpochId(0), None
+        self.generation, self.exact_epoch, self.interrupted_epoch = generation, epoch, None
         self._write_header(applying=0)
 
     def forget_all(self, generation: GenerationId, epoch: EpochId) -> None:

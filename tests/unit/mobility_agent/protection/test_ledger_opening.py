@@ -259,10 +259,26 @@ def test_a_ledger_that_is_missing_damaged_or_of_another_generation_demands_a_res
         place.open(grant_of(1), is_new=False)
 
 
-def test_a_table_ahead_of_the_ledger_is_kept_and_one_that_the_ledger_does_not_know_is_forgotten(place: Place) -> None:
-    place.save_ledger(["sealed", "sealed"], applied=3)
+def test_what_a_table_ahead_of_the_ledger_knows_of_later_epochs_is_forgotten(place: Place) -> None:
+    """A full disk lets the table be updated and not the ledger. The receipt comes again; until then nothing may be skipped for what was
+    applied after the epoch that the ledger, and so the table from now on, stands for: it would have been exact for epoch 4 with what it
+    knows of epoch 5 as soon as epoch 4 was recorded again.
+    """
+    place.save_ledger(["sealed", "sealed", "sealed"], applied=3)
     place.open(grant_of(1), is_new=False)
-    assert place.unknown == []
+    assert place.unknown == [4, 5]
+    assert (place.table.exact_epoch, place.table.interrupted_epoch) == (3, None)
+
+
+def test_a_table_ahead_of_the_ledger_whose_next_update_was_interrupted_forgets_that_too(place: Place) -> None:
+    place.save_ledger(["sealed", "sealed", "sealed"], applied=4)
+    place.table._begin(EpochId(6))
+    place.open(grant_of(1), is_new=False)
+    assert place.unknown == [5, 6]
+    assert (place.table.exact_epoch, place.table.interrupted_epoch) == (4, None)
+
+
+def test_a_table_of_an_epoch_that_the_ledger_does_not_know_is_forgotten(place: Place) -> None:
     place.save_ledger(["sealed"], applied=2)
     place.open(grant_of(1), is_new=False)
     assert place.unknown == ALL
@@ -281,7 +297,7 @@ def test_an_update_that_was_interrupted_costs_the_granules_of_its_epoch(place: P
     place.table._begin(EpochId(6))  # as a crash in the middle of ``apply`` leaves it
     place.open(grant_of(1), is_new=False)
     assert place.unknown == [6]
-    assert (place.table.exact_epoch, place.table.interrupted_epoch) == (6, None)
+    assert (place.table.exact_epoch, place.table.interrupted_epoch) == (5, None)
 
 
 def test_an_interrupted_update_of_an_epoch_that_nobody_knows_costs_all(place: Place) -> None:
