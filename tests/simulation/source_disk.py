@@ -33,6 +33,8 @@ class SectorWrite:
     issued_s: float
     landed_s: float | None = None
     completed_s: float | None = None
+    is_unseen: bool = False
+    """Its issue and its completion were both lost while the tracker's programs were attached: nothing marks it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +45,7 @@ class Request:
     parts: list[SectorWrite]
     is_raw: bool
     group: int
+    issue_was_lost: bool = False
     is_completing: bool = False
     is_over: bool = False
 
@@ -137,6 +140,8 @@ class SourceDisk:
         if tracking is None or lost:
             if tracking is not None and self._random.random() < 0.5:
                 self._missed += 1
+            if tracking is not None:
+                self._note_loss(request, is_completion=is_completion)
             self._after_run(request, is_completion=is_completion)
             return
         run = _Run(tracking, int(tracking.control.active_word), request, is_completion)
@@ -145,6 +150,13 @@ class SourceDisk:
             self._loop.at(self._loop.time() + self._random.random() * 0.003, lambda: self._end_run(run))
         else:
             self._end_run(run)
+
+    @staticmethod
+    def _note_loss(request: Request, *, is_completion: bool) -> None:
+        if not is_completion:
+            request.issue_was_lost = True
+        for part in request.parts:
+            part.is_unseen = is_completion and request.issue_was_lost
 
     def _end_run(self, run: _Run) -> None:
         if run.is_over:
