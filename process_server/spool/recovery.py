@@ -329,7 +329,6 @@ class Recovery:
                 file.sync()
             finally:
                 file.close()
-        self._files.sync_directory()
 
     @staticmethod
     def _fill(file: SpoolFile, gap: _Gap) -> None:

@@ -170,6 +170,35 @@ def test_void_records_never_come_back_beside_those_that_bear_their_numbers() -> 
         assert not [damage for damage in report.damages if damage.acknowledged]
 
 
+def test_what_recovery_found_torn_does_not_count_after_the_next_power_cut_either() -> None:
+    """Its header may have survived, and new records state that all before them is durable: only what recovery fills in tells of it."""
+    torn = 0
+    for seed in range(200):
+        disk = SimulatedDisk(random=Random(seed))
+        log = make_log(disk)
+        append(log, 0, b"kept")
+        log.sync()
+        append(log, 1, Random(seed).randbytes(3000))
+        disk = disk.after_power_cut()
+        records, _, report = recover(disk)
+        found = [record.header.batch for record in records]
+        torn += 1 not in found
+        log = SpoolLog(
+            disk,
+            file_bytes=FILE_BYTES,
+            new_seed=lambda: 2,
+            found=report.files,
+            next_number=report.last_number + 1,
+        )
+        for batch in (2, 3):
+            append(log, batch, b"later")
+            log.sync()
+        disk = disk.after_power_cut()
+        records, _, _ = recover(disk)
+        assert [record.header.batch for record in records] == [*found, 2, 3]
+    assert torn
+
+
 def test_while_void_records_cannot_be_cut_off_nothing_is_accepted() -> None:
     disk = SimulatedDisk()
     log = make_log(disk)
