@@ -27,6 +27,9 @@ class Mutant:
     more: tuple[tuple[str, str, str], ...] = ()
     """(file, old, new): the same rule's second line of defence, where each of two lines keeps it without the other."""
 
+    test: str = ""
+    """The unit test that catches it instead, if it takes more than chance brings together in some hundreds of seeds: pytest's name of it."""
+
     @property
     def edits(self) -> tuple[tuple[str, str, str], ...]:
         return ((self.file, self.old, self.new), *self.more)
@@ -56,6 +59,12 @@ _APPLICATION: Final = "azure_sink/replica_writer/epoch_application.py"
 _RECEIPT_BLOB: Final = "azure_sink/replica_writer/receipt_blob.py"
 _KERNEL: Final = "tests/simulation/source_disk.py"
 
+_AGENTS: Final = "tests/unit/mobility_agent/protection"
+_TABLES: Final = "tests/unit/mobility_agent/shipping/test_digest_table.py"
+_SPOOLS: Final = "tests/unit/process_server/spool"
+_COURIER: Final = "tests/unit/process_server/uploader/test_manifest_courier.py"
+_WRITERS: Final = "tests/unit/azure_sink/replica_writer"
+
 MUTANTS: Final = (
     # ---- R1: digests
     Mutant("R1", "skip what another unconfirmed epoch carries", _READER,
@@ -67,6 +76,9 @@ MUTANTS: Final = (
     Mutant("R1", "a new generation trusts what was unconfirmed", _OPENING,
            "table.begin_generation(generation, _granules_of(old))",
            "table.begin_generation(generation, ())", under="history"),
+    Mutant("R1", "what a table ahead of the ledger knows is kept", _OPENING,
+           "elif interrupted is not None or table.exact_epoch > ledger.applied_epoch:", "elif interrupted is not None:",
+           test=f"{_AGENTS}/test_ledger_opening.py::test_what_a_table_ahead_of_the_ledger_knows_of_later_epochs_is_forgotten"),
     Mutant("R1", "an update of the table is not announced", _TABLE,
            '''            raise IntegrityError("cannot record digests outside of the disk", disk=self._disk, epoch=epoch)
         self._begin(epoch)''',
@@ -74,7 +86,8 @@ MUTANTS: Final = (
     Mutant("R1", "digests of another attempt are taken", _JOURNAL,
            " or not body.startswith(fixed.hash)", "", under="agent scan"),
     Mutant("R1", "a scan compares while epochs are on their way", _SESSION,
-           "(ledger.pending_granules or ledger.epochs))", "ledger.pending_granules)", under="sink scan"),
+           "(ledger.pending_granules or ledger.epochs))", "ledger.pending_granules)",
+           test=f"{_AGENTS}/test_disk_session.py::test_a_scan_is_put_off_if_an_epoch_was_cut_while_it_waited_for_the_gap"),
     Mutant("R1", "digests count before the receipt", _SESSION,
            "self.parts.journal.save_digests(key.epoch, sealed.sealed, shipped.indices, shipped.digests)",
            "self.parts.table.apply(EpochId(key.epoch - 1), shipped.indices, shipped.digests)"),
@@ -158,8 +171,10 @@ MUTANTS: Final = (
     Mutant("R5", "a manifest that names what nobody has is accepted", _MANIFESTS,
            "        if missing:\n            raise", "        if False:\n            raise"),
     Mutant("R5", "a manifest's segments that are known to the store only are not verified", _CHAIN,
-           "    if manifest.unverified:", "    if False:"),
-    Mutant("R5", "segments that were lost are overlooked", _CHAIN, "    if manifest.lost:", "    if False:"),
+           "    if manifest.unverified:", "    if False:",
+           test=f"{_COURIER}::test_segments_that_only_the_store_may_have_are_asked_for_before_the_manifest_goes"),
+    Mutant("R5", "segments that were lost are overlooked", _CHAIN, "    if manifest.lost:", "    if False:",
+           test=f"{_COURIER}::test_segments_that_only_the_store_may_have_are_asked_for_before_the_manifest_goes"),
     Mutant("R5", "a manifest that does not chain waits for ever", _CHAIN,
            "    if previous is not None and previous != previous_hash:", "    if False:"),
     # ---- R7: the writer
@@ -180,14 +195,16 @@ MUTANTS: Final = (
            "encode_state(following), lease_id=self._lease_id, if_match=etag", "encode_state(following), lease_id=self._lease_id"),
     Mutant("R7", "a snapshot is taken of any state", _REPLICA,
            "REPLICAS_CONTAINER, self._name, lease_id=self._lease_id, if_match=etag\n            )",
-           "REPLICAS_CONTAINER, self._name, lease_id=self._lease_id\n            )"),
+           "REPLICAS_CONTAINER, self._name, lease_id=self._lease_id\n            )",
+           test=f"{_WRITERS}/test_two_writers.py::test_copied_state_directory_does_not_make_two_writers[snapshot]"),
     Mutant("R7", "an epoch is called applied before it is written", _APPLICATION,
            "            await together(self._write(batch, writes) for batch, writes in planned)\n",
            "            asyncio.get_running_loop().create_task(together(self._write(batch, writes) for batch, writes in planned))\n"),
     Mutant("R7", "a receipt is put over any other", _RECEIPT_BLOB, "                    if_match=self._etag,\n", ""),
     Mutant("R7", "a writer that lost a replica speaks for it", _FOLLOWER,
            "        replica = self._replica\n        if replica is not None and not replica.usable:",
-           "        replica = self._replica if self.holds_replica else None\n        if False:"),
+           "        replica = self._replica if self.holds_replica else None\n        if False:",
+           test=f"{_WRITERS}/test_two_writers.py::test_writer_that_lost_a_replica_inside_an_epoch_states_no_problem_of_it"),
     Mutant("R7", "the next epoch is written over a point that has no snapshot", _FOLLOWER,
            "            case Phase.POINT_DUE:\n                await self._points.take(replica)",
            "            case Phase.POINT_DUE:\n                replica.note_snapshot()"),
@@ -195,15 +212,19 @@ MUTANTS: Final = (
     Mutant("R8", "a closed generation goes on", _FOLLOWER,
            "                await replica.record(GenerationClosed())\n", "                return ClosedGeneration(replica.state.applied.epoch, None)\n", under="history"),
     Mutant("R8", "the answer names another final epoch", "azure_sink/replica_writer/request_handlers.py",
-           "final_epoch=closed.final_epoch", "final_epoch=closed.final_epoch + 1", under="history"),
+           "final_epoch=closed.final_epoch", "final_epoch=closed.final_epoch + 1",
+           test=f"{_WRITERS}/test_generations.py::test_closing_applies_what_is_complete_and_answers_the_final_epoch"),
     Mutant("R8", "a base of another history is built on", _OPENING,
-           "    except HistoryDiverged:\n        return False", "    except HistoryDiverged:\n        return True", under="history scan"),
+           "    except HistoryDiverged:\n        return False", "    except HistoryDiverged:\n        return True",
+           test=f"{_AGENTS}/test_ledger_opening.py::test_a_base_of_another_history_leaves_nothing_known_although_its_number_is_known"),
     Mutant("R8", "a torn epoch of another history is taken for ours", _OPENING,
-           "    return not torn or _sealed_after(old, base, applied_hash)", "    return True", under="history scan"),
+           "    return not torn or _sealed_after(old, base, applied_hash)", "    return True",
+           test=f"{_AGENTS}/test_ledger_opening.py::test_a_torn_epoch_of_another_history_leaves_nothing_known"),
     # ---- R9: freeze
     Mutant("R9", "a write during the last round is overlooked", _COORDINATOR,
            "reason = self._read(rounds, freeze.remaining_s) or _seen_writing(rounds, quiesced=quiesced)",
-           "reason = self._read(rounds, freeze.remaining_s)"),
+           "reason = self._read(rounds, freeze.remaining_s)",
+           test=f"{_AGENTS}/test_point_coordinator.py::test_a_write_to_what_cannot_be_frozen_makes_it_no_point"),
     Mutant("R9", "a freeze that the watchdog ended counts", _COORDINATOR,
            "        if not reason and (result is None or not result.is_point):", "        if False:"),
     Mutant("R9", "a file is written while frozen", _COORDINATOR,
@@ -213,7 +234,8 @@ MUTANTS: Final = (
             rounds[0].session.parts.journal.save(rounds[0].session.ledger)
             for part in rounds:'''),
     Mutant("R9", "what is pending is not in the last round", _COORDINATOR,
-           "        self.bitmap.mark_words(self.session.ledger.pending.words)\n", ""),
+           "        self.bitmap.mark_words(self.session.ledger.pending.words)\n", "",
+           test=f"{_AGENTS}/test_point_coordinator.py::test_what_is_still_pending_after_the_rounds_before_it_is_in_the_last_round"),
     Mutant("R9", "an attempt that is no point is kept as one", _COORDINATOR,
            "return None if reason or part.runs is None else", "return None if part.runs is None else"),
     # ---- P1: acknowledgement
@@ -237,15 +259,18 @@ MUTANTS: Final = (
            "        os.fsync(self._descriptor)\n        self.exact_epoch, self.interrupted_epoch = epoch, None",
            "        self.exact_epoch, self.interrupted_epoch = epoch, None", under="agent scan"),
     Mutant("fsync", "what a new generation's table forgets", _TABLE,
-           "            self._clear(runs)\n        os.fsync(self._descriptor)", "            self._clear(runs)", under="history"),
+           "            self._clear(runs)\n        os.fsync(self._descriptor)", "            self._clear(runs)",
+           test=f"{_TABLES}::test_a_power_cut_leaves_no_table_of_the_new_name_that_knows_what_was_to_be_forgotten"),
     Mutant("fsync", "the spool's records", _LOG, "                    file.file.sync()", "                    pass"),
     Mutant("fsync", "a spool file's name", _LOG, "                self._files.sync_directory()\n", ""),
     Mutant("fsync", "void records that are cut off", _LOG, "            file.file.sync()\n            file.file.close()\n            self._void",
-           "            file.file.close()\n            self._void"),
+           "            file.file.close()\n            self._void",
+           test=f"{_SPOOLS}/test_spool_failing_disks.py::test_void_records_never_come_back_beside_those_that_bear_their_numbers"),
     Mutant("fsync", "records that recovery counts", _RECOVERY,
-           "                    file.sync()\n                    file.forget_cache()", "                    file.forget_cache()"),
-    Mutant("fsync", "what recovery fills in", _RECOVERY, "                file.sync()\n            finally:", "                pass\n            finally:"),
-    Mutant("fsync", "names that recovery counts", _RECOVERY, "        self._files.sync_directory()\n", ""),
+           "                    file.sync()\n                    file.forget_cache()", "                    file.forget_cache()",
+           test=f"{_SPOOLS}/test_spool_log.py::test_a_tail_that_was_written_and_not_torn_counts_from_now_on"),
+    Mutant("fsync", "what recovery fills in", _RECOVERY, "                file.sync()\n            finally:", "                pass\n            finally:",
+           test=f"{_SPOOLS}/test_spool_failing_disks.py::test_what_recovery_found_torn_does_not_count_after_the_next_power_cut_either"),
     Mutant("fsync", "fdatasync of the spool", _FILES, "        os.fdatasync(self._descriptor)", "        pass"),
     Mutant("fsync", "the spool's directory", _FILES, "        sync_directory(self._directory)", "        pass"),
 )  # fmt: skip

@@ -7,10 +7,12 @@ from random import Random
 import pytest
 
 from azure_sink.replica_writer.disk_follower import Outcome
+from azure_sink.replica_writer.replica_blob import ReplicaBlob
 from replication.epoch_manifest import ConsistentCut, EpochFlag
 from replication.identifiers import CutId
 from replication.store_layout import RECOVERY_POINTS_CONTAINER
 from tests.harness.epochs import DiskHistory, new_uuid
+from tests.harness.faulty_blob_client import ProcessDied
 from tests.harness.writer_site import WriterSite
 
 
@@ -76,6 +78,28 @@ async def test_snapshot_exists_before_the_next_epoch_is_applied() -> None:
     await site.start().settle()
     for cut_id in cuts:
         assert await site.point_bytes(disk.item, cut_id, disk.disk) == disk.cuts[cut_id]
+
+
+async def test_a_point_whose_writer_died_before_its_snapshot_gets_it_before_the_next_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = await WriterSite.make()
+    disk = site.disk()
+    await disk.open_generation()
+    cut = disk.cut()
+    await disk.put(disk.random_batches(1, 2), cut=cut)
+    await disk.put(disk.random_batches(1, 2))
+
+    async def dies(_replica: ReplicaBlob) -> str:
+        raise ProcessDied("snapshot_blob")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ReplicaBlob, "snapshot", dies)
+        with pytest.raises(ProcessDied):
+            await site.start().settle()
+    await site.start().settle()
+    assert await site.point_bytes(disk.item, cut.cut, disk.disk) == disk.cuts[cut.cut]
+    assert await site.bytes_of(disk) == disk.model
 
 
 async def test_cut_that_is_never_completed_is_dropped_only_after_a_later_point() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mobility_agent.change_tracker.interface import Harvest
+from mobility_agent.protection import point_coordinator
 from mobility_agent.protection.disk_session import DiskSession
 from mobility_agent.protection.point_coordinator import PAGE_BYTES, PointCoordinator, PointImage, PointOutcome
 from mobility_agent.quiesce.interface import Mount
@@ -87,6 +89,24 @@ async def test_two_disks_are_cut_at_one_instant(sites: list[SessionSite]) -> Non
         manifests.append(decode_manifest(site.sink.manifests[key.epoch], MANIFEST_KEY, expected=key))
     assert manifests[0].cut == manifests[1].cut
     assert manifests[0].cut_time_ns == manifests[1].cut_time_ns
+
+
+async def test_what_is_still_pending_after_the_rounds_before_it_is_in_the_last_round(
+    sites: list[SessionSite], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tracker has given it away already, so its harvest does not name it."""
+    site, session = sites[0], session_of(sites[0])
+    monkeypatch.setattr(point_coordinator, "MAX_PRECOPY_ROUNDS", 1)
+    session.limits = replace(session.limits, epoch_bytes=GRANULARITY_BYTES)
+    frozen_at: list[tuple[bytes, int]] = []
+    freezer = FakeFreezer(lambda: frozen_at.append((bytes(site.disk.content), session.ledger.pending_granules)))
+    fill(site, 5, 12, 9)
+    outcome = await cut_point([site], freezer=freezer)
+    assert outcome.made
+    image, pending = frozen_at[-1]
+    assert pending
+    await site.settle()
+    assert site.sink.points[outcome.cut] == image
 
 
 EFI = Mount("/boot/efi", "vfat", "/d1", (7, 1))

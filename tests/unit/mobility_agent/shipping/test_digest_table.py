@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,63 @@ def test_whatever_write_is_the_last_one_no_old_digest_passes_for_a_new_one(tmp_p
         if not failing.struck:
             return
         at += 1
+
+
+def after_power_cuts(path: Path, act: Callable[[], None]) -> Iterator[bytes]:
+    """What may be in the file after a power cut at any moment of ``act``: what was synced, and any of the writes since."""
+    base, calls = path.read_bytes(), list[tuple[int, bytes] | None]()
+    real_write, real_sync = os.pwrite, os.fsync
+
+    def write(descriptor: int, content: bytes, position: int) -> int:
+        calls.append((position, bytes(content)))
+        return real_write(descriptor, content, position)
+
+    def sync(descriptor: int) -> None:
+        calls.append(None)
+        real_sync(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pwrite", write)
+        patch.setattr(os, "fsync", sync)
+        act()
+    durable, since = base, list[tuple[int, bytes]]()
+    for call in calls:
+        if call is None:
+            durable, since = _with(durable, since), []
+            continue
+        since.append(call)
+        for kept in itertools.product((False, True), repeat=len(since)):
+            yield _with(durable, itertools.compress(since, kept))
+    yield durable
+
+
+def _with(content: bytes, writes: Iterable[tuple[int, bytes]]) -> bytes:
+    changed = bytearray(content)
+    for position, piece in writes:
+        changed[position : position + len(piece)] = piece
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(("generation", "epoch"), [(2, 0), (1, 2)], ids=["new generation", "earlier epoch"])
+def test_a_power_cut_leaves_no_table_of_the_new_name_that_knows_what_was_to_be_forgotten(
+    tmp_path: Path, generation: int, epoch: int
+) -> None:
+    path, cut = tmp_path / "digests", tmp_path / "cut"
+    unknown = [GranuleRuns.of([(6, 1)]), GranuleRuns.of([(8, 1)])]
+    with opened(path) as table:
+        table.begin_generation(GenerationId(1), ())
+        record(table, 3, 5, 6, 7, 8)
+        contents = set(
+            after_power_cuts(path, lambda: table.forget_since(GenerationId(generation), EpochId(epoch), unknown))
+        )
+    names = set()
+    for content in contents:
+        cut.write_bytes(content)
+        with opened(cut) as table:
+            name = (table.generation, table.exact_epoch)
+            assert known(table) == [5, 7] if name == (generation, epoch) else {5, 7} <= set(known(table))
+            names.add(name)
+    assert names == {(1, 3), (generation, epoch)}
 
 
 @pytest.mark.parametrize("crash", [False, True], ids=["fails", "crashes"])
