@@ -207,7 +207,8 @@ MUTANTS: Final = (
            test=f"{_WRITERS}/test_two_writers.py::test_writer_that_lost_a_replica_inside_an_epoch_states_no_problem_of_it"),
     Mutant("R7", "the next epoch is written over a point that has no snapshot", _FOLLOWER,
            "            case Phase.POINT_DUE:\n                await self._points.take(replica)",
-           "            case Phase.POINT_DUE:\n                replica.note_snapshot()"),
+           "            case Phase.POINT_DUE:\n                replica.note_snapshot()",
+           test=f"{_WRITERS}/test_points.py::test_a_point_whose_writer_died_before_its_snapshot_gets_it_before_the_next_epoch"),
     # ---- R8: generations
     Mutant("R8", "a closed generation goes on", _FOLLOWER,
            "                await replica.record(GenerationClosed())\n", "                return ClosedGeneration(replica.state.applied.epoch, None)\n", under="history"),
