@@ -2,7 +2,8 @@
 the unit test that it names, where the simulation comes by too seldom. The control: that seed or test must be whole in the sound tree.
 
 Called by ``make mutants``. A defect that nothing catches fails the run; so does one whose place in the code is not found any more. The
-checkout is never touched. ``--only TEXT`` takes those whose rule, file, description or test contains it (``tests/unit``: all that name a test).
+checkout is never touched. ``--only TEXT`` takes those whose rule, file, description or test contains it; ``tests/unit``, all that name a
+test.
 """
 
 from __future__ import annotations

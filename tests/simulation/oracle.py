@@ -15,7 +15,7 @@ from azure_sink.core.replica_metadata import decode_state
 from azure_sink.core.replica_state import Phase, Position
 from replication.blob_client.failures import BlobNotFound
 from replication.documents import WriterPublicKey
-from replication.identifiers import DiskId, EpochKey, GenerationKey
+from replication.identifiers import DiskId, EpochKey, GenerationId, GenerationKey
 from replication.store_documents import Receipt, RecoveryPoint
 from replication.store_layout import (
     KEYS_PREFIX,
@@ -199,7 +199,7 @@ class Oracle(StoreWatch):
         """
         if (disk, stated.generation, stated.epoch) in self.store.points:
             return inf
-        return self.began_s[generation_record_name(GenerationKey(disk, stated.generation))]
+        return self.began_s[generation_record_name(GenerationKey(disk, GenerationId(stated.generation)))]
 
     # ---- a store that is put back
 
