@@ -108,6 +108,17 @@ async def take_in(session: AsyncSession, point: RecoveryPoint, suspect: str | No
         record_event(session, found_ns, SYSTEM, "point-time-wrong", message, machine_id=machine.id, item_id=point.item)
 
 
+async def settle_pruning(session: AsyncSession, item_id: str, cuts: list[str], *, done: bool) -> None:
+    """What the answer to a request to prune makes of its points: deleted, or as they were."""
+    await session.execute(
+        update(RecoveryPointRow)
+        .where(RecoveryPointRow.item_id == item_id, RecoveryPointRow.cut.in_(cuts))
+        .where(RecoveryPointRow.state == PRUNING)
+        .values(state=DELETED if done else AVAILABLE)
+        .execution_options(synchronize_session=False)
+    )
+
+
 async def _neighbour(
     session: AsyncSession, item_id: str, where: ColumnElement[bool], order: tuple[UnaryExpression[Any], ...]
 ) -> Cut | None:

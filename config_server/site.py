@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from config_server.administrators import Administrators
+from config_server.ages import Ages
 from config_server.authority import Authority, TrustStore
 from config_server.config import HeartbeatSettings
 from config_server.database import Database
@@ -33,6 +34,7 @@ class Site:
     feed: DesiredFeed
     store_status: StoreStatus
     heartbeat: HeartbeatSettings
+    ages: Ages
     clock: Clock
     wake_reconciler: Callable[[], None]
 

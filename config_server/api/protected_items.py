@@ -61,7 +61,7 @@ async def get_item(call: Call) -> ItemStatus:
 
 async def _status(call: Call, session: AsyncSession, item: ProtectedItemRow) -> ItemStatus:
     site = call.site
-    return await status_of(session, item, site.heartbeat, site.store_status.problem, site.clock())
+    return await status_of(session, item, site.heartbeat, site.store_status.problem, site.ages, site.clock())
 
 
 async def _start(call: Call, verb: JobVerb) -> JobStatus:

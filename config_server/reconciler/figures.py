@@ -15,6 +15,8 @@ from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.ages import Ages
+from config_server.core.age import at_least_s
 from config_server.core.health import Health
 from config_server.core.job import OPEN_STATES
 from config_server.core.protected_item import State
@@ -22,6 +24,8 @@ from config_server.core.source_hold import SourceHold
 from config_server.divergences import differing_disks
 from config_server.events import Clock
 from config_server.item_health import disk_facts
+from config_server.items import agent_age
+from config_server.process_servers import heard_age
 from config_server.source_watch import source_hold
 from config_server.tables import (
     ItemDiskRow,
@@ -40,12 +44,12 @@ _LEVELS: Final = {level.name.lower(): level.value for level in Health}
 
 @dataclass(slots=True)
 class Snapshot:
-    """Counts and times of one moment; lags in seconds at ``taken_ns``."""
+    """Counts and times of one moment; lags and ages in seconds at ``taken_ns``."""
 
     taken_ns: int = 0
     items: dict[str, int] = field(default_factory=dict)
     jobs: dict[tuple[str, str], int] = field(default_factory=dict)
-    heard_ns: dict[tuple[str, str], int] = field(default_factory=dict)
+    heard_s: dict[tuple[str, str], float] = field(default_factory=dict)
     health: dict[str, int] = field(default_factory=dict)
     replication_lags_s: dict[tuple[str, str], float] = field(default_factory=dict)
     rpo_lags_s: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -57,16 +61,16 @@ class Snapshot:
     store_reachable: bool = False
 
 
-async def take_snapshot(session: AsyncSession, *, store_reachable: bool, now_ns: int) -> Snapshot:
+async def take_snapshot(session: AsyncSession, ages: Ages, *, store_reachable: bool, now_ns: int) -> Snapshot:
     """Read everything that is shown."""
     snapshot = Snapshot(taken_ns=now_ns, items={state.value: 0 for state in State}, store_reachable=store_reachable)
     names = {machine.id: machine.hostname for machine in await session.scalars(select(MachineRow))}
     for machine in await session.scalars(select(MachineRow).where(MachineRow.heard_ns.is_not(None))):
-        snapshot.heard_ns["agent", machine.hostname] = machine.heard_ns or 0
+        snapshot.heard_s["agent", machine.hostname] = at_least_s(agent_age(machine, ages)) or 0.0
     for machine in await session.scalars(select(MachineRow).where(MachineRow.clock_offset_ns.is_not(None))):
         snapshot.clock_offsets_s[machine.hostname] = (machine.clock_offset_ns or 0) / 1e9
     for server in await session.scalars(select(ProcessServerRow).where(ProcessServerRow.heard_ns.is_not(None))):
-        snapshot.heard_ns["process-server", server.hostname] = server.heard_ns or 0
+        snapshot.heard_s["process-server", server.hostname] = at_least_s(heard_age(server, ages)) or 0.0
     servers: dict[str, str] = {}
     for item in await session.scalars(select(ProtectedItemRow)):
         snapshot.items[item.state] += 1
@@ -78,7 +82,7 @@ async def take_snapshot(session: AsyncSession, *, store_reachable: bool, now_ns:
                 hold = await source_hold(session, item)
                 snapshot.source_holds[names[item.machine_id]] = _HOLDS.index(hold)
     for row in await session.scalars(select(ItemDiskRow).where(ItemDiskRow.observation.is_not(None))):
-        facts = disk_facts(row, now_ns)
+        facts = disk_facts(row, ages)
         if row.item_id in servers and facts.replication_lag_s is not None:
             snapshot.replication_lags_s[servers[row.item_id], row.disk_id] = facts.replication_lag_s
         if row.item_id in servers and facts.rpo_lag_s is not None:
@@ -116,15 +120,14 @@ class Figures(Collector):
     def collect(self) -> Iterable[Metric]:
         shown = self.snapshot
         since_s = max(0.0, (self._clock() - shown.taken_ns) / 1e9) if shown.taken_ns else 0.0
-        now_ns = self._clock()
-        ages = {key: max(0.0, (now_ns - heard_ns) / 1e9) for key, heard_ns in shown.heard_ns.items()}
+        heard = {key: age_s + since_s for key, age_s in shown.heard_s.items()}
         replication = {key: lag_s + since_s for key, lag_s in shown.replication_lags_s.items()}
         rpo = {key: lag_s + since_s for key, lag_s in shown.rpo_lags_s.items()}
         items = [((state,), count) for state, count in shown.items.items()]
         health = [((name,), level) for name, level in shown.health.items()]
         yield _family("items", "Protected items by state", ["state"], items)
         yield _family("jobs", "Open jobs by kind and state", ["kind", "state"], shown.jobs.items())
-        yield _family("heartbeat_age_seconds", "Seconds since a daemon was heard", ["role", "name"], ages.items())
+        yield _family("heartbeat_age_seconds", "Seconds since a daemon was heard", ["role", "name"], heard.items())
         yield _family("item_health", "0 healthy, 1 warning, 2 critical", ["server"], health)
         lag_labels = ["server", "disk"]
         yield _family("replication_lag_seconds", "Age of the newest applied cut", lag_labels, replication.items())

@@ -206,7 +206,9 @@ async def check_settled(site: Site, state: str) -> None:
 async def whole_story(site: Site, actions: list[str]) -> None:
     site.open()
     await site.survive(site.populate)
-    await site.order(lambda s: protection.protect(s, "web-1", None, "default", BEAT, OPERATOR, site.clock()), BEGUN)
+    await site.order(
+        lambda s: protection.protect(s, "web-1", None, "default", BEAT, site.ages, OPERATOR, site.clock()), BEGUN
+    )
     for name in actions:
         await site.act(name)
     state = await site.settle()
