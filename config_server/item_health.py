@@ -17,7 +17,7 @@ from config_server.core.protected_item import State
 from config_server.divergences import differing_disks
 from config_server.items import agent_age, item_disks, observation_of
 from config_server.jobs import open_jobs
-from config_server.point_history import AVAILABLE, newest_good_point
+from config_server.point_history import AVAILABLE, LOST, newest_good_point
 from config_server.process_servers import health_facts
 from config_server.source_watch import source_hold
 from config_server.tables import (
@@ -95,6 +95,11 @@ async def assess_item(
             RecoveryPointRow.suspect.is_not(None),
         )
     )
+    lost = await session.scalar(
+        select(func.count())
+        .select_from(RecoveryPointRow)
+        .where(RecoveryPointRow.item_id == item.id, RecoveryPointRow.state == LOST)
+    )
     return assess(
         HealthFacts(
             state=State(item.state),
@@ -107,6 +112,7 @@ async def assess_item(
             seeded_age_s=at_least_s(ages.of("seeded", item.id, item.seeded_ns)),
             point_age_s=_point_age_s(newest, ages),
             suspect_points=suspects or 0,
+            lost_points=lost or 0,
             rpo_threshold_s=policy.rpo_threshold_s,
             recovery_point_interval_s=policy.recovery_point_interval_s,
             store_problem=store_problem,

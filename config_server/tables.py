@@ -280,7 +280,7 @@ class GenerationRow(Base):
 
 
 class RecoveryPointRow(Base):
-    """A recovery point whose record was verified. States: available, pruning, deleted; a deleted one is forgotten when the store no longer
+    """A recovery point whose record was verified. States: ``core/point_state.py``; a deleted one is forgotten when the store no longer
     lists it.
 
     ``time_ns``: its cut by the agent's clock, which proves nothing. ``history_*``: its place among the item's points

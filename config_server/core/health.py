@@ -127,6 +127,7 @@ class HealthFacts:
     seeded_age_s: float | None
     point_age_s: float | None
     suspect_points: int
+    lost_points: int
     rpo_threshold_s: float
     recovery_point_interval_s: float
     store_problem: str | None
@@ -382,6 +383,13 @@ def _of_points(facts: HealthFacts) -> Iterator[Condition]:
             Health.WARNING,
             f"{facts.suspect_points} recovery points may miss writes",
             "use an older or newer point; suspect ones end with their retention",
+        )
+    if facts.lost_points:
+        yield Condition(
+            "points-lost",
+            Health.WARNING,
+            f"{facts.lost_points} recovery points are gone from the store without having been pruned",
+            "if the store was put back by mistake, bring its newer state back: they are offered again; else this ends with their retention",
         )
     if facts.state in (State.MIGRATING, State.MIGRATED, State.MIGRATION_FAILED):
         return

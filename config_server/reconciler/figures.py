@@ -25,6 +25,7 @@ from config_server.divergences import differing_disks
 from config_server.events import Clock
 from config_server.item_health import disk_facts
 from config_server.items import agent_age
+from config_server.point_history import AVAILABLE, LOST
 from config_server.process_servers import heard_age
 from config_server.source_watch import source_hold
 from config_server.tables import (
@@ -88,9 +89,17 @@ async def take_snapshot(session: AsyncSession, ages: Ages, *, store_reachable: b
         if row.item_id in servers and facts.rpo_lag_s is not None:
             snapshot.rpo_lags_s[servers[row.item_id], row.disk_id] = facts.rpo_lag_s
     suspect = RecoveryPointRow.suspect.is_not(None)
+    lost = await session.execute(
+        select(RecoveryPointRow.item_id, func.count())
+        .where(RecoveryPointRow.state == LOST)
+        .group_by(RecoveryPointRow.item_id)
+    )
+    for item_id, count in lost:
+        if item_id in servers:
+            snapshot.points[servers[item_id], "lost"] = count
     counted = await session.execute(
         select(RecoveryPointRow.item_id, suspect, func.count())
-        .where(RecoveryPointRow.state == "available")
+        .where(RecoveryPointRow.state == AVAILABLE)
         .group_by(RecoveryPointRow.item_id, suspect)
     )
     for item_id, is_suspect, count in counted:

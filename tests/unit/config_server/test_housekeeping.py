@@ -241,8 +241,12 @@ async def test_point_that_is_lost_is_forgotten_but_not_while_a_job_is_at_work_on
     for cut in (first, second):
         await site.lab.store.delete_blob("recovery-points", f"{item}/{cut}")
     points = site.lab.running.reconciler._exchange._points
-    for _ in range(2):
-        await points.find_all(item)
+    await points.find_all(item)
+    async with database.write() as session:
+        assert set(await session.scalars(select(RecoveryPointRow.state))) == {"lost"}
+        await session.execute(update(RecoveryPointRow).values(counted_ns=1))  # long before retention
+    await points.prune(item)
+    await points.find_all(item)
     async with database.read() as session:
         assert [(row.cut, row.state) for row in await session.scalars(select(RecoveryPointRow))] == [
             (second, "deleted")
