@@ -206,8 +206,8 @@ class CancellationRequest(Document):
 
 
 class CompletionRequest(Document):
-    """``discard_source_changes``: complete also if the source was, or may have been, written to since the migration was proved; the final
-    disks do not hold those writes.
+    """``discard_source_changes``: complete also if the source was, or may have been, written to since the migration was proved, or if
+    its agent has been silent for hours; the final disks do not hold such writes.
     """
 
     discard_source_changes: bool = False

@@ -149,7 +149,7 @@ async def complete(call: Call) -> JobStatus:
     return await _start(
         call,
         lambda session, item, actor, now_ns: migration.complete(
-            session, item, discard_source_changes=discard, actor=actor, now_ns=now_ns
+            session, item, discard_source_changes=discard, ages=call.site.ages, actor=actor, now_ns=now_ns
         ),
     )
 

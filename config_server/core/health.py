@@ -17,7 +17,7 @@ from config_server.core.age import Age
 from config_server.core.doubt import doubt_of
 from config_server.core.point_times import TOLERANCE_S
 from config_server.core.protected_item import ENDED_STATES, FAILED_STATES, State
-from config_server.core.source_hold import SourceHold
+from config_server.core.source_hold import SourceHold, hold_now
 from replication.control_plane import DiskObservation
 
 NO_POINT_CRITICAL_S: Final = 3600.0
@@ -145,7 +145,7 @@ class HealthFacts:
     repair_ordered: bool = False
     """A resync of the item is open."""
     source_hold: SourceHold = "held"
-    """Of a migrated item: whether its source still is what was proved."""
+    """Of a migrated item: whether its source still was what was proved when its agent was last heard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +217,17 @@ def _of_source(facts: HealthFacts) -> Iterator[Condition]:
             Health.WARNING,
             "the source was not held all the time since the migration was proved; it has not been compared again yet",
             "wait until the agent has hashed the source again; if it cannot, cancel, then migrate again",
+        )
+    elif (
+        facts.state is State.MIGRATED
+        and hold_now(facts.source_hold, facts.agent_age, facts.agent_timeout_s) == "unknown"
+    ):
+        since = "its agent was never heard" if facts.agent_age is None else f"its agent was {facts.agent_age.heard}"
+        yield Condition(
+            "source-not-heard",
+            Health.WARNING,
+            f"whether the source is still held is not known: {since}",
+            "start the agent, which compares the source; if it was shut down for good, complete: soon, or with `--discard-source-changes`",
         )
     elif facts.source_hold == "written":
         yield Condition(

@@ -16,11 +16,12 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
+from config_server.config import HeartbeatSettings
 from config_server.core.age import at_least_s
 from config_server.core.health import Health
 from config_server.core.job import OPEN_STATES
 from config_server.core.protected_item import State
-from config_server.core.source_hold import SourceHold
+from config_server.core.source_hold import SourceHold, hold_now
 from config_server.divergences import differing_disks
 from config_server.events import Clock
 from config_server.item_health import disk_facts
@@ -62,7 +63,9 @@ class Snapshot:
     store_reachable: bool = False
 
 
-async def take_snapshot(session: AsyncSession, ages: Ages, *, store_reachable: bool, now_ns: int) -> Snapshot:
+async def take_snapshot(
+    session: AsyncSession, heartbeat: HeartbeatSettings, ages: Ages, *, store_reachable: bool, now_ns: int
+) -> Snapshot:
     """Read everything that is shown."""
     snapshot = Snapshot(taken_ns=now_ns, items={state.value: 0 for state in State}, store_reachable=store_reachable)
     names = {machine.id: machine.hostname for machine in await session.scalars(select(MachineRow))}
@@ -80,7 +83,8 @@ async def take_snapshot(session: AsyncSession, ages: Ages, *, store_reachable: b
             snapshot.health[names[item.machine_id]] = _LEVELS.get(item.health or "", Health.CRITICAL.value)
             snapshot.differing[names[item.machine_id]] = len(await differing_disks(session, item.id))
             if State(item.state) is State.MIGRATED:
-                hold = await source_hold(session, item)
+                age = agent_age(await session.get_one(MachineRow, item.machine_id), ages)
+                hold = hold_now(await source_hold(session, item), age, heartbeat.agent_timeout_s)
                 snapshot.source_holds[names[item.machine_id]] = _HOLDS.index(hold)
     for row in await session.scalars(select(ItemDiskRow).where(ItemDiskRow.observation.is_not(None))):
         facts = disk_facts(row, ages)
@@ -149,9 +153,7 @@ class Figures(Collector):
         yield _family(
             "disks_differing", "Disks whose replica is known to differ from its source", ["server"], differing
         )
-        yield _family(
-            "source_hold", "Of a migrated source: 0 as proved, 1 not compared, 2 written to", ["server"], holds
-        )
+        yield _family("source_hold", "Of a migrated source: 0 as proved, 1 not known, 2 written to", ["server"], holds)
         yield _family("writer_requests_open", "Requests without a final answer", [], [((), shown.open_requests)])
         yield _family("store_reachable", "Whether the store answered", [], [((), int(shown.store_reachable))])
         yield _family("reconciler_age_seconds", "Seconds since the reconciler's last snapshot", [], [((), since_s)])

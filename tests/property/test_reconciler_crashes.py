@@ -44,7 +44,9 @@ async def whole_life(world: World) -> None:
     )
     await world.live_until("migrated")
     await world.order(
-        lambda s: migration.complete(s, "web-1", discard_source_changes=False, actor=OPERATOR, now_ns=now()),
+        lambda s: migration.complete(
+            s, "web-1", discard_source_changes=False, ages=world.ages, actor=OPERATOR, now_ns=now()
+        ),
         {"completing", "completed"},
     )
     await world.live_until("completed")

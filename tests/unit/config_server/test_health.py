@@ -54,6 +54,7 @@ def test_item_that_lacks_nothing_is_healthy_and_continuous() -> None:
     [
         (facts(differing=[DISK]), Health.CRITICAL, "replica-differs", Going.CONTINUOUS),
         (facts(state=State.MIGRATED, source_hold="unknown"), Health.WARNING, "source-not-held", None),
+        (facts(state=State.MIGRATED, agent_age=Age(31.0)), Health.WARNING, "source-not-heard", None),
         (facts(state=State.MIGRATED, source_hold="written"), Health.CRITICAL, "source-written", None),
         (facts(agent_age=None), Health.CRITICAL, "agent-never-heard", Going.DISCONNECTED),
         (facts(agent_age=Age(31.0)), Health.WARNING, "agent-disconnected", Going.DISCONNECTED),
