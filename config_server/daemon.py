@@ -84,6 +84,7 @@ async def running_site(
         feed = DesiredFeed(database, monotonic)
         store_status = StoreStatus()
         ages = Ages(clock, monotonic)
+        own = OwnAddresses(settings.server_names().texts(), ListenAddress.parse(settings.listen).port)
         reconciler = Reconciler(
             database=database,
             store=store,
@@ -108,9 +109,10 @@ async def running_site(
                 authority,
                 trust_store,
                 passphrases,
+                ages,
                 clock,
                 monotonic,
-                OwnAddresses(settings.server_names().texts(), ListenAddress.parse(settings.listen).port),
+                own,
                 settings.certificate_lifetime_s,
             ),
             generations=Generations(database, store, site_key, writer, clock),
@@ -119,6 +121,7 @@ async def running_site(
             store_status=store_status,
             heartbeat=settings.heartbeat,
             ages=ages,
+            own=own,
             clock=clock,
             wake_reconciler=reconciler.wake,
         )

@@ -9,6 +9,7 @@ from config_server.administrators import Administrators
 from config_server.ages import Ages
 from config_server.authority import Authority, TrustStore
 from config_server.config import HeartbeatSettings
+from config_server.core.address_claims import OwnAddresses
 from config_server.database import Database
 from config_server.desired import DesiredFeed
 from config_server.enrolments import Enrolments
@@ -35,6 +36,7 @@ class Site:
     store_status: StoreStatus
     heartbeat: HeartbeatSettings
     ages: Ages
+    own: OwnAddresses
     clock: Clock
     wake_reconciler: Callable[[], None]
 

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
 from config_server.config import HeartbeatSettings, HistorySettings, ReconcilerSettings
+from config_server.core.address_claims import OwnAddresses
 from config_server.database import Database, sqlite_url
 from config_server.desired import DesiredFeed, publish
 from config_server.events import Actor
@@ -185,7 +186,8 @@ class World:
             )
             session.add_all([machine, server])
             await session.flush()
-            report_process_server(session, server, heartbeat(), self.clock())
+            own = OwnAddresses(frozenset(), 443)
+            await report_process_server(session, server, heartbeat(), own, self.ages, self.clock(), same_machine=True)
             disks = [
                 inventory_disk(DISK, "/dev/sda", len(SOURCE[DISK])),
                 inventory_disk(OTHER_DISK, "/dev/sdb", len(SOURCE[OTHER_DISK])),
