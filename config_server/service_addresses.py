@@ -1,5 +1,5 @@
-"""Which addresses the process servers have. Asked by ``enrolments.py`` before one gets into a certificate, and by ``observations.py`` before
-a heartbeat moves one; ``core/address_claims.py`` decides.
+"""Which addresses the process servers have. Asked by ``enrolments.py`` before one gets into a certificate, and by ``observations.py``
+before a heartbeat moves one; ``core/address_claims.py`` decides.
 """
 
 from __future__ import annotations
