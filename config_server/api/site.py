@@ -20,7 +20,7 @@ from config_server.operator_plane import (
     SiteStatus,
     timestamp,
 )
-from config_server.policies import find_policy, new_policy_row, policy_of, write_policy
+from config_server.policies import delete_policy, find_policy, new_policy_row, policy_of, write_policy
 from config_server.process_servers import heard_age, heartbeat_of, item_counts
 from config_server.tables import MachineRow, PolicyRow, ProcessServerRow, ProtectedItemRow
 from replication import __version__
@@ -77,6 +77,13 @@ async def change_policy(call: Call) -> Policy:
             await publish(session, machine_id)
     call.site.changed()
     return policy
+
+
+async def remove_policy(call: Call) -> None:
+    name = call.path["policy"]
+    async with call.site.database.write() as session:
+        await delete_policy(session, name)
+        record_event(session, call.site.clock(), call.actor, "policy-deleted", f"policy {name}")
 
 
 async def list_process_servers(call: Call) -> Page[ProcessServerStatus]:
@@ -165,6 +172,16 @@ ROUTES: Final = (
         body=Policy,
         answer=Policy,
         answers={404: "no such policy"},
+    ),
+    Route(
+        "DELETE",
+        "/policies/{policy}",
+        remove_policy,
+        Access.ADMINISTRATOR,
+        "Delete a policy that nothing is under",
+        "policies",
+        status=204,
+        answers={404: "no such policy", 409: "items are under it, or it is the default policy"},
     ),
     Route(
         "GET",

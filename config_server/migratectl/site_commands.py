@@ -311,6 +311,15 @@ def _checked_policy(values: dict[str, object]) -> Policy:
         ) from error
 
 
+@click.command("delete-policy")
+@click.argument("name")
+@pass_invocation
+def delete_policy(invocation: Invocation, name: str) -> None:
+    """Delete the policy NAME, unless something is protected under it."""
+    invocation.run(lambda server: server.order("DELETE", f"/policies/{path_part(name)}"))
+    click.echo(f"policy {name} is deleted")
+
+
 @click.command("create-enrolment-passphrase")
 @click.option("--valid-for", default="5 d", show_default=True, help="Such as 8 h; at most 30 d.")
 @click.option(
