@@ -23,7 +23,6 @@ from config_server.core.job import OPEN_STATES
 from config_server.core.protected_item import State
 from config_server.core.source_hold import SourceHold, hold_now
 from config_server.divergences import differing_disks
-from config_server.events import Clock
 from config_server.item_health import disk_facts
 from config_server.items import agent_age
 from config_server.point_history import AVAILABLE, LOST
@@ -46,9 +45,9 @@ _LEVELS: Final = {level.name.lower(): level.value for level in Health}
 
 @dataclass(slots=True)
 class Snapshot:
-    """Counts and times of one moment; lags and ages in seconds at ``taken_ns``."""
+    """Counts and times of one moment; lags and ages in seconds at ``taken_s``, by the clock that nobody sets; None: there is none yet."""
 
-    taken_ns: int = 0
+    taken_s: float | None = None
     items: dict[str, int] = field(default_factory=dict)
     jobs: dict[tuple[str, str], int] = field(default_factory=dict)
     heard_s: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -64,10 +63,12 @@ class Snapshot:
 
 
 async def take_snapshot(
-    session: AsyncSession, heartbeat: HeartbeatSettings, ages: Ages, *, store_reachable: bool, now_ns: int
+    session: AsyncSession, heartbeat: HeartbeatSettings, ages: Ages, *, store_reachable: bool
 ) -> Snapshot:
     """Read everything that is shown."""
-    snapshot = Snapshot(taken_ns=now_ns, items={state.value: 0 for state in State}, store_reachable=store_reachable)
+    snapshot = Snapshot(
+        taken_s=ages.monotonic_s(), items={state.value: 0 for state in State}, store_reachable=store_reachable
+    )
     names = {machine.id: machine.hostname for machine in await session.scalars(select(MachineRow))}
     for machine in await session.scalars(select(MachineRow).where(MachineRow.heard_ns.is_not(None))):
         snapshot.heard_s["agent", machine.hostname] = at_least_s(agent_age(machine, ages)) or 0.0
@@ -126,13 +127,13 @@ async def take_snapshot(
 class Figures(Collector):
     """Answers Prometheus from the newest snapshot."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, ages: Ages) -> None:
+        self._ages = ages
         self.snapshot = Snapshot()
 
     def collect(self) -> Iterable[Metric]:
         shown = self.snapshot
-        since_s = max(0.0, (self._clock() - shown.taken_ns) / 1e9) if shown.taken_ns else 0.0
+        since_s = 0.0 if shown.taken_s is None else self._ages.monotonic_s() - shown.taken_s
         heard = {key: age_s + since_s for key, age_s in shown.heard_s.items()}
         replication = {key: lag_s + since_s for key, lag_s in shown.replication_lags_s.items()}
         rpo = {key: lag_s + since_s for key, lag_s in shown.rpo_lags_s.items()}

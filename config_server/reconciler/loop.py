@@ -100,7 +100,7 @@ class Reconciler:
         self._exchange_woken, self._follow_woken = asyncio.Event(), asyncio.Event()
         self._round_due_ns = self._housekeeping_due_ns = 0
         self._rounds = 0
-        self.figures = Figures(clock)
+        self.figures = Figures(ages)
 
     def wake(self) -> None:
         """Let the next pass begin now."""
@@ -173,7 +173,7 @@ class Reconciler:
             await notice_health(session, self._heartbeat, self._status.problem, self._ages, self._clock())
         async with self._database.read() as session:
             self.figures.snapshot = await take_snapshot(
-                session, self._heartbeat, self._ages, store_reachable=self._status.reachable, now_ns=self._clock()
+                session, self._heartbeat, self._ages, store_reachable=self._status.reachable
             )
         if not self._housekeeping_due_ns - int(EVERY_S * 1e9) <= self._clock() < self._housekeeping_due_ns:
             async with self._database.write() as session:

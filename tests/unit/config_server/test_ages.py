@@ -126,6 +126,13 @@ async def test_silence_is_told_in_time_though_the_server_s_clock_is_set(
         found = await conditions(site)
         assert found["agent-disconnected"]["health"] == "critical"
         assert "stalled" in found
+        shown = {
+            sample.name: sample.value
+            for family in site.lab.running.reconciler.figures.collect()
+            for sample in family.samples
+        }
+        assert shown["blockferry_reconciler_age_seconds"] == pytest.approx(900.0)
+        assert shown["blockferry_heartbeat_age_seconds"] == pytest.approx(931.0)
 
 
 async def test_who_was_heard_in_the_future_is_not_fresh_after_a_restart_until_heard(

@@ -301,6 +301,8 @@ async def test_a_catalog_of_the_first_version_is_brought_up_to_date_and_goes_on_
     await put_blob(opened, BLOB, b"x" * 10_000)
     opened.close()
     catalog = sqlite3.connect(tmp_path / CATALOG_NAME, isolation_level=None)
+    catalog.execute("INSERT INTO parts SELECT 999, start, chunk, length, block_id FROM parts")  # of a blob that is gone
+    catalog.execute("UPDATE chunks SET references_ = 2")
     catalog.execute("ALTER TABLE parts RENAME TO segments")
     catalog.execute("INSERT INTO reclaims (kind, target, version) VALUES ('segments', 999, 0)")
     catalog.execute("PRAGMA user_version = 1")
@@ -310,7 +312,8 @@ async def test_a_catalog_of_the_first_version_is_brought_up_to_date_and_goes_on_
     assert again.wait_until_quiet(QUIET_S)
     again.close()
     catalog = sqlite3.connect(tmp_path / CATALOG_NAME)
-    assert catalog.execute("SELECT count(*) FROM reclaims").fetchone() == (0,)
+    assert catalog.execute("SELECT count(*) FROM parts WHERE content = 999").fetchone() == (0,)
+    assert catalog.execute("SELECT references_ FROM chunks").fetchall() == [(1,)]
     catalog.close()
 
 
