@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from config_server.administrators import Administrators
+from config_server.ages import Ages
 from config_server.api.routes import make_application
 from config_server.api.table import ROUTES
 from config_server.authority import TrustStore
@@ -55,7 +56,12 @@ class RunningSite:
 
 @contextlib.asynccontextmanager
 async def running_site(
-    settings: Settings, store: BlobClient, clock: Clock = time.time_ns, *, reconcile: bool = True
+    settings: Settings,
+    store: BlobClient,
+    clock: Clock = time.time_ns,
+    *,
+    monotonic: Callable[[], float] = time.monotonic,
+    reconcile: bool = True,
 ) -> AsyncIterator[RunningSite]:
     """Start everything; on return of the block everything is stopped and closed.
 
@@ -75,8 +81,10 @@ async def running_site(
         await database.upgrade()
         await ensure_default_policy(database)
         passphrases = Passphrases(database, clock)
-        feed = DesiredFeed(database, time.monotonic)
+        feed = DesiredFeed(database, monotonic)
         store_status = StoreStatus()
+        ages = Ages(clock, monotonic)
+        own = OwnAddresses(settings.server_names().texts(), ListenAddress.parse(settings.listen).port)
         reconciler = Reconciler(
             database=database,
             store=store,
@@ -88,6 +96,7 @@ async def running_site(
             heartbeat=settings.heartbeat,
             history=settings.history,
             clock=clock,
+            ages=ages,
         )
         site = Site(
             database=database,
@@ -100,9 +109,10 @@ async def running_site(
                 authority,
                 trust_store,
                 passphrases,
+                ages,
                 clock,
-                time.monotonic,
-                OwnAddresses(settings.server_names().texts(), ListenAddress.parse(settings.listen).port),
+                monotonic,
+                own,
                 settings.certificate_lifetime_s,
             ),
             generations=Generations(database, store, site_key, writer, clock),
@@ -110,6 +120,8 @@ async def running_site(
             feed=feed,
             store_status=store_status,
             heartbeat=settings.heartbeat,
+            ages=ages,
+            own=own,
             clock=clock,
             wake_reconciler=reconciler.wake,
         )

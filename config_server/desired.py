@@ -115,8 +115,6 @@ class DesiredFeed:
         self._monotonic = monotonic
         self._changed = asyncio.Event()
         self._stopping = False
-        self.waiting = 0
-        """How many ask and wait at this moment."""
 
     def wake(self) -> None:
         """Something was published: let all who wait look again."""
@@ -153,10 +151,6 @@ class DesiredFeed:
             left_s = deadline - self._monotonic()
             if left_s <= 0 or self._stopping:
                 return None
-            self.waiting += 1
-            try:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(left_s, RECHECK_S)):
-                        await changed.wait()
-            finally:
-                self.waiting -= 1
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left_s, RECHECK_S)):
+                    await changed.wait()

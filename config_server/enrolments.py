@@ -9,7 +9,6 @@ A process server's certificate lists the host of the address that agents are tol
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import uuid
@@ -21,15 +20,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.ages import Ages
 from config_server.authority import CERTIFICATE_LIFETIME_S, Authority, ServerNames, TrustStore, read_signing_request
 from config_server.core.address_claims import OwnAddresses, check_claim
 from config_server.core.attempt_limiter import AttemptLimiter
 from config_server.database import Database
 from config_server.events import Actor, Clock, record_event
 from config_server.passphrases import Passphrases
+from config_server.service_addresses import addresses_of_others
 from config_server.tables import CertificateRow, MachineRow, ProcessServerRow
 from replication.control_plane import EnrolmentAnswer, EnrolmentRequest
-from replication.errors import Conflict, InvalidInput, NotFound, Overloaded
+from replication.errors import Conflict, NotFound, Overloaded
 from replication.failpoint import reached
 from replication.service_address import ServiceAddress
 from replication.tls_identity import PeerName, Role
@@ -50,6 +51,7 @@ class Enrolments:
         authority: Authority,
         trust_store: TrustStore,
         passphrases: Passphrases,
+        ages: Ages,
         clock: Clock,
         monotonic: Callable[[], float],
         own: OwnAddresses,
@@ -59,6 +61,7 @@ class Enrolments:
         self._authority = authority
         self._trust_store = trust_store
         self._passphrases = passphrases
+        self._ages = ages
         self._clock = clock
         self._monotonic = monotonic
         self._own = own
@@ -87,7 +90,10 @@ class Enrolments:
             name = await self._holder(session, request, _key_digest(public_key), now_ns)
             if address is not None:
                 check_claim(
-                    address, self._own, await _addresses_of_others(session, name, now_ns), same_machine=same_machine
+                    address,
+                    self._own,
+                    await addresses_of_others(session, name.identifier, self._ages, now_ns),
+                    same_machine=same_machine,
                 )
             names = ServerNames() if address is None else ServerNames.parse([address.host])
             issued = self._authority.issue(public_key, name, now_ns=now_ns, names=names, lifetime_s=self._lifetime_s)
@@ -214,16 +220,6 @@ def _new_row(request: EnrolmentRequest, identifier: str, now_ns: int) -> Machine
 def _service_address(request: EnrolmentRequest) -> ServiceAddress | None:
     """Where agents are told to find a process server; None for an agent, where nothing listens."""
     return None if request.role == "agent" else ServiceAddress.parse(request.service_url or "")
-
-
-async def _addresses_of_others(session: AsyncSession, name: PeerName, now_ns: int) -> list[tuple[str, ServiceAddress]]:
-    """Host name and address of every process server but ``name``, unless it may enrol anew just now: then it is known to be gone."""
-    found = []
-    for row in await session.scalars(select(ProcessServerRow).where(ProcessServerRow.id != name.identifier)):
-        if row.reenrolment_until_ns is None or row.reenrolment_until_ns <= now_ns:
-            with contextlib.suppress(InvalidInput):  # its heartbeats said nonsense: nobody is sent there
-                found.append((f"{row.hostname} ({row.id})", ServiceAddress.parse(row.service_url)))
-    return found
 
 
 def _key_digest(key: ec.EllipticCurvePublicKey) -> str:

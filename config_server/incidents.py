@@ -14,12 +14,16 @@ from config_server.events import Actor, record_event
 from config_server.tables import EventRow
 
 QUIET_S: Final = 3600.0
+AHEAD_S: Final = 1.0
 
 
 async def record_incident(
     database: Database, now_ns: int, actor: Actor, kind: str, message: str, machine_id: str | None
 ) -> None:
-    """Record the event in a transaction of its own, unless the same was recorded within the last hour."""
+    """Record the event in a transaction of its own, unless the same was recorded within the last hour.
+
+    One that was recorded in the future, before this server's clock was set back, keeps nothing quiet.
+    """
     async with database.write() as session:
         same = await session.scalar(
             select(EventRow.id)
@@ -27,7 +31,7 @@ async def record_incident(
                 EventRow.kind == kind,
                 EventRow.machine_id == machine_id,
                 EventRow.message == message,
-                EventRow.time_ns > now_ns - int(QUIET_S * 1e9),
+                EventRow.time_ns.between(now_ns - int(QUIET_S * 1e9), now_ns + int(AHEAD_S * 1e9)),
             )
             .limit(1)
         )

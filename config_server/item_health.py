@@ -7,16 +7,18 @@ from typing import Final
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
+from config_server.core.age import Age, at_least_s, known_s
 from config_server.core.health import DiskFacts, HealthFacts, Verdict, assess
 from config_server.core.job import JobKind
 from config_server.core.point_times import TOLERANCE_S
 from config_server.core.protected_item import State
 from config_server.divergences import differing_disks
-from config_server.items import item_disks, observation_of
+from config_server.items import agent_age, item_disks, observation_of
 from config_server.jobs import open_jobs
-from config_server.point_history import AVAILABLE, newest_good_point
-from config_server.process_servers import age_s, health_facts
+from config_server.point_history import AVAILABLE, LOST, newest_good_point
+from config_server.process_servers import health_facts
 from config_server.source_watch import source_hold
 from config_server.tables import (
     ItemDiskRow,
@@ -31,14 +33,28 @@ from config_server.writer_requests import refused_answer, writer_silence_s
 WRONG_TIMES_SHOWN_S: Final = 86400.0
 
 
-def disk_facts(row: ItemDiskRow, now_ns: int) -> DiskFacts:
+def disk_facts(row: ItemDiskRow, ages: Ages) -> DiskFacts:
     """A disk's newest observation with its ages."""
+    which = f"{row.item_id}/{row.disk_id}"
     return DiskFacts(
         disk=row.disk_id,
         observation=observation_of(row),
-        observation_age_s=age_s(row.observed_ns, now_ns) or 0.0,
-        progress_age_s=age_s(row.progress_ns, now_ns) or 0.0,
-        falling_behind_s=age_s(row.falling_behind_since_ns, now_ns),
+        observation_age_s=known_s(observation_age(row, ages)),
+        progress_age_s=at_least_s(ages.of("progress", which, row.progress_ns)) or 0.0,
+        falling_behind_s=at_least_s(ages.of("falling-behind", which, row.falling_behind_since_ns)),
+    )
+
+
+def observation_age(row: ItemDiskRow, ages: Ages) -> Age | None:
+    return ages.of("observed", f"{row.item_id}/{row.disk_id}", row.observed_ns)
+
+
+def _point_age_s(newest: RecoveryPointRow | None, ages: Ages) -> float | None:
+    """Its cut was counted by this server's clock, whatever that said then; the age grows in any case from when it was first seen."""
+    return (
+        None
+        if newest is None
+        else at_least_s(ages.of("newest-point", f"{newest.item_id}/{newest.cut}", newest.counted_ns))
     )
 
 
@@ -62,6 +78,7 @@ async def assess_item(
     item: ProtectedItemRow,
     heartbeat: HeartbeatSettings,
     store_problem: str | None,
+    ages: Ages,
     now_ns: int,
 ) -> Verdict:
     """The verdict of this moment."""
@@ -78,23 +95,29 @@ async def assess_item(
             RecoveryPointRow.suspect.is_not(None),
         )
     )
+    lost = await session.scalar(
+        select(func.count())
+        .select_from(RecoveryPointRow)
+        .where(RecoveryPointRow.item_id == item.id, RecoveryPointRow.state == LOST)
+    )
     return assess(
         HealthFacts(
             state=State(item.state),
             reason=item.reason,
-            agent_age_s=age_s(machine.heard_ns, now_ns),
+            agent_age=agent_age(machine, ages),
             agent_timeout_s=heartbeat.agent_timeout_s,
             critical_after_s=heartbeat.critical_after_s,
-            process_server=None if server is None else health_facts(server, heartbeat, now_ns),
-            disks=[disk_facts(row, now_ns) for row in await item_disks(session, item.id)],
-            seeded_age_s=age_s(item.seeded_ns, now_ns),
-            point_age_s=None if newest is None else age_s(newest.counted_ns, now_ns),
+            process_server=None if server is None else health_facts(server, heartbeat, ages),
+            disks=[disk_facts(row, ages) for row in await item_disks(session, item.id)],
+            seeded_age_s=at_least_s(ages.of("seeded", item.id, item.seeded_ns)),
+            point_age_s=_point_age_s(newest, ages),
             suspect_points=suspects or 0,
+            lost_points=lost or 0,
             rpo_threshold_s=policy.rpo_threshold_s,
             recovery_point_interval_s=policy.recovery_point_interval_s,
             store_problem=store_problem,
             paused=item.paused,
-            writer_silence_s=await writer_silence_s(session, item.id, now_ns),
+            writer_silence_s=await writer_silence_s(session, item.id, ages),
             answer_refused=await refused_answer(session, item.id),
             differing=await differing_disks(session, item.id),
             source_hold=await source_hold(session, item),

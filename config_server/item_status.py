@@ -7,6 +7,7 @@ from typing import cast
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
 from config_server.core.forecast import SeedingDisk, seeding_forecast
 from config_server.core.job import JobKind
@@ -23,7 +24,6 @@ from config_server.operator_plane import (
     timestamp,
 )
 from config_server.point_history import newest_good_point
-from config_server.process_servers import age_s
 from config_server.tables import (
     DiskRow,
     ItemDiskRow,
@@ -48,14 +48,15 @@ async def status_of(
     item: ProtectedItemRow,
     heartbeat: HeartbeatSettings,
     store_problem: str | None,
+    ages: Ages,
     now_ns: int,
 ) -> ItemStatus:
     """The item at this moment. Lags are the worst of its disks and include the time since they were reported."""
     machine = await session.get_one(MachineRow, item.machine_id)
     policy = await session.get_one(PolicyRow, item.policy_id)
-    verdict = await assess_item(session, item, heartbeat, store_problem, now_ns)
+    verdict = await assess_item(session, item, heartbeat, store_problem, ages, now_ns)
     rows = await item_disks(session, item.id)
-    disks = [await _disk_status(session, row, now_ns) for row in rows]
+    disks = [await _disk_status(session, row, ages) for row in rows]
     forecast = seeding_forecast([seeding_disk(row) for row in rows])
     reported_etas = [disk.observation.eta_s for disk in disks if disk.observation is not None]
     known_etas = [eta_s for eta_s in reported_etas if eta_s is not None]
@@ -105,9 +106,9 @@ def _worst(lags_s: list[float | None]) -> float | None:
     return max(known) if known and len(known) == len(lags_s) else None
 
 
-async def _disk_status(session: AsyncSession, row: ItemDiskRow, now_ns: int) -> DiskStatus:
+async def _disk_status(session: AsyncSession, row: ItemDiskRow, ages: Ages) -> DiskStatus:
     disk = await session.get_one(DiskRow, row.disk_id)
-    facts, observed = disk_facts(row, now_ns), observation_of(row)
+    facts, observed = disk_facts(row, ages), observation_of(row)
     return DiskStatus(
         disk=row.disk_id,
         path=disk.path,
@@ -116,7 +117,7 @@ async def _disk_status(session: AsyncSession, row: ItemDiskRow, now_ns: int) -> 
         fraction=seeding_forecast([seeding_disk(row)]).fraction,
         replication_lag_s=facts.replication_lag_s,
         rpo_lag_s=facts.rpo_lag_s,
-        observation_age_s=age_s(row.observed_ns, now_ns),
+        observation_age_s=facts.observation_age_s,
         observation=observed,
     )
 

@@ -5,9 +5,13 @@ Called by the verbs, by ``observations.py`` and by the reconciler inside their t
 
 from __future__ import annotations
 
+from typing import Final
+
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.ages import Ages
+from config_server.core.age import Age
 from config_server.core.job import JobKind
 from config_server.core.observation import ObservedDisk, progress_of
 from config_server.core.protected_item import (
@@ -24,6 +28,13 @@ from config_server.jobs import context_of, open_jobs
 from config_server.tables import ItemDiskRow, MachineRow, ProtectedItemRow
 from replication.control_plane import DiskObservation
 from replication.errors import Conflict, NotFound
+
+AGENT_HEARD: Final = "agent-heard"
+
+
+def agent_age(machine: MachineRow, ages: Ages) -> Age | None:
+    """Since the newest observation; None: there was none."""
+    return ages.of(AGENT_HEARD, machine.id, machine.heard_ns)
 
 
 async def active_item(session: AsyncSession, machine_id: str) -> ProtectedItemRow | None:
@@ -53,7 +64,8 @@ async def find_machine(session: AsyncSession, text: str) -> MachineRow:
 
 
 async def find_item(session: AsyncSession, text: str) -> ProtectedItemRow:
-    """An item by its own identifier, or the newest one of a server given by identifier or host name.
+    """An item by its own identifier, or the newest one of a server given by identifier or host name: the one that has not ended, else
+    the one that the server's agent was told of last.
 
     :raises NotFound: if there is none. :raises Conflict: if the name is not unique.
     """
@@ -64,7 +76,11 @@ async def find_item(session: AsyncSession, text: str) -> ProtectedItemRow:
     newest: ProtectedItemRow | None = await session.scalar(
         select(ProtectedItemRow)
         .where(ProtectedItemRow.machine_id == machine.id)
-        .order_by(ProtectedItemRow.created_ns.desc())
+        .order_by(
+            ProtectedItemRow.ended_ns.is_(None).desc(),
+            ProtectedItemRow.first_revision.desc(),
+            ProtectedItemRow.created_ns.desc(),
+        )
         .limit(1)
         .with_for_update()
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import uuid
 from typing import TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.ages import Ages
+from config_server.core.age import Age
 from config_server.core.job import EXCLUSIVE_KINDS, OPEN_STATES, JobKind, JobState, next_job_state
 from config_server.events import SYSTEM, Actor, record_event
 from config_server.job_documents import JobProblem
@@ -18,21 +20,28 @@ from replication.errors import BlockferryError, Conflict, NotFound
 DocumentT = TypeVar("DocumentT", bound=Document)
 
 
+def job_age(job: JobRow, ages: Ages) -> Age:
+    """Since it was ordered."""
+    age = ages.of("job", job.id, job.created_ns)
+    if age is None:
+        raise AssertionError("a job has always been ordered")
+    return age
+
+
 async def open_jobs(session: AsyncSession, item_id: str, kind: JobKind | None = None) -> list[JobRow]:
     """The jobs of an item that have not ended, oldest first."""
     query = select(JobRow).where(JobRow.item_id == item_id, JobRow.state.in_([state.value for state in OPEN_STATES]))
     if kind is not None:
         query = query.where(JobRow.kind == kind.value)
-    return list(await session.scalars(query.order_by(JobRow.created_ns, JobRow.id)))
+    return list(await session.scalars(query.order_by(JobRow.number)))
 
 
 async def newest_job(session: AsyncSession, item_id: str, kind: JobKind) -> JobRow | None:
-    """The newest job of a kind, ended or not. One that is open comes first, whatever this server's clock said when it began."""
-    is_open = JobRow.state.in_([state.value for state in OPEN_STATES])
+    """The newest job of a kind, ended or not."""
     found: JobRow | None = await session.scalar(
         select(JobRow)
         .where(JobRow.item_id == item_id, JobRow.kind == kind.value)
-        .order_by(is_open.desc(), JobRow.created_ns.desc(), JobRow.id.desc())
+        .order_by(JobRow.number.desc())
         .limit(1)
     )
     return found
@@ -56,9 +65,11 @@ async def start_job(
     """
     if kind in EXCLUSIVE_KINDS and (already := await open_jobs(session, item.id, kind)):
         raise Conflict(f"cannot start: job {already[0].id} ({kind}) is under way", hint="wait for it, or cancel it")
+    last = await session.scalar(select(func.max(JobRow.number)).where(JobRow.item_id == item.id))
     job = JobRow(
         id=str(uuid.uuid4()),
         item_id=item.id,
+        number=(last or 0) + 1,
         kind=kind.value,
         state=JobState.IN_PROGRESS.value,
         step=step,

@@ -10,6 +10,7 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server import steps
+from config_server.ages import Ages
 from config_server.core.job import JobKind, JobState
 from config_server.core.protected_item import (
     CleanupRequested,
@@ -22,7 +23,7 @@ from config_server.core.protected_item import (
 from config_server.desired import publish
 from config_server.divergences import differing_disks
 from config_server.events import Actor
-from config_server.items import apply_event, find_item, observed_progress
+from config_server.items import agent_age, apply_event, find_item, observed_progress
 from config_server.job_documents import (
     LATEST,
     LATEST_PROCESSED,
@@ -39,7 +40,7 @@ from config_server.made_disks import TEST, made_disks, mark_unwanted, unwant_all
 from config_server.point_history import newest_good_point
 from config_server.protection import begin_deletion, order_resync
 from config_server.source_watch import require_held, source_hold
-from config_server.tables import JobRow, ProtectedItemRow, RecoveryPointRow
+from config_server.tables import JobRow, MachineRow, ProtectedItemRow, RecoveryPointRow
 from replication.control_plane import CutoverMode
 from replication.errors import Conflict, NotFound, Unsupported
 
@@ -203,15 +204,16 @@ async def cancel(
 
 
 async def complete(
-    session: AsyncSession, server: str, *, discard_source_changes: bool, actor: Actor, now_ns: int
+    session: AsyncSession, server: str, *, discard_source_changes: bool, ages: Ages, actor: Actor, now_ns: int
 ) -> JobRow:
     """End a finished migration: replication stops, replica and points are deleted, the final disks stay.
 
     :raises Conflict: unless the item is migrated; without ``discard_source_changes`` also if the source was, or may have been, written to
-        since the proof.
+        since the proof, or if its agent has been silent for hours.
     """
     item = await find_item(session, server)
     if not discard_source_changes:
-        require_held(await source_hold(session, item))
+        machine = await session.get_one(MachineRow, item.machine_id)
+        require_held(await source_hold(session, item), agent_age(machine, ages))
     apply_event(session, item, CompletionRequested(), actor, now_ns)
     return await begin_deletion(session, item, JobKind.COMPLETE, actor, now_ns)

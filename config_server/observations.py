@@ -5,8 +5,12 @@ Ages come as seconds by the sender's own clock; this server adds the time since 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.ages import Ages
+from config_server.core.address_claims import OwnAddresses, check_claim
 from config_server.core.disk_progress import came_forward, falls_behind
 from config_server.core.job import JobKind
 from config_server.core.observation import SEEDED_PHASES
@@ -17,6 +21,7 @@ from config_server.inventory import check_same_machine
 from config_server.items import active_item, apply_event, item_disks, observation_of, observed_progress
 from config_server.job_documents import MigrationContext
 from config_server.jobs import context_of, keep_context, newest_job
+from config_server.service_addresses import addresses_of_others
 from config_server.source_watch import watch_source
 from config_server.tables import (
     ItemDiskRow,
@@ -26,6 +31,8 @@ from config_server.tables import (
 )
 from config_server.tracking_losses import follow_tracking
 from replication.control_plane import AgentObservation, CutoverObservation, DiskObservation, ProcessServerObservation
+from replication.errors import Conflict, InvalidInput, Refused
+from replication.service_address import ServiceAddress
 
 
 async def report_agent(session: AsyncSession, machine: MachineRow, observation: AgentObservation, now_ns: int) -> None:
@@ -104,10 +111,28 @@ async def _keep_cutover(
     keep_context(job, context.model_copy(update={"cutover": cutover, "claimed_ns": claimed_ns, "sealed_ns": sealed_ns}))
 
 
-def report_process_server(
-    session: AsyncSession, server: ProcessServerRow, observation: ProcessServerObservation, now_ns: int
-) -> bool:
-    """Write a heartbeat down; returns whether agents must be told another address."""
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What followed from a heartbeat. ``moved``: agents must be told another address; ``refused``: why not, though it names one."""
+
+    moved: bool
+    refused: str | None
+
+
+async def report_process_server(
+    session: AsyncSession,
+    server: ProcessServerRow,
+    observation: ProcessServerObservation,
+    own: OwnAddresses,
+    ages: Ages,
+    now_ns: int,
+    *,
+    same_machine: bool,
+) -> Heartbeat:
+    """Write a heartbeat down. An address that could not get into its certificate is not taken either: agents are told the one before.
+
+    ``same_machine``: it came from the machine that this server runs on.
+    """
     if not server.connected:
         record_event(
             session,
@@ -116,15 +141,22 @@ def report_process_server(
             "connected",
             f"process server {server.hostname} reports",
         )
-    moved = server.service_url != observation.service_url
-    if moved:
-        record_event(
-            session,
-            now_ns,
-            Actor(f"process-server:{server.id}"),
-            "moved",
-            f"process server {server.hostname} is now at {observation.service_url}",
-        )
-        server.service_url = observation.service_url
+    moved, refused = False, None
+    if server.service_url != observation.service_url:
+        try:
+            others = await addresses_of_others(session, server.id, ages, now_ns)
+            check_claim(ServiceAddress.parse(observation.service_url), own, others, same_machine=same_machine)
+        except (Refused, Conflict, InvalidInput) as error:
+            refused = f"process server {server.hostname} stays at {server.service_url}: {error.message}"
+        else:
+            moved = True
+            server.service_url = observation.service_url
+            record_event(
+                session,
+                now_ns,
+                Actor(f"process-server:{server.id}"),
+                "moved",
+                f"process server {server.hostname} is now at {observation.service_url}",
+            )
     server.connected, server.heard_ns, server.observation = True, now_ns, observation.model_dump_json()
-    return moved
+    return Heartbeat(moved, refused)

@@ -61,7 +61,9 @@ class ItemReference(Document):
 
 
 class ServerSummary(Document):
-    """A server with an agent. ``heard_age_s`` None: never heard."""
+    """A server with an agent. ``heard_age_s`` None: never heard; ``heard_age_known`` false: it is longer, by how much is not known, as
+    this server's clock was set back.
+    """
 
     id: Uuid
     hostname: str
@@ -75,6 +77,7 @@ class ServerSummary(Document):
     enrolled_at: str
     connected: bool
     heard_age_s: float | None
+    heard_age_known: bool
     item: ItemReference | None
 
 
@@ -203,8 +206,8 @@ class CancellationRequest(Document):
 
 
 class CompletionRequest(Document):
-    """``discard_source_changes``: complete also if the source was, or may have been, written to since the migration was proved; the final
-    disks do not hold those writes.
+    """``discard_source_changes``: complete also if the source was, or may have been, written to since the migration was proved, or if
+    its agent has been silent for hours; the final disks do not hold such writes.
     """
 
     discard_source_changes: bool = False
@@ -284,6 +287,7 @@ class ProcessServerStatus(Document):
     url: str
     connected: bool
     heard_age_s: float | None
+    heard_age_known: bool
     draining: bool
     item_count: int
     observation: ProcessServerObservation | None

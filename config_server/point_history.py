@@ -11,15 +11,17 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, UnaryExpression, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.core.point_state import PointState, next_point_state
 from config_server.core.point_times import Cut, counted
 from config_server.events import SYSTEM, record_event
 from config_server.tables import MachineRow, ProtectedItemRow, RecoveryPointRow
 from replication.documents import MAX_NUMBER
 from replication.store_documents import RecoveryPoint
 
-AVAILABLE = "available"
-PRUNING = "pruning"
-DELETED = "deleted"
+AVAILABLE = PointState.AVAILABLE.value
+PRUNING = PointState.PRUNING.value
+LOST = PointState.LOST.value
+DELETED = PointState.DELETED.value
 
 NEWEST_FIRST: tuple[UnaryExpression[Any], ...] = (
     RecoveryPointRow.history_generation.desc(),
@@ -61,10 +63,20 @@ async def newest_good_point(session: AsyncSession, item_id: str) -> RecoveryPoin
 
 
 async def take_in(session: AsyncSession, point: RecoveryPoint, suspect: str | None, found_ns: int) -> None:
-    """Write a verified point down, with a time to count with; a clock that cannot be believed is told when it begins."""
-    if await session.get(RecoveryPointRow, (point.item, point.cut)) is not None:
-        return
+    """Write a verified point down, with a time to count with; a clock that cannot be believed is told when it begins. One that was lost is
+    offered again, as its record says it now.
+    """
     item = await session.get_one(ProtectedItemRow, point.item)
+    known = await session.get(RecoveryPointRow, (point.item, point.cut))
+    if known is not None:
+        if known.state == LOST:
+            known.state = next_point_state(PointState.LOST, PointState.AVAILABLE).value
+            known.document, known.suspect = point.model_dump_json(), suspect
+            message = f"recovery point {point.cut} is in the store again"
+            record_event(
+                session, found_ns, SYSTEM, "point-found-again", message, machine_id=item.machine_id, item_id=item.id
+            )
+        return
     machine = await session.get_one(MachineRow, item.machine_id)
     place = place_of(point)
     before = await _neighbour(session, point.item, place_in_rows() <= place, NEWEST_FIRST)
@@ -106,6 +118,17 @@ async def take_in(session: AsyncSession, point: RecoveryPoint, suspect: str | No
             f"the clock of {machine.hostname} is wrong, or this server's; nothing is pruned because of it"
         )
         record_event(session, found_ns, SYSTEM, "point-time-wrong", message, machine_id=machine.id, item_id=point.item)
+
+
+async def settle_pruning(session: AsyncSession, item_id: str, cuts: list[str], *, done: bool) -> None:
+    """What the answer to a request to prune makes of its points: deleted, or as they were."""
+    await session.execute(
+        update(RecoveryPointRow)
+        .where(RecoveryPointRow.item_id == item_id, RecoveryPointRow.cut.in_(cuts))
+        .where(RecoveryPointRow.state == PRUNING)
+        .values(state=DELETED if done else AVAILABLE)
+        .execution_options(synchronize_session=False)
+    )
 
 
 async def _neighbour(

@@ -5,15 +5,16 @@ from __future__ import annotations
 import uuid
 from typing import Final
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.database import Database
 from config_server.operator_plane import Policy
-from config_server.tables import PolicyRow
-from replication.errors import NotFound
+from config_server.tables import MachineRow, PolicyRow, ProtectedItemRow
+from replication.errors import Conflict, NotFound
 
 DEFAULT_POLICY: Final = "default"
+SHOWN_USERS: Final = 10
 
 
 async def ensure_default_policy(database: Database) -> None:
@@ -34,6 +35,35 @@ async def find_policy(session: AsyncSession, text: str) -> PolicyRow:
     if found is None:
         raise NotFound(f"cannot find the policy {text[:100]!r}", hint="`migratectl policies` lists them")
     return found
+
+
+async def delete_policy(session: AsyncSession, name: str) -> None:
+    """Forget a policy; items that have ended under it are shown with the default one.
+
+    :raises NotFound: if there is none. :raises Conflict: if an item is under it, or if it is the default policy.
+    """
+    row = await find_policy(session, name)
+    if row.name == DEFAULT_POLICY:
+        raise Conflict("cannot delete the default policy: what is protected without naming one comes under it")
+    users = await session.scalars(
+        select(MachineRow.hostname)
+        .join(ProtectedItemRow, ProtectedItemRow.machine_id == MachineRow.id)
+        .where(ProtectedItemRow.policy_id == row.id, ProtectedItemRow.ended_ns.is_(None))
+        .order_by(MachineRow.hostname)
+    )
+    if names := list(users):
+        shown = ", ".join(names[:SHOWN_USERS]) + (
+            f" and {len(names) - SHOWN_USERS} more" if len(names) > SHOWN_USERS else ""
+        )
+        raise Conflict(
+            f"cannot delete the policy {row.name!r}: it is used by {shown}",
+            hint="end their protection, or change this policy instead: `migratectl set-policy`",
+        )
+    default = await find_policy(session, DEFAULT_POLICY)
+    await session.execute(
+        update(ProtectedItemRow).where(ProtectedItemRow.policy_id == row.id).values(policy_id=default.id)
+    )
+    await session.delete(row)
 
 
 def policy_of(row: PolicyRow) -> Policy:

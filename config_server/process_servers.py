@@ -5,7 +5,9 @@ from __future__ import annotations
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
+from config_server.core.age import Age
 from config_server.core.health import ProcessServerFacts
 from config_server.core.placement import Candidate, choose_process_server
 from config_server.core.readiness import ProcessServerReadiness
@@ -17,9 +19,9 @@ def heartbeat_of(row: ProcessServerRow) -> ProcessServerObservation | None:
     return None if row.observation is None else ProcessServerObservation.decode(row.observation.encode())
 
 
-def age_s(time_ns: int | None, now_ns: int) -> float | None:
-    """Seconds since, never negative; None if it never was."""
-    return None if time_ns is None else max(0.0, (now_ns - time_ns) / 1e9)
+def heard_age(row: ProcessServerRow, ages: Ages) -> Age | None:
+    """Since its newest heartbeat; None: there was none."""
+    return ages.of("process-server-heard", row.id, row.heard_ns)
 
 
 async def item_counts(session: AsyncSession) -> dict[str, int]:
@@ -32,16 +34,16 @@ async def item_counts(session: AsyncSession) -> dict[str, int]:
     return {str(server): count for server, count in rows}
 
 
-async def choose(session: AsyncSession, heartbeat: HeartbeatSettings, now_ns: int) -> str | None:
+async def choose(session: AsyncSession, heartbeat: HeartbeatSettings, ages: Ages) -> str | None:
     """The process server for a new item, or None if none can take one."""
     counts = await item_counts(session)
     candidates = []
     for row in await session.scalars(select(ProcessServerRow)):
-        heard_s, observed = age_s(row.heard_ns, now_ns), heartbeat_of(row)
+        heard, observed = heard_age(row, ages), heartbeat_of(row)
         candidates.append(
             Candidate(
                 identifier=row.id,
-                alive=heard_s is not None and heard_s <= heartbeat.process_server_timeout_s,
+                alive=heard is not None and heard.is_within(heartbeat.process_server_timeout_s),
                 draining=row.draining,
                 items=counts.get(row.id, 0),
                 spool_free_fraction=0.0 if observed is None else observed.spool_free_fraction,
@@ -51,7 +53,7 @@ async def choose(session: AsyncSession, heartbeat: HeartbeatSettings, now_ns: in
 
 
 async def readiness_of_all(
-    session: AsyncSession, heartbeat: HeartbeatSettings, now_ns: int
+    session: AsyncSession, heartbeat: HeartbeatSettings, ages: Ages
 ) -> list[ProcessServerReadiness]:
     found = []
     for row in await session.scalars(select(ProcessServerRow).order_by(ProcessServerRow.hostname)):
@@ -60,7 +62,7 @@ async def readiness_of_all(
         found.append(
             ProcessServerReadiness(
                 name=row.hostname,
-                heard_age_s=age_s(row.heard_ns, now_ns),
+                heard_age=heard_age(row, ages),
                 timeout_s=heartbeat.process_server_timeout_s,
                 draining=row.draining,
                 spool_free_fraction=None if observed is None else observed.spool_free_fraction,
@@ -70,12 +72,12 @@ async def readiness_of_all(
     return found
 
 
-def health_facts(row: ProcessServerRow, heartbeat: HeartbeatSettings, now_ns: int) -> ProcessServerFacts:
+def health_facts(row: ProcessServerRow, heartbeat: HeartbeatSettings, ages: Ages) -> ProcessServerFacts:
     observed = heartbeat_of(row)
     problem = None if observed is None else observed.upload_problem
     return ProcessServerFacts(
         name=row.hostname,
-        heard_age_s=age_s(row.heard_ns, now_ns),
+        heard_age=heard_age(row, ages),
         timeout_s=heartbeat.process_server_timeout_s,
         spool_free_fraction=None if observed is None else observed.spool_free_fraction,
         backlog_age_s=0.0 if observed is None else observed.upload_backlog_age_s,

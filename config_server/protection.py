@@ -12,6 +12,7 @@ from collections.abc import Collection
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server import process_servers, steps
+from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
 from config_server.core.job import JobKind, JobState
 from config_server.core.protected_item import (
@@ -59,6 +60,7 @@ async def protect(
     disks: Collection[str] | None,
     policy_name: str,
     heartbeat: HeartbeatSettings,
+    ages: Ages,
     actor: Actor,
     now_ns: int,
 ) -> JobRow:
@@ -74,7 +76,7 @@ async def protect(
         id=str(uuid.uuid4()),
         machine_id=machine.id,
         policy_id=policy.id,
-        process_server_id=await process_servers.choose(session, heartbeat, now_ns),
+        process_server_id=await process_servers.choose(session, heartbeat, ages),
         state=State.ENABLING.value,
         state_since_ns=now_ns,
         created_ns=now_ns,

@@ -6,11 +6,12 @@ from collections.abc import Collection
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
 from config_server.core.readiness import Readiness, ReadinessFacts, check_readiness
 from config_server.inventories import inventory_of
-from config_server.items import active_item
-from config_server.process_servers import age_s, readiness_of_all
+from config_server.items import active_item, agent_age
+from config_server.process_servers import readiness_of_all
 from config_server.store_status import StoreStatus
 from config_server.tables import MachineRow
 
@@ -21,7 +22,7 @@ async def readiness_of(
     disks: Collection[str] | None,
     heartbeat: HeartbeatSettings,
     store: StoreStatus,
-    now_ns: int,
+    ages: Ages,
 ) -> Readiness:
     """What stands against protecting ``machine`` now."""
     found = await inventory_of(session, machine.id)
@@ -29,12 +30,12 @@ async def readiness_of(
         ReadinessFacts(
             hostname=machine.hostname,
             inventory=None if found is None else found[0],
-            agent_age_s=age_s(machine.heard_ns, now_ns),
+            agent_age=agent_age(machine, ages),
             agent_timeout_s=heartbeat.agent_timeout_s,
             clock_offset_s=None if machine.clock_offset_ns is None else machine.clock_offset_ns / 1e9,
             protected=await active_item(session, machine.id) is not None,
             disks=disks,
-            process_servers=await readiness_of_all(session, heartbeat, now_ns),
+            process_servers=await readiness_of_all(session, heartbeat, ages),
             store_reachable=store.reachable,
             store_problem=store.problem,
         )

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from config_server.administrators import Administrators
+from config_server.ages import Ages
 from config_server.authority import Authority, TrustStore
 from config_server.config import HeartbeatSettings
+from config_server.core.address_claims import OwnAddresses
 from config_server.database import Database
 from config_server.desired import DesiredFeed
 from config_server.enrolments import Enrolments
@@ -33,6 +35,8 @@ class Site:
     feed: DesiredFeed
     store_status: StoreStatus
     heartbeat: HeartbeatSettings
+    ages: Ages
+    own: OwnAddresses
     clock: Clock
     wake_reconciler: Callable[[], None]
 

@@ -10,9 +10,10 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.core.age import Age
 from config_server.core.job import JobKind
 from config_server.core.protected_item import State
-from config_server.core.source_hold import SourceHold, follow_hold
+from config_server.core.source_hold import SILENCE_ACCEPTED_S, SourceHold, follow_hold
 from config_server.events import Actor, record_event
 from config_server.job_documents import MigrationContext
 from config_server.jobs import context_of, keep_context, newest_job
@@ -32,7 +33,7 @@ _EVENTS: Final[dict[SourceHold, tuple[str, str]]] = {
 
 
 async def source_hold(session: AsyncSession, item: ProtectedItemRow) -> SourceHold:
-    """How far the proof of a migrated item can still be relied on for its source; ``held`` for any other item."""
+    """How far the proof of a migrated item could be relied on for its source when its agent was last heard; ``held`` for any other item."""
     if State(item.state) is not State.MIGRATED:
         return "held"
     job = await newest_job(session, item.id, JobKind.MIGRATE)
@@ -66,8 +67,18 @@ async def watch_source(
         )
 
 
-def require_held(hold: SourceHold) -> None:
-    """:raises Conflict: if completing could lose writes to the source."""
+def require_held(hold: SourceHold, agent_age: Age | None) -> None:
+    """``agent_age``: since the agent was heard, as of which ``hold`` is.
+
+    :raises Conflict: if completing could lose writes to the source.
+    """
+    if hold == "held" and (agent_age is None or agent_age.exceeds(SILENCE_ACCEPTED_S)):
+        heard = "never heard" if agent_age is None else agent_age.heard
+        raise Conflict(
+            f"cannot complete: whether the source is still held is not known: the agent was {heard}",
+            hint="start the agent, and wait until the source has been compared; if it was shut down for good and nobody wrote to it, "
+            "complete with --discard-source-changes",
+        )
     if hold == "unknown":
         raise Conflict(
             f"cannot complete: {NOT_HELD}, and it has not been compared again yet",

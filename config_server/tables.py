@@ -280,7 +280,7 @@ class GenerationRow(Base):
 
 
 class RecoveryPointRow(Base):
-    """A recovery point whose record was verified. States: available, pruning, deleted; a deleted one is forgotten when the store no longer
+    """A recovery point whose record was verified. States: ``core/point_state.py``; a deleted one is forgotten when the store no longer
     lists it.
 
     ``time_ns``: its cut by the agent's clock, which proves nothing. ``history_*``: its place among the item's points
@@ -305,13 +305,20 @@ class RecoveryPointRow(Base):
 
 
 class JobRow(Base):
-    """What an operator asked for. ``context`` is what the reconciler remembers of it, ``result`` what the operator gets."""
+    """What an operator asked for. ``context`` is what the reconciler remembers of it, ``result`` what the operator gets.
+
+    ``number`` counts the item's jobs: their order, whatever this server's clock said.
+    """
 
     __tablename__ = "jobs"
-    __table_args__ = (Index("ix_jobs_item_created", "item_id", "created_ns"),)
+    __table_args__ = (
+        Index("ix_jobs_item_created", "item_id", "created_ns"),
+        Index("uq_jobs_item_number", "item_id", "number", unique=True),
+    )
 
     id: Mapped[str] = mapped_column(_ID, primary_key=True)
     item_id: Mapped[str] = mapped_column(ForeignKey("protected_items.id"))
+    number: Mapped[int] = mapped_column(BigInteger)
     kind: Mapped[str] = mapped_column(_KIND)
     state: Mapped[str] = mapped_column(_KIND, index=True)
     step: Mapped[str] = mapped_column(_KIND)

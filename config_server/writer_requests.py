@@ -14,6 +14,7 @@ from typing import Final
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.ages import Ages
 from config_server.tables import WriterRequestRow
 from replication.store_documents import WriterAnswer, WriterProblem, WriterRequest, decode_writer_request
 
@@ -82,17 +83,21 @@ async def ask_writer_anew(
     item_id: str | None = None,
     job_id: str | None = None,
 ) -> WriterRequestRow:
-    """The newest attempt of ``purpose``; a failed one that was answered before ``after_failure_before_ns`` is followed by another.
+    """The newest attempt of ``purpose``; a failed one that was answered before ``after_failure_before_ns`` is followed by another, and so
+    is one that was answered in the future, before this server's clock was set back.
 
-    ``build`` makes the request from its identifier. An attempt that has not failed is never repeated.
+    ``build`` makes the request from its identifier. An attempt that has not failed is never repeated. Attempts are counted: which is the
+    newest is no question of time.
     """
-    attempt = 1
-    while True:
-        key = f"{purpose}/{attempt}"
-        row = await ask_writer(session, key, build(request_id(key)), now_ns, item_id=item_id, job_id=job_id)
-        if row.state != FAILED or (row.answered_ns or 0) >= after_failure_before_ns:
-            return row
-        attempt += 1
+    attempt, newest = 1, None
+    while (row := await request_for(session, f"{purpose}/{attempt}")) is not None:
+        attempt, newest = attempt + 1, row
+    if newest is not None and (
+        newest.state != FAILED or after_failure_before_ns <= (newest.answered_ns or 0) <= now_ns
+    ):
+        return newest
+    key = f"{purpose}/{attempt}"
+    return await ask_writer(session, key, build(request_id(key)), now_ns, item_id=item_id, job_id=job_id)
 
 
 def failure_of(row: WriterRequestRow) -> WriterProblem | None:
@@ -105,14 +110,15 @@ def failure_of(row: WriterRequestRow) -> WriterProblem | None:
     return answer.problem
 
 
-async def writer_silence_s(session: AsyncSession, item_id: str, now_ns: int) -> float | None:
+async def writer_silence_s(session: AsyncSession, item_id: str, ages: Ages) -> float | None:
     """Seconds since the writer was given a request of this item, or said how far it is: the longest of all; None: it has none."""
-    since = await session.scalar(
-        select(func.min(func.coalesce(WriterRequestRow.heard_ns, WriterRequestRow.created_ns))).where(
+    put = await session.execute(
+        select(WriterRequestRow.id, func.coalesce(WriterRequestRow.heard_ns, WriterRequestRow.created_ns)).where(
             WriterRequestRow.item_id == item_id, WriterRequestRow.state == PUT
         )
     )
-    return None if since is None else max(0.0, (now_ns - since) / 1e9)
+    silences = [ages.of("writer-heard", request, heard_ns) for request, heard_ns in put]
+    return max((silence.seconds for silence in silences if silence is not None), default=None)
 
 
 async def refused_answer(session: AsyncSession, item_id: str) -> str | None:

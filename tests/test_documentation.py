@@ -15,6 +15,7 @@ import click
 import pytest
 from prometheus_client import CollectorRegistry, Metric
 
+from config_server.ages import Ages
 from config_server.reconciler.figures import Figures
 from mobility_agent.observations import DiskMetrics
 from process_server.metrics import ProcessServerMetrics
@@ -67,7 +68,7 @@ def _metrics_built_at_run_time() -> dict[str, Iterable[Metric]]:
     process_server = CollectorRegistry()
     ProcessServerMetrics(process_server)
     return {
-        "config_server.reconciler.figures": Figures(lambda: 0).collect(),
+        "config_server.reconciler.figures": Figures(Ages(lambda: 0, lambda: 0.0)).collect(),
         "mobility_agent.observations": DiskMetrics().collect(),
         "process_server.metrics": process_server.collect(),
     }

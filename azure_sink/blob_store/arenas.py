@@ -304,6 +304,11 @@ class ArenaSet:
             taken, self._candidates = self._candidates, set()
             return taken
 
+    def put_candidates_back(self, taken: set[int]) -> None:
+        """What was taken was not looked at after all."""
+        with self._lock:
+            self._candidates |= taken
+
     def is_idle(self, number: int) -> bool:
         """Whether nothing will ever be written to the arena again and no allocation in it is undecided."""
         with self._lock:

@@ -196,7 +196,7 @@ def dismiss_content(transaction: Transaction, record: BlobRecord) -> None:
     connection.execute("UPDATE contents SET references_ = references_ - 1 WHERE number = ?", (record.content,))
     left = connection.execute("SELECT references_ FROM contents WHERE number = ?", (record.content,)).fetchone()
     if left[0] == 0:
-        transaction.ask_for_reclaim("segments", record.content)
+        transaction.ask_for_reclaim("parts", record.content)
 
 
 def put_live(transaction: Transaction, container: int, old: BlobRecord | None, new: BlobRecord) -> BlobRecord:

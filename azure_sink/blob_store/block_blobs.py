@@ -45,7 +45,7 @@ class BlockChoice:
 
 
 @dataclass(frozen=True, slots=True)
-class _Segment:
+class _Part:
     chunk: int
     length: int
     block_id: str
@@ -54,8 +54,8 @@ class _Segment:
 def put(transaction: Transaction, address: Address, new: NewBlob, body: StoredRange | None, guard: Guard) -> BlobRecord:
     """Put Blob: ``body`` is the whole content, None if empty."""
     container, old = checked_for_replacement(transaction, address, guard)
-    segments = [] if body is None else [_Segment(_new_chunk(transaction, body, references=0), body.length, "")]
-    return _put_live(transaction, container, old, address, new, segments)
+    parts = [] if body is None else [_Part(_new_chunk(transaction, body, references=0), body.length, "")]
+    return _put_live(transaction, container, old, address, new, parts)
 
 
 def _new_chunk(transaction: Transaction, body: StoredRange, *, references: int) -> int:
@@ -72,19 +72,19 @@ def _put_live(
     old: BlobRecord | None,
     address: Address,
     new: NewBlob,
-    segments: Sequence[_Segment],
+    parts: Sequence[_Part],
 ) -> BlobRecord:
     content = blob_rows.new_content(transaction, has_head=False, references=1)
     rows = []
     length = 0
-    for segment in segments:
-        rows.append((content, length, segment.chunk, segment.length, segment.block_id))
-        length += segment.length
+    for part in parts:
+        rows.append((content, length, part.chunk, part.length, part.block_id))
+        length += part.length
     transaction.connection.executemany(
-        "INSERT INTO segments (content, start, chunk, length, block_id) VALUES (?, ?, ?, ?, ?)", rows
+        "INSERT INTO parts (content, start, chunk, length, block_id) VALUES (?, ?, ?, ?, ?)", rows
     )
     transaction.connection.executemany(
-        "UPDATE chunks SET references_ = references_ + 1 WHERE number = ?", [(segment.chunk,) for segment in segments]
+        "UPDATE chunks SET references_ = references_ + 1 WHERE number = ?", [(part.chunk,) for part in parts]
     )
     record = BlobRecord(
         number=0,
@@ -147,30 +147,30 @@ def put_block_list(
     container, old = checked_for_replacement(transaction, address, guard)
     if old is not None and old.blob_type is not BlobType.BLOCK:
         raise StorageFault(StorageCode.INVALID_BLOB_TYPE)
-    committed = {} if old is None else _committed_segments(transaction.connection, old.content)
+    committed = {} if old is None else _committed_parts(transaction.connection, old.content)
     uncommitted = {
-        row[0]: _Segment(row[1], row[2], row[0])
+        row[0]: _Part(row[1], row[2], row[0])
         for row in transaction.connection.execute(
             "SELECT block_id, chunk, length FROM uncommitted WHERE container = ? AND name = ?",
             (container, address.name),
         )
     }
-    segments = []
+    parts = []
     for choice in choices:
         found = None if choice.look_in == "committed" else uncommitted.get(choice.block_id)
         if found is None and choice.look_in != "uncommitted":
             found = committed.get(choice.block_id)
         if found is None:
             raise StorageFault(StorageCode.INVALID_BLOCK_LIST)
-        segments.append(found)
-    return _put_live(transaction, container, old, address, new, segments)
+        parts.append(found)
+    return _put_live(transaction, container, old, address, new, parts)
 
 
-def _committed_segments(connection: sqlite3.Connection, content: int) -> dict[str, _Segment]:
+def _committed_parts(connection: sqlite3.Connection, content: int) -> dict[str, _Part]:
     rows = connection.execute(
-        "SELECT block_id, chunk, length FROM segments WHERE content = ? AND block_id != '' ORDER BY start", (content,)
+        "SELECT block_id, chunk, length FROM parts WHERE content = ? AND block_id != '' ORDER BY start", (content,)
     )
-    return {row[0]: _Segment(row[1], row[2], row[0]) for row in rows}
+    return {row[0]: _Part(row[1], row[2], row[0]) for row in rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ def block_lists(connection: sqlite3.Connection, address: Address) -> BlockLists:
         []
         if record is None
         else connection.execute(
-            "SELECT block_id, length FROM segments WHERE content = ? AND block_id != '' ORDER BY start",
+            "SELECT block_id, length FROM parts WHERE content = ? AND block_id != '' ORDER BY start",
             (record.content,),
         ).fetchall()
     )
@@ -215,9 +215,9 @@ def block_lists(connection: sqlite3.Connection, address: Address) -> BlockLists:
 def pieces(connection: sqlite3.Connection, content: int, start: int, end: int, limit: int) -> tuple[list[Piece], int]:
     """Where the bytes of [start, end) are: (pieces, how far they are complete)."""
     rows = connection.execute(
-        "SELECT s.start, s.length, c.arena, c.arena_offset FROM segments s JOIN chunks c ON c.number = s.chunk "
-        "WHERE s.content = ? AND s.start < ? AND s.start >= "
-        "(SELECT coalesce(max(start), 0) FROM segments WHERE content = ? AND start <= ?) ORDER BY s.start LIMIT ?",
+        "SELECT p.start, p.length, c.arena, c.arena_offset FROM parts p JOIN chunks c ON c.number = p.chunk "
+        "WHERE p.content = ? AND p.start < ? AND p.start >= "
+        "(SELECT coalesce(max(start), 0) FROM parts WHERE content = ? AND start <= ?) ORDER BY p.start LIMIT ?",
         (content, end, content, start, limit + 1),
     ).fetchall()
     reached = end

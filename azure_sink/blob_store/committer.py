@@ -165,6 +165,7 @@ class Committer:
         if group:
             reached("sink.store.bodies-durable")
         transaction = Transaction(self._connection, self._clock(), self._last_tick)
+        candidates = self._arenas.take_candidates()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             if self._undecided:
@@ -172,13 +173,14 @@ class Committer:
             decided = [self._decide(item, transaction, poisoned) for item in group]
             if self._reclaim_pending:
                 self._reclaim_pending = self._reclaimer.step(transaction)
-            freed = transaction.punchable_ranges() + self._unneeded_arenas(transaction)
+            freed = transaction.punchable_ranges() + self._unneeded_arenas(transaction, candidates)
             if transaction.last_tick != self._last_tick:
                 self._connection.execute("UPDATE meta SET value = ? WHERE key = 'last_tick'", (transaction.last_tick,))
             if group:
                 reached("sink.store.uncommitted")
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
+            self._arenas.put_candidates_back(candidates)
             self._undo(error, group)
             return
         if group:
@@ -239,11 +241,10 @@ class Committer:
         transaction.undo_mutation()
         return _Decided(item, error=refused)
 
-    def _unneeded_arenas(self, transaction: Transaction) -> list[FreedRange]:
-        candidates = self._arenas.take_candidates() | transaction.touched_arenas()
+    def _unneeded_arenas(self, transaction: Transaction, candidates: set[int]) -> list[FreedRange]:
         return [
             FreedRange(number, 0, 0)
-            for number in sorted(candidates)
+            for number in sorted(candidates | transaction.touched_arenas())
             if self._arenas.is_idle(number) and not transaction.refers_to_arena(number)
         ]
 

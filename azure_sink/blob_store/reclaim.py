@@ -59,8 +59,8 @@ class Reclaimer:
         match task.kind:
             case "container":
                 done = _step_container(transaction, task.target)
-            case "segments":
-                done = _step_segments(transaction, task.target)
+            case "parts":
+                done = _step_parts(transaction, task.target)
             case _:
                 done = self._step_version(transaction, task)
         if done:
@@ -170,13 +170,13 @@ def _step_container(transaction: Transaction, container: int) -> bool:
     return True
 
 
-def _step_segments(transaction: Transaction, content: int) -> bool:
+def _step_parts(transaction: Transaction, content: int) -> bool:
     connection = transaction.connection
     rows = connection.execute(
-        "SELECT start, chunk FROM segments WHERE content = ? LIMIT ?", (content, ROWS_PER_STEP)
+        "SELECT start, chunk FROM parts WHERE content = ? LIMIT ?", (content, ROWS_PER_STEP)
     ).fetchall()
     connection.executemany(
-        "DELETE FROM segments WHERE content = ? AND start = ?", [(content, start) for start, _chunk in rows]
+        "DELETE FROM parts WHERE content = ? AND start = ?", [(content, start) for start, _chunk in rows]
     )
     blob_rows.release_chunks(transaction, [chunk for _start, chunk in rows])
     if len(rows) == ROWS_PER_STEP:

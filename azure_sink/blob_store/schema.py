@@ -20,7 +20,7 @@ from replication.errors import Permanent
 
 CATALOG_NAME: Final = "catalog.sqlite3"
 LOG_NAME: Final = CATALOG_NAME + "-wal"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 LIVE: Final = 2**62
 """``died`` of a row that nothing has overwritten."""
 
@@ -109,10 +109,10 @@ CREATE TABLE chunks (
     arena INTEGER NOT NULL,
     arena_offset INTEGER NOT NULL,
     length INTEGER NOT NULL,
-    references_ INTEGER NOT NULL            -- rows of segments and uncommitted that show it
+    references_ INTEGER NOT NULL            -- rows of parts and uncommitted that show it
 );
 CREATE INDEX chunks_by_place ON chunks (arena, arena_offset, length);
-CREATE TABLE segments (
+CREATE TABLE parts (
     content INTEGER NOT NULL,
     start INTEGER NOT NULL,
     chunk INTEGER NOT NULL,
@@ -133,7 +133,7 @@ CREATE TABLE uncommitted (
 CREATE INDEX uncommitted_by_age ON uncommitted (written_at);
 CREATE TABLE reclaims (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
-    kind TEXT NOT NULL,                     -- 'container', 'version' (of a page content) or 'segments' (of a block content)
+    kind TEXT NOT NULL,                     -- 'container', 'version' (of a page content) or 'parts' (of a block content)
     target INTEGER NOT NULL,
     version INTEGER NOT NULL
 );
@@ -141,11 +141,19 @@ INSERT INTO meta VALUES ('last_tick', 0);
 PRAGMA user_version = {SCHEMA_VERSION};
 """  # noqa: S608 - constants
 
+_FROM_VERSION_1: Final = """
+ALTER TABLE segments RENAME TO parts;
+UPDATE reclaims SET kind = 'parts' WHERE kind = 'segments';
+PRAGMA user_version = 2;
+"""
+"""A segment is a sealed batch; what a block blob consists of has a name of its own."""
+
 
 def open_for_writing(directory: Path) -> sqlite3.Connection:
-    """Open the catalog for the one writer, making its tables if the file is new. The caller's thread may be another.
+    """Open the catalog for the one writer, making its tables if the file is new, or bringing them up to date. The caller's thread may be
+    another.
 
-    :raises Permanent: the catalog was written by another version of this program, or its log cannot be made durable.
+    :raises Permanent: the catalog was written by a newer version of this program, or its log cannot be made durable.
     """
     _write_log_again(directory / LOG_NAME)
     connection = sqlite3.connect(
@@ -168,6 +176,8 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     found = connection.execute("PRAGMA user_version").fetchone()[0]
     if found == 0:
         connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
+    elif found == 1:
+        connection.executescript(f"BEGIN IMMEDIATE; {_FROM_VERSION_1} COMMIT;")
     elif found != SCHEMA_VERSION:
         raise Permanent(f"cannot use the catalog {path}: it has version {found}, this program {SCHEMA_VERSION}")
     sync_directory(path.parent)

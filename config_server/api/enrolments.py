@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
-import socket
 from typing import Final
 
+from config_server.api.callers import is_of_this_machine
 from config_server.api.routes import Access, Call, Route, TextAnswer
 from replication.control_plane import EnrolmentAnswer, EnrolmentRequest
 
@@ -17,20 +15,8 @@ async def list_authorities(call: Call) -> TextAnswer:
 
 async def enrol(call: Call) -> EnrolmentAnswer:
     return await call.site.enrolments.enrol(
-        call.body(EnrolmentRequest), call.remote, same_machine=_is_of_this_machine(call.remote)
+        call.body(EnrolmentRequest), call.remote, same_machine=is_of_this_machine(call.remote)
     )
-
-
-def _is_of_this_machine(address: str) -> bool:
-    """Whether a connection from ``address`` began here: only to an address of its own does a machine go out from that very address.
-
-    Connecting a datagram socket sends nothing; it asks the kernel for the route and the source.
-    """
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with contextlib.suppress(OSError, ValueError), socket.socket(family, socket.SOCK_DGRAM) as asking:
-        asking.connect((str(ipaddress.ip_address(address)), 9))
-        return str(asking.getsockname()[0]) == address
-    return False
 
 
 ROUTES: Final = (

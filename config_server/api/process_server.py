@@ -7,8 +7,10 @@ from typing import Final
 from sqlalchemy import select
 
 from config_server.api.agent_generations import generation_key
+from config_server.api.callers import is_of_this_machine
 from config_server.api.routes import Access, Call, Route
 from config_server.desired import publish
+from config_server.incidents import record_incident
 from config_server.observations import report_process_server
 from config_server.tables import CertificateRow, ProcessServerRow, ProtectedItemRow
 from replication.control_plane import DataKeyGrant, ProcessServerDesired, ProcessServerObservation
@@ -18,8 +20,16 @@ async def post_heartbeat(call: Call) -> ProcessServerDesired:
     now_ns = call.site.clock()
     async with call.site.database.write() as session:
         server = await session.get_one(ProcessServerRow, call.peer_id)
-        moved = report_process_server(session, server, call.body(ProcessServerObservation), now_ns)
-        if moved:
+        heartbeat = await report_process_server(
+            session,
+            server,
+            call.body(ProcessServerObservation),
+            call.site.own,
+            call.site.ages,
+            now_ns,
+            same_machine=is_of_this_machine(call.remote),
+        )
+        if heartbeat.moved:
             machines = await session.scalars(
                 select(ProtectedItemRow.machine_id).where(
                     ProtectedItemRow.process_server_id == server.id, ProtectedItemRow.ended_ns.is_(None)
@@ -37,8 +47,10 @@ async def post_heartbeat(call: Call) -> ProcessServerDesired:
             upload_limit_bits_per_s=server.upload_limit_bits_per_s,
             revoked_serials=list(revoked),
         )
-    if moved:
+    if heartbeat.moved:
         call.site.changed()
+    if heartbeat.refused is not None:
+        await record_incident(call.site.database, now_ns, call.actor, "address-refused", heartbeat.refused, None)
     return desired
 
 

@@ -61,7 +61,7 @@ async def get_item(call: Call) -> ItemStatus:
 
 async def _status(call: Call, session: AsyncSession, item: ProtectedItemRow) -> ItemStatus:
     site = call.site
-    return await status_of(session, item, site.heartbeat, site.store_status.problem, site.clock())
+    return await status_of(session, item, site.heartbeat, site.store_status.problem, site.ages, site.clock())
 
 
 async def _start(call: Call, verb: JobVerb) -> JobStatus:
@@ -149,7 +149,7 @@ async def complete(call: Call) -> JobStatus:
     return await _start(
         call,
         lambda session, item, actor, now_ns: migration.complete(
-            session, item, discard_source_changes=discard, actor=actor, now_ns=now_ns
+            session, item, discard_source_changes=discard, ages=call.site.ages, actor=actor, now_ns=now_ns
         ),
     )
 

@@ -13,7 +13,6 @@ from config_server.core.point_times import clock_error_ns
 from config_server.items import find_item
 from config_server.operator_plane import DEFAULT_PAGE, MAX_PAGE, Page, RecoveryPointStatus, timestamp
 from config_server.point_history import NEWEST_FIRST, place_in_rows
-from config_server.process_servers import age_s
 from config_server.tables import RecoveryPointRow
 from replication.documents import MAX_NUMBER
 from replication.errors import InvalidInput
@@ -60,7 +59,7 @@ def _status(row: RecoveryPointRow, now_ns: int) -> RecoveryPointStatus:
         cut=row.cut,
         taken_at=timestamp(row.counted_ns),
         clock_error_s=None if error_ns is None else error_ns / 1e9,
-        age_s=age_s(row.counted_ns, now_ns) or 0.0,
+        age_s=max(0.0, (now_ns - row.counted_ns) / 1e9),
         consistency=cast("Literal['crash', 'app']", row.consistency),
         final=row.final,
         suspect=row.suspect,

@@ -8,12 +8,14 @@ from pydantic import Field
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.ages import Ages
 from config_server.api.routes import Access, Call, Query, Route
+from config_server.core.age import at_least_s
 from config_server.enrolments import find_enrolled
 from config_server.events import record_event
 from config_server.inventories import inventory_of
 from config_server.item_status import health_level
-from config_server.items import active_item, find_machine
+from config_server.items import active_item, agent_age, find_machine
 from config_server.job_status import job_status
 from config_server.operator_plane import (
     DEFAULT_PAGE,
@@ -28,7 +30,6 @@ from config_server.operator_plane import (
     ServerSummary,
     timestamp,
 )
-from config_server.process_servers import age_s
 from config_server.protection import protect
 from config_server.readiness_facts import readiness_of
 from config_server.tables import DiskRow, MachineRow
@@ -58,7 +59,7 @@ async def list_servers(call: Call) -> Page[ServerSummary]:
                 .limit(query.limit + 1)
             )
         )
-        shown = [await _summary(session, row, call.site.clock()) for row in rows[: query.limit]]
+        shown = [await _summary(session, row, call.site.ages) for row in rows[: query.limit]]
     more = len(rows) > query.limit
     return Page[ServerSummary](items=shown, next=f"{shown[-1].hostname}/{shown[-1].id}" if more else None)
 
@@ -67,7 +68,7 @@ async def get_server(call: Call) -> ServerDetail:
     async with call.site.database.read() as session:
         machine = await find_machine(session, call.path["server"])
         found = await inventory_of(session, machine.id)
-        summary = await _summary(session, machine, call.site.clock())
+        summary = await _summary(session, machine, call.site.ages)
     return ServerDetail(
         server=summary,
         inventory=None if found is None else found[0],
@@ -76,7 +77,7 @@ async def get_server(call: Call) -> ServerDetail:
     )
 
 
-async def _summary(session: AsyncSession, machine: MachineRow, now_ns: int) -> ServerSummary:
+async def _summary(session: AsyncSession, machine: MachineRow, ages: Ages) -> ServerSummary:
     found = await inventory_of(session, machine.id)
     inventory = None if found is None else found[0]
     item = await active_item(session, machine.id)
@@ -87,6 +88,7 @@ async def _summary(session: AsyncSession, machine: MachineRow, now_ns: int) -> S
             )
         )
     ).one()
+    heard = agent_age(machine, ages)
     reference = None
     if item is not None:
         health = None if item.health is None else health_level(item.health)
@@ -103,7 +105,8 @@ async def _summary(session: AsyncSession, machine: MachineRow, now_ns: int) -> S
         agent_version=inventory.agent_version if inventory else None,
         enrolled_at=timestamp(machine.enrolled_ns),
         connected=machine.connected,
-        heard_age_s=age_s(machine.heard_ns, now_ns),
+        heard_age_s=at_least_s(heard),
+        heard_age_known=heard is None or heard.known,
         item=reference,
     )
 
@@ -114,7 +117,7 @@ async def check_server(call: Call) -> ReadinessReport:
     async with call.site.database.read() as session:
         machine = await find_machine(session, call.path["server"])
         readiness = await readiness_of(
-            session, machine, disks, call.site.heartbeat, call.site.store_status, call.site.clock()
+            session, machine, disks, call.site.heartbeat, call.site.store_status, call.site.ages
         )
     return ReadinessReport(
         server=machine.hostname,
@@ -135,6 +138,7 @@ async def protect_server(call: Call) -> JobStatus:
             request.disks,
             request.policy,
             call.site.heartbeat,
+            call.site.ages,
             call.actor,
             call.site.clock(),
         )

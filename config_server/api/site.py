@@ -7,6 +7,7 @@ from typing import Final, cast
 from sqlalchemy import func, select
 
 from config_server.api.routes import Access, Call, Route
+from config_server.core.age import at_least_s
 from config_server.desired import publish
 from config_server.events import record_event
 from config_server.operator_plane import (
@@ -19,8 +20,8 @@ from config_server.operator_plane import (
     SiteStatus,
     timestamp,
 )
-from config_server.policies import find_policy, new_policy_row, policy_of, write_policy
-from config_server.process_servers import age_s, heartbeat_of, item_counts
+from config_server.policies import delete_policy, find_policy, new_policy_row, policy_of, write_policy
+from config_server.process_servers import heard_age, heartbeat_of, item_counts
 from config_server.tables import MachineRow, PolicyRow, ProcessServerRow, ProtectedItemRow
 from replication import __version__
 from replication.control_plane import EnrollingRole
@@ -78,8 +79,14 @@ async def change_policy(call: Call) -> Policy:
     return policy
 
 
+async def remove_policy(call: Call) -> None:
+    name = call.path["policy"]
+    async with call.site.database.write() as session:
+        await delete_policy(session, name)
+        record_event(session, call.site.clock(), call.actor, "policy-deleted", f"policy {name}")
+
+
 async def list_process_servers(call: Call) -> Page[ProcessServerStatus]:
-    now_ns = call.site.clock()
     async with call.site.database.read() as session:
         counts = await item_counts(session)
         rows = list(await session.scalars(select(ProcessServerRow).order_by(ProcessServerRow.hostname)))
@@ -90,7 +97,8 @@ async def list_process_servers(call: Call) -> Page[ProcessServerStatus]:
                 hostname=row.hostname,
                 url=row.service_url,
                 connected=row.connected,
-                heard_age_s=age_s(row.heard_ns, now_ns),
+                heard_age_s=at_least_s(heard := heard_age(row, call.site.ages)),
+                heard_age_known=heard is None or heard.known,
                 draining=row.draining,
                 item_count=counts.get(row.id, 0),
                 observation=heartbeat_of(row),
@@ -164,6 +172,16 @@ ROUTES: Final = (
         body=Policy,
         answer=Policy,
         answers={404: "no such policy"},
+    ),
+    Route(
+        "DELETE",
+        "/policies/{policy}",
+        remove_policy,
+        Access.ADMINISTRATOR,
+        "Delete a policy that nothing is under",
+        "policies",
+        status=204,
+        answers={404: "no such policy", 409: "items are under it, or it is the default policy"},
     ),
     Route(
         "GET",

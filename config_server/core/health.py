@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from config_server.core.age import Age
 from config_server.core.doubt import doubt_of
 from config_server.core.point_times import TOLERANCE_S
 from config_server.core.protected_item import ENDED_STATES, FAILED_STATES, State
-from config_server.core.source_hold import SourceHold
+from config_server.core.source_hold import SourceHold, hold_now
 from replication.control_plane import DiskObservation
 
 NO_POINT_CRITICAL_S: Final = 3600.0
@@ -69,17 +70,19 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class DiskFacts:
-    """A disk, its newest observation and its ages in seconds; ``falling_behind_s`` None: it is not."""
+    """A disk, its newest observation and its ages in seconds; ``observation_age_s`` None: not known; ``falling_behind_s`` None: it
+    is not.
+    """
 
     disk: str
     observation: DiskObservation | None
-    observation_age_s: float
+    observation_age_s: float | None
     progress_age_s: float
     falling_behind_s: float | None
 
     @property
     def replication_lag_s(self) -> float | None:
-        """As reported, plus the time since; None also for a held disk, to which nothing is added."""
+        """As reported, plus the time since; None also if that is not known, and for a held disk, to which nothing is added."""
         return self._aged(None if self.observation is None else self.observation.replication_lag_s)
 
     @property
@@ -89,15 +92,19 @@ class DiskFacts:
 
     def _aged(self, reported_s: float | None) -> float | None:
         held = self.observation is not None and self.observation.phase == "held"
-        return None if reported_s is None or held else reported_s + self.observation_age_s
+        return (
+            None
+            if reported_s is None or held or self.observation_age_s is None
+            else reported_s + self.observation_age_s
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessServerFacts:
-    """The assigned process server; ``heard_age_s`` None: never heard."""
+    """The assigned process server; ``heard_age`` None: never heard."""
 
     name: str
-    heard_age_s: float | None
+    heard_age: Age | None
     timeout_s: float
     spool_free_fraction: float | None = None
     backlog_age_s: float = 0.0
@@ -106,13 +113,13 @@ class ProcessServerFacts:
 
 @dataclass(frozen=True, slots=True)
 class HealthFacts:
-    """Everything that the verdict rests on. ``agent_age_s`` None: never heard; ``point_age_s`` None: there is no good point;
+    """Everything that the verdict rests on. ``agent_age`` None: never heard; ``point_age_s`` None: there is no good point;
     ``seeded_age_s`` None: initial replication is not over.
     """
 
     state: State
     reason: str | None
-    agent_age_s: float | None
+    agent_age: Age | None
     agent_timeout_s: float
     critical_after_s: float
     process_server: ProcessServerFacts | None
@@ -120,6 +127,7 @@ class HealthFacts:
     seeded_age_s: float | None
     point_age_s: float | None
     suspect_points: int
+    lost_points: int
     rpo_threshold_s: float
     recovery_point_interval_s: float
     store_problem: str | None
@@ -137,7 +145,7 @@ class HealthFacts:
     repair_ordered: bool = False
     """A resync of the item is open."""
     source_hold: SourceHold = "held"
-    """Of a migrated item: whether its source still is what was proved."""
+    """Of a migrated item: whether its source still was what was proved when its agent was last heard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +218,17 @@ def _of_source(facts: HealthFacts) -> Iterator[Condition]:
             "the source was not held all the time since the migration was proved; it has not been compared again yet",
             "wait until the agent has hashed the source again; if it cannot, cancel, then migrate again",
         )
+    elif (
+        facts.state is State.MIGRATED
+        and hold_now(facts.source_hold, facts.agent_age, facts.agent_timeout_s) == "unknown"
+    ):
+        since = "its agent was never heard" if facts.agent_age is None else f"its agent was {facts.agent_age.heard}"
+        yield Condition(
+            "source-not-heard",
+            Health.WARNING,
+            f"whether the source is still held is not known: {since}",
+            "start the agent, which compares the source; if it was shut down for good, complete: soon, or with `--discard-source-changes`",
+        )
     elif facts.source_hold == "written":
         yield Condition(
             "source-written",
@@ -220,14 +239,14 @@ def _of_source(facts: HealthFacts) -> Iterator[Condition]:
 
 
 def _of_agent(facts: HealthFacts) -> Iterator[Condition]:
-    if facts.agent_age_s is None:
+    if facts.agent_age is None:
         yield Condition("agent-never-heard", Health.CRITICAL, "the agent has not reported yet", "start the agent")
-    elif facts.agent_age_s > facts.agent_timeout_s:
-        health = Health.CRITICAL if facts.agent_age_s > facts.critical_after_s else Health.WARNING
+    elif not facts.agent_age.is_within(facts.agent_timeout_s):
+        health = Health.CRITICAL if facts.agent_age.exceeds(facts.critical_after_s) else Health.WARNING
         yield Condition(
             "agent-disconnected",
             health,
-            f"the agent was last heard {facts.agent_age_s:.0f} s ago",
+            f"the agent was {facts.agent_age.heard}",
             "see that the server and its agent run and reach this server",
         )
 
@@ -237,9 +256,9 @@ def _of_process_server(facts: HealthFacts) -> Iterator[Condition]:
     if server is None:
         yield Condition("no-process-server", Health.CRITICAL, "no process server is assigned", "enrol a process server")
         return
-    if server.heard_age_s is None or server.heard_age_s > server.timeout_s:
-        silent = server.heard_age_s is None or server.heard_age_s > facts.critical_after_s
-        since = "was never heard" if server.heard_age_s is None else f"was last heard {server.heard_age_s:.0f} s ago"
+    if server.heard_age is None or not server.heard_age.is_within(server.timeout_s):
+        silent = server.heard_age is None or server.heard_age.exceeds(facts.critical_after_s)
+        since = "was never heard" if server.heard_age is None else f"was {server.heard_age.heard}"
         yield Condition(
             "process-server-disconnected",
             Health.CRITICAL if silent else Health.WARNING,
@@ -376,6 +395,13 @@ def _of_points(facts: HealthFacts) -> Iterator[Condition]:
             f"{facts.suspect_points} recovery points may miss writes",
             "use an older or newer point; suspect ones end with their retention",
         )
+    if facts.lost_points:
+        yield Condition(
+            "points-lost",
+            Health.WARNING,
+            f"{facts.lost_points} recovery points are gone from the store without having been pruned",
+            "if the store was put back by mistake, bring its newer state back: they are offered again; else this ends with their retention",
+        )
     if facts.state in (State.MIGRATING, State.MIGRATED, State.MIGRATION_FAILED):
         return
     if facts.seeded_age_s is None:
@@ -412,7 +438,7 @@ def _going(facts: HealthFacts) -> Going:
         return Going.FAILED
     if facts.state is State.PAUSED:
         return Going.PAUSED
-    if facts.agent_age_s is None or facts.agent_age_s > facts.agent_timeout_s:
+    if facts.agent_age is None or not facts.agent_age.is_within(facts.agent_timeout_s):
         return Going.DISCONNECTED
     phases = {disk.observation.phase for disk in facts.disks if disk.observation is not None}
     moving = [disk for disk in facts.disks if disk.observation is not None and disk.observation.phase != "held"]

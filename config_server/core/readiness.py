@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from config_server.core.age import Age
 from replication.control_plane import InventoryDisk, MachineInventory
 
 MAX_DISK_BYTES: Final = 8 * 2**40 - 2**20
@@ -40,10 +41,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class ProcessServerReadiness:
-    """A process server as the check sees it; ``heard_age_s`` None: never heard."""
+    """A process server as the check sees it; ``heard_age`` None: never heard."""
 
     name: str
-    heard_age_s: float | None
+    heard_age: Age | None
     timeout_s: float
     draining: bool
     spool_free_fraction: float | None
@@ -51,7 +52,7 @@ class ProcessServerReadiness:
 
     @property
     def alive(self) -> bool:
-        return self.heard_age_s is not None and self.heard_age_s <= self.timeout_s
+        return self.heard_age is not None and self.heard_age.is_within(self.timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class ReadinessFacts:
 
     hostname: str
     inventory: MachineInventory | None
-    agent_age_s: float | None
+    agent_age: Age | None
     agent_timeout_s: float
     clock_offset_s: float | None
     protected: bool
@@ -104,19 +105,15 @@ def _checks(facts: ReadinessFacts) -> Iterator[Check]:
 
 
 def _agent(facts: ReadinessFacts) -> Iterator[Check]:
-    if facts.agent_age_s is None and facts.inventory is None:
+    if facts.agent_age is None and facts.inventory is None:
         yield Check("agent", Grade.BLOCKER, "the agent has never reported", "start the agent on the server")
         return
-    if facts.agent_age_s is None or facts.agent_age_s > facts.agent_timeout_s:
-        age = (
-            "has sent its inventory only"
-            if facts.agent_age_s is None
-            else f"was last heard {facts.agent_age_s:.0f} s ago"
-        )
+    if facts.agent_age is None or not facts.agent_age.is_within(facts.agent_timeout_s):
+        age = "has sent its inventory only" if facts.agent_age is None else f"was {facts.agent_age.heard}"
         yield Check("agent", Grade.BLOCKER, f"the agent {age}", "see that it runs and reaches this server")
     else:
         version = facts.inventory.agent_version if facts.inventory is not None else "unknown version"
-        yield Check("agent", Grade.OK, f"heard {facts.agent_age_s:.0f} s ago, {version}")
+        yield Check("agent", Grade.OK, f"heard {facts.agent_age.seconds:.0f} s ago, {version}")
     if facts.inventory is None:
         yield Check("inventory", Grade.BLOCKER, "the agent has sent no inventory", "see the agent's log")
 

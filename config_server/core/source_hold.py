@@ -4,17 +4,33 @@ After the proof the agent holds the source until the operator completes or cance
 in which anybody may write; it claims the disks again and cuts another final epoch, under another cut's name. So another cut than the proved
 one shows that the source was not held all the time, and its hashes show whether that mattered. Until they are there, nothing is claimed.
 The final disks are not concerned: they were made of the proved cut and are never touched.
+
+All that is known only as of the newest observation. While the agent is silent nobody says that the source is held: it may have been
+switched off for good, which loses nothing, or started without its agent and written to.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal
+from typing import Final, Literal
 
+from config_server.core.age import Age
 from replication.control_plane import SOURCE_WRITTEN, CutoverObservation, SourceHash
 
 SourceHold = Literal["held", "unknown", "written"]
-"""``held``: the source has what was proved; ``unknown``: it was let go and has not been compared since; ``written``: it has changed."""
+"""``held``: the source has what was proved; ``unknown``: it was let go and has not been compared since, or its agent is silent;
+``written``: it has changed.
+"""
+
+
+SILENCE_ACCEPTED_S: Final = 7200.0
+"""So long an agent may be silent and its migration still be completed without the operator's word for the source."""
+
+
+def hold_now(heard_last: SourceHold, agent_age: Age | None, timeout_s: float) -> SourceHold:
+    """What ``heard_last`` is worth now: ``held`` is known only while the agent is heard."""
+    silent = agent_age is None or not agent_age.is_within(timeout_s)
+    return "unknown" if heard_last == "held" and silent else heard_last
 
 
 def follow_hold(before: SourceHold, proved: CutoverObservation, seen: CutoverObservation | None) -> SourceHold:

@@ -71,6 +71,7 @@ for command in (
     site_commands.events,
     site_commands.policies,
     site_commands.set_policy,
+    site_commands.delete_policy,
     site_commands.process_servers,
     site_commands.create_enrolment_passphrase,
     site_commands.enrolment_passphrases,

@@ -289,7 +289,7 @@ def _change(invocation: Invocation, server: str, verb: str, request: Document | 
 @click.option(
     "--discard-source-changes",
     is_flag=True,
-    help="Also if the source was, or may have been, written to since the proof: the final disks do not hold that.",
+    help="Also if the source was, or may have been, written to since the proof, or its agent has been silent for hours.",
 )
 @confirm_option
 @wait_options

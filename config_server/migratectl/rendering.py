@@ -50,6 +50,11 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
+def heard_ago(seconds: float | None, *, known: bool) -> str:
+    """How long ago a daemon was heard; ``known`` False: it may be longer."""
+    return duration(seconds) if known else f"over {duration(seconds)}"
+
+
 def percent(fraction: float) -> str:
     return "100 %" if fraction >= 1 else f"{min(fraction, 0.999):.1%}".replace("%", " %")
 

@@ -31,7 +31,7 @@ from config_server.migratectl.invocation import (
     pass_invocation,
     show,
 )
-from config_server.migratectl.rendering import Cell, coloured, duration, health_word, rate, size, table
+from config_server.migratectl.rendering import Cell, coloured, duration, health_word, heard_ago, rate, size, table
 from config_server.operator_plane import (
     EventStatus,
     Page,
@@ -120,7 +120,7 @@ def servers(context: click.Context, as_json_wanted: bool) -> None:
             f"{server.disk_count} ({size(server.disk_bytes)})",
             server.platform or "-",
             server.operating_system or "-",
-            "-" if server.heard_age_s is None else duration(server.heard_age_s),
+            heard_ago(server.heard_age_s, known=server.heard_age_known),
         ]
         for server in page.items
     ]
@@ -225,7 +225,7 @@ def process_servers(invocation: Invocation, as_json_wanted: bool) -> None:
                 server.hostname,
                 server.url,
                 server.enrolled_at,
-                "-" if server.heard_age_s is None else duration(server.heard_age_s),
+                heard_ago(server.heard_age_s, known=server.heard_age_known),
                 str(server.item_count),
                 "-" if observed is None else f"{observed.spool_free_fraction:.0%} free",
                 "-" if observed is None else size(observed.upload_backlog_bytes),
@@ -309,6 +309,15 @@ def _checked_policy(values: dict[str, object]) -> Policy:
             f"cannot use {option} for a policy: {first['msg']}" + ("" if field == "name" else ", in seconds"),
             hint="`migratectl set-policy --help` says what each option takes",
         ) from error
+
+
+@click.command("delete-policy")
+@click.argument("name")
+@pass_invocation
+def delete_policy(invocation: Invocation, name: str) -> None:
+    """Delete the policy NAME, unless something is protected under it."""
+    invocation.run(lambda server: server.order("DELETE", f"/policies/{path_part(name)}"))
+    click.echo(f"policy {name} is deleted")
 
 
 @click.command("create-enrolment-passphrase")

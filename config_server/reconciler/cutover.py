@@ -12,6 +12,7 @@ from typing import Final, Literal, cast
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server import steps
+from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
 from config_server.core.cutover import (
     CutoverFacts,
@@ -28,7 +29,7 @@ from config_server.core.job import JobState
 from config_server.core.protected_item import MigrationFailed, MigrationSucceeded
 from config_server.divergences import note_divergences
 from config_server.events import SYSTEM
-from config_server.items import apply_event, item_disks
+from config_server.items import agent_age, apply_event, item_disks
 from config_server.job_documents import JobProblem, MigrationContext, MigrationParameters, MigrationResult
 from config_server.jobs import context_of, end_job, keep_context, parameters_of, set_progress, set_step
 from config_server.made_disks import FINAL, keep_made, made_disks, mark_unwanted, plan_disks, results_of
@@ -42,10 +43,10 @@ OVERDUE_S: Final = 120.0
 
 
 async def follow_migration(
-    session: AsyncSession, job: JobRow, item: ProtectedItemRow, heartbeat: HeartbeatSettings, now_ns: int
+    session: AsyncSession, job: JobRow, item: ProtectedItemRow, heartbeat: HeartbeatSettings, ages: Ages, now_ns: int
 ) -> None:
     """One step of a migration, as far as it goes now."""
-    facts = await _facts(session, job, item, heartbeat, now_ns)
+    facts = await _facts(session, job, item, heartbeat, ages)
     context = context_of(job, MigrationContext)
     if facts.point is not None and context.point_ns is None:
         context = context.model_copy(update={"point_ns": now_ns})
@@ -89,7 +90,7 @@ async def follow_migration(
 
 
 async def _facts(
-    session: AsyncSession, job: JobRow, item: ProtectedItemRow, heartbeat: HeartbeatSettings, now_ns: int
+    session: AsyncSession, job: JobRow, item: ProtectedItemRow, heartbeat: HeartbeatSettings, ages: Ages
 ) -> CutoverFacts:
     machine = await session.get_one(MachineRow, item.machine_id)
     cutover = context_of(job, MigrationContext).cutover
@@ -107,7 +108,7 @@ async def _facts(
     return CutoverFacts(
         mode=parameters_of(job, MigrationParameters).mode,
         disks=[disk.disk_id for disk in await item_disks(session, item.id)],
-        agent_silent=machine.heard_ns is None or now_ns - machine.heard_ns > heartbeat.agent_timeout_s * 1e9,
+        agent_silent=(heard := agent_age(machine, ages)) is None or heard.exceeds(heartbeat.agent_timeout_s),
         cutover=cutover,
         point=None if point is None else RecoveryPoint.decode(point.document.encode()),
         planned=[MakeDiskItem(disk=row.disk_id, name=row.name) for row in planned],

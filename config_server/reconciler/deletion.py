@@ -11,12 +11,13 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server import steps
+from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
 from config_server.core.job import JobState
 from config_server.core.protected_item import DeletionFailed, ReplicasDeleted
 from config_server.events import SYSTEM
 from config_server.generations import DELETED, OPEN, close_generation, records_identity
-from config_server.items import apply_event, item_disks
+from config_server.items import agent_age, apply_event, item_disks
 from config_server.job_documents import DeletionContext, JobProblem
 from config_server.jobs import context_of, end_job, set_progress, set_step
 from config_server.reconciler.made_disk_removal import remove_unwanted
@@ -27,10 +28,10 @@ from replication.store_documents import DeleteReplicas, WriterProblem
 
 
 async def follow_deletion(
-    session: AsyncSession, job: JobRow, item: ProtectedItemRow, heartbeat: HeartbeatSettings, now_ns: int
+    session: AsyncSession, job: JobRow, item: ProtectedItemRow, heartbeat: HeartbeatSettings, ages: Ages, now_ns: int
 ) -> None:
     """One step, as far as it goes now."""
-    if not await _agent_has_left(session, job, item, heartbeat, now_ns):
+    if not await _agent_has_left(session, job, item, heartbeat, ages):
         set_step(job, now_ns, steps.WAITING_FOR_AGENT, "the agent is told to let go")
         return
     generations = list(
@@ -54,10 +55,10 @@ async def follow_deletion(
 
 
 async def _agent_has_left(
-    session: AsyncSession, job: JobRow, item: ProtectedItemRow, heartbeat: HeartbeatSettings, now_ns: int
+    session: AsyncSession, job: JobRow, item: ProtectedItemRow, heartbeat: HeartbeatSettings, ages: Ages
 ) -> bool:
     machine = await session.get_one(MachineRow, item.machine_id)
-    silent = machine.heard_ns is None or now_ns - machine.heard_ns > heartbeat.agent_timeout_s * 1e9
+    silent = (heard := agent_age(machine, ages)) is None or heard.exceeds(heartbeat.agent_timeout_s)
     if silent or machine.observation is None:
         return True
     return AgentObservation.decode(machine.observation.encode()).revision >= context_of(job, DeletionContext).revision

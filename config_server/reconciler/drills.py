@@ -6,10 +6,10 @@ the item waits for its clean-up. Clean-up deletes the disks; only then the drill
 
 from __future__ import annotations
 
-from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server import steps
+from config_server.ages import Ages
 from config_server.core.job import JobKind, JobState
 from config_server.core.protected_item import (
     CleanupFailed,
@@ -22,8 +22,9 @@ from config_server.core.protected_item import (
 from config_server.events import SYSTEM, record_event
 from config_server.items import apply_event, observed_progress
 from config_server.job_documents import JobProblem, TestMigrationContext, TestMigrationResult
-from config_server.jobs import context_of, end_job, keep_context, set_progress, set_step
+from config_server.jobs import context_of, end_job, keep_context, newest_job, set_progress, set_step
 from config_server.made_disks import TEST, keep_made, plan_disks, results_of
+from config_server.point_history import DELETED, LOST
 from config_server.reconciler.made_disk_removal import remove_unwanted
 from config_server.reconciler.replication_jobs import point_overdue
 from config_server.tables import JobRow, ProtectedItemRow, RecoveryPointRow
@@ -39,14 +40,14 @@ from replication.store_documents import MakeDisks, RecoveryPoint
 
 
 async def follow_test_migration(
-    session: AsyncSession, job: JobRow, item: ProtectedItemRow, now_ns: int, timeout_s: float
+    session: AsyncSession, job: JobRow, item: ProtectedItemRow, ages: Ages, now_ns: int, timeout_s: float
 ) -> None:
     """One step of a test migration, as far as it goes now."""
     cut = context_of(job, TestMigrationContext).cut
     point = await session.get(RecoveryPointRow, (item.id, cut or job.id))
-    if point is None or point.state == "deleted":
+    if point is None or point.state in (DELETED, LOST):
         gone = JobProblem(code="point-gone", message=f"the recovery point {cut} is gone", hint="choose another point")
-        problem = gone if cut is not None else point_overdue(job, item, now_ns, timeout_s)
+        problem = gone if cut is not None else point_overdue(job, item, ages, timeout_s)
         if problem is not None:
             _fail(session, job, item, problem, now_ns)
         return
@@ -114,12 +115,7 @@ async def follow_clean_up(session: AsyncSession, job: JobRow, item: ProtectedIte
         return
     progress, _ = await observed_progress(session, item.id)
     apply_event(session, item, CleanupSucceeded(progress, item.paused), SYSTEM, now_ns)
-    tested: JobRow | None = await session.scalar(
-        select(JobRow)
-        .where(JobRow.item_id == item.id, JobRow.kind == JobKind.TEST_MIGRATE.value)
-        .order_by(JobRow.created_ns.desc())
-        .limit(1)
-    )
+    tested = await newest_job(session, item.id, JobKind.TEST_MIGRATE)
     if tested is not None and tested.state == JobState.SUCCEEDED.value:
         item.drill_ns, item.drill_cut = now_ns, context_of(tested, TestMigrationContext).cut
         record_event(

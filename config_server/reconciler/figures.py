@@ -15,13 +15,18 @@ from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.ages import Ages
+from config_server.config import HeartbeatSettings
+from config_server.core.age import at_least_s
 from config_server.core.health import Health
 from config_server.core.job import OPEN_STATES
 from config_server.core.protected_item import State
-from config_server.core.source_hold import SourceHold
+from config_server.core.source_hold import SourceHold, hold_now
 from config_server.divergences import differing_disks
-from config_server.events import Clock
 from config_server.item_health import disk_facts
+from config_server.items import agent_age
+from config_server.point_history import AVAILABLE, LOST
+from config_server.process_servers import heard_age
 from config_server.source_watch import source_hold
 from config_server.tables import (
     ItemDiskRow,
@@ -40,12 +45,12 @@ _LEVELS: Final = {level.name.lower(): level.value for level in Health}
 
 @dataclass(slots=True)
 class Snapshot:
-    """Counts and times of one moment; lags in seconds at ``taken_ns``."""
+    """Counts and times of one moment; lags and ages in seconds at ``taken_s``, by the clock that nobody sets; None: there is none yet."""
 
-    taken_ns: int = 0
+    taken_s: float | None = None
     items: dict[str, int] = field(default_factory=dict)
     jobs: dict[tuple[str, str], int] = field(default_factory=dict)
-    heard_ns: dict[tuple[str, str], int] = field(default_factory=dict)
+    heard_s: dict[tuple[str, str], float] = field(default_factory=dict)
     health: dict[str, int] = field(default_factory=dict)
     replication_lags_s: dict[tuple[str, str], float] = field(default_factory=dict)
     rpo_lags_s: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -57,16 +62,20 @@ class Snapshot:
     store_reachable: bool = False
 
 
-async def take_snapshot(session: AsyncSession, *, store_reachable: bool, now_ns: int) -> Snapshot:
+async def take_snapshot(
+    session: AsyncSession, heartbeat: HeartbeatSettings, ages: Ages, *, store_reachable: bool
+) -> Snapshot:
     """Read everything that is shown."""
-    snapshot = Snapshot(taken_ns=now_ns, items={state.value: 0 for state in State}, store_reachable=store_reachable)
+    snapshot = Snapshot(
+        taken_s=ages.monotonic_s(), items={state.value: 0 for state in State}, store_reachable=store_reachable
+    )
     names = {machine.id: machine.hostname for machine in await session.scalars(select(MachineRow))}
     for machine in await session.scalars(select(MachineRow).where(MachineRow.heard_ns.is_not(None))):
-        snapshot.heard_ns["agent", machine.hostname] = machine.heard_ns or 0
+        snapshot.heard_s["agent", machine.hostname] = at_least_s(agent_age(machine, ages)) or 0.0
     for machine in await session.scalars(select(MachineRow).where(MachineRow.clock_offset_ns.is_not(None))):
         snapshot.clock_offsets_s[machine.hostname] = (machine.clock_offset_ns or 0) / 1e9
     for server in await session.scalars(select(ProcessServerRow).where(ProcessServerRow.heard_ns.is_not(None))):
-        snapshot.heard_ns["process-server", server.hostname] = server.heard_ns or 0
+        snapshot.heard_s["process-server", server.hostname] = at_least_s(heard_age(server, ages)) or 0.0
     servers: dict[str, str] = {}
     for item in await session.scalars(select(ProtectedItemRow)):
         snapshot.items[item.state] += 1
@@ -75,18 +84,27 @@ async def take_snapshot(session: AsyncSession, *, store_reachable: bool, now_ns:
             snapshot.health[names[item.machine_id]] = _LEVELS.get(item.health or "", Health.CRITICAL.value)
             snapshot.differing[names[item.machine_id]] = len(await differing_disks(session, item.id))
             if State(item.state) is State.MIGRATED:
-                hold = await source_hold(session, item)
+                age = agent_age(await session.get_one(MachineRow, item.machine_id), ages)
+                hold = hold_now(await source_hold(session, item), age, heartbeat.agent_timeout_s)
                 snapshot.source_holds[names[item.machine_id]] = _HOLDS.index(hold)
     for row in await session.scalars(select(ItemDiskRow).where(ItemDiskRow.observation.is_not(None))):
-        facts = disk_facts(row, now_ns)
+        facts = disk_facts(row, ages)
         if row.item_id in servers and facts.replication_lag_s is not None:
             snapshot.replication_lags_s[servers[row.item_id], row.disk_id] = facts.replication_lag_s
         if row.item_id in servers and facts.rpo_lag_s is not None:
             snapshot.rpo_lags_s[servers[row.item_id], row.disk_id] = facts.rpo_lag_s
     suspect = RecoveryPointRow.suspect.is_not(None)
+    lost = await session.execute(
+        select(RecoveryPointRow.item_id, func.count())
+        .where(RecoveryPointRow.state == LOST)
+        .group_by(RecoveryPointRow.item_id)
+    )
+    for item_id, count in lost:
+        if item_id in servers:
+            snapshot.points[servers[item_id], "lost"] = count
     counted = await session.execute(
         select(RecoveryPointRow.item_id, suspect, func.count())
-        .where(RecoveryPointRow.state == "available")
+        .where(RecoveryPointRow.state == AVAILABLE)
         .group_by(RecoveryPointRow.item_id, suspect)
     )
     for item_id, is_suspect, count in counted:
@@ -109,22 +127,21 @@ async def take_snapshot(session: AsyncSession, *, store_reachable: bool, now_ns:
 class Figures(Collector):
     """Answers Prometheus from the newest snapshot."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, ages: Ages) -> None:
+        self._ages = ages
         self.snapshot = Snapshot()
 
     def collect(self) -> Iterable[Metric]:
         shown = self.snapshot
-        since_s = max(0.0, (self._clock() - shown.taken_ns) / 1e9) if shown.taken_ns else 0.0
-        now_ns = self._clock()
-        ages = {key: max(0.0, (now_ns - heard_ns) / 1e9) for key, heard_ns in shown.heard_ns.items()}
+        since_s = 0.0 if shown.taken_s is None else self._ages.monotonic_s() - shown.taken_s
+        heard = {key: age_s + since_s for key, age_s in shown.heard_s.items()}
         replication = {key: lag_s + since_s for key, lag_s in shown.replication_lags_s.items()}
         rpo = {key: lag_s + since_s for key, lag_s in shown.rpo_lags_s.items()}
         items = [((state,), count) for state, count in shown.items.items()]
         health = [((name,), level) for name, level in shown.health.items()]
         yield _family("items", "Protected items by state", ["state"], items)
         yield _family("jobs", "Open jobs by kind and state", ["kind", "state"], shown.jobs.items())
-        yield _family("heartbeat_age_seconds", "Seconds since a daemon was heard", ["role", "name"], ages.items())
+        yield _family("heartbeat_age_seconds", "Seconds since a daemon was heard", ["role", "name"], heard.items())
         yield _family("item_health", "0 healthy, 1 warning, 2 critical", ["server"], health)
         lag_labels = ["server", "disk"]
         yield _family("replication_lag_seconds", "Age of the newest applied cut", lag_labels, replication.items())
@@ -137,9 +154,7 @@ class Figures(Collector):
         yield _family(
             "disks_differing", "Disks whose replica is known to differ from its source", ["server"], differing
         )
-        yield _family(
-            "source_hold", "Of a migrated source: 0 as proved, 1 not compared, 2 written to", ["server"], holds
-        )
+        yield _family("source_hold", "Of a migrated source: 0 as proved, 1 not known, 2 written to", ["server"], holds)
         yield _family("writer_requests_open", "Requests without a final answer", [], [((), shown.open_requests)])
         yield _family("store_reachable", "Whether the store answered", [], [((), int(shown.store_reachable))])
         yield _family("reconciler_age_seconds", "Seconds since the reconciler's last snapshot", [], [((), since_s)])

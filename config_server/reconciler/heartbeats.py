@@ -8,35 +8,45 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server import process_servers
+from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
+from config_server.core.age import Age
 from config_server.core.health import Health
 from config_server.desired import publish
 from config_server.events import SYSTEM, record_event
 from config_server.item_health import assess_item
+from config_server.items import AGENT_HEARD
 from config_server.tables import MachineRow, ProcessServerRow, ProtectedItemRow
 
 BETTER_AFTER_S: Final = 60.0
 
 
-async def notice_silence(session: AsyncSession, heartbeat: HeartbeatSettings, now_ns: int) -> None:
-    """Mark and record agents and process servers that were not heard within their timeouts."""
-    oldest_ns = now_ns - int(heartbeat.agent_timeout_s * 1e9)
-    machines = await session.scalars(select(MachineRow).where(MachineRow.connected, MachineRow.heard_ns < oldest_ns))
-    for machine in list(machines):
+async def notice_silence(session: AsyncSession, heartbeat: HeartbeatSettings, ages: Ages, now_ns: int) -> None:
+    """Mark and record agents and process servers that were not heard within their timeouts.
+
+    Of all of them, every time: their ages rest on being looked at.
+    """
+    connected = await session.execute(select(MachineRow.id, MachineRow.heard_ns).where(MachineRow.connected))
+    for identifier, heard_ns in list(connected):
+        if not _is_silent(ages.of(AGENT_HEARD, identifier, heard_ns), heartbeat.agent_timeout_s):
+            continue
+        machine = await session.get_one(MachineRow, identifier)
         machine.connected = False
         message = f"the agent of {machine.hostname} is not heard any more"
         record_event(session, now_ns, SYSTEM, "disconnected", message, machine_id=machine.id)
-    oldest_ns = now_ns - int(heartbeat.process_server_timeout_s * 1e9)
-    servers = await session.scalars(
-        select(ProcessServerRow).where(ProcessServerRow.connected, ProcessServerRow.heard_ns < oldest_ns)
-    )
-    for server in list(servers):
+    for server in list(await session.scalars(select(ProcessServerRow).where(ProcessServerRow.connected))):
+        if not _is_silent(process_servers.heard_age(server, ages), heartbeat.process_server_timeout_s):
+            continue
         server.connected = False
         message = f"process server {server.hostname} is not heard any more"
         record_event(session, now_ns, SYSTEM, "disconnected", message)
 
 
-async def place_waiting_items(session: AsyncSession, heartbeat: HeartbeatSettings, now_ns: int) -> bool:
+def _is_silent(heard: Age | None, timeout_s: float) -> bool:
+    return heard is not None and heard.exceeds(timeout_s)
+
+
+async def place_waiting_items(session: AsyncSession, heartbeat: HeartbeatSettings, ages: Ages, now_ns: int) -> bool:
     """Give a process server to items that have none; returns whether any got one."""
     waiting = await session.scalars(
         select(ProtectedItemRow).where(
@@ -45,7 +55,7 @@ async def place_waiting_items(session: AsyncSession, heartbeat: HeartbeatSetting
     )
     placed = False
     for item in list(waiting):
-        chosen = await process_servers.choose(session, heartbeat, now_ns)
+        chosen = await process_servers.choose(session, heartbeat, ages)
         if chosen is None:
             return placed
         item.process_server_id = chosen
@@ -64,7 +74,7 @@ async def place_waiting_items(session: AsyncSession, heartbeat: HeartbeatSetting
 
 
 async def notice_health(
-    session: AsyncSession, heartbeat: HeartbeatSettings, store_problem: str | None, now_ns: int
+    session: AsyncSession, heartbeat: HeartbeatSettings, store_problem: str | None, ages: Ages, now_ns: int
 ) -> None:
     """Record when an item's health becomes another, with the worst reason.
 
@@ -72,12 +82,13 @@ async def notice_health(
     is one entry, not hundreds. What ``status`` shows is always the verdict of the moment.
     """
     for item in list(await session.scalars(select(ProtectedItemRow).where(ProtectedItemRow.ended_ns.is_(None)))):
-        verdict = await assess_item(session, item, heartbeat, store_problem, now_ns)
+        verdict = await assess_item(session, item, heartbeat, store_problem, ages, now_ns)
         level = verdict.health.name.lower()
         if item.health == level:
             continue
         better = item.health is not None and verdict.health < Health[item.health.upper()]
-        if better and now_ns - (item.health_since_ns or 0) < BETTER_AFTER_S * 1e9:
+        known_for = ages.of("health", item.id, item.health_since_ns)
+        if better and known_for is not None and not known_for.exceeds(BETTER_AFTER_S):
             continue
         if item.health is not None or verdict.conditions:
             reason = f": {verdict.conditions[0].message}" if verdict.conditions else ""

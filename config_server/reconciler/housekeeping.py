@@ -4,10 +4,13 @@ One small batch of each a turn, oldest first, so that nobody waits for it. What 
 
 - A request stays while the store may hold it or its answer: asked again under the same identifier it would meet that answer. It also stays
   as long as anything could ask for the same again: requests of an open job, or of a job that has made disks which are still to be deleted;
-  an item's newest request to prune, which its points are settled by; what belongs to no job, as closing a generation, until the item ends.
+  requests to prune while a point waits to be settled by one; what belongs to no job, as closing a generation, until the item ends.
 - A job stays while a row refers to it; of an item that has not ended also the newest of each kind, and every resync (its orders say
   whether a generation is a loss of tracking).
 - The newest events stay whatever their age: a clock that was set forward for a while shall not empty the log.
+
+What is old enough is judged by this server's clock, which may be wrong: then it is forgotten later or earlier than it is set to be, but
+never while anything above holds.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from sqlalchemy.orm import aliased
 
 from config_server.config import HistorySettings
 from config_server.core.job import JobKind
-from config_server.point_history import DELETED
+from config_server.point_history import DELETED, PRUNING
 from config_server.reconciler.mailbox import BOTH_DELETED
 from config_server.tables import (
     DivergenceRow,
@@ -47,10 +50,7 @@ async def forget_what_is_over(session: AsyncSession, settings: HistorySettings, 
 
 
 async def _forget_requests(session: AsyncSession, before_ns: int) -> int:
-    row, newer = WriterRequestRow, aliased(WriterRequestRow)
-    settled_by_newer = exists().where(
-        newer.item_id == row.item_id, newer.kind == _PRUNE_POINTS, newer.created_ns > row.created_ns
-    )
+    row = WriterRequestRow
     job_is_over = exists().where(JobRow.id == row.job_id, JobRow.ended_ns.is_not(None))
     disks_to_delete = exists().where(
         MadeDiskRow.job_id == row.job_id, MadeDiskRow.deleted_ns.is_(None), MadeDiskRow.unwanted
@@ -60,7 +60,7 @@ async def _forget_requests(session: AsyncSession, before_ns: int) -> int:
         .where(row.retired == BOTH_DELETED, row.answered_ns < before_ns)
         .where(
             or_(
-                (row.kind == _PRUNE_POINTS) & settled_by_newer,
+                (row.kind == _PRUNE_POINTS) & ~_item_has_points_to_settle(row.item_id),
                 job_is_over & ~disks_to_delete,
                 _item_has_ended(row.item_id) & row.job_id.is_(None),
             )
@@ -74,9 +74,7 @@ async def _forget_requests(session: AsyncSession, before_ns: int) -> int:
 
 async def _forget_jobs(session: AsyncSession, before_ns: int) -> int:
     newer = aliased(JobRow)
-    followed = exists().where(
-        newer.item_id == JobRow.item_id, newer.kind == JobRow.kind, newer.created_ns > JobRow.created_ns
-    )
+    followed = exists().where(newer.item_id == JobRow.item_id, newer.kind == JobRow.kind, newer.number > JobRow.number)
     old = (
         select(JobRow.id)
         .where(JobRow.ended_ns < before_ns)
@@ -116,6 +114,10 @@ async def _forget_points(session: AsyncSession) -> int:
         doomed = delete(row).where(row.item_id == item, row.cut.in_(cuts), row.state == DELETED)
         forgotten += await _delete(session, doomed, len(cuts))
     return forgotten
+
+
+def _item_has_points_to_settle(item_id: Any) -> Any:
+    return exists().where(RecoveryPointRow.item_id == item_id, RecoveryPointRow.state == PRUNING)
 
 
 def _item_has_ended(item_id: Any) -> Any:

@@ -18,6 +18,7 @@ from typing import Final
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.ages import Ages
 from config_server.config import HeartbeatSettings, HistorySettings, ReconcilerSettings
 from config_server.core.health import WRITER_SILENT_S
 from config_server.core.job import OPEN_STATES, JobKind
@@ -75,6 +76,7 @@ class Reconciler:
         heartbeat: HeartbeatSettings,
         history: HistorySettings,
         clock: Clock,
+        ages: Ages,
     ) -> None:
         self._database = database
         self._feed = feed
@@ -84,11 +86,12 @@ class Reconciler:
         self._heartbeat = heartbeat
         self._history = history
         self._clock = clock
+        self._ages = ages
         self._exchange = StoreExchange(
             database,
             store,
-            Mailbox(database, store, writer, clock, settings.answer_keep_s),
-            RecoveryPoints(database, store, writer, clock),
+            Mailbox(database, store, writer, ages, clock, settings.answer_keep_s),
+            RecoveryPoints(database, store, writer, ages, clock),
             status,
             board,
             clock,
@@ -97,7 +100,7 @@ class Reconciler:
         self._exchange_woken, self._follow_woken = asyncio.Event(), asyncio.Event()
         self._round_due_ns = self._housekeeping_due_ns = 0
         self._rounds = 0
-        self.figures = Figures(clock)
+        self.figures = Figures(ages)
 
     def wake(self) -> None:
         """Let the next pass begin now."""
@@ -144,8 +147,8 @@ class Reconciler:
 
     async def _follow_once(self) -> None:
         async with self._database.write() as session:
-            await notice_silence(session, self._heartbeat, self._clock())
-            placed = await place_waiting_items(session, self._heartbeat, self._clock())
+            await notice_silence(session, self._heartbeat, self._ages, self._clock())
+            placed = await place_waiting_items(session, self._heartbeat, self._ages, self._clock())
         if placed:
             self._feed.wake()
         # Or the clock was set back: else nobody would look around until it has caught up.
@@ -167,10 +170,10 @@ class Reconciler:
     async def _look_around(self) -> None:
         """Health of every item, and the figures; now and then what is over is forgotten."""
         async with self._database.write() as session:
-            await notice_health(session, self._heartbeat, self._status.problem, self._clock())
+            await notice_health(session, self._heartbeat, self._status.problem, self._ages, self._clock())
         async with self._database.read() as session:
             self.figures.snapshot = await take_snapshot(
-                session, store_reachable=self._status.reachable, now_ns=self._clock()
+                session, self._heartbeat, self._ages, store_reachable=self._status.reachable
             )
         if not self._housekeeping_due_ns - int(EVERY_S * 1e9) <= self._clock() < self._housekeeping_due_ns:
             async with self._database.write() as session:
@@ -210,18 +213,18 @@ class Reconciler:
             case JobKind.ENABLE_REPLICATION:
                 await follow_enabling(session, job, item, now_ns)
             case JobKind.RESYNC:
-                await follow_resync(session, job, item, now_ns)
+                await follow_resync(session, job, item, self._ages, now_ns)
             case JobKind.RECOVERY_POINT:
-                await follow_recovery_point(session, job, item, now_ns, timeout_s)
+                await follow_recovery_point(session, job, item, self._ages, now_ns, timeout_s)
             case JobKind.TEST_MIGRATE:
-                await follow_test_migration(session, job, item, now_ns, timeout_s)
+                await follow_test_migration(session, job, item, self._ages, now_ns, timeout_s)
             case JobKind.CLEAN_UP:
                 await follow_clean_up(session, job, item, now_ns)
             case JobKind.MIGRATE:
-                await follow_migration(session, job, item, self._heartbeat, now_ns)
+                await follow_migration(session, job, item, self._heartbeat, self._ages, now_ns)
             case JobKind.COMPLETE | JobKind.STOP:
-                await follow_deletion(session, job, item, self._heartbeat, now_ns)
-        silence_s = await writer_silence_s(session, item_id, now_ns)
+                await follow_deletion(session, job, item, self._heartbeat, self._ages, now_ns)
+        silence_s = await writer_silence_s(session, item_id, self._ages)
         if silence_s is not None and silence_s > WRITER_SILENT_S and job.state in OPEN_STATES and not job.message:
             job.message = f"the replica writer has not answered for {silence_s:.0f} s: see that it runs"
         return await publish(session, item.machine_id)

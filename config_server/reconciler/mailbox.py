@@ -16,15 +16,17 @@ from typing import Final
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.ages import Ages
 from config_server.database import Database
 from config_server.events import SYSTEM, Clock, record_event
+from config_server.point_history import settle_pruning
 from config_server.tables import MadeDiskRow, WriterRequestRow
 from config_server.writer_requests import NEW, PUT, request_of
 from replication.blob_client.api import BlobClient, BlobContent
 from replication.documents import MAX_DOCUMENT_BYTES, WriterPublicKey
 from replication.errors import Conflict, NotFound, PeerProtocolError
 from replication.failpoint import reached
-from replication.store_documents import DeleteDisks, WriterAnswer
+from replication.store_documents import DeleteDisks, PrunePoints, WriterAnswer
 from replication.store_layout import REPLICATION_CONTAINER, answer_name, request_name
 
 PUT_AGAIN_S: Final = 60.0
@@ -39,15 +41,22 @@ class Mailbox:
     """Every method is idempotent and makes no store call inside a transaction."""
 
     def __init__(
-        self, database: Database, store: BlobClient, writer: WriterPublicKey, clock: Clock, answer_keep_s: float
+        self,
+        database: Database,
+        store: BlobClient,
+        writer: WriterPublicKey,
+        ages: Ages,
+        clock: Clock,
+        answer_keep_s: float,
     ) -> None:
         self._database = database
         self._store = store
         self._writer = writer
+        self._ages = ages
         self._clock = clock
         self._answer_keep_ns = int(answer_keep_s * 1e9)
-        self._put_ns: dict[str, int] = {}
-        """When a request that has no answer was put last, or first looked for by this process."""
+        self._put_s: dict[str, float] = {}
+        """When a request that has no answer was put last, or first looked for by this process; monotonic."""
 
     async def deliver(self) -> None:
         """Put every new request into the store."""
@@ -63,7 +72,8 @@ class Mailbox:
     async def collect(self) -> tuple[int, int]:
         """Read the answers to requests that are open; returns how many were settled by it, and how many are still open."""
         rows = await self._rows(PUT)
-        self._put_ns = {row.id: self._put_ns.get(row.id, self._clock()) for row in rows}
+        now_s = self._ages.monotonic_s()
+        self._put_s = {row.id: self._put_s.get(row.id, now_s) for row in rows}
         settled = 0
         for row in rows:
             try:
@@ -91,15 +101,19 @@ class Mailbox:
         return True
 
     async def _put_again(self, row: WriterRequestRow) -> None:
-        if self._clock() - self._put_ns[row.id] < int(PUT_AGAIN_S * 1e9):
+        now_s = self._ages.monotonic_s()
+        if now_s - self._put_s[row.id] < PUT_AGAIN_S:
             return
-        self._put_ns[row.id] = self._clock()
+        self._put_s[row.id] = now_s
         if await self._put(row):
             fields = {"request": row.id, "kind": row.kind}
             _logger.warning("the store has lost a request: it is put again", extra={"fields": fields})
 
     async def retire(self) -> None:
-        """Delete what is settled from the store: requests at once, answers later. What is not due yet is not read."""
+        """Delete what is settled from the store: requests at once, answers later. What is not due yet is not read.
+
+        Due is an answer by this server's clock: if that was set back, answers stay longer, which costs a little room.
+        """
         due_ns = self._clock() - self._answer_keep_ns
         async with self._database.read() as session:
             rows = list(
@@ -164,6 +178,8 @@ class Mailbox:
     async def _settle(self, session: AsyncSession, row: WriterRequestRow, answer: WriterAnswer) -> None:
         """What follows from a final answer wherever the request came from."""
         request = request_of(row)
+        if isinstance(request, PrunePoints):
+            await settle_pruning(session, request.item, request.cuts, done=answer.state == "succeeded")
         if answer.state == "succeeded" and isinstance(request, DeleteDisks):
             await session.execute(
                 update(MadeDiskRow)

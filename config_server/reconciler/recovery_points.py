@@ -1,8 +1,9 @@
 """Recovery points: finding the writer's records, verifying them, and pruning by retention. Called by ``reconciler/loop.py``.
 
 A point exists for this server once its signed record was verified; a record that cannot be verified is refused and recorded as an
-event. What is found at one look is taken in in the order of the history. A deleted point is forgotten when the store does not list it
-any more and no job is at work on it, so that a look reads as many rows as there are points. Points are deleted by the writer at this
+event. What is found at one look is taken in in the order of the history. A known one that the store does not list is lost until it does
+again, or until its retention would have ended. A deleted point is forgotten when the store does not list it any more and no job is at work
+on it, so that a look reads as many rows as there are points. Points are deleted by the writer at this
 server's request only (``core/retention.py`` decides), one request an item at a time.
 """
 
@@ -10,12 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import uuid
 from typing import Final
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.ages import Ages
 from config_server.core.job import JobKind, JobState
+from config_server.core.point_state import PointState, next_point_state
 from config_server.core.protected_item import DELETING_STATES, State
 from config_server.core.retention import Point, points_to_prune
 from config_server.database import Database
@@ -23,7 +27,7 @@ from config_server.events import SYSTEM, Clock, record_event
 from config_server.incidents import record_incident
 from config_server.job_documents import MigrationContext, TestMigrationContext
 from config_server.jobs import context_of, newest_job, open_jobs
-from config_server.point_history import AVAILABLE, DELETED, PRUNING, place_of, take_in
+from config_server.point_history import AVAILABLE, DELETED, LOST, PRUNING, place_of, settle_pruning, take_in
 from config_server.tables import JobRow, PolicyRow, ProtectedItemRow, RecoveryPointRow, WriterRequestRow
 from config_server.tracking_losses import newest_proved_cut, suspicion_of
 from config_server.writer_requests import FAILED, NEW, PUT, SUCCEEDED, ask_writer, request_id, request_of
@@ -37,6 +41,9 @@ from replication.store_layout import RECOVERY_POINTS_CONTAINER, recovery_point_n
 
 MAX_CUTS_A_REQUEST: Final = 200
 ASK_AGAIN_S: Final = 600.0
+PRUNE_POINTS: Final = "prune-points"
+LOST_KEPT_S: Final = 3600.0
+"""A lost point is waited for at least that long, however short the retention."""
 
 _logger = logging.getLogger(__name__)
 
@@ -44,10 +51,13 @@ _logger = logging.getLogger(__name__)
 class RecoveryPoints:
     """Every method is idempotent and makes no store call inside a transaction."""
 
-    def __init__(self, database: Database, store: BlobClient, writer: WriterPublicKey, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, store: BlobClient, writer: WriterPublicKey, ages: Ages, clock: Clock
+    ) -> None:
         self._database = database
         self._store = store
         self._writer = writer
+        self._ages = ages
         self._clock = clock
         self._refused: dict[str, str] = {}
         """Names of records that were refused, with their etag: read again only if they change."""
@@ -64,14 +74,18 @@ class RecoveryPoints:
         return found, len(awaited) - found
 
     async def find_all(self, item_id: str) -> None:
-        """List the item's records and take in the new ones; a known one that is gone is recorded as lost."""
+        """List the item's records and take in the new ones, and those that were lost; a known one that is gone is recorded as lost."""
         listed: dict[str, str] = {}
         prefix = recovery_point_prefix(ItemId(item_id))
         async for blob in self._store.list_blobs(RECOVERY_POINTS_CONTAINER, prefix):
             listed[blob.name.removeprefix(prefix)] = blob.properties.etag
         async with self._database.read() as session:
             known = await _known_states(session, item_id)
-        new = [cut for cut, etag in listed.items() if cut not in known and self._refused.get(prefix + cut) != etag]
+        new = [
+            cut
+            for cut, etag in listed.items()
+            if known.get(cut, LOST) == LOST and self._refused.get(prefix + cut) != etag
+        ]
         await self._take([await self._fetch(item_id, cut) for cut in new])
         lost = [cut for cut, state in known.items() if state == AVAILABLE and cut not in listed]
         if lost:
@@ -131,19 +145,24 @@ class RecoveryPoints:
             for cut in cuts:
                 row = await session.get_one(RecoveryPointRow, (item_id, cut))
                 if row.state == AVAILABLE:
-                    row.state = DELETED
-                    message = f"recovery point {cut} is gone from the store without having been pruned"
+                    row.state = next_point_state(PointState.AVAILABLE, PointState.LOST).value
+                    message = (
+                        f"recovery point {cut} is gone from the store without having been pruned; "
+                        "it is offered again if the store has it again"
+                    )
                     record_event(session, self._clock(), SYSTEM, "point-lost", message, item_id=item_id)
 
     async def prune(self, item_id: str) -> None:
-        """Take the writer's answer to the last request, then ask for what retention lets go now."""
+        """Ask for what retention lets go now, unless an earlier request is open or has just failed."""
         async with self._database.write() as session:
-            if await self._settle(session, item_id):
+            if await self._waits(session, item_id):
                 return
+            await _settle_what_was_left(session, item_id)
             item = await session.get_one(ProtectedItemRow, item_id)
             if State(item.state) in DELETING_STATES | {State.MIGRATING}:
                 return  # while a migration is judged, nothing gives way to its final point: that may turn out to differ
             policy = await session.get_one(PolicyRow, item.policy_id)
+            await self._give_up_lost(session, item_id, max(policy.retention_s, LOST_KEPT_S))
             points = await _points(session, item_id)
             kept = await _in_use(session, item_id)
             # The newest ones may turn out to be suspect: then this is the last good one (R12).
@@ -152,37 +171,57 @@ class RecoveryPoints:
             cuts = points_to_prune(points, policy.retention_s, kept)[:MAX_CUTS_A_REQUEST]
             if not cuts:
                 return
-            key = f"prune-points/{item_id}/{hashlib.sha256(' '.join(cuts).encode()).hexdigest()[:16]}/{self._clock()}"
+            key = f"prune-points/{item_id}/{uuid.uuid4()}"
             request = PrunePoints(request=request_id(key), item=item_id, cuts=cuts)
             await ask_writer(session, key, request, self._clock(), item_id=item_id)
-            await self._set_state(session, item_id, cuts, PRUNING)
+            await session.execute(
+                update(RecoveryPointRow)
+                .where(RecoveryPointRow.item_id == item_id, RecoveryPointRow.cut.in_(cuts))
+                .where(RecoveryPointRow.state == AVAILABLE)
+                .values(state=PRUNING)
+                .execution_options(synchronize_session=False)
+            )
         reached("config.prune.asked")
 
-    async def _settle(self, session: AsyncSession, item_id: str) -> bool:
-        """Whether a request to prune is still open; its answer is turned into the points' state."""
-        newest: WriterRequestRow | None = await session.scalar(
-            select(WriterRequestRow)
-            .where(WriterRequestRow.item_id == item_id, WriterRequestRow.kind == "prune-points")
-            .order_by(WriterRequestRow.created_ns.desc())
-            .limit(1)
-        )
-        if newest is not None and newest.state in (NEW, PUT):
-            return True
-        request = None if newest is None else request_of(newest)
-        if newest is None or not isinstance(request, PrunePoints):
-            return False
-        await self._set_state(session, item_id, request.cuts, DELETED if newest.state == SUCCEEDED else AVAILABLE)
-        return newest.state == FAILED and self._clock() - (newest.answered_ns or 0) < int(ASK_AGAIN_S * 1e9)
-
-    @staticmethod
-    async def _set_state(session: AsyncSession, item_id: str, cuts: list[str], state: str) -> None:
+    async def _give_up_lost(self, session: AsyncSession, item_id: str, after_s: float) -> None:
+        """Those that retention would have let go by now. By this server's clock: a wrong one keeps them longer or less long, unharmed."""
         await session.execute(
             update(RecoveryPointRow)
-            .where(RecoveryPointRow.item_id == item_id, RecoveryPointRow.cut.in_(cuts))
-            .where(RecoveryPointRow.state == PRUNING if state != PRUNING else RecoveryPointRow.state == AVAILABLE)
-            .values(state=state)
+            .where(RecoveryPointRow.item_id == item_id, RecoveryPointRow.state == LOST)
+            .where(RecoveryPointRow.counted_ns < self._clock() - int(after_s * 1e9))
+            .values(state=next_point_state(PointState.LOST, PointState.DELETED).value)
             .execution_options(synchronize_session=False)
         )
+
+    async def _waits(self, session: AsyncSession, item_id: str) -> bool:
+        """Whether a request to prune is still open, or failed a moment ago: of all of them, as their stamps say nothing of their order."""
+        found = await session.execute(
+            select(WriterRequestRow.id, WriterRequestRow.state, WriterRequestRow.answered_ns)
+            .where(WriterRequestRow.item_id == item_id, WriterRequestRow.kind == PRUNE_POINTS)
+            .where(WriterRequestRow.state.in_((NEW, PUT, FAILED)))
+        )
+        for identifier, state, answered_ns in found:
+            failed = self._ages.of("pruning-failed", identifier, answered_ns)
+            if state != FAILED or (failed is not None and not failed.exceeds(ASK_AGAIN_S)):
+                return True
+        return False
+
+
+async def _settle_what_was_left(session: AsyncSession, item_id: str) -> None:
+    """Points that wait for an answer though no request is open: an earlier version settled by the newest answer alone, and took another
+    one for that while this server's clock was set back. What one answer deleted is deleted; what none did is as it was.
+    """
+    waiting = select(RecoveryPointRow.cut).where(RecoveryPointRow.item_id == item_id, RecoveryPointRow.state == PRUNING)
+    if await session.scalar(waiting.limit(1)) is None:
+        return
+    answered = select(WriterRequestRow).where(
+        WriterRequestRow.item_id == item_id, WriterRequestRow.kind == PRUNE_POINTS, WriterRequestRow.state == SUCCEEDED
+    )
+    for row in list(await session.scalars(answered)):
+        request = request_of(row)
+        if isinstance(request, PrunePoints):
+            await settle_pruning(session, request.item, request.cuts, done=True)
+    await settle_pruning(session, item_id, list(await session.scalars(waiting)), done=False)
 
 
 async def _known_states(session: AsyncSession, item_id: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server import steps
+from config_server.ages import Ages
 from config_server.core.forecast import seeding_forecast
 from config_server.core.job import JobState
 from config_server.core.observation import SEEDED_PHASES
@@ -19,7 +20,7 @@ from config_server.divergences import resent_generation
 from config_server.item_status import seeding_disk
 from config_server.items import item_disks, observation_of
 from config_server.job_documents import JobProblem, RecoveryPointResult, ResyncContext
-from config_server.jobs import context_of, end_job, set_progress, set_step
+from config_server.jobs import context_of, end_job, job_age, set_progress, set_step
 from config_server.tables import GenerationRow, JobRow, ProtectedItemRow, RecoveryPointRow
 
 ABSORBED_AFTER_S: Final = 60.0
@@ -49,7 +50,7 @@ async def follow_enabling(session: AsyncSession, job: JobRow, item: ProtectedIte
     )
 
 
-async def follow_resync(session: AsyncSession, job: JobRow, item: ProtectedItemRow, now_ns: int) -> None:
+async def follow_resync(session: AsyncSession, job: JobRow, item: ProtectedItemRow, ages: Ages, now_ns: int) -> None:
     """Ends when every ordered disk replicates in a later generation than when it was ordered, or in the one that was about to begin; where
     the digests are distrusted, in one in which everything is sent.
     """
@@ -57,6 +58,7 @@ async def follow_resync(session: AsyncSession, job: JobRow, item: ProtectedItemR
     ordered = {order.disk for order in context.orders}
     distrusting = {order.disk for order in context.orders if order.distrust_digests}
     taken_up = await _taken_up(session, context)
+    is_settled = job_age(job, ages).exceeds(ABSORBED_AFTER_S)
     done = total = finished = 0
     for disk in await item_disks(session, item.id):
         observed = observation_of(disk)
@@ -65,7 +67,6 @@ async def follow_resync(session: AsyncSession, job: JobRow, item: ProtectedItemR
         newest = context.generations.get(disk.disk_id, 0)
         # The agent had a newer generation on its way already, and asked for no other one: the order is fulfilled by that.
         absorbed = disk.disk_id not in taken_up and newest > context.observed.get(disk.disk_id, newest)
-        is_settled = now_ns - job.created_ns > ABSORBED_AFTER_S * 1e9
         if disk.disk_id in distrusting:
             # Another generation, whatever began it, rests on the digests. One that the agent had on its way already does as well.
             begun = await resent_generation(session, disk.disk_id, context.observed.get(disk.disk_id) or newest)
@@ -103,20 +104,20 @@ async def _taken_up(session: AsyncSession, context: ResyncContext) -> set[str]:
 
 
 async def follow_recovery_point(
-    session: AsyncSession, job: JobRow, item: ProtectedItemRow, now_ns: int, timeout_s: float
+    session: AsyncSession, job: JobRow, item: ProtectedItemRow, ages: Ages, now_ns: int, timeout_s: float
 ) -> None:
     """Ends when the point's record was found and verified; its cut is the job's identifier."""
     point = await session.get(RecoveryPointRow, (item.id, job.id))
     if point is not None:
         result = RecoveryPointResult(cut=point.cut, time_ns=point.counted_ns)
         end_job(session, job, item, JobState.SUCCEEDED, now_ns, result=result)
-    elif (problem := point_overdue(job, item, now_ns, timeout_s)) is not None:
+    elif (problem := point_overdue(job, item, ages, timeout_s)) is not None:
         end_job(session, job, item, JobState.FAILED, now_ns, problem=problem)
 
 
-def point_overdue(job: JobRow, item: ProtectedItemRow, now_ns: int, timeout_s: float) -> JobProblem | None:
+def point_overdue(job: JobRow, item: ProtectedItemRow, ages: Ages, timeout_s: float) -> JobProblem | None:
     """Why a job gives up waiting for a point, or None while it may go on."""
-    if now_ns - job.created_ns <= timeout_s * 1e9:
+    if not job_age(job, ages).exceeds(timeout_s):
         return None
     return JobProblem(
         code="no-point",

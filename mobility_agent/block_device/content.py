@@ -32,6 +32,8 @@ _SIGNATURES: Final = (
     (0, b"hsqs", "squashfs"),
 )
 _LVM_SECTORS: Final = 4
+_UUIDS_AT: Final = {"ext": 0x468, "xfs": 32, "btrfs": 0x1010B, "swap": 1036}
+"""Where a file system says which one it is; of btrfs its member's own, for all members share that of the file system."""
 _MD_END_MAGIC: Final = b"\xfc\x4e\x2b\xa9"
 _ZFS_UBERBLOCK: Final = struct.pack("<Q", 0x00BAB10C)
 _MBR_MAGIC_AT: Final = 510
@@ -42,12 +44,16 @@ _EFI_SYSTEM: Final = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b").bytes_le
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """``signatures`` of file systems and members; ``partition_table`` is "gpt", "dos" or empty, with its identifier."""
+    """``signatures`` of file systems and members; ``partition_table`` is "gpt", "dos" or empty, with its identifier.
+
+    ``whole_disk_id``: of the file system or member that fills a disk without a partition table, where it has one that is known here.
+    """
 
     signatures: tuple[str, ...] = ()
     partition_table: str = ""
     partition_table_id: str = ""
     has_efi_system: bool = False
+    whole_disk_id: str = ""
 
     @property
     def is_empty(self) -> bool:
@@ -72,7 +78,19 @@ def recognize(head: bytes, tail: bytes, logical_block_bytes: int) -> Content:
         return Content(signatures, "gpt", identifier, _EFI_SYSTEM in types)
     if _has_dos_partitions(head) and not {"vfat", "ntfs", "exfat"} & set(signatures):
         return Content(signatures, "dos", head[440:444][::-1].hex(), has_efi_system=False)
-    return Content(signatures)
+    return Content(signatures, whole_disk_id=_whole_disk_id(head, signatures))
+
+
+def _whole_disk_id(head: bytes, signatures: tuple[str, ...]) -> str:
+    for name in signatures:
+        if name == "LVM2_member":
+            label = next(at for at in range(0, _LVM_SECTORS * 512, 512) if head[at : at + 8] == b"LABELONE")
+            header = label + int.from_bytes(head[label + 20 : label + 24], "little")
+            identifier = head[header : header + 32]
+            return f"{name}:{identifier.decode('ascii')}" if identifier.isalnum() else ""
+        if name in _UUIDS_AT and any(raw := head[_UUIDS_AT[name] : _UUIDS_AT[name] + 16]):
+            return f"{name}:{raw.hex()}"
+    return ""
 
 
 def _has_dos_partitions(head: bytes) -> bool:

@@ -22,7 +22,7 @@ STRENGTH: Final = ("file", "backing-file", "wwid", "serial", "volume", "partitio
 MD's own id. ``partition-table``: GPT's GUID or the DOS signature. ``path``: the bus address, of disks that have nothing else
 (VMware without disk.EnableUUID)."""
 NAMING: Final = STRENGTH[: STRENGTH.index("partition-table")]
-"""What names the disk itself, not what is on it nor where it is."""
+"""What names the disk itself, not what is on it nor where it is. No id is made of ``whole-disk``, which ``compare`` explains."""
 _PROBE_ORDER: Final = (
     (re.compile(r"/block/[^/]+$"), ""),
     (re.compile(r"/host\d+/"), "/host/"),
@@ -91,7 +91,13 @@ def place(path: str) -> str:
 
 
 def compare(known: DiskIdentity, found: DiskIdentity) -> Comparison:
-    """Whether ``found`` is the ``known`` disk. The strongest name that both have decides; without one, table and place must agree."""
+    """Whether ``found`` is the ``known`` disk. The strongest name that both have decides; without one, table and place must agree.
+
+    A disk without a table has the identifier of the file system or member that fills it in place of one (``whole-disk``). A disk that has
+    neither is told by place and size alone, and a copy at the very place of a disk without a name by nothing: whatever could be read is
+    content, of which a copy has the same, and which the disk itself may have changed while it was not tracked. That harms no replica:
+    the kernel's disk sequence number ends the tracking of a disk that was taken away, so everything of what stands there is compared.
+    """
     old, new = known.identifiers, found.identifiers
     tables = (old.get("partition-table", ""), new.get("partition-table", ""))
     same_table = tables[0] != "" and tables[0] == tables[1]
@@ -106,17 +112,17 @@ def compare(known: DiskIdentity, found: DiskIdentity) -> Comparison:
     if names:
         reason = f"it has the same partition table, but no {names[0]} to know it by ({old[names[0]]})"
         return Comparison(Likeness.DOUBTFUL, reason) if same_table else _OTHER
+    if not any(tables):
+        tables = (old.get("whole-disk", ""), new.get("whole-disk", ""))
+        same_table = tables[0] != "" and tables[0] == tables[1]
+    what = "partition table" if any(each.get("partition-table") for each in (old, new)) else "file system"
     same_place = bool(old.get("path")) and place(old["path"]) == place(new.get("path", ""))
     if same_place and (same_table or (not (tables[0] and tables[1]) and known.size_bytes == found.size_bytes)):
         return _SAME
     if same_place and tables[0] and tables[1]:
-        return Comparison(
-            Likeness.DOUBTFUL, f"it is at the same place, but its partition table is {tables[1]}, not {tables[0]}"
-        )
+        return Comparison(Likeness.DOUBTFUL, f"it is at the same place, but its {what} is {tables[1]}, not {tables[0]}")
     if same_table:
-        return Comparison(
-            Likeness.DOUBTFUL, "it has the same partition table at another place: a copy, or the disk was moved"
-        )
+        return Comparison(Likeness.DOUBTFUL, f"it has the same {what} at another place: a copy, or the disk was moved")
     return _OTHER
 
 

@@ -219,6 +219,7 @@ def _identifiers(node: DeviceNode, content: Content) -> dict[str, str]:
         "serial": _serial(node),
         "volume": node.attribute("dm/uuid") or node.attribute("md/uuid"),
         "partition-table": partition_table,
+        "whole-disk": content.whole_disk_id,
         "path": str(node.directory),
     }
     return {kind: value for kind, value in found.items() if value}

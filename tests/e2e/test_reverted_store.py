@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,28 +12,11 @@ from deploy.demo.lab_server import LabDisk, run
 from deploy.demo.operator import Json, wait_until
 from deploy.demo.proof import first_difference
 from mobility_agent.core.sink_standing import REVERTED_AFTER_S
-from tests.harness.running_site import RunningSite, running_site
+from tests.harness.running_site import RunningSite
 
 MIB = 2**20
-DISK_BYTES = 64 * MIB
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4")]
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[LabDisk]:
-    made = LabDisk(tmp_path / "lab", DISK_BYTES, 0)
-    try:
-        made.create()
-        yield made
-    finally:
-        made.destroy()
-
-
-@pytest.fixture
-def site(tmp_path: Path, disk: LabDisk) -> Iterator[RunningSite]:
-    with running_site(tmp_path / "site") as running:
-        yield running
 
 
 def _write(disk: LabDisk, name: str, mebibytes: int) -> None:
@@ -132,4 +114,4 @@ def test_a_store_put_back_to_an_older_copy_is_noticed_resynchronized_and_proved_
     result = operator.wait_job("migrate", 180.0)["result"]
     assert result["identity"] == "proved"
     image = site.export(result["disks"][0], tmp_path / "final.raw")
-    assert first_difference(disk.device, image, DISK_BYTES) is None
+    assert first_difference(disk.device, image, disk.disk_bytes) is None

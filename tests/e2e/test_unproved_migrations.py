@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -16,28 +15,11 @@ from deploy.demo.proof import first_difference
 from deploy.demo.site import ACCOUNT
 from replication.blob_client.settings import BlobEndpointSettings
 from tests.harness.damaged_replica import PAGE_BYTES, flip_pages, offset_of
-from tests.harness.running_site import POLICY, RunningSite, running_site
+from tests.harness.running_site import POLICY, RunningSite
 
 MIB: Final = 2**20
-DISK_BYTES: Final = 64 * MIB
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4")]
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[LabDisk]:
-    made = LabDisk(tmp_path / "lab", DISK_BYTES, 0)
-    try:
-        made.create()
-        yield made
-    finally:
-        made.destroy()
-
-
-@pytest.fixture
-def site(tmp_path: Path, disk: LabDisk) -> Iterator[RunningSite]:
-    with running_site(tmp_path / "site") as running:
-        yield running
 
 
 def _device(disk: LabDisk) -> Path:
@@ -78,7 +60,7 @@ def test_a_replica_that_was_changed_at_the_sink_is_found_out_sent_anew_and_then_
     operator = site.operator
     site.wait_item("a recovery point", 60.0, lambda item: item["recovery_points"] > 0)
     # One page of data, and one of zeros far behind whatever the file system uses: such a granule must be sent again, too.
-    zeros = DISK_BYTES - 4 * MIB
+    zeros = disk.disk_bytes - 4 * MIB
     assert disk.image.read_bytes()[zeros : zeros + MIB] == bytes(MIB)
     flip_pages(_endpoint(site), protected["disks"][0]["disk"], [offset_of(content[:PAGE_BYTES], disk.image), zeros])
 
@@ -109,7 +91,7 @@ def test_a_replica_that_was_changed_at_the_sink_is_found_out_sent_anew_and_then_
     result = operator.wait_job("migrate", 120.0)["result"]
     assert result["identity"] == "proved"
     image = site.export(result["disks"][0], tmp_path / "final.raw")
-    assert first_difference(_device(disk), image, DISK_BYTES) is None
+    assert first_difference(_device(disk), image, disk.disk_bytes) is None
 
 
 def test_a_source_that_is_written_to_after_the_proof_is_found_out_when_the_agent_is_back(
@@ -132,7 +114,7 @@ def test_a_source_that_is_written_to_after_the_proof_is_found_out_when_the_agent
     site.site.kill("mobility-agent")
     descriptor = os.open(_device(disk), os.O_WRONLY | os.O_SYNC)
     try:
-        os.pwrite(descriptor, os.urandom(4096), DISK_BYTES - 8 * MIB)
+        os.pwrite(descriptor, os.urandom(4096), disk.disk_bytes - 8 * MIB)
     finally:
         os.close(descriptor)
     site.site.start("mobility-agent")

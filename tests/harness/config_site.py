@@ -159,17 +159,23 @@ async def running_lab(
     *,
     writer: WriterIdentity | None = None,
     clock: Callable[[], int] = time.time_ns,
+    monotonic: Callable[[], float] | None = None,
     change: Callable[[Settings], Settings] = lambda settings: settings,
     reconcile: bool = True,
 ) -> AsyncIterator[Lab]:
-    """Initialize ``directory`` if it is new, and serve. Entering again with the same directory, store and writer is a restart."""
+    """Initialize ``directory`` if it is new, and serve. Entering again with the same directory, store and writer is a restart.
+
+    Without ``monotonic`` nobody sets the clock: time passes by it.
+    """
     writer = writer or WriterIdentity.generate()
     settings = change(lab_settings(directory / "state", writer))
     token_file = settings.state_dir / "first-token"
     if not settings.state_dir.exists():
         shutil.copytree(await _initialized_directory(), settings.state_dir)
     installed = await initialize(settings, clock)
-    async with running_site(settings, store, clock, reconcile=reconcile) as running:
+    async with running_site(
+        settings, store, clock, monotonic=monotonic or (lambda: clock() / 1e9), reconcile=reconcile
+    ) as running:
         lab = Lab(running, settings, writer, store, token_file.read_text(), installed.fingerprint, directory)
         try:
             yield lab

@@ -112,11 +112,15 @@ class DrivenSite:
 
 
 @contextlib.asynccontextmanager
-async def driven_site(directory: Path, clock: Callable[[], int] = time.time_ns) -> AsyncIterator[DrivenSite]:
+async def driven_site(
+    directory: Path, clock: Callable[[], int] = time.time_ns, monotonic: Callable[[], float] | None = None
+) -> AsyncIterator[DrivenSite]:
     """Enrolled, reported and heard; nothing is protected yet."""
     store = MemoryBlobClient()
     writer = ScriptedWriter(store, source=dict(SOURCE))
-    async with running_lab(directory, store, writer=writer.identity, clock=clock, reconcile=False) as lab:
+    async with running_lab(
+        directory, store, writer=writer.identity, clock=clock, monotonic=monotonic, reconcile=False
+    ) as lab:
         site = DrivenSite(lab, writer)
         await lab.running.reconciler.run_once()
         await site.prepare()

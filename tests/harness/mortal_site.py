@@ -17,7 +17,9 @@ from typing import Any, Final
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.ages import Ages
 from config_server.config import HeartbeatSettings, HistorySettings, ReconcilerSettings
+from config_server.core.address_claims import OwnAddresses
 from config_server.database import Database, sqlite_url
 from config_server.desired import DesiredFeed, publish
 from config_server.events import Actor
@@ -121,6 +123,7 @@ class World:
         self.writer = ScriptedWriter(self.store, WriterIdentity.generate(), source=dict(SOURCE))
         self.key = KeyEncryptionKey(bytes(range(32)))
         self.clock: Callable[[], int] = itertools.count(10**18, 10**7).__next__
+        self.ages = Ages(self.clock, lambda: self.clock() / 1e9)
         self.published: set[str] = set()
         self.generation_requests = {disk: str(uuid.uuid5(uuid.NAMESPACE_OID, disk)) for disk in SOURCE}
 
@@ -140,6 +143,7 @@ class World:
             heartbeat=HeartbeatSettings(agent_timeout_s=10**6, process_server_timeout_s=10**6),
             history=HistorySettings(),
             clock=self.clock,
+            ages=self.ages,
         )
 
     async def survive(self, act: Callable[[], Awaitable[Any]]) -> Any:
@@ -182,7 +186,8 @@ class World:
             )
             session.add_all([machine, server])
             await session.flush()
-            report_process_server(session, server, heartbeat(), self.clock())
+            own = OwnAddresses(frozenset(), 443)
+            await report_process_server(session, server, heartbeat(), own, self.ages, self.clock(), same_machine=True)
             disks = [
                 inventory_disk(DISK, "/dev/sda", len(SOURCE[DISK])),
                 inventory_disk(OTHER_DISK, "/dev/sdb", len(SOURCE[OTHER_DISK])),

@@ -20,6 +20,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server import migration, protection
+from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
 from config_server.core.job import OPEN_STATES
 from config_server.job_documents import ResyncParameters, TestMigrationParameters
@@ -47,7 +48,9 @@ ORDERS: Final[dict[str, Verb]] = {
     "migrate": lambda s, now: migration.migrate(s, "web-1", "offline-disk", OPERATOR, now),
     "cancel": lambda s, now: migration.cancel(s, "web-1", delete_disks=False, actor=OPERATOR, now_ns=now),
     "cancel-delete": lambda s, now: migration.cancel(s, "web-1", delete_disks=True, actor=OPERATOR, now_ns=now),
-    "complete": lambda s, now: migration.complete(s, "web-1", discard_source_changes=False, actor=OPERATOR, now_ns=now),
+    "complete": lambda s, now: migration.complete(
+        s, "web-1", discard_source_changes=False, ages=Ages(lambda: now, lambda: 0.0), actor=OPERATOR, now_ns=now
+    ),
     "stop": lambda s, now: protection.stop(s, "web-1", OPERATOR, now),
 }
 STEPS: Final = ("reconcile", "agent", "writer")
@@ -206,7 +209,9 @@ async def check_settled(site: Site, state: str) -> None:
 async def whole_story(site: Site, actions: list[str]) -> None:
     site.open()
     await site.survive(site.populate)
-    await site.order(lambda s: protection.protect(s, "web-1", None, "default", BEAT, OPERATOR, site.clock()), BEGUN)
+    await site.order(
+        lambda s: protection.protect(s, "web-1", None, "default", BEAT, site.ages, OPERATOR, site.clock()), BEGUN
+    )
     for name in actions:
         await site.act(name)
     state = await site.settle()

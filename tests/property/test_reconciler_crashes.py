@@ -25,7 +25,9 @@ async def whole_life(world: World) -> None:
     await world.survive(world.populate)
     now, beat = world.clock, HeartbeatSettings(agent_timeout_s=10**6, process_server_timeout_s=10**6)
     begun = {"enabling-replication", "initial-replication-queued", "initial-replication", "replicating"}
-    await world.order(lambda s: protection.protect(s, "web-1", None, "default", beat, OPERATOR, now()), begun)
+    await world.order(
+        lambda s: protection.protect(s, "web-1", None, "default", beat, world.ages, OPERATOR, now()), begun
+    )
     await world.live_until("replicating")
     testing = {"test-migration-pending", "test-migration-in-progress", "test-migration-clean-up-pending"}
     await world.order(lambda s: migration.test_migrate(s, "web-1", TestMigrationParameters(), OPERATOR, now()), testing)
@@ -42,7 +44,9 @@ async def whole_life(world: World) -> None:
     )
     await world.live_until("migrated")
     await world.order(
-        lambda s: migration.complete(s, "web-1", discard_source_changes=False, actor=OPERATOR, now_ns=now()),
+        lambda s: migration.complete(
+            s, "web-1", discard_source_changes=False, ages=world.ages, actor=OPERATOR, now_ns=now()
+        ),
         {"completing", "completed"},
     )
     await world.live_until("completed")

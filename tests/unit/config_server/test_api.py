@@ -19,7 +19,7 @@ from config_server.api.routes import Access
 from config_server.api.table import ROUTES
 from config_server.database import Database
 from config_server.tables import AdministratorTokenRow, CertificateRow, MachineRow
-from replication.control_plane import ProcessServerDesired
+from replication.control_plane import AgentDesired, ProcessServerDesired
 from replication.tls_identity import Role
 from tests.harness.config_site import Lab, running_lab
 from tests.harness.memory_blob_client import MemoryBlobClient
@@ -210,19 +210,22 @@ async def test_wait_for_desired_state_ends_when_it_changes(lab: Lab) -> None:
     assert refused.status == 400
 
 
-async def test_wait_for_desired_state_does_not_hold_the_stop_up(lab: Lab) -> None:
+async def test_wait_for_desired_state_does_not_hold_the_stop_up(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     await lab.enrol(Role.AGENT, "web-1")
+    feed, looked = lab.running.site.feed, asyncio.Event()
+    current = feed.current
+
+    async def look(machine_id: str) -> AgentDesired:
+        found = await current(machine_id)
+        looked.set()  # nobody else runs before it waits
+        return found
+
+    monkeypatch.setattr(feed, "current", look)
     path = "/api/v1/agent/desired?after_revision=0&wait_s=60"
     waiting = asyncio.ensure_future(lab.request("GET", path, identity=lab.identities["web-1"]))
-    await until_it_waits(lab)
-    lab.running.site.feed.release_waiters()
+    await asyncio.wait_for(looked.wait(), 20)
+    feed.release_waiters()
     assert (await asyncio.wait_for(waiting, 20)).status == 204
-
-
-async def until_it_waits(lab: Lab) -> None:
-    async with asyncio.timeout(20):
-        while not lab.running.site.feed.waiting:
-            await asyncio.sleep(0.01)
 
 
 async def test_lists_come_in_pages(lab: Lab) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from config_server.database import Database, migration_config, sqlite_url
 from config_server.policies import ensure_default_policy, find_policy
-from config_server.tables import Base, GenerationRow, MachineRow, PolicyRow, ProtectedItemRow
+from config_server.tables import Base, GenerationRow, JobRow, MachineRow, PolicyRow, ProtectedItemRow
 from replication.errors import NotFound, SettingsError
 
 
@@ -68,6 +68,30 @@ async def test_generations_closed_before_torn_ones_were_known_learn_it_from_the_
     async with database.read() as session:
         rows = await session.scalars(select(GenerationRow).order_by(GenerationRow.generation))
         assert [(row.generation, row.torn) for row in rows] == [(1, True), (11, False)]
+
+
+async def test_jobs_from_before_they_were_counted_keep_their_order_and_an_open_one_is_the_newest(
+    database: Database, tmp_path: Path
+) -> None:
+    def upgrade_to_before(connection: Connection) -> None:
+        alembic.command.upgrade(migration_config(connection), "0009")
+
+    engine = create_async_engine(sqlite_url(tmp_path / "state.sqlite"))
+    async with engine.begin() as old:
+        await old.run_sync(upgrade_to_before)
+        for job, state, created_ns in (("b", "succeeded", 9), ("c", "in-progress", 5), ("a", "failed", 7)):
+            await old.execute(
+                text(
+                    "INSERT INTO jobs (id, item_id, kind, state, step, message, actor, parameters, context, done_bytes, total_bytes, "
+                    "created_ns, updated_ns) VALUES (:job, 'item', 'migrate', :state, '', '', '', '', '', 0, 0, :created_ns, 0)"
+                ),
+                {"job": job, "state": state, "created_ns": created_ns},
+            )
+    await engine.dispose()
+    await database.upgrade()
+    async with database.read() as session:
+        rows = await session.scalars(select(JobRow).order_by(JobRow.number))
+        assert [(row.id, row.number) for row in rows] == [("a", 1), ("b", 2), ("c", 3)]
 
 
 async def test_upgrade_may_be_repeated_and_keeps_what_is_there(database: Database) -> None:

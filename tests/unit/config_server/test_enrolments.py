@@ -16,6 +16,7 @@ from sqlalchemy import select
 from config_server.authority import ServerNames
 from config_server.config import Settings
 from config_server.events import COMMAND_LINE
+from config_server.service_addresses import HELD_FOR_S
 from config_server.tables import CertificateRow, EventRow, MachineRow, ProcessServerRow
 from replication.control_plane import EnrolmentRequest
 from replication.enrolment import enrol
@@ -173,6 +174,55 @@ async def test_process_server_that_reports_a_senseless_address_keeps_nobody_from
     reply = await lab.request("POST", "/api/v1/process-server/heartbeats", body, identity=lab.identities["ps-1"])
     assert reply.status == 200
     await claim(lab, "ps-2", "https://ps-2.example:9443")
+    assert await addresses(lab) == {"ps-1": "https://ps-1.example:9443", "ps-2": "https://ps-2.example:9443"}
+
+
+async def addresses(lab: Lab) -> dict[str, str]:
+    servers = (await lab.administer("GET", "/api/v1/process-servers")).json["items"]
+    return {server["hostname"]: server["url"] for server in servers}
+
+
+async def test_heartbeat_moves_a_process_server_but_never_onto_an_address_that_its_certificate_could_not_have(
+    tmp_path: Path,
+) -> None:
+    def named(settings: Settings) -> Settings:
+        return replace(settings, names=("config.example",), listen="127.0.0.1:0")
+
+    async with running_lab(tmp_path, MemoryBlobClient(), change=named) as lab:
+        await claim(lab, "ps-1", "https://ps-1.example:9443")
+        await claim(lab, "ps-2", "https://ps-2.example:9443")
+
+        async def beat(url: str) -> None:
+            for _ in range(2):
+                reply = await lab.request(
+                    "POST", "/api/v1/process-server/heartbeats", heartbeat(url), identity=lab.identities["ps-2"]
+                )
+                assert reply.status == 200
+
+        for url in ("https://PS-1.example.:9444", "https://config.example:0"):
+            await beat(url)
+            assert (await addresses(lab))["ps-2"] == "https://ps-2.example:9443"
+        refusals = (await lab.administer("GET", "/api/v1/events?kind=address-refused")).json["items"]
+        assert len(refusals) == 2, "each is told once"
+        assert "stays at https://ps-2.example:9443" in refusals[0]["message"]
+        await beat("https://ps-3.example:9443")
+        assert (await addresses(lab))["ps-2"] == "https://ps-3.example:9443"
+
+
+async def test_process_server_that_is_silent_for_a_week_keeps_its_address_from_nobody(tmp_path: Path) -> None:
+    now = [time.time_ns()]
+    async with running_lab(tmp_path, MemoryBlobClient(), clock=lambda: now[0], reconcile=False) as lab:
+        await claim(lab, "ps-1", "https://ps.example:9443")
+        beat = heartbeat("https://ps.example:9443")
+        await lab.request("POST", "/api/v1/process-server/heartbeats", beat, identity=lab.identities["ps-1"])
+        await claim(lab, "never-heard", "https://nh.example:9443")
+        now[0] += int(HELD_FOR_S * 1e9) - 10**9
+        for url in ("https://ps.example:9443", "https://nh.example:9443"):
+            with pytest.raises(Conflict, match="has this address"):
+                await claim(lab, "ps-2", url)
+        now[0] += 2 * 10**9
+        await claim(lab, "ps-2", "https://ps.example:9443")
+        await claim(lab, "ps-3", "https://nh.example:9443")
 
 
 async def test_wildcard_and_other_senseless_addresses_get_no_certificate(lab: Lab) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from config_server.core.age import Age
 from config_server.core.health import DiskFacts, Going, Health, HealthFacts, ProcessServerFacts, assess
 from config_server.core.protected_item import FAILED_STATES, State
 from tests.harness.scripted_peers import DISK, disk_observation
@@ -24,14 +25,15 @@ def healthy_facts() -> HealthFacts:
     return HealthFacts(
         state=State.REPLICATING,
         reason=None,
-        agent_age_s=1.0,
+        agent_age=Age(1.0),
         agent_timeout_s=30.0,
         critical_after_s=900.0,
-        process_server=ProcessServerFacts("ps-1", 1.0, 30.0, spool_free_fraction=0.9),
+        process_server=ProcessServerFacts("ps-1", Age(1.0), 30.0, spool_free_fraction=0.9),
         disks=[disk()],
         seeded_age_s=1000.0,
         point_age_s=60.0,
         suspect_points=0,
+        lost_points=0,
         rpo_threshold_s=900.0,
         recovery_point_interval_s=300.0,
         store_problem=None,
@@ -52,10 +54,11 @@ def test_item_that_lacks_nothing_is_healthy_and_continuous() -> None:
     [
         (facts(differing=[DISK]), Health.CRITICAL, "replica-differs", Going.CONTINUOUS),
         (facts(state=State.MIGRATED, source_hold="unknown"), Health.WARNING, "source-not-held", None),
+        (facts(state=State.MIGRATED, agent_age=Age(31.0)), Health.WARNING, "source-not-heard", None),
         (facts(state=State.MIGRATED, source_hold="written"), Health.CRITICAL, "source-written", None),
-        (facts(agent_age_s=None), Health.CRITICAL, "agent-never-heard", Going.DISCONNECTED),
-        (facts(agent_age_s=31.0), Health.WARNING, "agent-disconnected", Going.DISCONNECTED),
-        (facts(agent_age_s=901.0), Health.CRITICAL, "agent-disconnected", Going.DISCONNECTED),
+        (facts(agent_age=None), Health.CRITICAL, "agent-never-heard", Going.DISCONNECTED),
+        (facts(agent_age=Age(31.0)), Health.WARNING, "agent-disconnected", Going.DISCONNECTED),
+        (facts(agent_age=Age(901.0)), Health.CRITICAL, "agent-disconnected", Going.DISCONNECTED),
         (facts(process_server=None), Health.CRITICAL, "no-process-server", Going.CONTINUOUS),
         (
             facts(process_server=ProcessServerFacts("ps", None, 30.0)),
@@ -64,31 +67,31 @@ def test_item_that_lacks_nothing_is_healthy_and_continuous() -> None:
             None,
         ),
         (
-            facts(process_server=ProcessServerFacts("ps", 31.0, 30.0)),
+            facts(process_server=ProcessServerFacts("ps", Age(31.0), 30.0)),
             Health.WARNING,
             "process-server-disconnected",
             None,
         ),
         (
-            facts(process_server=ProcessServerFacts("ps", 1.0, 30.0, upload_problem="refused")),
+            facts(process_server=ProcessServerFacts("ps", Age(1.0), 30.0, upload_problem="refused")),
             Health.CRITICAL,
             "upload-blocked",
             None,
         ),
         (
-            facts(process_server=ProcessServerFacts("ps", 1.0, 30.0, spool_free_fraction=0.29)),
+            facts(process_server=ProcessServerFacts("ps", Age(1.0), 30.0, spool_free_fraction=0.29)),
             Health.WARNING,
             "spool-nearly-full",
             None,
         ),
         (
-            facts(process_server=ProcessServerFacts("ps", 1.0, 30.0, spool_free_fraction=0.24)),
+            facts(process_server=ProcessServerFacts("ps", Age(1.0), 30.0, spool_free_fraction=0.24)),
             Health.CRITICAL,
             "spool-nearly-full",
             None,
         ),
         (
-            facts(process_server=ProcessServerFacts("ps", 1.0, 30.0, backlog_age_s=1801.0)),
+            facts(process_server=ProcessServerFacts("ps", Age(1.0), 30.0, backlog_age_s=1801.0)),
             Health.WARNING,
             "upload-backlog",
             None,
@@ -111,6 +114,7 @@ def test_item_that_lacks_nothing_is_healthy_and_continuous() -> None:
         ),
         (facts(disks=[DiskFacts(DISK, None, 0.0, 0.0, None)]), Health.CRITICAL, "disk-not-reported", None),
         (facts(suspect_points=2), Health.WARNING, "points-suspect", None),
+        (facts(lost_points=2), Health.WARNING, "points-lost", None),
         (facts(wrong_times=1), Health.WARNING, "clock-wrong", Going.CONTINUOUS),
         (facts(clock_offset_s=-61.0), Health.WARNING, "clock-wrong", Going.CONTINUOUS),
         (facts(point_age_s=901.0), Health.WARNING, "rpo-threshold", None),
@@ -179,7 +183,7 @@ def test_replica_that_cannot_be_vouched_for_is_never_healthy(
     tracker: str, doubt: str | None, lag_s: float | None, agent_age_s: float, phase: str
 ) -> None:
     seen = disk(tracker_health=tracker, doubt=doubt, replication_lag_s=lag_s, phase=phase)
-    verdict = assess(facts(disks=[seen], agent_age_s=agent_age_s))
+    verdict = assess(facts(disks=[seen], agent_age=Age(agent_age_s)))
     sound = (
         tracker == "tracking"
         and doubt is None

@@ -63,7 +63,7 @@ def a_request(item: str | None, job: str | None, kind: str, age_days: int, **cha
 def a_job(item: str, kind: str, age_days: int, **changes: Any) -> dict[str, Any]:
     at_ns = time.time_ns() - age_days * DAY
     usual = {
-        "id": new_id(), "item_id": item, "kind": kind, "state": "succeeded", "step": "x", "message": "", "actor": "system",
+        "id": new_id(), "item_id": item, "number": at_ns, "kind": kind, "state": "succeeded", "step": "x", "message": "", "actor": "system",
         "parameters": "{}", "context": "{}", "done_bytes": 0, "total_bytes": 0, "created_ns": at_ns, "updated_ns": at_ns,
         "ended_ns": at_ns,
     }  # fmt: skip
@@ -145,6 +145,17 @@ async def test_events_that_are_not_old_stay(site: DrivenSite, monkeypatch: pytes
     assert await forget(site) == 0
 
 
+async def test_requests_to_prune_stay_while_a_point_waits_to_be_settled_by_one(site: DrivenSite) -> None:
+    item = await site.replicate()
+    async with site.lab.running.site.database.write() as session:
+        await session.execute(insert(WriterRequestRow), [a_request(item, None, "prune-points", 9)])
+        await session.execute(insert(RecoveryPointRow), [a_point(item, new_id(), "pruning")])
+    assert await forget(site) == 0
+    async with site.lab.running.site.database.write() as session:
+        await session.execute(update(RecoveryPointRow).values(state="available"))
+    assert await forget(site) == 1
+
+
 async def test_requests_that_could_be_asked_again_or_whose_answer_could_be_met_stay(site: DrivenSite) -> None:
     item = await site.replicate()
     over, disks_left, going_on = (a_job(item, "test-migrate", 20) for _ in range(3))
@@ -155,6 +166,7 @@ async def test_requests_that_could_be_asked_again_or_whose_answer_could_be_met_s
         a_request(item, over["id"], "make-disks", 8),
         a_request(item, over["id"], "delete-disks", 8, state="failed"),
         a_request(item, None, "prune-points", 9),
+        a_request(item, None, "prune-points", 8),
     ]
     stay = [
         a_request(item, over["id"], "make-disks", 6),
@@ -164,7 +176,6 @@ async def test_requests_that_could_be_asked_again_or_whose_answer_could_be_met_s
         a_request(item, disks_left["id"], "delete-disks", 8, state="failed"),
         a_request(item, going_on["id"], "hash-disk", 8),
         a_request(item, None, "close-generation", 8),
-        a_request(item, None, "prune-points", 8),  # the newest: the points are settled by it
     ]
     database = site.lab.running.site.database
     async with database.write() as session:
@@ -181,7 +192,7 @@ async def test_requests_that_could_be_asked_again_or_whose_answer_could_be_met_s
         await session.execute(
             insert(RecoveryPointRow), [a_point(item, "gone", "deleted"), a_point(item, "kept", "available")]
         )
-    assert await forget(site) == 3  # closing a generation, the newest to prune, the deleted point
+    assert await forget(site) == 2  # closing a generation, the deleted point
     async with database.read() as session:
         kinds = list(await session.scalars(select(WriterRequestRow.kind)))
         assert "close-generation" not in kinds
@@ -230,8 +241,12 @@ async def test_point_that_is_lost_is_forgotten_but_not_while_a_job_is_at_work_on
     for cut in (first, second):
         await site.lab.store.delete_blob("recovery-points", f"{item}/{cut}")
     points = site.lab.running.reconciler._exchange._points
-    for _ in range(2):
-        await points.find_all(item)
+    await points.find_all(item)
+    async with database.write() as session:
+        assert set(await session.scalars(select(RecoveryPointRow.state))) == {"lost"}
+        await session.execute(update(RecoveryPointRow).values(counted_ns=1))  # long before retention
+    await points.prune(item)
+    await points.find_all(item)
     async with database.read() as session:
         assert [(row.cut, row.state) for row in await session.scalars(select(RecoveryPointRow))] == [
             (second, "deleted")

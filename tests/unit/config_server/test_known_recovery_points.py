@@ -133,6 +133,34 @@ async def test_first_generation_of_an_item_is_no_loss(site: DrivenSite) -> None:
         assert list(await session.scalars(select(TrackingLossRow))) == []
 
 
+async def test_lost_points_are_told_and_offered_again_when_the_store_has_them_again(site: DrivenSite) -> None:
+    """The store is put back to an older state by mistake, and its newer one brought back; tracking was lost meanwhile."""
+    item, proved, later = await seeded_with_points(site)
+    await site.settle()
+    store = site.lab.store
+    names = [f"{item}/{cut}" for cut in (proved, later)]
+    kept = [await store.get_blob("recovery-points", name, max_bytes=2**20) for name in names]
+    for name in names:
+        await store.delete_blob("recovery-points", name)
+    reconciler = site.lab.running.reconciler
+    reconciler.look_around_soon()
+    await site.settle()
+    assert await points_of(site) == {}
+    (condition,) = [each for each in (await site.item())["conditions"] if each["code"] == "points-lost"]
+    assert condition["message"].startswith("2 recovery points")
+    assert reconciler.figures.snapshot.points["web-1", "lost"] == 2
+    await resync(site, "cannot go on: tracking was interrupted: rebooted")
+    for name, blob in zip(names, kept, strict=True):
+        assert blob is not None
+        await store.put_blob("recovery-points", name, blob.content)
+    reconciler.look_around_soon()
+    await site.settle()
+    assert await points_of(site) == {proved: False, later: True}
+    assert "points-lost" not in [each["code"] for each in (await site.item())["conditions"]]
+    for kind, count in (("point-lost", 2), ("point-found-again", 2)):
+        assert len((await site.lab.administer("GET", f"/api/v1/events?kind={kind}")).json["items"]) == count
+
+
 async def test_newest_proved_point_outlives_retention_until_a_newer_one_is_proved(site: DrivenSite) -> None:
     """Else a loss could make the only points that are left suspect (R12)."""
     policy = (await site.lab.administer("GET", "/api/v1/policies")).json["items"][0]

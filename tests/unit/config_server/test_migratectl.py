@@ -333,6 +333,18 @@ def test_policies_are_made_and_changed(ctl: Ctl) -> None:
     assert ctl("set-policy", name, "--retention", "long").exit_code == 2
 
 
+@pytest.mark.usefixtures("protected")
+def test_policy_is_deleted_unless_something_is_under_it(ctl: Ctl) -> None:
+    name = f"policy-{new_id()[:8]}"
+    assert ctl("set-policy", name).exit_code == 0
+    assert ctl("delete-policy", name).exit_code == 0
+    assert name not in ctl("policies").output
+    assert "policy-deleted" in ctl("events").output
+    assert ctl("delete-policy", name).exit_code == 1
+    refused = ctl("delete-policy", "default")
+    assert (refused.exit_code, "cannot delete the default policy" in refused.output) == (1, True)
+
+
 def test_site_process_servers_and_passphrases(ctl: Ctl) -> None:
     assert "reachable" in ctl("site").output
     assert "ps-1" in ctl("process-servers").output

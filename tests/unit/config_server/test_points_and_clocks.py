@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select, update
 
+from config_server.tables import PolicyRow, RecoveryPointRow
 from tests.harness.driven_site import DISKS, DrivenSite, driven_site
 from tests.harness.scripted_peers import inventory, new_id
 
@@ -17,13 +19,17 @@ DAY_S = 24 * HOUR_S
 
 
 class SetClock:
-    """The configuration server's clock: real time and what the test has let pass."""
+    """The configuration server's clocks: real time and what the test has let pass; the one that is shown can be set."""
 
     def __init__(self) -> None:
         self.passed_s = 0
+        self.set_s = 0
 
     def __call__(self) -> int:
-        return time.time_ns() + self.passed_s * 10**9
+        return time.time_ns() + (self.passed_s + self.set_s) * 10**9
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.passed_s
 
 
 class ClockSite:
@@ -60,7 +66,7 @@ class ClockSite:
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[ClockSite]:
     clock = SetClock()
-    async with driven_site(tmp_path, clock) as made:
+    async with driven_site(tmp_path, clock, clock.monotonic) as made:
         yield ClockSite(made, clock, await made.replicate())
 
 
@@ -136,12 +142,42 @@ async def test_clock_that_stays_wrong_is_told_by_the_newest_inventory_also_witho
 
 
 async def test_points_are_found_and_pruned_also_when_this_server_s_clock_is_set_back(site: ClockSite) -> None:
-    site.clock.passed_s += DAY_S
+    site.clock.set_s += DAY_S
     await site.settle()
-    site.clock.passed_s -= DAY_S
+    site.clock.set_s -= DAY_S
     made = await site.cut(after_s=0)
     await site.site.settle()
     assert await site.cuts() == [made]
+
+
+async def test_every_answer_to_a_request_to_prune_settles_its_points_though_the_clock_was_set_back(
+    site: ClockSite,
+) -> None:
+    database = site.site.lab.running.site.database
+    async with database.write() as session:
+        await session.execute(update(PolicyRow).values(retention_s=0.0))
+    for set_s in (10 * DAY_S, 0):
+        site.clock.set_s = set_s
+        for _ in range(3):
+            made = await site.cut(after_s=60)
+            await site.settle()
+            await site.settle()
+        assert made in await site.cuts()
+    async with database.read() as session:
+        states = set(await session.scalars(select(RecoveryPointRow.state)))
+    assert "pruning" not in states
+    assert len(await site.cuts()) <= 2
+
+
+async def test_points_that_an_earlier_version_left_to_be_settled_are_settled(site: ClockSite) -> None:
+    await site.cut(after_s=60)
+    waiting = await site.cut(after_s=60)
+    await site.settle()
+    database = site.site.lab.running.site.database
+    async with database.write() as session:
+        await session.execute(update(RecoveryPointRow).where(RecoveryPointRow.cut == waiting).values(state="pruning"))
+    await site.settle()
+    assert waiting in await site.cuts()
 
 
 async def test_pages_follow_the_history(site: ClockSite) -> None:

@@ -123,6 +123,23 @@ async def test_stop_of_a_silent_agent_does_not_wait_for_it(tmp_path: Path) -> No
         assert (await site.job(job["id"]))["state"] == "succeeded"
 
 
+async def test_policy_is_kept_while_an_item_is_under_it_and_an_ended_one_is_shown_with_the_default_then(
+    site: DrivenSite,
+) -> None:
+    assert (await site.lab.administer("POST", "/api/v1/policies", {"name": "gold"})).status == 201
+    body = {"policy": "gold"}
+    assert (await site.lab.administer("POST", "/api/v1/servers/web-1/protection", body)).status == 202
+    refused = await site.lab.administer("DELETE", "/api/v1/policies/gold")
+    assert (refused.status, "used by web-1" in refused.json["detail"]) == (409, True)
+    await site.verb("/stop")
+    await site.observe([])
+    await site.settle()
+    assert (await site.lab.administer("DELETE", "/api/v1/policies/gold")).status == 204
+    item = await site.item()
+    assert (item["state"], item["policy"]) == ("stopped", "default")
+    assert (await site.lab.administer("DELETE", "/api/v1/policies/gold")).status == 404
+
+
 async def test_deletion_that_fails_can_be_asked_again(site: DrivenSite) -> None:
     await site.replicate()
     await site.grant()

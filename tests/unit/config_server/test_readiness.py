@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from config_server.core.age import Age
 from config_server.core.readiness import (
     Grade,
     ProcessServerReadiness,
@@ -15,14 +16,14 @@ from config_server.core.readiness import (
 )
 from tests.harness.scripted_peers import DISK, inventory, inventory_disk
 
-PS = ProcessServerReadiness("ps-1", 1.0, 30.0, draining=False, spool_free_fraction=0.9, upload_problem=None)
+PS = ProcessServerReadiness("ps-1", Age(1.0), 30.0, draining=False, spool_free_fraction=0.9, upload_problem=None)
 
 
 def ready_facts() -> ReadinessFacts:
     return ReadinessFacts(
         hostname="web-1",
         inventory=inventory("web-1"),
-        agent_age_s=1.0,
+        agent_age=Age(1.0),
         agent_timeout_s=30.0,
         clock_offset_s=0.2,
         protected=False,
@@ -51,9 +52,9 @@ def test_server_that_lacks_nothing_is_ready() -> None:
 @pytest.mark.parametrize(
     ("changed", "name", "grade"),
     [
-        (facts(agent_age_s=31.0), "agent", Grade.BLOCKER),
-        (facts(agent_age_s=None, inventory=None), "agent", Grade.BLOCKER),
-        (facts(agent_age_s=1.0, inventory=None), "inventory", Grade.BLOCKER),
+        (facts(agent_age=Age(31.0)), "agent", Grade.BLOCKER),
+        (facts(agent_age=None, inventory=None), "agent", Grade.BLOCKER),
+        (facts(agent_age=Age(1.0), inventory=None), "inventory", Grade.BLOCKER),
         (facts(clock_offset_s=-40.0), "clock", Grade.WARNING),
         (facts(clock_offset_s=901.0), "clock", Grade.BLOCKER),
         (facts(inventory=inventory("web-1", ebpf=False)), "change tracker", Grade.WARNING),
@@ -70,7 +71,7 @@ def test_server_that_lacks_nothing_is_ready() -> None:
         (facts(inventory=inventory("web-1", [disk(trackers=[])])), "disk /dev/sda", Grade.BLOCKER),
         (facts(inventory=inventory("web-1", [disk(trackers=["scan"])])), "disk /dev/sda", Grade.WARNING),
         (facts(process_servers=[]), "process server", Grade.BLOCKER),
-        (facts(process_servers=[dataclasses.replace(PS, heard_age_s=31.0)]), "process server", Grade.BLOCKER),
+        (facts(process_servers=[dataclasses.replace(PS, heard_age=Age(31.0))]), "process server", Grade.BLOCKER),
         (facts(process_servers=[dataclasses.replace(PS, draining=True)]), "process server", Grade.BLOCKER),
         (facts(process_servers=[dataclasses.replace(PS, spool_free_fraction=0.1)]), "process server", Grade.BLOCKER),
         (facts(process_servers=[dataclasses.replace(PS, spool_free_fraction=0.25)]), "process server", Grade.WARNING),

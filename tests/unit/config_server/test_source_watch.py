@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from config_server.core.source_hold import SourceHold, follow_hold
+from config_server.core.age import Age
+from config_server.core.source_hold import SILENCE_ACCEPTED_S, SourceHold, follow_hold, hold_now
 from replication.control_plane import SOURCE_WRITTEN, CutoverObservation
 from tests.harness.driven_site import SOURCE, DrivenSite, applied, driven_site, final_cut
 from tests.harness.scripted_peers import DISK, OTHER_DISK, new_id, source_hashes
@@ -78,10 +79,13 @@ async def migrated(site: DrivenSite) -> str:
 
 
 async def condition(site: DrivenSite) -> str | None:
-    """Which of the two conditions stands."""
+    """Which of the three conditions stands."""
     found = [entry for entry in (await site.item())["conditions"] if entry["code"].startswith("source-")]
     assert len(found) <= 1
-    assert all(entry["health"] == {"source-not-held": "warning"}.get(entry["code"], "critical") for entry in found)
+    assert all(
+        entry["health"] == {"source-not-held": "warning", "source-not-heard": "warning"}.get(entry["code"], "critical")
+        for entry in found
+    )
     return found[0]["code"] if found else None
 
 
@@ -134,6 +138,57 @@ async def test_source_that_was_written_to_is_an_alarm_and_completing_needs_the_o
     assert site.writer.contents["web-1-disk1"] == SOURCE[DISK], "the final disks are never touched"
     assert (await completion(site, discard_source_changes=True)).status == 202
     assert (await site.item())["state"] == "completing"
+
+
+@pytest.mark.parametrize(
+    ("heard_last", "age", "now"),
+    [
+        ("held", Age(30.0), "held"),
+        ("held", Age(30.1), "unknown"),
+        ("held", Age(1.0, known=False), "unknown"),
+        ("held", None, "unknown"),
+        ("unknown", Age(1.0), "unknown"),
+        ("written", Age(9999.0), "written"),
+    ],
+)
+def test_source_is_known_to_be_held_only_while_its_agent_is_heard(
+    heard_last: SourceHold, age: Age | None, now: SourceHold
+) -> None:
+    assert hold_now(heard_last, age, 30.0) == now
+
+
+async def test_silence_of_the_agent_puts_the_source_in_question_and_after_hours_completing_needs_the_operator_s_word(
+    tmp_path: Path,
+) -> None:
+    now = [time.time_ns()]
+    async with driven_site(tmp_path, clock=lambda: now[0]) as site:
+        job = await migrated(site)
+        now[0] += 60 * 10**9
+        assert await condition(site) == "source-not-heard"
+        reconciler = site.lab.running.reconciler
+        reconciler.look_around_soon()
+        await reconciler.run_once()
+        assert reconciler.figures.snapshot.source_holds == {"web-1": 1}
+        now[0] += int(SILENCE_ACCEPTED_S * 1e9)
+        reply = await completion(site)
+        assert reply.status == 409
+        assert "the agent was last heard 7260 s ago" in reply.json["detail"]
+        assert "--discard-source-changes" in reply.json["hint"]
+        await site.observe(cutover=applied(job))
+        assert await condition(site) is None
+        now[0] += int(SILENCE_ACCEPTED_S * 1e9) + 10**9
+        assert (await completion(site)).status == 409
+        assert (await completion(site, discard_source_changes=True)).status == 202
+
+
+async def test_source_that_is_switched_off_right_after_the_migration_does_not_hold_completing_up(
+    tmp_path: Path,
+) -> None:
+    now = [time.time_ns()]
+    async with driven_site(tmp_path, clock=lambda: now[0]) as site:
+        await migrated(site)
+        now[0] += 600 * 10**9
+        assert (await completion(site)).status == 202
 
 
 async def test_cancelling_ends_the_alarm_and_the_next_migration_is_judged_anew(site: DrivenSite) -> None:

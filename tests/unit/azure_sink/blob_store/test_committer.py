@@ -280,6 +280,21 @@ def test_bodies_of_an_undecided_commit_are_kept_until_a_later_one_decides(
         assert not bench.exists("undecided")
 
 
+def test_an_arena_that_a_failed_commit_would_have_removed_is_removed_by_the_next_one(failing_bench: Bench) -> None:
+    bench = failing_bench
+    assert bench.committer.wait_until_quiet(WAIT_S)
+    emptied = bench.arenas.allocate(4096)
+    bench.arenas._current.clear()  # what comes goes into another arena
+    bench.arenas.abandon(emptied)
+    _, refused = put(bench, "refused", lambda: setattr(bench.connection, "code", sqlite3.SQLITE_FULL))
+    with pytest.raises(Retryable):
+        refused.result(WAIT_S)
+    assert bench.arenas.path(emptied.arena).exists()
+    bench.committer.submit(lambda _transaction: None).result(WAIT_S)
+    bench.space.settle()
+    assert not bench.arenas.path(emptied.arena).exists()
+
+
 def test_an_exception_after_the_commit_gives_no_body_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_commit: int, _freed: object) -> None:
         raise RuntimeError("oops")

@@ -204,7 +204,7 @@ async def test_a_deleted_container_returns_its_space_and_its_name(store: BlobSto
         await store.get_blob(DISK)
     assert nothing_left(store, tmp_path)
     catalog = sqlite3.connect(tmp_path / CATALOG_NAME)
-    for table in ("blobs", "contents", "pages", "chunks", "segments", "uncommitted", "holders", "reclaims"):
+    for table in ("blobs", "contents", "pages", "chunks", "parts", "uncommitted", "holders", "reclaims"):
         assert catalog.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table  # noqa: S608 - constants
     catalog.close()
 
@@ -293,6 +293,28 @@ def test_only_one_process_opens_a_directory(tmp_path: Path) -> None:
         BlobStore.open(tmp_path)
     first.close()
     BlobStore.open(tmp_path).close()
+
+
+async def test_a_catalog_of_the_first_version_is_brought_up_to_date_and_goes_on_reclaiming(tmp_path: Path) -> None:
+    opened = BlobStore.open(tmp_path, StoreOptions(reserve_bytes=0))
+    await opened.create_container("lab")
+    await put_blob(opened, BLOB, b"x" * 10_000)
+    opened.close()
+    catalog = sqlite3.connect(tmp_path / CATALOG_NAME, isolation_level=None)
+    catalog.execute("INSERT INTO parts SELECT 999, start, chunk, length, block_id FROM parts")  # of a blob that is gone
+    catalog.execute("UPDATE chunks SET references_ = 2")
+    catalog.execute("ALTER TABLE parts RENAME TO segments")
+    catalog.execute("INSERT INTO reclaims (kind, target, version) VALUES ('segments', 999, 0)")
+    catalog.execute("PRAGMA user_version = 1")
+    catalog.close()
+    again = BlobStore.open(tmp_path, StoreOptions(reserve_bytes=0))
+    assert await read(again, BLOB) == b"x" * 10_000
+    assert again.wait_until_quiet(QUIET_S)
+    again.close()
+    catalog = sqlite3.connect(tmp_path / CATALOG_NAME)
+    assert catalog.execute("SELECT count(*) FROM parts WHERE content = 999").fetchone() == (0,)
+    assert catalog.execute("SELECT references_ FROM chunks").fetchall() == [(1,)]
+    catalog.close()
 
 
 def test_a_catalog_of_another_version_is_refused(tmp_path: Path) -> None:

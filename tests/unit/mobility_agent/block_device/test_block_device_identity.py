@@ -43,6 +43,7 @@ def test_the_same_value_of_another_kind_is_another_disk() -> None:
 
 
 GPT, OTHER_GPT = "gpt:1", "gpt:2"
+EXT, OTHER_EXT = "ext:1", "ext:2"
 SLOT, OTHER_SLOT = "/sys/devices/pci0000:00/0000:00:10.0", "/sys/devices/pci0000:00/0000:00:11.0"
 
 
@@ -65,6 +66,14 @@ def at(slot: str, host: int = 2, name: str = "sda") -> str:
         ({"partition-table": GPT, "path": at(SLOT)}, {"path": at(SLOT)}, "SAME"),
         ({"path": at(SLOT)}, {"partition-table": GPT, "path": at(SLOT)}, "SAME"),
         ({"path": at(SLOT)}, {"path": at(OTHER_SLOT)}, "OTHER"),
+        ({"whole-disk": EXT, "path": at(SLOT)}, {"whole-disk": EXT, "path": at(SLOT, 5)}, "SAME"),
+        ({"whole-disk": EXT, "path": at(SLOT)}, {"whole-disk": OTHER_EXT, "path": at(SLOT)}, "DOUBTFUL"),
+        ({"whole-disk": EXT, "path": at(SLOT)}, {"whole-disk": EXT, "path": at(OTHER_SLOT)}, "DOUBTFUL"),
+        ({"whole-disk": EXT, "path": at(SLOT)}, {"whole-disk": EXT, "wwid": "W", "path": "/a"}, "DOUBTFUL"),
+        ({"whole-disk": EXT, "path": at(SLOT)}, {"path": at(SLOT)}, "SAME"),  # nothing of it can be read
+        ({"path": at(SLOT)}, {"whole-disk": EXT, "path": at(SLOT)}, "SAME"),  # remembered by an earlier version
+        ({"whole-disk": EXT, "path": at(SLOT)}, {"partition-table": GPT, "path": at(SLOT)}, "SAME"),
+        ({"wwid": "W", "whole-disk": EXT}, {"wwid": "V", "whole-disk": EXT}, "OTHER"),
         ({"partition-table": GPT, "path": at(SLOT)}, {"wwid": "W", "partition-table": GPT, "path": at(SLOT)}, "SAME"),
         ({}, {}, "OTHER"),
     ],

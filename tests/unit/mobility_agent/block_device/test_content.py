@@ -13,6 +13,7 @@ import pytest
 from mobility_agent.block_device.content import HEAD_BYTES, TAIL_BYTES, Content, recognize
 
 SIZE = 320 * 2**20
+FORCED = {"xfs": ["-f"], "btrfs": ["-f"], "swap": ["-f"]}
 
 
 def content_of(path: Path) -> Content:
@@ -42,6 +43,22 @@ def test_file_systems_are_recognized(tmp_path: Path, command: list[str], expecte
     content = content_of(path)
     assert content.signatures == (expected,)
     assert content.partition_table == ""
+    assert content_of(path).whole_disk_id == content.whole_disk_id
+    subprocess.run([*command, *FORCED.get(expected, ()), str(path)], check=True, capture_output=True)
+    if expected == "vfat":
+        assert content.whole_disk_id == ""
+    else:
+        assert content.whole_disk_id.startswith(f"{expected}:")
+        assert content_of(path).whole_disk_id != content.whole_disk_id, "made anew, it is another one"
+
+
+def test_a_physical_volume_is_known_by_its_identifier_if_it_has_a_sound_one() -> None:
+    label = b"LABELONE" + bytes(12) + struct.pack("<I", 32) + b"LVM2 001"
+    for identifier, expected in ((b"0aZ" * 10 + b"xy", f"LVM2_member:{'0aZ' * 10}xy"), (b"\xff" * 32, ""), (b"", "")):
+        head = bytes(512) + label + identifier
+        found = recognize(head, b"", 512)
+        assert (found.signatures, found.whole_disk_id) == (("LVM2_member",), expected)
+    assert recognize(bytes(512) + label[:22], b"", 512).whole_disk_id == ""
 
 
 def test_an_empty_disk_has_nothing() -> None:
