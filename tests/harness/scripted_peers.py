@@ -79,8 +79,11 @@ class ScriptedWriter:
     worked: list[WriterRequest] = field(default_factory=list)
 
     async def work(self) -> None:
-        """Answer every request that has no answer yet."""
-        names = [blob.name async for blob in self.store.list_blobs(REPLICATION_CONTAINER, REQUESTS_PREFIX)]
+        """Answer every request that has no answer yet; before the server has made its containers there is none."""
+        try:
+            names = [blob.name async for blob in self.store.list_blobs(REPLICATION_CONTAINER, REQUESTS_PREFIX)]
+        except NotFound:
+            return
         for name in names:
             found = await self.store.get_blob(REPLICATION_CONTAINER, name, max_bytes=2**20)
             assert found is not None
