@@ -36,7 +36,9 @@ def md5() -> Digest:
 
 
 class BodyWriter:
-    """One body of a length that is known beforehand. The caller leaves pieces unchanged until ``finish`` returns."""
+    """One body of a length that is known beforehand. The caller leaves pieces unchanged until ``finish`` returns; one of ``BATCH_BYTES``
+    or more only until the next ``write`` does: it is written by then.
+    """
 
     def __init__(
         self, arenas: ArenaSet, executor: Executor, length: int, digest: Digest | None, *, direct: bool = False
