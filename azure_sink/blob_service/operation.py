@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 from aiohttp import web
 
 from azure_sink.blob_service.request_parser import BlobRequest
@@ -77,23 +76,24 @@ class Operation:
             else:
                 async for piece in self._pieces():
                     await writer.write(piece)
-            await writer.finish()
+                await writer.finish()
             if claimed is not None and writer.digest != claimed:
                 raise StorageFault(StorageCode.MD5_MISMATCH)
             yield ReceivedBody(writer, length, writer.digest)
 
     async def _receive_directly(self, writer: BodyWriter, length: int) -> None:
-        """Two buffers take turns: one fills while the other is written."""
-        with DirectBody(self.http, length) as body:
-            buffers = np.empty((2, BATCH_BYTES), dtype=np.uint8)
-            for turn, position in enumerate(range(0, length, BATCH_BYTES)):
-                piece = buffers[turn % 2].data[: length - position]
+        """On return all is written. Two buffers take turns: one fills while the other is written."""
+        with DirectBody(self.http, length) as body, self.store.body_buffers.pair() as pair:
+            size = pair[0].nbytes
+            for turn, position in enumerate(range(0, length, size)):
+                piece = pair[turn % 2][: length - position]
                 try:
                     await body.fill(piece, self.limits.stall_timeout_s)
                 except TimeoutError:
                     raise StorageFault(StorageCode.OPERATION_TIMED_OUT, "The body stalled.") from None
                 self.received(piece.nbytes)
                 await writer.write(piece)
+            await writer.finish()
 
     async def document(self, most: int) -> bytes:
         """Take a small body (XML) into memory; Content-MD5 is verified if it is there."""
