@@ -1,7 +1,8 @@
 """Receiving a body: pieces as they arrive from the network go to an arena, with one write in flight while the next pieces gather.
 
-Called by the HTTP handlers through ``BlobStore.receive``. Memory is bounded: at most two batches of ``BATCH_BYTES`` a body (or what ``body_buffers`` keeps), and
-``MAX_BODIES`` bodies at once. What is written here is not durable and nobody can see it until a mutation takes it over.
+Called by the HTTP handlers through ``BlobStore.receive``. Memory is bounded: at most two batches of ``BATCH_BYTES`` a body (or what
+``body_buffers`` keeps), and ``MAX_BODIES`` bodies at once. What is written here is not durable and nobody can see it until a mutation
+takes it over.
 """
 
 from __future__ import annotations
