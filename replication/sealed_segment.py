@@ -124,7 +124,7 @@ class SegmentSealer:
         header = SegmentHeader(key, frame.nbytes, len(compressed), batch_digest, os.urandom(_SALT_BYTES))
         associated = header.encode()
         segment_key, nonce = segment_key_and_nonce(data_key, header.salt, associated)
-        content = memoryview(bytearray(header.segment_bytes))
+        content = np.empty(header.segment_bytes, dtype=np.uint8).data  # not zeroed: every byte is written
         content[:HEADER_BYTES] = associated
         AESGCM(segment_key).encrypt_into(nonce, compressed, associated, content[HEADER_BYTES:])
         return SealedSegment(key, batch_digest, content.toreadonly())

@@ -14,17 +14,20 @@ from typing import Final
 from aiohttp import web
 
 from azure_sink.blob_service.request_parser import BlobRequest
-from azure_sink.blob_store.body_writer import BodyWriter, md5
+from azure_sink.blob_store.body_writer import BATCH_BYTES, BodyWriter, md5
 from azure_sink.blob_store.store import BlobStore
 from azure_sink.blob_store.values import MIB
 from azure_sink.core.storage_fault import StorageFault
 from replication.blob_client.codes import StorageCode
 from replication.errors import InvalidInput, SettingsError
+from replication.service.reception import DirectBody
 
 DEFAULT_MAX_PUT_BLOB_BYTES: Final = 256 * MIB
 MAX_BLOCK_BYTES: Final = 100 * MIB
 MAX_BLOCK_LIST_BYTES: Final = 8 * MIB
 DEFAULT_STALL_TIMEOUT_S: Final = 60.0
+DIRECT_FROM_BYTES: Final = BATCH_BYTES
+"""Bodies from this length on do not pass through aiohttp."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +71,29 @@ class Operation:
         claimed = self.request.md5("Content-MD5")
         digest = md5() if with_md5 or claimed is not None else None
         async with self.store.receive(length, digest) as writer:
-            async for piece in self._pieces():
-                await writer.write(piece)
-            await writer.finish()
+            if length >= DIRECT_FROM_BYTES:
+                await self._receive_directly(writer, length)
+            else:
+                async for piece in self._pieces():
+                    await writer.write(piece)
+                await writer.finish()
             if claimed is not None and writer.digest != claimed:
                 raise StorageFault(StorageCode.MD5_MISMATCH)
             yield ReceivedBody(writer, length, writer.digest)
+
+    async def _receive_directly(self, writer: BodyWriter, length: int) -> None:
+        """On return all is written. Two buffers take turns: one fills while the other is written."""
+        with DirectBody(self.http, length) as body, self.store.body_buffers.pair() as pair:
+            size = pair[0].nbytes
+            for turn, position in enumerate(range(0, length, size)):
+                piece = pair[turn % 2][: length - position]
+                try:
+                    await body.fill(piece, self.limits.stall_timeout_s)
+                except TimeoutError:
+                    raise StorageFault(StorageCode.OPERATION_TIMED_OUT, "The body stalled.") from None
+                self.received(piece.nbytes)
+                await writer.write(piece)
+            await writer.finish()
 
     async def document(self, most: int) -> bytes:
         """Take a small body (XML) into memory; Content-MD5 is verified if it is there."""

@@ -1,7 +1,8 @@
 """Receiving a body: pieces as they arrive from the network go to an arena, with one write in flight while the next pieces gather.
 
-Called by the HTTP handlers through ``BlobStore.receive``. Memory is bounded: at most two batches of ``BATCH_BYTES`` a body, and
-``MAX_BODIES`` bodies at once. What is written here is not durable and nobody can see it until a mutation takes it over.
+Called by the HTTP handlers through ``BlobStore.receive``. Memory is bounded: at most two batches of ``BATCH_BYTES`` a body (or what
+``body_buffers`` keeps), and ``MAX_BODIES`` bodies at once. What is written here is not durable and nobody can see it until a mutation
+takes it over.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def md5() -> Digest:
 
 
 class BodyWriter:
-    """One body of a length that is known beforehand. The caller leaves pieces unchanged until ``finish`` returns."""
+    """One body of a length that is known beforehand. The caller leaves pieces unchanged until ``finish`` returns; one of ``BATCH_BYTES``
+    or more only until the next ``write`` does: it is written by then.
+    """
 
     def __init__(
         self, arenas: ArenaSet, executor: Executor, length: int, digest: Digest | None, *, direct: bool = False

@@ -23,6 +23,7 @@ from azure_sink.blob_store import blob_rows, blobs, block_blobs, containers, lis
 from azure_sink.blob_store.arenas import DEFAULT_ARENA_BYTES, DEFAULT_RESERVE_BYTES, ArenaFigures, ArenaSet
 from azure_sink.blob_store.blobs import NO_GUARD, Address, CopyRequest, Guard, LeaseAction, SnapshotsToo
 from azure_sink.blob_store.block_blobs import BlockChoice, BlockLists, NewBlob
+from azure_sink.blob_store.body_buffers import BodyBuffers
 from azure_sink.blob_store.body_writer import MAX_BODIES, BodyWriter, Digest
 from azure_sink.blob_store.committer import Committer
 from azure_sink.blob_store.freed_space import FreedSpace
@@ -94,6 +95,7 @@ class BlobStore:
         self._executor = ThreadPoolExecutor(WRITER_THREADS, thread_name_prefix="blob-arena")
         self._committer = Committer(self._connection, self._arenas, self._freed_space, options.clock, options.on_group)
         self._bodies = asyncio.Semaphore(MAX_BODIES)
+        self.body_buffers: Final = BodyBuffers()
         self._is_closing = False
         self._leftovers: Future[None] = self._readers.submit(self._give_back_leftovers)
 

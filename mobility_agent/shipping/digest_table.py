@@ -135,6 +135,21 @@ class DigestTable:
             known = self._zero_digests[length_bytes] = blake3(bytes(length_bytes), key=self._key).digest(DIGEST_BYTES)
         return known
 
+    def digests(self, data: memoryview, is_zero: npt.NDArray[np.bool_]) -> Digests:
+        """Of each granule of ``data``; of those marked as zero without reading them again."""
+        step = self.geometry.granularity_bytes
+        found = [
+            self.zero_digest(min(step, data.nbytes - at))
+            if zero
+            else blake3(data[at : at + step], key=self._key).digest(DIGEST_BYTES)
+            for at, zero in zip(range(0, data.nbytes, step), is_zero.tolist(), strict=True)
+        ]
+        return np.frombuffer(b"".join(found), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+
+    def known_from(self, first_granule: int, count: int) -> Digests:
+        """As ``known`` of ``count`` granules: a view of the table."""
+        return self._entries[first_granule : first_granule + count]
+
     def known(self, granule: int) -> bytes:
         """The stored digest; 16 zero bytes if unknown."""
         entry: bytes = self._entries[granule].tobytes()

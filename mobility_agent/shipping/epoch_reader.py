@@ -7,12 +7,14 @@ epoch (R1). Zero granules travel as runs without data, whatever their length.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from mobility_agent.block_device.zero_runs import split_zero_runs
 from mobility_agent.change_tracker.interface import ExtentSource
@@ -78,31 +80,41 @@ class EpochReader:
             used += self._sort_window(filling, start, extent, window)
         return FilledBatch(
             tuple(filling.extents),
-            np.array(filling.indices, dtype=np.int64),
-            np.frombuffer(b"".join(filling.digests), dtype=np.uint8).reshape(-1, DIGEST_BYTES),
+            np.concatenate(filling.indices),
+            np.concatenate(filling.digests),
         )
 
     def _sort_window(self, filling: _Filling, first: int, extent: Extent, window: memoryview) -> int:
         """Add what must be sent; returns how much of the window is in use, in whole granules."""
         granularity = self._geometry.granularity_bytes
         _, zeros = split_zero_runs(window, granularity, first)
-        zero_granules = set(zeros.indices().tolist())
+        starts = range(0, extent.length_bytes, granularity)
+        is_zero = np.zeros(len(starts), dtype=np.bool_)
+        for start, count in zeros:
+            is_zero[start - first : start - first + count] = True
+        digests = self._table.digests(window, is_zero)
+        is_sent = (digests != self._table.known_from(first, len(starts))).any(axis=1)
+        for index in np.flatnonzero(~is_sent).tolist():
+            is_sent[index] = first + index in self._not_to_skip
+        sent = np.flatnonzero(is_sent)
+        filling.indices.append(sent + first)
+        filling.digests.append(digests[sent])
         in_use = 0
-        for at in range(0, extent.length_bytes, granularity):
-            granule = first + at // granularity
-            data = window[at : at + granularity]
-            is_zero = granule in zero_granules
-            digest = self._table.zero_digest(data.nbytes) if is_zero else self._table.digest(data)
-            if digest == self._table.known(granule) and granule not in self._not_to_skip:
-                continue
-            filling.indices.append(granule)
-            filling.digests.append(digest)
-            if is_zero:
-                filling.add_zero(Extent(extent.offset_bytes + at, data.nbytes))
+        for begin, end in _alike(is_sent * (1 + is_zero.astype(np.int8))):
+            at, until = begin * granularity, min(end * granularity, extent.length_bytes)
+            part = Extent(extent.offset_bytes + at, until - at)
+            if is_zero[begin]:
+                filling.add_zero(part)
             else:
-                filling.add_data(Extent(extent.offset_bytes + at, data.nbytes), window, at)
-                in_use = at + granularity
+                filling.extents.append(DataExtent(part, window[at:until]))
+                in_use = end * granularity
         return in_use
+
+
+def _alike(kinds: npt.NDArray[np.int8]) -> Iterator[tuple[int, int]]:
+    """The runs (begin, end) of one kind, but for kind 0."""
+    borders = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]
+    return ((begin, end) for begin, end in itertools.pairwise(borders) if kinds[begin])
 
 
 class _Union:
@@ -120,14 +132,12 @@ class _Union:
 
 
 class _Filling:
-    """A batch being filled: adjacent extents of one kind and one window are merged."""
+    """A batch being filled: adjacent zero extents are merged, whatever windows they come from."""
 
     def __init__(self) -> None:
         self.extents: list[BatchExtent] = []
-        self.indices: list[int] = []
-        self.digests: list[bytes] = []
-        self._window: memoryview | None = None
-        self._window_start = 0
+        self.indices: list[Indices] = [np.empty(0, dtype=np.int64)]
+        self.digests: list[Digests] = [np.empty((0, DIGEST_BYTES), dtype=np.uint8)]
 
     def add_zero(self, extent: Extent) -> None:
         last = self.extents[-1] if self.extents else None
@@ -135,13 +145,3 @@ class _Filling:
             extent = Extent(last.extent.offset_bytes, last.extent.length_bytes + extent.length_bytes)
             self.extents.pop()
         self.extents.append(ZeroExtent(extent))
-
-    def add_data(self, extent: Extent, window: memoryview, at: int) -> None:
-        last = self.extents[-1] if self.extents else None
-        start = at
-        if isinstance(last, DataExtent) and window is self._window and last.extent.end_bytes == extent.offset_bytes:
-            start = self._window_start
-            extent = Extent(last.extent.offset_bytes, last.extent.length_bytes + extent.length_bytes)
-            self.extents.pop()
-        self._window, self._window_start = window, start
-        self.extents.append(DataExtent(extent, window[start : start + extent.length_bytes]))

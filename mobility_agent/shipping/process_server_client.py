@@ -10,7 +10,6 @@ broken, while a peer that stands still is noticed after ``timeout_s``. Answers a
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final
@@ -31,6 +30,7 @@ from replication.epoch_manifest import MAX_MANIFEST_BYTES
 from replication.errors import NotFound, Overloaded, PeerProtocolError, PeerUnavailable, Refused, Unsupported
 from replication.identifiers import EpochId, EpochKey, GenerationKey
 from replication.service.problem import error_from_problem
+from replication.standstill import put_off
 
 _SLICE_BYTES: Final = 256 * 1024
 _MAX_ANSWER_BYTES: Final = 1024 * 1024
@@ -156,7 +156,7 @@ class ProcessServerClient:
                 async with self._session.request(
                     method,
                     self.url + path,
-                    data=None if views is None else _slices(views, lambda: _put_off(deadline, deadline_s)),
+                    data=None if views is None else _slices(views, lambda: put_off(deadline, deadline_s)),
                     headers=headers,
                     expect100=expect100,
                     allow_redirects=False,
@@ -177,9 +177,3 @@ class ProcessServerClient:
             if len(body) > max_answer_bytes:
                 raise PeerProtocolError(f"cannot use the answer of process server {self.url}: it is too long")
         return bytes(body)
-
-
-def _put_off(deadline: asyncio.Timeout, seconds: float) -> None:
-    """Something moved. A request that is over already has no deadline any more: its body may still be winding up."""
-    with contextlib.suppress(RuntimeError):
-        deadline.reschedule(asyncio.get_running_loop().time() + seconds)

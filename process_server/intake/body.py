@@ -11,7 +11,8 @@ from typing import Final
 
 from aiohttp import ClientPayloadError, HttpVersion11, web
 
-from replication.errors import InvalidInput, PeerProtocolError, PeerUnavailable
+from replication.errors import InvalidInput, PeerUnavailable
+from replication.service.reception import DirectBody
 
 DEFAULT_DEADLINE_S: Final = 60.0
 TIMES_AS_A_WHOLE: Final = 10
@@ -57,27 +58,19 @@ class Body:
     async def receive_into(self, view: memoryview) -> None:
         """Fill ``view``, which is as long as announced; a client that waits for leave to send (Expect: 100-continue) gets it now.
 
-        :raises PeerProtocolError: if the body is shorter or longer. :raises PeerUnavailable: if it is cut off or too slow.
+        :raises PeerUnavailable: if it is cut off or too slow.
         """
-        filled = 0
-        loop = asyncio.get_running_loop()
-        last_s = loop.time() + TIMES_AS_A_WHOLE * self._deadline_s
-        try:
-            async with asyncio.timeout(self._deadline_s) as deadline:
-                if awaits_leave(self._request) and self._request.transport is not None:
-                    self._request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                while chunk := await self._request.content.readany():
-                    deadline.reschedule(min(last_s, loop.time() + self._deadline_s))
-                    end = filled + len(chunk)
-                    if end > view.nbytes:
-                        raise PeerProtocolError(f"cannot accept a body longer than the announced {view.nbytes} bytes")
-                    view[filled:end] = chunk
-                    filled = end
-        except TimeoutError as error:
-            raise PeerUnavailable(
-                f"cannot wait any longer for a body: it stands still after {filled} of {view.nbytes} bytes"
-            ) from error
-        except (ClientPayloadError, web.RequestPayloadError, ConnectionError) as error:
-            raise PeerUnavailable(f"cannot receive a body: cut off after {filled} of {view.nbytes} bytes") from error
-        if filled != view.nbytes:
-            raise PeerProtocolError(f"cannot accept a body of {filled} bytes: {view.nbytes} were announced")
+        with DirectBody(self._request, view.nbytes) as body:
+            try:
+                async with asyncio.timeout(TIMES_AS_A_WHOLE * self._deadline_s):
+                    if awaits_leave(self._request) and self._request.transport is not None:
+                        self._request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    await body.fill(view, self._deadline_s)
+            except TimeoutError as error:
+                raise PeerUnavailable(
+                    f"cannot wait any longer for a body: it stands still after {body.filled_bytes} of {view.nbytes} bytes"
+                ) from error
+            except (ClientPayloadError, web.RequestPayloadError, ConnectionError) as error:
+                raise PeerUnavailable(
+                    f"cannot receive a body: cut off after {body.filled_bytes} of {view.nbytes} bytes"
+                ) from error

@@ -24,6 +24,7 @@ from replication.blob_client.failures import failure_from_answer
 from replication.blob_client.settings import BlobEndpointSettings, client_tls, read_account_key
 from replication.errors import BlockferryError, PeerProtocolError, PeerUnavailable, Refused
 from replication.shared_key import authorization
+from replication.standstill import put_off
 
 API_VERSION: Final = "2021-12-02"
 SLICE_BYTES: Final = 256 * 1024
@@ -129,15 +130,13 @@ class BlobTransport:
         if call.method in ("GET", "HEAD"):
             del headers["Content-Length"]
         standstill_s = self._settings.timeout_s
-        now_s = asyncio.get_running_loop().time
         try:
             async with contextlib.AsyncExitStack() as answered:
                 async with asyncio.timeout(standstill_s) as sending:
 
                     def moved() -> None:
                         # An answer may come before the whole body has gone out: then nobody waits for it here any more.
-                        with contextlib.suppress(RuntimeError):
-                            sending.reschedule(now_s() + standstill_s)
+                        put_off(sending, standstill_s)
 
                     response = await answered.enter_async_context(
                         self._session.request(

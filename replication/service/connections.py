@@ -22,6 +22,7 @@ from typing import Final
 from aiohttp import web
 
 from replication.errors import SettingsError
+from replication.service.reception import SCRATCH_BYTES, Reception
 
 DEFAULT_MAX_CONNECTIONS: Final = 2048
 DEFAULT_IDLE_TIMEOUT_S: Final = 75.0
@@ -69,10 +70,15 @@ class ConnectionSettings:
 class _Connection(web.RequestHandler):
     """One connection from its acceptance on; ``on_lost`` is called once it is gone."""
 
-    __slots__ = ("accepted", "on_lost")
+    __slots__ = ("accepted", "on_lost", "reception")
 
     def __init__(
-        self, server: web.Server, accepted: socket.socket, on_lost: Callable[[_Connection], None], idle_timeout_s: float
+        self,
+        server: web.Server,
+        accepted: socket.socket,
+        on_lost: Callable[[_Connection], None],
+        idle_timeout_s: float,
+        scratch: memoryview,
     ) -> None:
         super().__init__(
             server,
@@ -83,6 +89,7 @@ class _Connection(web.RequestHandler):
         )
         self.accepted = accepted
         self.on_lost = on_lost
+        self.reception = Reception(self, scratch)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
@@ -112,6 +119,7 @@ class Listener:
         self._waiting: dict[_Connection, None] = {}  # who has waited longest comes first
         self._busy: set[_Connection] = set()
         self._changed = asyncio.Event()
+        self._scratch = memoryview(bytearray(SCRATCH_BYTES))
         self._said_at_s = -_SAID_EVERY_S
         self._task: asyncio.Task[None] | None = None
         self._handler = server.request_handler
@@ -191,14 +199,14 @@ class Listener:
                 await asyncio.sleep(_ACCEPT_RETRY_S)
             return None
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return _Connection(self._server, accepted, self._lost, self._settings.idle_timeout_s)
+        return _Connection(self._server, accepted, self._lost, self._settings.idle_timeout_s, self._scratch)
 
     async def _admit(self, connection: _Connection) -> None:
         """The handshake; on return the connection is the server's, or gone."""
         has_tls = self._tls is not None
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: connection,
+                lambda: connection.reception,
                 connection.accepted,
                 ssl=self._tls,
                 ssl_handshake_timeout=self._settings.handshake_timeout_s if has_tls else None,

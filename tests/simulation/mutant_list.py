@@ -68,8 +68,7 @@ _WRITERS: Final = "tests/unit/azure_sink/replica_writer"
 MUTANTS: Final = (
     # ---- R1: digests
     Mutant("R1", "skip what another unconfirmed epoch carries", _READER,
-           "if digest == self._table.known(granule) and granule not in self._not_to_skip:",
-           "if digest == self._table.known(granule):"),
+           "is_sent[index] = first + index in self._not_to_skip", "is_sent[index] = False"),
     Mutant("R1", "an epoch whose digests are lost keeps its old ones", _RECEIPTS,
            "self._table.forget(epoch.number, epoch.granules)",
            "self._table.forget(epoch.number, type(epoch.granules).of(()))", under="agent scan"),

@@ -14,5 +14,5 @@ from replication.service.event_loop import new_event_loop
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    both = item.path.name == "test_service_connections.py"
+    both = item.path.name in ("test_service_connections.py", "test_service_reception.py")
     return {"asyncio": asyncio.new_event_loop} | ({"uvloop": new_event_loop} if both else {})
