@@ -236,12 +236,12 @@ class VirtualFiles:
     @contextlib.contextmanager
     def looked_at(self) -> Iterator[None]:
         """Inside, the product's code may open what is here without an effect: what it makes durable meanwhile is a copy."""
-        root, act, is_full = self._root, self.act, self.is_full
-        self._root, self.act, self.is_full = _copied(root), lambda _what: None, False
+        root, act, is_full, failing_syncs = self._root, self.act, self.is_full, self.failing_syncs
+        self._root, self.act, self.is_full, self.failing_syncs = _copied(root), lambda _what: None, False, 0
         try:
             yield
         finally:
-            self._root, self.act, self.is_full = root, act, is_full
+            self._root, self.act, self.is_full, self.failing_syncs = root, act, is_full, failing_syncs
 
     def copy(self) -> Inode:
         """The whole tree as it is now, as a snapshot of the machine would have it."""
