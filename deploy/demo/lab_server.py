@@ -9,6 +9,7 @@ import itertools
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,8 @@ DISK_BYTES: Final = 2 * 2**30
 FILL_BYTES: Final = 640 * 2**20
 _FILL_FROM: Final = (Path("/usr/lib"), Path("/usr/share"), Path("/usr/bin"))
 _LARGEST_FILE_BYTES: Final = 48 * 2**20
+_UNMOUNT_S: Final = 5.0
+_UNMOUNT_PAUSE_S: Final = 0.1
 
 
 def run(*command: str | Path) -> str:
@@ -56,9 +59,16 @@ class LabDisk:
         self._mounted = True
 
     def unmount(self) -> None:
-        if self._mounted:
-            run("umount", self.mount_point)
-            self._mounted = False
+        """:raises RuntimeError: if it stays in use. While the agent freezes the file system for a recovery point, it is, for a moment."""
+        until_s = time.monotonic() + _UNMOUNT_S
+        while self._mounted:
+            try:
+                run("umount", self.mount_point)
+                self._mounted = False
+            except RuntimeError as error:
+                if "busy" not in str(error) or time.monotonic() > until_s:
+                    raise
+                time.sleep(_UNMOUNT_PAUSE_S)
 
     def fill(self, progress: Callable[[int, int], None]) -> int:
         """Copy real files of the machine, up to ``fill_bytes``; returns the bytes copied."""
