@@ -42,6 +42,8 @@ class Outcome:
     receipts: int
     writes: int
     generations: int
+    was_put_back: bool
+    """Whether an older copy took the store's place."""
 
 
 @dataclass
@@ -186,6 +188,7 @@ def simulate(seed: int, *, tells_logs: bool = False, theme: str = "", tracker: s
         receipts=world.oracle.checked_receipts,
         writes=sum(disk.writes for disk in world.disks.values()),
         generations=max(len(each) for each in world.control.generations.values()),
+        was_put_back=world.oracle.store.put_back,
     )
 
 

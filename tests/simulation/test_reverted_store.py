@@ -19,5 +19,7 @@ _A_TIME: Final = 20
 @pytest.mark.parametrize("first", range(0, SEEDS, _A_TIME))
 def test_a_site_whose_store_is_put_back_repairs_itself(first: int) -> None:
     print(f"seeds {first} to {first + _A_TIME - 1}")
-    generations = sum(simulate(seed, theme="store").generations for seed in range(first, first + _A_TIME))
-    assert generations > _A_TIME + _A_TIME // 3, "hardly a store was put back: nothing was proved"
+    outcomes = [simulate(seed, theme="store") for seed in range(first, first + _A_TIME)]
+    put_back = [outcome for outcome in outcomes if outcome.was_put_back]
+    assert len(put_back) > _A_TIME // 8, "hardly a store was put back: nothing was proved"
+    assert any(outcome.generations > 1 for outcome in put_back), "nobody noticed it"
