@@ -9,7 +9,8 @@ from typing import Final
 import pytest
 
 from deploy.demo.lab_server import LabDisk
-from tests.harness.running_site import RunningSite, running_site
+from tests.harness.forked_site import forked_site
+from tests.harness.running_site import RunningSite
 
 DISK_BYTES: Final = 64 * 2**20
 
@@ -28,5 +29,5 @@ def disk(tmp_path: Path) -> Iterator[LabDisk]:
 @pytest.fixture
 def site(tmp_path: Path, disk: LabDisk) -> Iterator[RunningSite]:
     """Running, and stopped before its disk goes; nothing is protected yet."""
-    with running_site(tmp_path / "site") as running:
+    with forked_site(tmp_path) as running:
         yield running

@@ -11,7 +11,8 @@ import pytest
 
 from deploy.demo.lab_server import LabDisk, run
 from deploy.demo.proof import first_difference
-from tests.harness.running_site import RunningSite, running_site
+from tests.harness.forked_site import forked_site
+from tests.harness.running_site import RunningSite
 
 MIB = 2**20
 DISK_BYTES = 96 * MIB
@@ -33,7 +34,7 @@ def two_disks(tmp_path: Path) -> Iterator[tuple[LabDisk, LabDisk]]:
 
 @pytest.fixture
 def site(tmp_path: Path, two_disks: tuple[LabDisk, LabDisk]) -> Iterator[RunningSite]:
-    with running_site(tmp_path / "site") as running:
+    with forked_site(tmp_path) as running:
         yield running
 
 

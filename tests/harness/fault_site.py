@@ -1,6 +1,6 @@
 """A running site whose daemons are killed, armed and started again, with a loaded disk, and the proof that its replica is the source.
 
-Called by tests/fault. Built on ``running_site``; the daemons are forked (``forked_daemons``), so that hundreds of starts are affordable.
+Called by tests/fault. Built on ``forked_site``, so that hundreds of starts are affordable.
 ``prove`` is a whole migration, cancelled after the final disk was compared with the source byte by byte.
 """
 
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import random
-import socket
 import subprocess
 import sys
 import time
@@ -19,55 +17,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from deploy.demo import proof
 from deploy.demo.lab_server import LabDisk
 from deploy.demo.operator import Json, wait_until
-from deploy.demo.site import DAEMONS, Site
+from deploy.demo.site import Site
 from replication.failpoint import ENVIRONMENT
-from tests.harness.forked_daemons import ForkedDaemon, ForkServer
-from tests.harness.running_site import POLICY, RunningSite, running_site
+from tests.harness.forked_daemons import ForkedDaemon
+from tests.harness.forked_site import NO_NETWORKS, ForkedSite, SiteT, forked_site
+from tests.harness.running_site import POLICY, RunningSite
 
 MIB: Final = 2**20
 POLL_S: Final = 0.05
 GOES_ON_S: Final = 300.0
 JOB_S: Final = 600.0
-NO_NETWORKS: Final[Mapping[str, Path]] = {}
 UNREACHABLE: Final = (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException)
 
 
-class QuickSite(Site):
-    """Intervals as short as a test needs them, and ports that the kernel gives to no outgoing connection while their daemon is dead."""
-
-    server: ForkServer | None = None
-    """Set before anything is installed."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.ports = dict(zip(self.ports, self.lasting_ports(len(self.ports)), strict=True))
-
-    def run(self, name: str, *arguments: str | Path) -> str:
-        """As ``Site.run``, without a new interpreter."""
-        assert self.server is not None
-        command = self.command(name, *arguments)
-        scratch = self.directory / "operator"
-        code, output, errors = self.server.run(command[command.index("-m") + 1 :], self._environment(), scratch)
-        if code:
-            raise RuntimeError(f"{' '.join(command)} failed with exit code {code}:\n{errors or output}")
-        return output.strip()
-
-    @staticmethod
-    def lasting_ports(count: int) -> list[int]:
-        """Free loopback ports below the range of outgoing connections (ip_local_port_range)."""
-        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-        found: list[int] = []
-        while len(found) < count:
-            port = random.randrange(first // 2, first)
-            with socket.socket() as probe, contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                found += [port] if port not in found else []
-        return found
+class QuickSite(ForkedSite):
+    """Intervals as short as a test needs them."""
 
     def _configurations(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = super()._configurations()
@@ -75,9 +44,6 @@ class QuickSite(Site):
         found["mobility-agent"]["shipping"] = {"request_timeout_s": 15.0}
         found["config-server"]["reconciler"] = {"interval_s": 0.3, "point_interval_s": 1.0, "answer_keep_s": 0.0}
         return found
-
-
-SiteT = TypeVar("SiteT", bound=QuickSite)
 
 
 @dataclass
@@ -435,19 +401,6 @@ def fault_site(
     with contextlib.ExitStack() as stack:
         stack.callback(disk.destroy)
         disk.create()
-        server = stack.enter_context(ForkServer(directory))
-
-        def fork_instead(site: Site) -> None:
-            assert isinstance(site, kind)
-            prepare(site)
-            for name in DAEMONS:
-                site.daemons[name] = ForkedDaemon.instead_of(site.daemons[name], server, networks.get(name))
-
-        def make(place: Path, disk_files: tuple[Path, ...], tracker: str) -> Site:
-            made = kind(place, disk_files, tracker)
-            made.server = server
-            return made
-
-        running = stack.enter_context(running_site(directory / "site", make=make, installed=fork_instead))
+        running = stack.enter_context(forked_site(directory, kind, prepare, networks))
         disk.start()
         yield FaultSite(running, disk, directory)

@@ -1,0 +1,85 @@
+"""A running site whose daemons and commands are forked instead of started: the same programs, without a second of imports each.
+
+Called by tests/e2e and ``fault_site``. How daemons really start is the matter of the whole road and of the daemons' life (tests/e2e).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final, TypeVar
+
+from deploy.demo.site import DAEMONS, Site
+from tests.harness.forked_daemons import ForkedDaemon, ForkServer
+from tests.harness.running_site import RunningSite, running_site
+
+NO_NETWORKS: Final[Mapping[str, Path]] = {}
+
+
+class ForkedSite(Site):
+    """Its ports are none that the kernel gives to an outgoing connection while their daemon is dead."""
+
+    server: ForkServer | None = None
+    """Set before anything is installed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.ports = dict(zip(self.ports, self.lasting_ports(len(self.ports)), strict=True))
+
+    def run(self, name: str, *arguments: str | Path) -> str:
+        """As ``Site.run``, without a new interpreter."""
+        assert self.server is not None
+        command = self.command(name, *arguments)
+        scratch = self.directory / "operator"
+        code, output, errors = self.server.run(command[command.index("-m") + 1 :], self._environment(), scratch)
+        if code:
+            raise RuntimeError(f"{' '.join(command)} failed with exit code {code}:\n{errors or output}")
+        return output.strip()
+
+    @staticmethod
+    def lasting_ports(count: int) -> list[int]:
+        """Free loopback ports below the range of outgoing connections (ip_local_port_range)."""
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        found: list[int] = []
+        while len(found) < count:
+            port = random.randrange(first // 2, first)
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found += [port] if port not in found else []
+        return found
+
+
+SiteT = TypeVar("SiteT", bound=ForkedSite)
+
+
+@contextlib.contextmanager
+def forked_site(
+    directory: Path,
+    kind: type[SiteT] = ForkedSite,  # type: ignore[assignment]  # the default of the default
+    prepare: Callable[[SiteT], None] = lambda _site: None,
+    networks: Mapping[str, Path] = NO_NETWORKS,
+) -> Iterator[RunningSite]:
+    """A site under ``directory``/site that runs; on leaving all is stopped.
+
+    :param prepare: is called when the site is installed and nothing runs.
+    :param networks: daemons that live in a network namespace of their own, and its file.
+    """
+    directory.mkdir(exist_ok=True)
+    with ForkServer(directory) as server:
+
+        def fork_instead(site: Site) -> None:
+            assert isinstance(site, kind)
+            prepare(site)
+            for name in DAEMONS:
+                site.daemons[name] = ForkedDaemon.instead_of(site.daemons[name], server, networks.get(name))
+
+        def make(place: Path, disk_files: tuple[Path, ...], tracker: str) -> Site:
+            made = kind(place, disk_files, tracker)
+            made.server = server
+            return made
+
+        with running_site(directory / "site", make=make, installed=fork_instead) as running:
+            yield running
