@@ -106,6 +106,13 @@ printf '%s\0' "${passed[@]}" >"$work/environment"
 setpriv --pdeathsig KILL unshare --mount --propagation private --pid --fork --kill-child bash -euo pipefail -c '
     work=$1 root=$1/root
     shift
+    # What else is mounted on this machine stays free to be unmounted there: a copy here would keep it in use.
+    while read -r _ _ _ _ escaped _; do
+        target=$(printf %b "$escaped")
+        case $target/ in / | // | /proc/* | /sys/* | /dev/*) continue ;; esac
+        case $root/ in "$target"/*) continue ;; esac
+        umount --lazy "$target" 2>/dev/null || true # one that lay below another is gone with it
+    done < <(tac /proc/self/mountinfo)
     mount --bind "$root" "$root" # so that / is a mount point there, as on a machine
     mount -t proc proc "$root/proc"
     mount --rbind /sys "$root/sys"

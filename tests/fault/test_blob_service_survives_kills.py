@@ -25,7 +25,7 @@ from replication.blob_client.http_client import HttpBlobClient
 from replication.errors import Retryable
 from tests.harness.blob_process import BlobProcess
 from tests.harness.blob_store_tools import unreferenced_blocks
-from tests.harness.loop_disk import loop_disk, mounted, run
+from tests.harness.loop_disk import loop_disk, mounted, run, wait_until_free
 
 PAGE = 512
 DISK_PAGES = 256
@@ -210,6 +210,7 @@ async def test_nothing_acknowledged_is_lost_by_power_cuts(tmp_path: Path) -> Non
 
             def repair() -> None:
                 mount.close()
+                wait_until_free(disk.device)
                 mount.enter_context(mounted(disk.device, mount_point))
 
             await suffer(process, strike, repair)

@@ -7,6 +7,7 @@ left: unmounted, detached, unpinned.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -86,6 +87,20 @@ def unmount(mount_point: Path) -> None:
             return
         time.sleep(0.05)
     run("umount", mount_point)
+
+
+def wait_until_free(device: Path) -> None:
+    """Until no file system is on the device any more: another mount namespace may keep one that was unmounted here, for a moment."""
+    for _ in range(600):
+        try:
+            os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+    raise AssertionError(f"{device} is in use, though it was unmounted a minute ago")
 
 
 @contextlib.contextmanager
