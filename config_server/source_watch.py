@@ -72,7 +72,7 @@ def require_held(hold: SourceHold, agent_age: Age | None) -> None:
 
     :raises Conflict: if completing could lose writes to the source.
     """
-    if hold == "held" and (agent_age is None or agent_age.exceeds(SILENCE_ACCEPTED_S)):
+    if hold == "held" and (agent_age is None or not agent_age.is_within(SILENCE_ACCEPTED_S)):
         heard = "never heard" if agent_age is None else agent_age.heard
         raise Conflict(
             f"cannot complete: whether the source is still held is not known: the agent was {heard}",

@@ -79,12 +79,12 @@ async def ask_writer_anew(
     build: Callable[[str], WriterRequest],
     now_ns: int,
     *,
-    after_failure_before_ns: int,
+    after_failure_before_ns: int | None,
     item_id: str | None = None,
     job_id: str | None = None,
 ) -> WriterRequestRow:
     """The newest attempt of ``purpose``; a failed one that was answered before ``after_failure_before_ns`` is followed by another, and so
-    is one that was answered in the future, before this server's clock was set back.
+    is one that was answered in the future, before this server's clock was set back. None: one that was asked for another job is.
 
     ``build`` makes the request from its identifier. An attempt that has not failed is never repeated. Attempts are counted: which is the
     newest is no question of time.
@@ -92,10 +92,15 @@ async def ask_writer_anew(
     attempt, newest = 1, None
     while (row := await request_for(session, f"{purpose}/{attempt}")) is not None:
         attempt, newest = attempt + 1, row
-    if newest is not None and (
-        newest.state != FAILED or after_failure_before_ns <= (newest.answered_ns or 0) <= now_ns
-    ):
-        return newest
+    if newest is not None:
+        if newest.state != FAILED:
+            return newest
+        if after_failure_before_ns is None:
+            stands = newest.job_id == job_id
+        else:
+            stands = after_failure_before_ns <= (newest.answered_ns or 0) <= now_ns
+        if stands:
+            return newest
     key = f"{purpose}/{attempt}"
     return await ask_writer(session, key, build(request_id(key)), now_ns, item_id=item_id, job_id=job_id)
 

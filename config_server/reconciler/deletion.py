@@ -76,7 +76,7 @@ async def _delete_replicas(
             f"delete-replicas/{item.id}/{records_identity(generations)}",
             lambda request: DeleteReplicas(request=request, item=item.id, disks=disks),
             now_ns,
-            after_failure_before_ns=job.created_ns,
+            after_failure_before_ns=None,
             item_id=item.id,
             job_id=job.id,
         )

@@ -31,13 +31,16 @@ async def remove_unwanted(
 ) -> Removal:
     """Ask for the deletion of an item's unwanted disks, or see how far it is.
 
-    ``asked_since_ns``: a failure before this moment is followed by another attempt at once.
+    ``asked_since_ns``: a failure before this moment is followed by another attempt at once; not if it lies in the future, since this
+    server's clock was set back then, and every failure would be before it.
     """
     rows = [row for row in await made_disks(session, item_id=item_id) if row.unwanted]
     by_cut: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         by_cut.setdefault((row.job_id, row.cut), []).append(row.name)
     again_before_ns = now_ns - int(ASK_AGAIN_S * 1e9)
+    if asked_since_ns is not None and asked_since_ns <= now_ns:
+        again_before_ns = max(again_before_ns, asked_since_ns)
     problem = None
     for (job_id, cut), names in by_cut.items():
         making = await request_for(session, make_disks_key(job_id, cut))
@@ -49,7 +52,7 @@ async def remove_unwanted(
             f"delete-disks/{job_id}/{cut}",
             lambda request, ordered=ordered: DeleteDisks(request=request, names=ordered),  # type: ignore[misc]
             now_ns,
-            after_failure_before_ns=max(again_before_ns, asked_since_ns or 0),
+            after_failure_before_ns=again_before_ns,
             item_id=item_id,
             job_id=job_id,
         )

@@ -163,7 +163,7 @@ class DirectBody:
         self._waiter.result()
 
     def _give_up(self) -> None:
-        self._target = None
+        self._target = self._waiter = None
         if self._diverted and self._left and not self._given_up:
             self._handler._resume_transport_reading()
         self._given_up = True

@@ -153,3 +153,17 @@ async def test_deletion_that_fails_can_be_asked_again(site: DrivenSite) -> None:
     await site.observe([])
     await site.settle()
     assert (await site.item())["state"] == "stopped"
+
+
+async def test_deletion_that_fails_is_told_though_the_clock_was_set_back_after_the_order(tmp_path: Path) -> None:
+    now = [time.time_ns()]
+    async with driven_site(tmp_path, clock=lambda: now[0]) as site:
+        await site.replicate()
+        await site.grant()
+        site.writer.failing = {"delete-replicas"}
+        await site.verb("/stop")
+        now[0] -= 3600 * 10**9
+        await site.observe([])
+        await site.settle()
+        assert (await site.item())["state"] == "stopping-failed"
+        assert [request.kind for request in site.writer.worked].count("delete-replicas") <= 1

@@ -11,7 +11,9 @@ import pytest
 
 from config_server.core.age import Age
 from config_server.core.source_hold import SILENCE_ACCEPTED_S, SourceHold, follow_hold, hold_now
+from config_server.source_watch import require_held
 from replication.control_plane import SOURCE_WRITTEN, CutoverObservation
+from replication.errors import Conflict
 from tests.harness.driven_site import SOURCE, DrivenSite, applied, driven_site, final_cut
 from tests.harness.scripted_peers import DISK, OTHER_DISK, new_id, source_hashes
 
@@ -155,6 +157,13 @@ def test_source_is_known_to_be_held_only_while_its_agent_is_heard(
     heard_last: SourceHold, age: Age | None, now: SourceHold
 ) -> None:
     assert hold_now(heard_last, age, 30.0) == now
+
+
+@pytest.mark.parametrize("age", [None, Age(0.0, known=False), Age(SILENCE_ACCEPTED_S + 1.0)])
+def test_completing_is_refused_while_nobody_knows_how_long_the_agent_has_been_silent(age: Age | None) -> None:
+    require_held("held", Age(SILENCE_ACCEPTED_S))
+    with pytest.raises(Conflict, match="whether the source is still held is not known"):
+        require_held("held", age)
 
 
 async def test_silence_of_the_agent_puts_the_source_in_question_and_after_hours_completing_needs_the_operator_s_word(

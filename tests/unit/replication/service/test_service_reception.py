@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -144,6 +145,24 @@ async def test_a_body_that_stands_still_is_given_up(contexts: Contexts) -> None:
         assert await client.answer() == f"{came} came"
         client.writer.write(BODY[came:] + GET)  # too late, and harmless
         assert await client.answer() == "next"
+
+
+async def test_a_connection_that_ends_after_its_body_was_given_up_is_nobody_s_unexpected_error(contexts: Contexts) -> None:
+    unexpected: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unexpected.append(context))
+
+    async def wait(body: DirectBody, length: int) -> str:
+        with contextlib.suppress(TimeoutError):
+            await body.fill(memoryview(bytearray(length)), 0.1)
+        return "given up"
+
+    async with serving(wait, contexts[0]) as server:
+        client = await Client.of(server, contexts[1])
+        client.writer.write(put(BODY[:300_000], len(BODY)))
+        assert await client.answer() == "given up"
+        client.writer.transport.abort()
+    gc.collect()
+    assert unexpected == []
 
 
 async def test_a_connection_that_is_lost_in_the_middle_of_a_body_is_an_error_of_the_connection(
