@@ -147,7 +147,9 @@ async def test_a_body_that_stands_still_is_given_up(contexts: Contexts) -> None:
         assert await client.answer() == "next"
 
 
-async def test_a_connection_that_ends_after_its_body_was_given_up_is_nobody_s_unexpected_error(contexts: Contexts) -> None:
+async def test_a_connection_that_ends_after_its_body_was_given_up_is_nobody_s_unexpected_error(
+    contexts: Contexts,
+) -> None:
     unexpected: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unexpected.append(context))
 
