@@ -15,8 +15,9 @@ from aiohttp import web
 
 from replication.errors import SettingsError
 from replication.service.connections import MIN_CONNECTIONS, RESERVED_DESCRIPTORS, ConnectionSettings
-from replication.service.https import ListenAddress, RunningServer, start_server
+from replication.service.https import RunningServer
 from replication.tls_identity import Role
+from tests.harness.raw_client import RawClient, serving_app
 from tests.harness.tls import LabAuthority
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -37,49 +38,19 @@ async def serving(
     app = web.Application()
     app.router.add_get("/", answer)
     app.router.add_get("/wait", wait)
-    server = await start_server(app, ListenAddress("127.0.0.1", 0), tls, settings)
-    try:
+    async with serving_app(app, tls, settings) as server:
         yield server
-    finally:
-        await server.close()
-
-
-class Client:
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    @classmethod
-    async def of(cls, server: RunningServer, tls: ssl.SSLContext | None = None) -> Client:
-        return cls(*await asyncio.open_connection("127.0.0.1", server.port, ssl=tls))
-
-    async def get(self, request: bytes = GET) -> bytes:
-        self.writer.write(request)
-        async with asyncio.timeout(20):
-            head = await self.reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-            return await self.reader.readexactly(length)
-
-    async def ends(self) -> bool:
-        async with asyncio.timeout(20):
-            try:
-                return await self.reader.read() == b""
-            except ConnectionError:
-                return True
-
-    @property
-    def is_open(self) -> bool:
-        return not self.reader.at_eof() and self.reader.exception() is None
 
 
 async def test_beyond_the_bound_the_longest_idle_connection_makes_room() -> None:
     async with serving(ConnectionSettings(max_connections=MIN_CONNECTIONS)) as server:
-        clients = [await Client.of(server) for _ in range(MIN_CONNECTIONS)]
+        clients = [await RawClient.of(server) for _ in range(MIN_CONNECTIONS)]
         for client in [*clients, clients[0]]:  # so that the second one has been idle longest
-            assert await client.get() == b"here"
-        late = await Client.of(server)
-        assert await late.get() == b"here"
+            assert await client.get(GET) == b"here"
+        late = await RawClient.of(server)
+        assert await late.get(GET) == b"here"
         assert await clients[1].ends()
-        assert await clients[0].get() == b"here"
+        assert await clients[0].get(GET) == b"here"
         assert server.listener.open_connections == MIN_CONNECTIONS
         for client in [*clients, late]:
             client.writer.close()
@@ -88,12 +59,12 @@ async def test_beyond_the_bound_the_longest_idle_connection_makes_room() -> None
 async def test_requests_under_way_are_never_cut_and_new_clients_wait_for_the_first_to_end() -> None:
     release = asyncio.Event()
     async with serving(ConnectionSettings(max_connections=MIN_CONNECTIONS), release=release) as server:
-        clients = [await Client.of(server) for _ in range(MIN_CONNECTIONS)]
+        clients = [await RawClient.of(server) for _ in range(MIN_CONNECTIONS)]
         asked = [asyncio.create_task(client.get(GET.replace(b"/", b"/wait", 1))) for client in clients]
         while len(server.listener._busy) < MIN_CONNECTIONS:
             await asyncio.sleep(0)
-        late = await Client.of(server)  # in the kernel's queue
-        waiting = asyncio.create_task(late.get())
+        late = await RawClient.of(server)  # in the kernel's queue
+        waiting = asyncio.create_task(late.get(GET))
         await asyncio.sleep(0)
         assert not waiting.done()
         release.set()
@@ -106,8 +77,8 @@ async def test_requests_under_way_are_never_cut_and_new_clients_wait_for_the_fir
 @pytest.mark.parametrize("sent", [b"", b"G", b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 4000])
 async def test_a_head_that_never_becomes_whole_ends_the_connection(sent: bytes) -> None:
     async with serving(ConnectionSettings(idle_timeout_s=0.1)) as server:
-        fresh, used = await Client.of(server), await Client.of(server)
-        assert await used.get() == b"here"
+        fresh, used = await RawClient.of(server), await RawClient.of(server)
+        assert await used.get(GET) == b"here"
         for client in (fresh, used):
             client.writer.write(sent)
             assert await client.ends()
@@ -116,7 +87,7 @@ async def test_a_head_that_never_becomes_whole_ends_the_connection(sent: bytes) 
 
 async def test_bytes_that_trickle_do_not_prolong_a_head() -> None:
     async with serving(ConnectionSettings(idle_timeout_s=0.2)) as server:
-        client = await Client.of(server)
+        client = await RawClient.of(server)
         begun_s = asyncio.get_running_loop().time()
         while client.is_open and asyncio.get_running_loop().time() - begun_s < 20:
             client.writer.write(b"G" if client.reader.exception() is None else b"")
@@ -130,14 +101,14 @@ async def test_a_handshake_that_does_not_come_ends_the_connection_and_others_are
     identity = authority.issue(Role.CONFIG_SERVER, "11111111-1111-4111-8111-111111111111", tmp_path)
     settings = ConnectionSettings(max_connections=MIN_CONNECTIONS, handshake_timeout_s=0.2)
     async with serving(settings, identity.server_context(require_client=True)) as server:
-        silent, garbling = await Client.of(server), await Client.of(server)
+        silent, garbling = await RawClient.of(server), await RawClient.of(server)
         garbling.writer.write(b"GET / HTTP/1.1\r\n\r\n")
         with contextlib.suppress(ConnectionError):
             await garbling.reader.read()  # an alert, perhaps
-        honest = await Client.of(server, identity.client_context(Role.CONFIG_SERVER))
-        assert await honest.get() == b"here"
+        honest = await RawClient.of(server, identity.client_context(Role.CONFIG_SERVER))
+        assert await honest.get(GET) == b"here"
         assert await silent.ends()
-        assert await honest.get() == b"here"
+        assert await honest.get(GET) == b"here"
         for client in (silent, garbling, honest):
             client.writer.close()
 
@@ -147,9 +118,9 @@ async def test_connections_without_a_handshake_make_room_too(tmp_path: Path) -> 
     async with serving(
         ConnectionSettings(max_connections=MIN_CONNECTIONS), identity.server_context(require_client=True)
     ) as server:
-        silent = [await Client.of(server) for _ in range(4 * MIN_CONNECTIONS)]
-        honest = await Client.of(server, identity.client_context(Role.CONFIG_SERVER))
-        assert await honest.get() == b"here"
+        silent = [await RawClient.of(server) for _ in range(4 * MIN_CONNECTIONS)]
+        honest = await RawClient.of(server, identity.client_context(Role.CONFIG_SERVER))
+        assert await honest.get(GET) == b"here"
         assert server.listener.open_connections <= MIN_CONNECTIONS
         assert await silent[0].ends()
         for client in [*silent, honest]:
@@ -159,7 +130,7 @@ async def test_connections_without_a_handshake_make_room_too(tmp_path: Path) -> 
 async def test_closing_cuts_handshakes_and_leaves_no_socket(tmp_path: Path) -> None:
     identity = LabAuthority().issue(Role.CONFIG_SERVER, "11111111-1111-4111-8111-111111111111", tmp_path)
     async with serving(ConnectionSettings(), identity.server_context(require_client=True)) as server:
-        silent = await Client.of(server)
+        silent = await RawClient.of(server)
         while not server.listener.open_connections:
             await asyncio.sleep(0)
     assert await silent.ends()

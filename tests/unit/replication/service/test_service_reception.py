@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from replication.service.https import ListenAddress, RunningServer, start_server
+from replication.service.https import RunningServer
 from replication.service.reception import DirectBody
 from replication.tls_identity import Role
+from tests.harness.raw_client import RawClient, serving_app
 from tests.harness.tls import LabAuthority
 
 BODY = random.Random(0).randbytes(700_001)
@@ -42,26 +43,8 @@ async def serving(take: Take, tls: ssl.SSLContext | None = None) -> AsyncIterato
     app = web.Application()
     app.router.add_put("/body", receive)
     app.router.add_get("/next", answer)
-    server = await start_server(app, ListenAddress("127.0.0.1", 0), tls)
-    try:
+    async with serving_app(app, tls) as server:
         yield server
-    finally:
-        await server.close()
-
-
-class Client:
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    @classmethod
-    async def of(cls, server: RunningServer, tls: ssl.SSLContext | None = None) -> Client:
-        return cls(*await asyncio.open_connection("127.0.0.1", server.port, ssl=tls))
-
-    async def answer(self) -> str:
-        async with asyncio.timeout(LONG_S):
-            head = await self.reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-            return (await self.reader.readexactly(length)).decode()
 
 
 def in_pieces(piece_bytes: int, *, slowly: bool = False) -> Take:
@@ -99,23 +82,23 @@ async def test_a_body_arrives_whole_and_the_connection_goes_on(
     contexts: Contexts, piece_bytes: int, slowly: bool
 ) -> None:
     async with serving(in_pieces(piece_bytes, slowly=slowly), contexts[0]) as server:
-        client = await Client.of(server, contexts[1])
+        client = await RawClient.of(server, contexts[1])
         for _ in range(2):
             client.writer.write(put(BODY))
-            assert await client.answer() == "whole"
+            assert await client.answer() == b"whole"
         client.writer.write(put(BODY) + GET + put(BODY))  # all at once
-        assert [await client.answer() for _ in range(3)] == ["whole", "next", "whole"]
+        assert [await client.answer() for _ in range(3)] == [b"whole", b"next", b"whole"]
 
 
 async def test_a_body_whose_head_comes_alone_and_which_then_trickles_arrives_whole(contexts: Contexts) -> None:
     async with serving(in_pieces(300_000), contexts[0]) as server:
-        client = await Client.of(server, contexts[1])
+        client = await RawClient.of(server, contexts[1])
         client.writer.write(put(b"", len(BODY)))
         for at in range(0, len(BODY), 50_000):
             await client.writer.drain()
             await asyncio.sleep(0)
             client.writer.write(BODY[at : at + 50_000])
-        assert await client.answer() == "whole"
+        assert await client.answer() == b"whole"
 
 
 async def test_a_handler_that_leaves_early_lets_the_rest_go_by_and_the_connection_goes_on(contexts: Contexts) -> None:
@@ -124,9 +107,9 @@ async def test_a_handler_that_leaves_early_lets_the_rest_go_by_and_the_connectio
         return "enough"
 
     async with serving(leave, contexts[0]) as server:
-        client = await Client.of(server, contexts[1])
+        client = await RawClient.of(server, contexts[1])
         client.writer.write(put(BODY) + GET)
-        assert [await client.answer(), await client.answer()] == ["enough", "next"]
+        assert [await client.answer(), await client.answer()] == [b"enough", b"next"]
 
 
 async def test_a_body_that_stands_still_is_given_up(contexts: Contexts) -> None:
@@ -140,11 +123,11 @@ async def test_a_body_that_stands_still_is_given_up(contexts: Contexts) -> None:
         return "whole"
 
     async with serving(wait, contexts[0]) as server:
-        client = await Client.of(server, contexts[1])
+        client = await RawClient.of(server, contexts[1])
         client.writer.write(put(BODY[:came], len(BODY)))
-        assert await client.answer() == f"{came} came"
+        assert await client.answer() == b"%d came" % came
         client.writer.write(BODY[came:] + GET)  # too late, and harmless
-        assert await client.answer() == "next"
+        assert await client.answer() == b"next"
 
 
 async def test_a_connection_that_ends_after_its_body_was_given_up_is_nobody_s_unexpected_error(
@@ -159,9 +142,9 @@ async def test_a_connection_that_ends_after_its_body_was_given_up_is_nobody_s_un
         return "given up"
 
     async with serving(wait, contexts[0]) as server:
-        client = await Client.of(server, contexts[1])
+        client = await RawClient.of(server, contexts[1])
         client.writer.write(put(BODY[:300_000], len(BODY)))
-        assert await client.answer() == "given up"
+        assert await client.answer() == b"given up"
         client.writer.transport.abort()
     gc.collect()
     assert unexpected == []
@@ -182,7 +165,7 @@ async def test_a_connection_that_is_lost_in_the_middle_of_a_body_is_an_error_of_
         return "whole"
 
     async with serving(receive, contexts[0]) as server:
-        client = await Client.of(server, contexts[1])
+        client = await RawClient.of(server, contexts[1])
         client.writer.write(put(BODY[:300_000], len(BODY)))
         await begun.wait()
         client.writer.transport.abort()
@@ -204,9 +187,9 @@ async def test_nothing_is_written_to_a_buffer_after_its_caller_was_cancelled(con
         return "cancelled"
 
     async with serving(receive, contexts[0]) as server:
-        client = await Client.of(server, contexts[1])
+        client = await RawClient.of(server, contexts[1])
         client.writer.write(put(BODY[:300_000], len(BODY)))
         await cancelled.wait()
         client.writer.write(BODY[300_000:] + GET)
-        assert [await client.answer(), await client.answer()] == ["cancelled", "next"]
+        assert [await client.answer(), await client.answer()] == [b"cancelled", b"next"]
         assert not any(buffer)
