@@ -8,7 +8,6 @@ import fcntl
 import mmap
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from mobility_agent.change_tracker.ebpf import bpf_syscall
 from mobility_agent.change_tracker.ebpf.tracker import EbpfTracker
 from mobility_agent.change_tracker.interface import DoubtKind
 from tests.harness.loop_disk import LoopDisk, loop_disk, mounted, pin_root, run
+from tests.harness.waiting import wait_until
 
 pytestmark = [pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4")]
 
@@ -65,13 +65,6 @@ class Stage:
             land()
             os.close(directory)
             os.close(target)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.005)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from mobility_agent.quiesce.interface import Mount
 from mobility_agent.quiesce.locked_memory import LockedBuffer
 from replication.errors import Conflict, InvalidInput, NotFound, Unsupported
 from tests.harness.loop_disk import LoopDisk, loop_disk, mounted, run
+from tests.harness.waiting import has_ended, wait_until
 
 pytestmark = [pytest.mark.requires("root", "loop", "mount", "mkfs.ext4", "mkfs.xfs")]
 
@@ -56,13 +57,6 @@ def ext4(tmp_path: Path) -> Iterator[tuple[LoopDisk, Path]]:
 def guard() -> Iterator[FreezeGuard]:
     with FreezeGuard() as started:
         yield started
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.005)
 
 
 class Writer:
@@ -231,7 +225,7 @@ def test_a_watchdog_killed_before_is_replaced_before_anything_is_frozen(
     first = guard.watchdog_process_id
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    wait_until(lambda: has_ended(first))
     with guard.frozen(file_systems_on([disk.device]), 0.2) as freeze:
         assert can_write(mount_point), "the new watchdog thaws"
     assert freeze.result is not None
