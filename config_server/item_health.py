@@ -50,12 +50,14 @@ def observation_age(row: ItemDiskRow, ages: Ages) -> Age | None:
 
 
 def _point_age_s(newest: RecoveryPointRow | None, ages: Ages) -> float | None:
-    """Its cut was counted by this server's clock, whatever that said then; the age grows in any case from when it was first seen."""
-    return (
-        None
-        if newest is None
-        else at_least_s(ages.of("newest-point", f"{newest.item_id}/{newest.cut}", newest.counted_ns))
-    )
+    """Its cut was counted by this server's clock, whatever that said then; the age grows in any case from when it was first seen.
+
+    By what it is counted as, too: a point that is found late may raise that (``point_history.py``). This is no new stamp, written since the
+    last look, but another time of the same cut.
+    """
+    if newest is None:
+        return None
+    return at_least_s(ages.of("newest-point", f"{newest.item_id}/{newest.cut}/{newest.counted_ns}", newest.counted_ns))
 
 
 async def _points_with_a_wrong_time(session: AsyncSession, item_id: str, now_ns: int) -> int:
