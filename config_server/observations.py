@@ -35,8 +35,10 @@ from replication.errors import Conflict, InvalidInput, Refused
 from replication.service_address import ServiceAddress
 
 
-async def report_agent(session: AsyncSession, machine: MachineRow, observation: AgentObservation, now_ns: int) -> None:
-    """Write an agent's observation down.
+async def report_agent(
+    session: AsyncSession, machine: MachineRow, observation: AgentObservation, now_ns: int
+) -> str | None:
+    """Write an agent's observation down; returns the item that it speaks of, if it does.
 
     :raises Refused: if it comes from another installation than the one that enrolled (R11).
     """
@@ -54,7 +56,7 @@ async def report_agent(session: AsyncSession, machine: MachineRow, observation: 
     machine.observation = observation.model_dump_json()
     item = await active_item(session, machine.id)
     if item is None or observation.revision < item.first_revision:
-        return  # nothing is protected, or the agent does not know yet what is: it speaks of an earlier item
+        return None  # nothing is protected, or the agent does not know yet what is: it speaks of an earlier item
     reported = {disk.disk: disk for disk in observation.disks}
     rows = [disk for disk in await item_disks(session, item.id) if disk.disk_id in reported]
     for row in rows:
@@ -67,6 +69,7 @@ async def report_agent(session: AsyncSession, machine: MachineRow, observation: 
     elif observation.cutover is not None:
         await _keep_cutover(session, item, observation.cutover, now_ns)
     await follow_observation(session, item, now_ns)
+    return item.id
 
 
 def _write_disk(row: ItemDiskRow, observation: DiskObservation, now_ns: int) -> None:

@@ -61,6 +61,25 @@ class RecoveryPoints:
         self._clock = clock
         self._refused: dict[str, str] = {}
         """Names of records that were refused, with their etag: read again only if they change."""
+        self._reported: dict[str, frozenset[str]] = {}
+        """What the agents named last as their newest point, by item; and what of it was not looked for yet."""
+        self._to_look_for: dict[str, frozenset[str]] = {}
+
+    def note_reported(self, item_id: str, cuts: frozenset[str]) -> None:
+        """An agent has seen in receipts that these are recorded. They are looked for once; what is not found then, ``find_all`` finds."""
+        if self._reported.get(item_id) != cuts:
+            self._reported[item_id] = self._to_look_for[item_id] = cuts
+
+    async def find_reported(self) -> int:
+        """Take in what agents have reported and is not known yet, so that no new point waits for the next round; returns how many."""
+        reported, self._to_look_for = self._to_look_for, {}
+        found = 0
+        for item_id, cuts in reported.items():
+            async with self._database.read() as session:
+                known = await _known_states(session, item_id, cuts)
+            for cut in sorted(cuts - known.keys()):
+                found += await self._take([await self._fetch(item_id, cut)])
+        return found
 
     async def find_awaited(self, item_id: str) -> tuple[int, int]:
         """Look for the points that open jobs wait for, by name; returns how many were found, and how many are still missing."""
@@ -230,10 +249,10 @@ async def _settle_what_was_left(session: AsyncSession, item_id: str) -> None:
     await settle_pruning(session, item_id, list(await session.scalars(waiting)), done=False)
 
 
-async def _known_states(session: AsyncSession, item_id: str) -> dict[str, str]:
-    found = await session.execute(
-        select(RecoveryPointRow.cut, RecoveryPointRow.state).where(RecoveryPointRow.item_id == item_id)
-    )
+async def _known_states(session: AsyncSession, item_id: str, cuts: frozenset[str] | None = None) -> dict[str, str]:
+    """Of ``cuts``, else of all."""
+    query = select(RecoveryPointRow.cut, RecoveryPointRow.state).where(RecoveryPointRow.item_id == item_id)
+    found = await session.execute(query if cuts is None else query.where(RecoveryPointRow.cut.in_(cuts)))
     return {row.cut: row.state for row in found}
 
 
