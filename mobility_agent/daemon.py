@@ -44,7 +44,7 @@ from mobility_agent.shipping.epoch_shipper import ShippingBuffers, backoff_s
 from mobility_agent.shipping.process_server_client import ProcessServerClient
 from mobility_agent.sole_agent import hold_disk, hold_machine
 from mobility_agent.state_place import lies_on
-from mobility_agent.tracker_choice import discard_tracking, open_tracker
+from mobility_agent.tracker_choice import discard_tracking, open_tracker, prepare_tracking
 from mobility_agent.unprotected_disks import UnprotectedDisks
 from replication import __version__
 from replication.control_plane import (
@@ -171,6 +171,8 @@ class Agent:
             try:
                 inventory = await asyncio.to_thread(self._take_inventory)
                 await self._control.put_inventory(inventory)
+                if self._wanted is None:  # the next thing may be an order to protect
+                    await asyncio.to_thread(prepare_tracking, self._settings.tracker)
                 await asyncio.sleep(INVENTORY_INTERVAL_S)
             except (BlockferryError, OSError) as error:
                 _logger.warning("cannot report the inventory", extra={"fields": {"error": str(error)}})

@@ -132,8 +132,8 @@ class Halves:
         self._given_slices = {*self._collected, *self._carried.filled, *(whole // SLICE_WORDS * SLICE_WORDS).tolist()}
 
     def _perhaps_filled(self, into: DirtyBitmap) -> Iterable[int]:
-        """Slices of ``into`` that may hold something. The caller's bitmap is mostly the one of the last harvest, unchanged: then it is known,
-        and not looked through. Were it changed unseen, bits would stay set that need not be, and none would be lost.
+        """Slices of ``into`` that may hold something. The caller's bitmap is mostly the one of the last harvest, unchanged: then they are
+        known, and not looked for. Were it changed unseen, bits would stay set that need not be, and none would be lost.
         """
         if self._given is not None and self._given[0] is into and self._given[1] == into.changes:
             return self._given_slices
