@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
 from config_server.core.address_claims import OwnAddresses, check_claim
-from config_server.core.disk_progress import came_forward, falls_behind
+from config_server.core.disk_progress import FallingBehind, came_forward, falling_behind
 from config_server.core.job import JobKind
 from config_server.core.observation import SEEDED_PHASES
 from config_server.core.protected_item import TRANSITIONS, ReplicationObserved, State
@@ -76,10 +76,18 @@ def _write_disk(row: ItemDiskRow, observation: DiskObservation, now_ns: int) -> 
     before = observation_of(row)
     if came_forward(before, observation):
         row.progress_ns = now_ns
-    if not falls_behind(before, observation, fell_behind=row.falling_behind_since_ns is not None):
-        row.falling_behind_since_ns = None
-    elif row.falling_behind_since_ns is None:
-        row.falling_behind_since_ns = now_ns
+    since_ns, peak_bytes, peak_ns = (
+        row.falling_behind_since_ns,
+        row.falling_behind_peak_bytes,
+        row.falling_behind_peak_ns,
+    )
+    known = None
+    if since_ns is not None and peak_bytes is not None and peak_ns is not None:
+        known = FallingBehind(since_ns, peak_bytes, peak_ns)
+    behind = falling_behind(known, before, observation, now_ns)
+    row.falling_behind_since_ns = None if behind is None else behind.since_ns
+    row.falling_behind_peak_bytes = None if behind is None else behind.peak_bytes
+    row.falling_behind_peak_ns = None if behind is None else behind.peak_ns
     if observation.phase in SEEDED_PHASES and row.seeded_ns is None:
         row.seeded_ns = now_ns
     if observation.size_bytes:
