@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ from azure_sink.blob_service.metrics import ArenaCollector, BlobMetrics
 from azure_sink.blob_store.store import BlobStore, StoreOptions
 from azure_sink.config import BlobSettings, Settings
 from azure_sink.local_blob_client import LocalBlobClient
+from azure_sink.replica_writer.doorbells import Doorbells
 from azure_sink.replica_writer.metrics import WriterMetrics
 from azure_sink.replica_writer.replica_writer import ReplicaWriter
 from azure_sink.replica_writer.settings import WriterSettings
@@ -61,10 +62,14 @@ def _server_tls(settings: BlobSettings) -> ssl.SSLContext:
 
 @contextlib.asynccontextmanager
 async def running_blob_service(
-    settings: BlobSettings, board: HealthBoard, registry: CollectorRegistry
+    settings: BlobSettings,
+    board: HealthBoard,
+    registry: CollectorRegistry,
+    on_put: Callable[[str, str], None] = lambda _container, _name: None,
 ) -> AsyncIterator[RunningBlobService]:
     """Serve until the context is left; then requests end, what was begun is committed, the store is closed.
 
+    :param on_put: as ``StoreOptions`` has it.
     :raises SettingsError: key, certificate, address or state directory cannot be used.
     :raises Permanent: inside the context, as an exception group: the store failed and needs a restart.
     """
@@ -74,6 +79,7 @@ async def running_blob_service(
         arena_bytes=settings.arena_bytes,
         reserve_bytes=settings.reserve_bytes,
         on_group=metrics.group_size.observe,
+        on_put=on_put,
     )
     loop = asyncio.get_running_loop()
     store = await loop.run_in_executor(None, BlobStore.open, settings.state_dir, options)
@@ -127,6 +133,7 @@ async def running_writer(
     board: HealthBoard,
     registry: CollectorRegistry,
     client: BlobClient,
+    doorbells: Doorbells | None = None,
 ) -> AsyncIterator[ReplicaWriter]:
     """Write replicas in ``client``'s account until the context is left; then the leases are given back.
 
@@ -139,7 +146,13 @@ async def running_writer(
         stack.enter_context(directory.locked())
         identity = directory.load_or_make_identity()
         writer = ReplicaWriter(
-            client, identity, directory.load_or_make_lease_id(), settings, WriterMetrics(registry), board
+            client,
+            identity,
+            directory.load_or_make_lease_id(),
+            settings,
+            WriterMetrics(registry),
+            board,
+            doorbells=doorbells,
         )
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         stack.callback(tasks.create_task(writer.run()).cancel)
@@ -161,13 +174,15 @@ async def run_writer(settings: Settings, lifecycle: Lifecycle) -> None:
 async def run_all(settings: Settings, lifecycle: Lifecycle) -> None:
     """``azure-sink all``: both in one process. The writer works on the service's own store, unless it is given another endpoint."""
     blob, writer = settings.required_blob(), settings.required_writer()
-    registry, board = make_registry(), HealthBoard()
+    registry, board, doorbells = make_registry(), HealthBoard(), Doorbells()
     async with contextlib.AsyncExitStack() as stack:
-        service = await stack.enter_async_context(running_blob_service(blob, board, registry))
-        client: BlobClient = LocalBlobClient(service.store)
-        if writer.store is not None:
+        service = await stack.enter_async_context(running_blob_service(blob, board, registry, doorbells.note_put))
+        if writer.store is None:
+            local = LocalBlobClient(service.store)
+            await stack.enter_async_context(running_writer(writer, board, registry, local, doorbells))
+        else:
             client = await stack.enter_async_context(HttpBlobClient(writer.store))
-        await stack.enter_async_context(running_writer(writer, board, registry, client))
+            await stack.enter_async_context(running_writer(writer, board, registry, client))
         await _observed(settings, board, registry, lifecycle)
 
 

@@ -41,11 +41,16 @@ class Ages:
     def __init__(self, clock: Clock, monotonic: Callable[[], float]) -> None:
         self._clock = clock
         self._monotonic = monotonic
+        self._began_s = monotonic()
         self._seen: OrderedDict[tuple[str, str], _Seen] = OrderedDict()
 
     def monotonic_s(self) -> float:
         """The clock that nobody sets, for whoever remembers moments in memory only."""
         return self._monotonic()
+
+    def watched_s(self) -> float:
+        """Since when this process has been there to see stamps written: a longer silence may be its own."""
+        return self._monotonic() - self._began_s
 
     def of(self, what: str, which: str, stamp_ns: int | None) -> Age | None:
         """The age of ``stamp_ns``, which says when ``what`` was last true of ``which``; None if it never was."""

@@ -124,6 +124,7 @@ async def running_site(
             own=own,
             clock=clock,
             wake_reconciler=reconciler.wake,
+            note_points=reconciler.note_points,
         )
         registry.register(reconciler.figures)
         server = await start_server(

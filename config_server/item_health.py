@@ -41,8 +41,15 @@ def disk_facts(row: ItemDiskRow, ages: Ages) -> DiskFacts:
         observation=observation_of(row),
         observation_age_s=known_s(observation_age(row, ages)),
         progress_age_s=at_least_s(ages.of("progress", which, row.progress_ns)) or 0.0,
-        falling_behind_s=at_least_s(ages.of("falling-behind", which, row.falling_behind_since_ns)),
+        falling_behind_s=_backlog_growing_s(row, ages, which),
     )
+
+
+def _backlog_growing_s(row: ItemDiskRow, ages: Ages, which: str) -> float | None:
+    """From when the disk began to fall behind until its backlog was greatest."""
+    since_s = at_least_s(ages.of("falling-behind", which, row.falling_behind_since_ns))
+    peak_s = at_least_s(ages.of("backlog-peak", which, row.falling_behind_peak_ns))
+    return None if since_s is None or peak_s is None else max(0.0, since_s - peak_s)
 
 
 def observation_age(row: ItemDiskRow, ages: Ages) -> Age | None:
@@ -50,12 +57,14 @@ def observation_age(row: ItemDiskRow, ages: Ages) -> Age | None:
 
 
 def _point_age_s(newest: RecoveryPointRow | None, ages: Ages) -> float | None:
-    """Its cut was counted by this server's clock, whatever that said then; the age grows in any case from when it was first seen."""
-    return (
-        None
-        if newest is None
-        else at_least_s(ages.of("newest-point", f"{newest.item_id}/{newest.cut}", newest.counted_ns))
-    )
+    """Its cut was counted by this server's clock, whatever that said then; the age grows in any case from when it was first seen.
+
+    By what it is counted as, too: a point that is found late may raise that (``point_history.py``). This is no new stamp, written since the
+    last look, but another time of the same cut.
+    """
+    if newest is None:
+        return None
+    return at_least_s(ages.of("newest-point", f"{newest.item_id}/{newest.cut}/{newest.counted_ns}", newest.counted_ns))
 
 
 async def _points_with_a_wrong_time(session: AsyncSession, item_id: str, now_ns: int) -> int:

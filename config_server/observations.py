@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
 from config_server.core.address_claims import OwnAddresses, check_claim
-from config_server.core.disk_progress import came_forward, falls_behind
+from config_server.core.disk_progress import FallingBehind, came_forward, falling_behind
 from config_server.core.job import JobKind
 from config_server.core.observation import SEEDED_PHASES
 from config_server.core.protected_item import TRANSITIONS, ReplicationObserved, State
@@ -35,8 +35,10 @@ from replication.errors import Conflict, InvalidInput, Refused
 from replication.service_address import ServiceAddress
 
 
-async def report_agent(session: AsyncSession, machine: MachineRow, observation: AgentObservation, now_ns: int) -> None:
-    """Write an agent's observation down.
+async def report_agent(
+    session: AsyncSession, machine: MachineRow, observation: AgentObservation, now_ns: int
+) -> str | None:
+    """Write an agent's observation down; returns the item that it speaks of, if it does.
 
     :raises Refused: if it comes from another installation than the one that enrolled (R11).
     """
@@ -54,7 +56,7 @@ async def report_agent(session: AsyncSession, machine: MachineRow, observation: 
     machine.observation = observation.model_dump_json()
     item = await active_item(session, machine.id)
     if item is None or observation.revision < item.first_revision:
-        return  # nothing is protected, or the agent does not know yet what is: it speaks of an earlier item
+        return None  # nothing is protected, or the agent does not know yet what is: it speaks of an earlier item
     reported = {disk.disk: disk for disk in observation.disks}
     rows = [disk for disk in await item_disks(session, item.id) if disk.disk_id in reported]
     for row in rows:
@@ -67,16 +69,25 @@ async def report_agent(session: AsyncSession, machine: MachineRow, observation: 
     elif observation.cutover is not None:
         await _keep_cutover(session, item, observation.cutover, now_ns)
     await follow_observation(session, item, now_ns)
+    return item.id
 
 
 def _write_disk(row: ItemDiskRow, observation: DiskObservation, now_ns: int) -> None:
     before = observation_of(row)
     if came_forward(before, observation):
         row.progress_ns = now_ns
-    if not falls_behind(before, observation, fell_behind=row.falling_behind_since_ns is not None):
-        row.falling_behind_since_ns = None
-    elif row.falling_behind_since_ns is None:
-        row.falling_behind_since_ns = now_ns
+    since_ns, peak_bytes, peak_ns = (
+        row.falling_behind_since_ns,
+        row.falling_behind_peak_bytes,
+        row.falling_behind_peak_ns,
+    )
+    known = None
+    if since_ns is not None and peak_bytes is not None and peak_ns is not None:
+        known = FallingBehind(since_ns, peak_bytes, peak_ns)
+    behind = falling_behind(known, before, observation, now_ns)
+    row.falling_behind_since_ns = None if behind is None else behind.since_ns
+    row.falling_behind_peak_bytes = None if behind is None else behind.peak_bytes
+    row.falling_behind_peak_ns = None if behind is None else behind.peak_ns
     if observation.phase in SEEDED_PHASES and row.seeded_ns is None:
         row.seeded_ns = now_ns
     if observation.size_bytes:

@@ -22,7 +22,9 @@ from config_server.store_status import StoreStatus
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The services of one configuration server. ``wake_reconciler`` lets it look at once instead of at its next interval."""
+    """The services of one configuration server. ``wake_reconciler`` lets it look at once instead of at its next interval, and for points
+    that an agent names (item, cuts) if it was told them with ``note_points``.
+    """
 
     database: Database
     authority: Authority
@@ -39,6 +41,7 @@ class Site:
     own: OwnAddresses
     clock: Clock
     wake_reconciler: Callable[[], None]
+    note_points: Callable[[str, frozenset[str]], None]
 
     def changed(self) -> None:
         """Something was committed: agents that wait and the reconciler look again."""

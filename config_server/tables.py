@@ -198,7 +198,8 @@ class ProtectedItemRow(Base):
 
 
 class ItemDiskRow(Base):
-    """A disk under protection, with the newest ``DiskObservation`` of it. ``progress_ns``: when it last came forward.
+    """A disk under protection, with the newest ``DiskObservation`` of it. ``progress_ns``: when it last came forward; ``falling_behind_*``:
+    as ``core/disk_progress.py`` has it.
 
     ``proved_*``: up to where its tracking was last reported as intact.
     """
@@ -214,6 +215,8 @@ class ItemDiskRow(Base):
     observed_ns: Mapped[int | None] = mapped_column(BigInteger)
     progress_ns: Mapped[int | None] = mapped_column(BigInteger)
     falling_behind_since_ns: Mapped[int | None] = mapped_column(BigInteger)
+    falling_behind_peak_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    falling_behind_peak_ns: Mapped[int | None] = mapped_column(BigInteger)
     proved_generation: Mapped[int] = mapped_column(BigInteger, default=0)
     proved_epoch: Mapped[int] = mapped_column(BigInteger, default=0)
 

@@ -23,13 +23,14 @@ from typing import Final
 from mobility_agent.block_device.claim import Claim
 from mobility_agent.block_device.identity import DiskIdentity
 from mobility_agent.block_device.machine_facts import MACHINE_ID_FILE, MachineFacts, read_machine_facts
+from mobility_agent.changes import Changes
 from mobility_agent.config import AgentSettings
 from mobility_agent.config_server_client import ConfigServerClient
 from mobility_agent.core.own_writes import StateWrites
 from mobility_agent.desired_memory import DesiredMemory
 from mobility_agent.disk_memory import DISKS_DIRECTORY, DiskMemory
 from mobility_agent.inventory import locate_disk, take_inventory
-from mobility_agent.observations import DiskMetrics, observe_item
+from mobility_agent.observations import DiskMetrics, observe_item, standing
 from mobility_agent.protection.disk_session import DiskSession, SessionLimits
 from mobility_agent.protection.disk_supervisor import DiskEnvironment
 from mobility_agent.protection.item_session import ItemEnvironment, ItemSession, ended, runs, structure_of
@@ -43,7 +44,7 @@ from mobility_agent.shipping.epoch_shipper import ShippingBuffers, backoff_s
 from mobility_agent.shipping.process_server_client import ProcessServerClient
 from mobility_agent.sole_agent import hold_disk, hold_machine
 from mobility_agent.state_place import lies_on
-from mobility_agent.tracker_choice import discard_tracking, open_tracker
+from mobility_agent.tracker_choice import discard_tracking, open_tracker, prepare_tracking
 from mobility_agent.unprotected_disks import UnprotectedDisks
 from replication import __version__
 from replication.control_plane import (
@@ -66,6 +67,8 @@ DESIRED_WAIT_S: Final = 30.0
 INVENTORY_INTERVAL_S: Final = 300.0
 RETRY_S: Final = 2.0
 DISCARD_POLL_S: Final = 5.0
+MIN_REPORT_GAP_S: Final = 0.2
+"""However often something happens, reports are at least this far apart."""
 MIN_EPOCH_INTERVAL_S: Final = 0.1
 ECHO_WAIT_INTERVALS: Final = 2.0
 """Recovery points take along what waits as the agent's own doing (R10); if none is made for so many intervals, it waits no longer."""
@@ -118,6 +121,7 @@ class Agent:
         self._metrics = DiskMetrics()
         self._memory_of_desired = DesiredMemory(settings.state_dir / _DESIRED_FILE)
         self._desired_changed = asyncio.Event()
+        self._changes = Changes()
         self._item: ItemSession | None = None
         self._freeze_guard = FreezeGuard()
         held.callback(self._freeze_guard.close)
@@ -167,6 +171,8 @@ class Agent:
             try:
                 inventory = await asyncio.to_thread(self._take_inventory)
                 await self._control.put_inventory(inventory)
+                if self._wanted is None:  # the next thing may be an order to protect
+                    await asyncio.to_thread(prepare_tracking, self._settings.tracker)
                 await asyncio.sleep(INVENTORY_INTERVAL_S)
             except (BlockferryError, OSError) as error:
                 _logger.warning("cannot report the inventory", extra={"fields": {"error": str(error)}})
@@ -176,7 +182,9 @@ class Agent:
         return take_inventory(self._facts, self._settings.disk_files, self._disk_memory.known())
 
     async def _report_observations(self) -> None:
+        """At each heartbeat, and as soon as something has become different that a job or an operator may wait for."""
         while True:
+            told = self._standing()
             try:
                 await self._control.post_observation(self._observe())
                 self._board.report("config-server", HealthState.OK)
@@ -189,7 +197,16 @@ class Agent:
                         "the configuration server refuses this agent", extra={"fields": {"error": str(error)}}
                     )
             self._report_health()
-            await asyncio.sleep(self._settings.heartbeat_s)
+            await self._wait_to_report(told)
+
+    async def _wait_to_report(self, told: tuple[object, ...]) -> None:
+        due_s = time.monotonic() + self._settings.heartbeat_s
+        await asyncio.sleep(min(MIN_REPORT_GAP_S, self._settings.heartbeat_s))
+        while self._standing() == told and (left_s := due_s - time.monotonic()) > 0:
+            await self._changes.beyond(self._changes.count, left_s)
+
+    def _standing(self) -> tuple[object, ...]:
+        return self._memory_of_desired.revision, *standing(self._item)
 
     def _observe(self) -> AgentObservation:
         item = self._item
@@ -230,6 +247,7 @@ class Agent:
             _logger.warning("cannot remember the desired state", extra={"fields": {"error": str(error)}})
         reached("agent.desired.remembered")
         self._desired_changed.set()
+        self._changes.tell()
 
     # ---- the protected item
 
@@ -321,6 +339,7 @@ class Agent:
             coordinator=PointCoordinator(self._freeze_guard, self._memory, self._mounts_of),
             quiesced=None if hooks is None else hooks.quiesced,
             claim=_claim,
+            changes=self._changes,
         )
 
     def _locate(self, disk: DiskId) -> Path:

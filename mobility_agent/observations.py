@@ -1,6 +1,7 @@
 """What the agent tells of its disks: observations for the configuration server, metrics for Prometheus. Computed, never stored.
 
-Called by ``daemon`` at each heartbeat and at each scrape. Never says *replicating* of a disk whose session does not run (P3).
+Called by ``daemon`` at each heartbeat, whenever something may be worth one, and at each scrape. Never says *replicating* of a disk whose
+session does not run (P3).
 """
 
 from __future__ import annotations
@@ -30,6 +31,30 @@ def observe_item(item: ItemSession) -> list[DiskObservation]:
     """One observation per disk of the item."""
     now_ns = time.time_ns()
     return [observe_disk(supervisor, item, now_ns) for supervisor in item.supervisors.values()]
+
+
+def standing(item: ItemSession | None) -> tuple[object, ...]:
+    """What is worth a report at once, and costs next to nothing to look at: how far every disk is, its newest point, what it complains of,
+    and how far a cutover is. Bytes and lags wait for the heartbeat.
+    """
+    if item is None:
+        return ()
+    disks = tuple(
+        (
+            supervisor.disk,
+            _phase(supervisor, item),
+            None if supervisor.session is None else supervisor.session.ledger.generation,
+            supervisor.figures.newest_point_cut,
+            None if supervisor.problem is None else supervisor.problem.code,
+        )
+        for supervisor in item.supervisors.values()
+    )
+    cutover = item.cutover
+    if cutover is None:
+        return disks
+    problem = None if cutover.problem is None else cutover.problem.code
+    hashed = len(cutover.source_hashes)
+    return (*disks, cutover.job, cutover.state, cutover.cut, hashed, cutover.identity_claimed, problem)
 
 
 def observe_disk(supervisor: DiskSupervisor, item: ItemSession, now_ns: int) -> DiskObservation:

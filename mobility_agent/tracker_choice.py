@@ -1,17 +1,19 @@
 """Which change tracker a disk gets, and which ones work on this machine.
 
-Called by ``daemon`` (opens trackers for the disk supervisors) and ``inventory``. ``auto`` takes ``ebpf`` where kernel, device and privilege
-allow it, else ``scan``; the reason for falling back is logged and shown to the operator, never hidden (P3).
+Called by ``daemon`` (prepares and opens trackers for the disk supervisors) and ``inventory``. ``auto`` takes ``ebpf`` where kernel, device
+and privilege allow it, else ``scan``; the reason for falling back is logged and shown to the operator, never hidden (P3).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
 from typing import Final
 
 from mobility_agent.block_device.reader import DiskReader
+from mobility_agent.change_tracker.ebpf.objects import kernel_types
 from mobility_agent.change_tracker.ebpf.pins import Pins
 from mobility_agent.change_tracker.ebpf.support import why_not_machine, why_not_trackable
 from mobility_agent.change_tracker.ebpf.tracker import EbpfTracker
@@ -22,7 +24,7 @@ from mobility_agent.interruption import Interruption
 from mobility_agent.shipping.digest_table import DigestTable
 from replication.control_plane import TrackerAvailability, TrackerKind
 from replication.dirty_bitmap import Geometry
-from replication.errors import NotFound, Refused, Unsupported
+from replication.errors import BlockferryError, NotFound, Refused, Unsupported
 from replication.identifiers import DiskId
 
 _PRIVILEGE: Final = "it needs root, or CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN for the pins"
@@ -75,6 +77,13 @@ def open_tracker(
                 extra={"fields": {"disk": disk, "reason": str(error)}},
             )
     return ScanTracker(reader, geometry, table, is_cancelled=interruption.is_interrupted)
+
+
+def prepare_tracking(settings: TrackerSettings) -> None:
+    """Have ready what attaching the first tracker would else wait for. What goes wrong here goes wrong there again, and is told there."""
+    if settings.kind != "scan" and not why_not_machine():
+        with contextlib.suppress(BlockferryError):
+            kernel_types()
 
 
 def discard_tracking(settings: TrackerSettings, disk: DiskId) -> None:

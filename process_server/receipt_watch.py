@@ -2,7 +2,7 @@
 
 Called by the intake (agents wait for receipts; the bytes are relayed as they are, the agent verifies the signature) and the uploader (what
 is applied decides which manifests may go). A generation is polled while an agent waits for it or a manifest of it is not applied yet:
-every 0.25 s after news or a new manifest, slower up to 2 s while nothing happens.
+0.05 s after news or a new manifest, then more and more slowly, up to every 2 s while nothing happens.
 
 A generation's receipt is read by one read after the other, so that a receipt which says less than the one before is no answer that was
 overtaken: the store itself was put back to an older state (``on_step_back``). Who knows of more than the store is told so
@@ -28,9 +28,9 @@ from replication.identifiers import EpochId, GenerationKey
 from replication.store_documents import Receipt
 from replication.store_layout import REPLICATION_CONTAINER, generation_record_name, receipt_name
 
-FASTEST_S: Final = 0.25
+FASTEST_S: Final = 0.05
 SLOWEST_S: Final = 2.0
-SLOWER_BY: Final = 1.25
+SLOWER_BY: Final = 1.5
 FORGET_AFTER_S: Final = 60.0
 _POLLS_AT_ONCE: Final = 8
 

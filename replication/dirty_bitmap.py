@@ -169,14 +169,16 @@ class DirtyBitmap:
     """A bit for each granule of a disk. When uncertain, callers mark; only durability downstream clears.
 
     ``words`` given at construction are used in place (a kernel's map, say), not copied; bits past the last granule are cleared.
+    ``changes`` grows with each call that may set or clear a bit; who writes to ``words`` directly is not counted.
     """
 
-    __slots__ = ("granules", "words")
+    __slots__ = ("changes", "granules", "words")
 
     def __init__(self, granules: int, words: Words | None = None) -> None:
         if not 0 < granules <= MAX_GRANULES:
             raise InvalidInput(f"cannot make a bitmap of {granules} granules")
         self.granules = granules
+        self.changes = 0
         word_count = -(-granules // _WORD_BITS)
         if words is None:
             words = np.zeros(word_count, dtype=np.uint64)
@@ -216,10 +218,12 @@ class DirtyBitmap:
         return sum(int(np.bitwise_count(self.words[at : at + SLICE_WORDS]).sum()) for at in filled_slices(self.words))
 
     def mark_all(self) -> None:
+        self.changes += 1
         self.words[:] = _FULL_WORD
         self._mask_tail()
 
     def clear_all(self) -> None:
+        self.changes += 1
         self.words[:] = 0
 
     def mark(self, start: int, count: int) -> None:
@@ -235,6 +239,7 @@ class DirtyBitmap:
         end = min(start + count, self.granules)
         if start >= end:
             return
+        self.changes += 1
         first_word, last_word, head, tail = _word_range(start, end)
         if first_word == last_word:
             self._change_word(first_word, head & tail, mark=mark)
@@ -264,6 +269,7 @@ class DirtyBitmap:
         """
         if len(words) < len(self.words):
             raise InvalidInput(f"cannot mark {len(words)} words in a bitmap of {self.granules} granules")
+        self.changes += 1
         np.bitwise_or(self.words, words[: len(self.words)], out=self.words)
         self._mask_tail()
 

@@ -59,12 +59,15 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """``clock`` gives seconds since the epoch: leases and times follow it. ``on_group`` is told each commit group's size."""
+    """``clock`` gives seconds since the epoch: leases and times follow it. ``on_group`` is told each commit group's size, ``on_put``
+    container and name of each block blob that was put whole and is durable, on the event loop.
+    """
 
     arena_bytes: int = DEFAULT_ARENA_BYTES
     reserve_bytes: int = DEFAULT_RESERVE_BYTES
     clock: Callable[[], float] = time.time
     on_group: Callable[[int], None] = lambda _size: None
+    on_put: Callable[[str, str], None] = lambda _container, _name: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class BlobStore:
         self._directory = directory
         self._lock = _lock_directory(directory)
         self._clock = options.clock
+        self._on_put = options.on_put
         self._arenas = ArenaSet(
             directory / _ARENAS_NAME, arena_bytes=options.arena_bytes, reserve_bytes=options.reserve_bytes
         )
@@ -246,7 +250,9 @@ class BlobStore:
     ) -> BlobRecord:
         """``body`` must be finished."""
         place = await body.finish()
-        return await self._commit(lambda t: block_blobs.put(t, address, new, place, guard), body)
+        record = await self._commit(lambda t: block_blobs.put(t, address, new, place, guard), body)
+        self._on_put(address.container, address.name)
+        return record
 
     async def put_block(self, address: Address, block_id: str, body: BodyWriter, lease_id: str | None = None) -> None:
         place = await body.finish()

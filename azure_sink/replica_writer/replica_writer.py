@@ -2,6 +2,7 @@
 
 Called by ``azure_sink/daemon.py``; tests call ``settle``, which does the same work step by step, without waiting. It needs a
 ``BlobClient`` and nothing else of the store, so an in-process one over the blob store can replace the HTTPS hop of ``azure-sink all``.
+It looks for work at intervals; there, ``Doorbells`` of the store end them as soon as there is some.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 from typing import Final
 
 from azure_sink.replica_writer.disk_follower import DiskFollower, FollowerParts, Outcome
+from azure_sink.replica_writer.doorbells import RECORDS, REQUESTS, Doorbells
 from azure_sink.replica_writer.failures import FenceLost
 from azure_sink.replica_writer.follower_registry import FollowerRegistry
 from azure_sink.replica_writer.generation_book import GenerationBook
@@ -53,12 +55,14 @@ class ReplicaWriter:
         metrics: WriterMetrics,
         health: HealthBoard,
         clock: Clock | None = None,
+        doorbells: Doorbells | None = None,
     ) -> None:
         clock = Clock() if clock is None else clock
         self._client = client
         self._settings = settings
         self._health = health
         self._clock = clock
+        self._doorbells = doorbells
         self._started: set[DiskFollower] = set()
         self._prepared = asyncio.Event()
         self._store_trouble: BlockferryError | None = None
@@ -119,7 +123,14 @@ class ReplicaWriter:
                 self._report_store_answers()
             except BlockferryError as error:
                 self._report_store(error)
-            await self._clock.sleep(self._settings.poll_idle_s)
+            await self._pause(RECORDS, self._settings.poll_idle_s)
+
+    async def _pause(self, which: str, longest_s: float) -> None:
+        """Until the next look."""
+        if self._doorbells is None:
+            await self._clock.sleep(longest_s)
+        else:
+            await self._doorbells.wait(which, longest_s)
 
     def _start(self, tasks: asyncio.TaskGroup, follower: DiskFollower) -> None:
         """Give a follower its tasks, unless it has them."""
@@ -133,6 +144,8 @@ class ReplicaWriter:
     async def _follow(self, follower: DiskFollower) -> None:
         settings = self._settings
         idle_s, trouble_s = settings.poll_busy_s, FIRST_TROUBLE_PAUSE_S
+        if self._doorbells is not None:
+            self._doorbells.install(follower.disk)
         while not follower.retired:
             async with follower.lock:
                 outcome = await follower.step()
@@ -143,7 +156,7 @@ class ReplicaWriter:
                 case Outcome.WORKED:
                     idle_s = settings.poll_busy_s
                 case Outcome.IDLE:
-                    await self._clock.sleep(idle_s)
+                    await self._pause(follower.disk, idle_s)
                     slowest_s = max(settings.poll_idle_s, IDLE_PER_DISK_S * len(self.followers.all))
                     idle_s = min(idle_s * IDLE_GROWTH, slowest_s)
                 case Outcome.LOST:
@@ -154,6 +167,8 @@ class ReplicaWriter:
                     await self._pause_in_trouble(follower, trouble_s)
                     trouble_s = min(trouble_s * 2, MAX_TROUBLE_PAUSE_S)
         self._health.forget(_check_name(follower))
+        if self._doorbells is not None and self.followers.find(follower.disk) is None:
+            self._doorbells.remove(follower.disk)
 
     async def _pause_in_trouble(self, follower: DiskFollower, pause_s: float) -> None:
         """Wait, but no longer than until the blobs that the trouble is about have changed."""
@@ -188,7 +203,7 @@ class ReplicaWriter:
             interval_s = (
                 self._settings.poll_busy_s if found else min(interval_s * IDLE_GROWTH, self._settings.poll_idle_s)
             )
-            await self._clock.sleep(interval_s)
+            await self._pause(REQUESTS, interval_s)
 
     async def _sweep(self) -> None:
         await self._prepared.wait()

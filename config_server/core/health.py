@@ -70,8 +70,8 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class DiskFacts:
-    """A disk, its newest observation and its ages in seconds; ``observation_age_s`` None: not known; ``falling_behind_s`` None: it
-    is not.
+    """A disk, its newest observation and its ages in seconds; ``observation_age_s`` None: not known; ``falling_behind_s``: how long
+    its backlog has been growing; None: it does not fall behind.
     """
 
     disk: str

@@ -2,7 +2,8 @@
 
 A point is offered while its record stands in the store: AVAILABLE. What retention lets go is PRUNING until the writer answers. One whose
 record is gone though nobody asked for that is LOST: the store was put back to an older state, perhaps by mistake, so it is AVAILABLE again
-as soon as the store lists it. DELETED is for ever. Invariant: a point that the store does not list is never offered for longer than a look.
+as soon as the store lists it, and forgotten when retention would have let it go. DELETED is for ever; it is forgotten after a look.
+Invariant: a point that the store does not list is never offered for longer than a look, and one that it lists is offered or pruned.
 """
 
 from __future__ import annotations

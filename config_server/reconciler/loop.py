@@ -112,6 +112,10 @@ class Reconciler:
         self._round_due_ns = 0
         self._exchange.look_around_soon()
 
+    def note_points(self, item_id: str, cuts: frozenset[str]) -> None:
+        """An agent names these points as its newest: those that are not known are looked for in the next pass."""
+        self._exchange.note_points(item_id, cuts)
+
     async def run(self) -> None:
         """Pass after pass; returns only by cancellation."""
         async with asyncio.TaskGroup() as tasks:

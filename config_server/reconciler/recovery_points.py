@@ -2,9 +2,9 @@
 
 A point exists for this server once its signed record was verified; a record that cannot be verified is refused and recorded as an
 event. What is found at one look is taken in in the order of the history. A known one that the store does not list is lost until it does
-again, or until its retention would have ended. A deleted point is forgotten when the store does not list it any more and no job is at work
-on it, so that a look reads as many rows as there are points. Points are deleted by the writer at this
-server's request only (``core/retention.py`` decides), one request an item at a time.
+again; when its retention would have ended it is given up. What was given up or deleted is forgotten, unless a job is at work on it: so a
+look reads as many rows as there are points, and one that the store has again after all is found anew, and pruned. Points are deleted by
+the writer at this server's request only (``core/retention.py`` decides), one request an item at a time.
 """
 
 from __future__ import annotations
@@ -61,6 +61,25 @@ class RecoveryPoints:
         self._clock = clock
         self._refused: dict[str, str] = {}
         """Names of records that were refused, with their etag: read again only if they change."""
+        self._reported: dict[str, frozenset[str]] = {}
+        """What the agents named last as their newest point, by item; and what of it was not looked for yet."""
+        self._to_look_for: dict[str, frozenset[str]] = {}
+
+    def note_reported(self, item_id: str, cuts: frozenset[str]) -> None:
+        """An agent has seen in receipts that these are recorded. They are looked for once; what is not found then, ``find_all`` finds."""
+        if self._reported.get(item_id) != cuts:
+            self._reported[item_id] = self._to_look_for[item_id] = cuts
+
+    async def find_reported(self) -> int:
+        """Take in what agents have reported and is not known yet, so that no new point waits for the next round; returns how many."""
+        reported, self._to_look_for = self._to_look_for, {}
+        found = 0
+        for item_id, cuts in reported.items():
+            async with self._database.read() as session:
+                known = await _known_states(session, item_id, cuts)
+            for cut in sorted(cuts - known.keys()):
+                found += await self._take([await self._fetch(item_id, cut)])
+        return found
 
     async def find_awaited(self, item_id: str) -> tuple[int, int]:
         """Look for the points that open jobs wait for, by name; returns how many were found, and how many are still missing."""
@@ -74,13 +93,17 @@ class RecoveryPoints:
         return found, len(awaited) - found
 
     async def find_all(self, item_id: str) -> None:
-        """List the item's records and take in the new ones, and those that were lost; a known one that is gone is recorded as lost."""
+        """List the item's records and take in the new ones, and those that were lost; a known one that is gone is recorded as lost.
+
+        What was deleted before the look is forgotten, listed or not: the writer has answered that it is gone, so one that is listed came
+        back with an older state of the store. The next look finds it anew.
+        """
+        async with self._database.read() as session:
+            known = await _known_states(session, item_id)
         listed: dict[str, str] = {}
         prefix = recovery_point_prefix(ItemId(item_id))
         async for blob in self._store.list_blobs(RECOVERY_POINTS_CONTAINER, prefix):
             listed[blob.name.removeprefix(prefix)] = blob.properties.etag
-        async with self._database.read() as session:
-            known = await _known_states(session, item_id)
         new = [
             cut
             for cut, etag in listed.items()
@@ -90,9 +113,9 @@ class RecoveryPoints:
         lost = [cut for cut, state in known.items() if state == AVAILABLE and cut not in listed]
         if lost:
             await self._record_lost(item_id, lost)
-        gone = [cut for cut, state in known.items() if state == DELETED and cut not in listed]
-        if gone:
-            await self._forget(item_id, gone)
+        deleted = [cut for cut, state in known.items() if state == DELETED]
+        if deleted:
+            await self._forget(item_id, deleted)
 
     async def _fetch(self, item_id: str, cut: str) -> RecoveryPoint | None:
         name = recovery_point_name(ItemId(item_id), CutId(cut))
@@ -162,9 +185,9 @@ class RecoveryPoints:
             if State(item.state) in DELETING_STATES | {State.MIGRATING}:
                 return  # while a migration is judged, nothing gives way to its final point: that may turn out to differ
             policy = await session.get_one(PolicyRow, item.policy_id)
-            await self._give_up_lost(session, item_id, max(policy.retention_s, LOST_KEPT_S))
-            points = await _points(session, item_id)
             kept = await _in_use(session, item_id)
+            await self._give_up_lost(session, item_id, max(policy.retention_s, LOST_KEPT_S), kept)
+            points = await _points(session, item_id)
             # The newest ones may turn out to be suspect: then this is the last good one (R12).
             if (proved := await newest_proved_cut(session, item_id)) is not None:
                 kept.add(proved)
@@ -183,13 +206,15 @@ class RecoveryPoints:
             )
         reached("config.prune.asked")
 
-    async def _give_up_lost(self, session: AsyncSession, item_id: str, after_s: float) -> None:
-        """Those that retention would have let go by now. By this server's clock: a wrong one keeps them longer or less long, unharmed."""
+    async def _give_up_lost(self, session: AsyncSession, item_id: str, after_s: float, kept: set[str]) -> None:
+        """Forget those that retention would have let go by now, but for ``kept``: nothing remembers them, so one that comes back, be it in
+        this very moment, is a point like any other. By this server's clock: a wrong one keeps them longer or less long, unharmed.
+        """
         await session.execute(
-            update(RecoveryPointRow)
+            delete(RecoveryPointRow)
             .where(RecoveryPointRow.item_id == item_id, RecoveryPointRow.state == LOST)
             .where(RecoveryPointRow.counted_ns < self._clock() - int(after_s * 1e9))
-            .values(state=next_point_state(PointState.LOST, PointState.DELETED).value)
+            .where(RecoveryPointRow.cut.not_in(kept))
             .execution_options(synchronize_session=False)
         )
 
@@ -224,10 +249,10 @@ async def _settle_what_was_left(session: AsyncSession, item_id: str) -> None:
     await settle_pruning(session, item_id, list(await session.scalars(waiting)), done=False)
 
 
-async def _known_states(session: AsyncSession, item_id: str) -> dict[str, str]:
-    found = await session.execute(
-        select(RecoveryPointRow.cut, RecoveryPointRow.state).where(RecoveryPointRow.item_id == item_id)
-    )
+async def _known_states(session: AsyncSession, item_id: str, cuts: frozenset[str] | None = None) -> dict[str, str]:
+    """Of ``cuts``, else of all."""
+    query = select(RecoveryPointRow.cut, RecoveryPointRow.state).where(RecoveryPointRow.item_id == item_id)
+    found = await session.execute(query if cuts is None else query.where(RecoveryPointRow.cut.in_(cuts)))
     return {row.cut: row.state for row in found}
 
 

@@ -1,8 +1,8 @@
 """What this server and the store have for each other: requests out, answers and recovery points in. Called by ``reconciler/loop.py``.
 
-One pass delivers and collects, and at each round looks for new points of every item and prunes. Whether the store answers is kept in
-``StoreStatus`` and on the health board; it is asked at every round, so that *reachable* is never a guess. A store that hangs keeps nobody
-else waiting: the rest of the reconciler runs beside this.
+One pass delivers, collects and looks for the points that agents name, and at each round for new points of every item, and prunes. Whether
+the store answers is kept in ``StoreStatus`` and on the health board; it is asked at every round, so that *reachable* is never a guess. A
+store that hangs keeps nobody else waiting: the rest of the reconciler runs beside this.
 """
 
 from __future__ import annotations
@@ -58,6 +58,10 @@ class StoreExchange:
         """Let the next pass look at every item, whenever the next round would be due."""
         self._round_due_ns = 0
 
+    def note_points(self, item_id: str, cuts: frozenset[str]) -> None:
+        """An agent names these points as recorded: the next pass looks for those that are not known."""
+        self._points.note_reported(item_id, cuts)
+
     async def run_once(self) -> bool:
         """One pass; returns whether something came that a job may have waited for."""
         try:
@@ -82,7 +86,7 @@ class StoreExchange:
         await self._mailbox.deliver()
         settled, open_requests = await self._mailbox.collect()
         await self._mailbox.retire()
-        found = missing = 0
+        found, missing = await self._points.find_reported(), 0
         for item_id in busy:
             found_here, missing_here = await self._points.find_awaited(item_id)
             found, missing = found + found_here, missing + missing_here

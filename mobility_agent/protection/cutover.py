@@ -81,13 +81,17 @@ class Cutover:
         sessions: Mapping[DiskId, DiskSession],
         coordinator: PointCoordinator,
         claim: Callable[[DiskSession], HeldClaim],
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        """:param claim: claims a session's disk or raises Refused or Conflict with who holds it."""
+        """:param claim: claims a session's disk or raises Refused or Conflict with who holds it.
+        :param on_change: called whenever ``observation`` is another.
+        """
         self._desired = desired
         self._item = item
         self.sessions = dict(sessions)
         self._coordinator = coordinator
         self._claim = claim
+        self._on_change = on_change
         self._claims: dict[DiskId, HeldClaim] = {}
         self._executor: Executor | None = None
         """Of calls to the claims, which outlive the sessions."""
@@ -153,6 +157,7 @@ class Cutover:
 
     def _note(self, **changes: object) -> None:
         self.observation = self.observation.model_copy(update=changes)
+        self._on_change()
 
     async def _wait_until_seeded(self) -> None:
         """A resync may have begun in the middle of a cutover, or before it: nothing is claimed, and nothing fails, until it is over."""

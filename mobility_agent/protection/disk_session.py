@@ -91,9 +91,16 @@ class DiskSession:
     """``run`` until cancelled or failed."""
 
     def __init__(
-        self, parts: DiskParts, shipper: EpochShipper, limits: SessionLimits, seeding_slots: asyncio.Semaphore
+        self,
+        parts: DiskParts,
+        shipper: EpochShipper,
+        limits: SessionLimits,
+        seeding_slots: asyncio.Semaphore,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        """:param seeding_slots: bounds how many disks of the machine are in initial replication or resync at once."""
+        """:param seeding_slots: bounds how many disks of the machine are in initial replication or resync at once.
+        :param on_change: called whenever something may have become of the ledger, or the session fails.
+        """
         self.parts = parts
         self.ledger = parts.ledger
         self.figures = parts.figures
@@ -110,6 +117,7 @@ class DiskSession:
         self._receipts = ReceiptIntake(self._kept, parts.table, shipper, parts.writer_key, parts.figures)
         self._manifests = ManifestDelivery(self._kept, shipper, parts.manifest_key, self._receipts.look)
         self._last_harvest_s = float("-inf")
+        self._kept.on_tell = on_change
         self._begun: tuple[EpochId, AttemptNumber] | None = None
         """The newest attempt whose reading was begun."""
         self.figures.note_applied_cut(self.ledger.applied_cut_time_ns)

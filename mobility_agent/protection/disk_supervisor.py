@@ -89,15 +89,20 @@ class DiskEnvironment:
 
 
 class DiskSupervisor:
-    """One disk. ``session`` is the running one, None while there is none; ``problem`` says why."""
+    """One disk. ``session`` is the running one, None while there is none; ``problem`` says why. ``on_change`` is called when either may
+    have changed, or what is known of the replica.
+    """
 
-    def __init__(self, disk: DiskId, item: ItemId, environment: DiskEnvironment) -> None:
+    def __init__(
+        self, disk: DiskId, item: ItemId, environment: DiskEnvironment, on_change: Callable[[], None] = lambda: None
+    ) -> None:
         self.disk = disk
         self.figures = DiskFigures()
         self.session: DiskSession | None = None
         self.tracker: ChangeTracker | None = None
         self._problem: Problem | None = None
         self._item = item
+        self._on_change = on_change
         self._environment = environment
         self._directory = environment.state_dir / "disks" / disk
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"disk-{disk[:8]}")
@@ -159,6 +164,7 @@ class DiskSupervisor:
             self._problem = Problem(code=error.code, message=error.located, hint=error.hint)
         else:
             self._problem = Problem(code="operating-system", message=str(error))
+        self._on_change()
 
     async def order_resync(self, order: str, reason: str, *, distrust_digests: bool = False) -> bool:
         """Obey an operator's resync order once; True if the running session must be ended for it.
@@ -202,7 +208,10 @@ class DiskSupervisor:
             window=environment.batches_in_flight,
             on_peer=self._note_peer,
         )
-        self.session = session = DiskSession(parts, shipper, environment.limits, environment.seeding_slots)
+        self.session = session = DiskSession(
+            parts, shipper, environment.limits, environment.seeding_slots, self._on_change
+        )
+        self._on_change()
         await together([session.run(), self._tell_seeding(session)])
 
     async def _tell_seeding(self, session: DiskSession) -> None:
@@ -225,10 +234,11 @@ class DiskSupervisor:
         _logger.info(decision, extra={"fields": {"disk": self.disk, **fields}})
 
     def _note_peer(self, error: BlockferryError | None) -> None:
-        if error is None:
-            self._problem = None
-        else:
+        if error is not None:
             self._state_problem(error)
+        elif self._problem is not None:
+            self._problem = None
+            self._on_change()
 
     # ---- preparation
 

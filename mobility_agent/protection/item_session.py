@@ -3,8 +3,8 @@
 Run by ``daemon`` for as long as the structure of the desired state (item, disks, goal, process server) stays the same; what may change
 live (timing, point requests, cutover, resync orders) arrives through ``update``. Cancelling it leaves everything resumable.
 
-One loop decides, several times a second; what takes long runs in tasks beside it. A point that is being cut gives way to a resync order
-and to a cutover, and has a deadline, so that a sink that does not apply keeps no order waiting.
+One loop decides, whenever something has changed and several times a second; what takes long runs in tasks beside it. A point that is
+being cut gives way to a resync order and to a cutover, and has a deadline, so that a sink that does not apply keeps no order waiting.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
+from mobility_agent.changes import Changes
 from mobility_agent.protection.cutover import Cutover, HeldClaim
 from mobility_agent.protection.disk_session import DiskSession
 from mobility_agent.protection.disk_supervisor import DiskEnvironment, DiskSupervisor
@@ -46,6 +47,8 @@ class ItemEnvironment:
     quiesced: Callable[[], AbstractAsyncContextManager[None]] | None
     """Runs the operator's pre hook on entering and the post hook on leaving; None if none is configured."""
     claim: Callable[[DiskSession], HeldClaim]
+    changes: Changes = field(default_factory=Changes)
+    """Told of whatever may let this item go on, or is worth a report."""
 
 
 class ItemSession:
@@ -55,7 +58,8 @@ class ItemSession:
         self.desired = desired
         self.item = ItemId(desired.item)
         self.supervisors = {
-            DiskId(disk): DiskSupervisor(DiskId(disk), self.item, environment.disks) for disk in desired.disks
+            DiskId(disk): DiskSupervisor(DiskId(disk), self.item, environment.disks, environment.changes.tell)
+            for disk in desired.disks
         }
         self.newest_outcome: PointOutcome | None = None
         self._told_failure_s: float | None = None
@@ -70,6 +74,7 @@ class ItemSession:
     def update(self, desired: DesiredItem) -> None:
         """Take over what may change while the disks replicate."""
         self.desired = desired
+        self._environment.changes.tell()
 
     @property
     def cutover(self) -> CutoverObservation | None:
@@ -87,12 +92,14 @@ class ItemSession:
 
     async def _obey(self, tasks: asyncio.TaskGroup, uplink: Uplink) -> None:
         """One decision at a time: resync orders, a cutover begun or cancelled, a point that is due."""
+        changes = self._environment.changes
         while True:
+            seen = changes.count
             await self._obey_resyncs(tasks, uplink)
             await self._obey_cutover(tasks)
             if self._cutover is None:
                 self._begin_due_point(tasks)
-            await asyncio.sleep(_POLL_S)
+            await changes.beyond(seen, _POLL_S)
 
     async def _obey_resyncs(self, tasks: asyncio.TaskGroup, uplink: Uplink) -> None:
         for order in self.desired.resyncs:
@@ -123,6 +130,7 @@ class ItemSession:
                 sessions,
                 self._environment.coordinator,
                 self._environment.claim,
+                self._environment.changes.tell,
             )
             self._cutover_task = tasks.create_task(self._cutover.run())
 
@@ -168,6 +176,7 @@ class ItemSession:
         else:
             self._schedule.note_failed(due, time.monotonic(), is_spent=outcome.is_spent)
         self._tell_outcome(outcome, time.monotonic())
+        self._environment.changes.tell()
 
     def _tell_outcome(self, outcome: PointOutcome, now_s: float) -> None:
         """That points begin to fail, and are made again; meanwhile seldom: on a disk that holds the journal a line is a write too (R10)."""

@@ -31,6 +31,8 @@ class KeptLedger:
         self.journal = journal
         self.lock = asyncio.Lock()
         self.failure: BlockferryError | OSError | None = None
+        self.on_tell: Callable[[], None] = lambda: None
+        """Called, too, whenever all who wait are told to look again."""
         self._executor = executor
         self._writes = writes
         self._changed = asyncio.Event()
@@ -79,6 +81,7 @@ class KeptLedger:
         """Let all who wait look again."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+        self.on_tell()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for ``condition``, which depends on the ledger. :raises: what the session failed with, if it fails meanwhile."""

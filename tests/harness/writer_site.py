@@ -16,6 +16,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry
 
+from azure_sink.replica_writer.doorbells import Doorbells
 from azure_sink.replica_writer.metrics import WriterMetrics
 from azure_sink.replica_writer.replica_writer import ReplicaWriter
 from azure_sink.replica_writer.settings import WriterSettings
@@ -104,7 +105,12 @@ class WriterSite:
         return cls(random, time, account, WriterIdentity.generate(), new_uuid(random), changed)
 
     def start(
-        self, client: BlobClient | None = None, *, lease_id: str | None = None, clock: Clock | None = None
+        self,
+        client: BlobClient | None = None,
+        *,
+        lease_id: str | None = None,
+        clock: Clock | None = None,
+        doorbells: Doorbells | None = None,
     ) -> ReplicaWriter:
         """A writer process; without ``client`` it talks to the account itself, without ``clock`` it has the site's."""
         self.registry = CollectorRegistry()
@@ -116,6 +122,7 @@ class WriterSite:
             WriterMetrics(self.registry),
             self.health,
             self.time.clock if clock is None else clock,
+            doorbells,
         )
 
     def disk(self, size_bytes: int = MIB, item: ItemId | None = None) -> DiskHistory:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import mmap
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -92,7 +94,7 @@ def create(identity: DeviceIdentity, layout: BitmapLayout) -> KernelObjects:
     :raises Unsupported: if this kernel lacks what they need.
     :raises Refused: without the privilege.
     """
-    btf, fields = _kernel_types()
+    types = kernel_types()
     cpus = _possible_cpus()
     descriptors: dict[str, int] = {}
     try:
@@ -113,7 +115,7 @@ def create(identity: DeviceIdentity, layout: BitmapLayout) -> KernelObjects:
         control.incarnation = identity.incarnation
         control.size_bytes = identity.size_bytes
         control.granularity_bytes = identity.granularity_bytes
-        _load_and_attach(descriptors, btf, fields, layout, identity.number)
+        _load_and_attach(descriptors, types, layout, identity.number)
     except BaseException:
         for descriptor in descriptors.values():
             os.close(descriptor)
@@ -146,12 +148,12 @@ def open_pinned(pins: Pins, identity: DeviceIdentity, layout: BitmapLayout) -> K
 
 
 def _load_and_attach(
-    descriptors: dict[str, int], btf: Btf, fields: RequestFields, layout: BitmapLayout, device_number: int
+    descriptors: dict[str, int], kernel: KernelTypes, layout: BitmapLayout, device_number: int
 ) -> None:
     types = bpf_syscall.load_btf(function_types())
     try:
         for event in Event:
-            program = tracing_program(event, fields, layout, device_number)
+            program = tracing_program(event, kernel.fields, layout, device_number)
             name = event.name.lower()
             descriptors[f"program_{name}"] = bpf_syscall.load_program(
                 f"bf_{name}",
@@ -160,7 +162,7 @@ def _load_and_attach(
                 btf_descriptor=types,
                 functions=program.functions,
                 expected_attach=bpf_syscall.ATTACH_TRACE_RAW_TP,
-                attach_btf_id=btf.tracepoint_id(event.value),
+                attach_btf_id=kernel.tracepoints[event],
             )
     finally:
         os.close(types)
@@ -169,7 +171,20 @@ def _load_and_attach(
         descriptors[f"link_{name}"] = bpf_syscall.attach_tracing(descriptors[f"program_{name}"])
 
 
-def _kernel_types() -> tuple[Btf, RequestFields]:
+@dataclass(frozen=True, slots=True)
+class KernelTypes:
+    """What the programs are made of besides the layout: as long as this kernel runs, the same."""
+
+    fields: RequestFields
+    tracepoints: Mapping[Event, int]
+
+
+@functools.cache
+def kernel_types() -> KernelTypes:
+    """Read once a process: it takes an eighth of a second of processor time.
+
+    :raises Unsupported: if the kernel does not describe its types, or lacks what is needed.
+    """
     try:
         btf = Btf(KERNEL_BTF.read_bytes())
     except OSError as error:
@@ -177,7 +192,7 @@ def _kernel_types() -> tuple[Btf, RequestFields]:
             f"cannot read {KERNEL_BTF}: {error.strerror}",
             hint=f"kernel {platform.release()} was built without CONFIG_DEBUG_INFO_BTF; use the tracker 'scan'",
         ) from error
-    return btf, RequestFields.of(btf)
+    return KernelTypes(RequestFields.of(btf), {event: btf.tracepoint_id(event.value) for event in Event})
 
 
 def _possible_cpus() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import stat
 import time
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from config_server.events import COMMAND_LINE
 from config_server.service_addresses import HELD_FOR_S
 from config_server.tables import CertificateRow, EventRow, MachineRow, ProcessServerRow
 from replication.control_plane import EnrolmentRequest
+from replication.documents import WriterIdentity
 from replication.enrolment import enrol
 from replication.errors import Conflict, InvalidInput, Overloaded, PeerUnavailable, Refused
 from replication.tls_identity import PeerName, Role, TlsIdentity, new_private_key, signing_request
@@ -223,6 +225,27 @@ async def test_process_server_that_is_silent_for_a_week_keeps_its_address_from_n
         now[0] += 2 * 10**9
         await claim(lab, "ps-2", "https://ps.example:9443")
         await claim(lab, "ps-3", "https://nh.example:9443")
+
+
+async def test_after_a_week_without_the_configuration_server_nobody_can_take_a_process_server_s_address(
+    tmp_path: Path,
+) -> None:
+    """All were silent only because nobody listened: this one is not heard yet when the other asks."""
+    now, store, writer = [time.time_ns()], MemoryBlobClient(), WriterIdentity.generate()
+
+    def running() -> contextlib.AbstractAsyncContextManager[Lab]:
+        return running_lab(tmp_path, store, writer=writer, clock=lambda: now[0], reconcile=False)
+
+    async with running() as lab:
+        await claim(lab, "ps-1", "https://ps.example:9443")
+        beat = heartbeat("https://ps.example:9443")
+        await lab.request("POST", "/api/v1/process-server/heartbeats", beat, identity=lab.identities["ps-1"])
+    now[0] += int(HELD_FOR_S * 1e9) + 10**9
+    async with running() as lab:
+        with pytest.raises(Conflict, match="has this address"):
+            await claim(lab, "ps-2", "https://ps.example:9443")
+        now[0] += int(HELD_FOR_S * 1e9) + 10**9
+        await claim(lab, "ps-2", "https://ps.example:9443")
 
 
 async def test_wildcard_and_other_senseless_addresses_get_no_certificate(lab: Lab) -> None:

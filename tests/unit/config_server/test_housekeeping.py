@@ -226,7 +226,7 @@ async def test_jobs_that_something_rests_on_stay(site: DrivenSite) -> None:
         assert set(await session.scalars(select(JobRow.id))) == {job["id"] for job in stay} | enabling
 
 
-async def test_point_that_is_lost_is_forgotten_but_not_while_a_job_is_at_work_on_it(site: DrivenSite) -> None:
+async def test_point_that_is_lost_is_given_up_but_not_while_a_job_is_at_work_on_it(site: DrivenSite) -> None:
     item = await site.replicate()
     for disk in SOURCE:
         assert (await site.grant(disk)).status == 200
@@ -248,8 +248,48 @@ async def test_point_that_is_lost_is_forgotten_but_not_while_a_job_is_at_work_on
     await points.prune(item)
     await points.find_all(item)
     async with database.read() as session:
-        assert [(row.cut, row.state) for row in await session.scalars(select(RecoveryPointRow))] == [
-            (second, "deleted")
-        ]
+        assert [(row.cut, row.state) for row in await session.scalars(select(RecoveryPointRow))] == [(second, "lost")]
     events = (await site.lab.administer("GET", "/api/v1/events?kind=point-lost")).json["items"]
     assert len(events) == 2
+
+
+async def test_point_that_comes_back_in_the_very_round_in_which_it_is_given_up_is_found_anew(
+    site: DrivenSite,
+) -> None:
+    item, old = await site.replicate(), new_id()
+    store, database = site.lab.store, site.lab.running.site.database
+    points = site.lab.running.reconciler._exchange._points
+    for disk in SOURCE:
+        assert (await site.grant(disk)).status == 200
+    await site.writer.publish_point(item, old, time_ns=time.time_ns(), epoch=1)
+    await site.settle()
+    name = f"{item}/{old}"
+    kept = await store.get_blob("recovery-points", name, max_bytes=2**20)
+    assert kept is not None
+    await store.delete_blob("recovery-points", name)
+    await points.find_all(item)
+    async with database.write() as session:
+        month_ns = 30 * 86400 * 10**9
+        await session.execute(update(RecoveryPointRow).values(counted_ns=RecoveryPointRow.counted_ns - month_ns))
+    await store.put_blob("recovery-points", name, kept.content)  # after the look, before it is given up
+    await points.prune(item)
+    await site.writer.publish_point(item, new_id(), time_ns=time.time_ns(), epoch=2)
+    await points.find_all(item)
+    async with database.read() as session:
+        assert await session.scalar(select(RecoveryPointRow.state).where(RecoveryPointRow.cut == old)) == "available"
+
+
+async def test_point_that_was_deleted_and_comes_back_with_an_older_state_of_the_store_is_found_anew(
+    site: DrivenSite,
+) -> None:
+    item, old = await site.replicate(), new_id()
+    database = site.lab.running.site.database
+    points = site.lab.running.reconciler._exchange._points
+    await site.writer.publish_point(item, old, time_ns=time.time_ns(), epoch=1)
+    await points.find_all(item)
+    async with database.write() as session:
+        await session.execute(update(RecoveryPointRow).values(state="deleted"))
+    for state in (None, "available"):
+        await points.find_all(item)
+        async with database.read() as session:
+            assert await session.scalar(select(RecoveryPointRow.state)) == state

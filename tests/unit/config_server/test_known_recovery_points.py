@@ -183,3 +183,18 @@ async def test_on_demand_recovery_point_is_the_job_s_own_cut(site: DrivenSite) -
     await site.settle()
     assert (await site.job(job["id"]))["result"]["cut"] == job["id"]
     assert (await site.desired())["item"]["point_request"] is None
+
+
+async def test_point_that_an_agent_names_is_known_without_waiting_for_the_next_round(tmp_path: Path) -> None:
+    now_ns = time.time_ns()  # stands still: no round becomes due
+    async with driven_site(tmp_path, lambda: now_ns) as site:
+        item, made = await site.replicate(), new_id()
+        for disk in SOURCE:
+            assert (await site.grant(disk)).status == 200
+        await site.writer.publish_point(item, made, time_ns=now_ns, epoch=4)
+        await site.settle()
+        assert await points_of(site) == {}
+        for named in (new_id(), made):  # the first one is nowhere
+            await observe(site, first={}, both={"applied_epoch": 4, "sealed_epoch": 4, "newest_cut": named})
+            await site.settle()
+        assert await points_of(site) == {made: False}

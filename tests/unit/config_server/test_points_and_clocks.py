@@ -118,6 +118,26 @@ async def test_rpo_is_counted_and_alarmed_whatever_the_newest_point_says(site: C
     assert "no-recovery-point" in await site.conditions()
 
 
+async def test_point_that_is_found_late_does_not_put_off_the_alarm_of_the_newest_one(site: ClockSite) -> None:
+    """The newest is found first, its own time is not believed, and the one before it says that it is younger than was thought."""
+    await site.cut(after_s=300)
+    await site.settle()
+    late = await site.cut(after_s=2 * HOUR_S)
+    name = f"{site.item}/{late}"
+    kept = await site.site.lab.store.get_blob("recovery-points", name, max_bytes=2**20)
+    assert kept is not None
+    await site.site.lab.store.delete_blob("recovery-points", name)
+    newest = await site.cut(after_s=0, ahead_s=-3 * HOUR_S)
+    await site.settle()
+    site.clock.passed_s += 2 * HOUR_S
+    assert "no-recovery-point" in await site.conditions()
+    await site.site.lab.store.put_blob("recovery-points", name, kept.content)
+    await site.settle()
+    assert (await site.cuts())[:2] == [newest, late]
+    assert (await site.points())[0]["age_s"] == pytest.approx(2 * HOUR_S, abs=60), "raised: it was an hour more"
+    assert "no-recovery-point" in await site.conditions()
+
+
 async def test_points_of_a_day_without_the_store_are_thinned_by_when_they_were_cut(site: ClockSite) -> None:
     """All are found at once, in the order of their random names."""
     cuts = [await site.cut(after_s=1790) for _ in range(24)]

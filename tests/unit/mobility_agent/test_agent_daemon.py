@@ -305,3 +305,21 @@ def test_without_the_privilege_to_lock_memory_points_without_a_freeze_still_have
 
     monkeypatch.setattr(daemon, "LockedBuffer", refuse)
     assert daemon._reserve(8192).nbytes == 8192
+
+
+async def test_what_somebody_may_wait_for_is_reported_at_once_and_the_rest_at_the_heartbeat(
+    settings: AgentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "MIN_REPORT_GAP_S", 0.001)
+    seldom = dataclasses.replace(settings, heartbeat_s=300.0)
+    server = ConfigServer()
+    async with running(seldom, server) as site:
+        await site.until(lambda: len(server.observations) == 1)
+        server.news.append(wish(7, DISK))
+        await site.until(lambda: server.observations[-1].revision == 7)
+        reported = len(server.observations)
+        site.agent._changes.tell()  # nothing that is worth a report
+        await asyncio.sleep(0)
+        assert len(server.observations) == reported
+        server.news.append(wish(8))
+        await site.until(lambda: server.observations[-1].revision == 8)

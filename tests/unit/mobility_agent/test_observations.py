@@ -11,7 +11,7 @@ from typing import Literal, cast
 
 import pytest
 
-from mobility_agent.observations import DiskMetrics, observe_disk, seeded_bytes
+from mobility_agent.observations import DiskMetrics, observe_disk, seeded_bytes, standing
 from mobility_agent.protection.disk_supervisor import DiskSupervisor
 from mobility_agent.protection.item_session import ItemSession
 from mobility_agent.shipping.disk_figures import DiskFigures
@@ -150,3 +150,27 @@ async def test_metrics_are_of_the_present_item(item: Item, supervisor: Superviso
     assert samples["blockferry_agent_disk_sent_bytes_total"] >= site.geometry.size_bytes
     assert samples["blockferry_agent_disk_backlog_bytes"] == 0
     assert "blockferry_agent_disk_rpo_lag_seconds" not in samples, "nothing is said of what is not known"
+
+
+def test_phase_point_problem_and_cutover_are_worth_a_report_at_once_bytes_are_not() -> None:
+    supervisor = Supervisor()
+    item = Item(supervisor)
+    seen = [standing(cast("ItemSession", item))]
+
+    def is_another() -> bool:
+        seen.append(standing(cast("ItemSession", item)))
+        return seen[-1] != seen[-2]
+
+    supervisor.figures.sent_bytes += 2**20
+    assert not is_another()
+    supervisor.figures.newest_point_cut = str(uuid.uuid4())
+    assert is_another()
+    supervisor.problem = Problem(code="peer-unavailable", message="it is away")
+    assert is_another()
+    item.is_cutting_over("shipping")
+    assert is_another()
+    item.is_cutting_over("applied")
+    assert is_another()
+    item.desired = item.desired.model_copy(update={"goal": "pause"})
+    assert is_another()
+    assert not is_another()

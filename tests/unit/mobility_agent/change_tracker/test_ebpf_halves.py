@@ -184,7 +184,7 @@ LARGE = BitmapLayout(Geometry((5 * SLICE_WORDS * 64 + 17) * 4096, 4096))
 @st.composite
 def _orders(draw: st.DrawFn) -> list[tuple[str, int]]:
     granules = LARGE.geometry.granules
-    kinds = ["kernel", "coarse", "user", "harvest", "commit", "suspect", "carry", "rest", "die"]
+    kinds = ["kernel", "coarse", "user", "harvest", "commit", "suspect", "carry", "rest", "die", "soil"]
     return draw(st.lists(st.tuples(st.sampled_from(kinds), st.integers(0, granules - 1)), max_size=25))
 
 
@@ -224,6 +224,8 @@ def test_a_bitmap_of_many_slices_loses_nothing_in_any_order(orders: list[tuple[s
                 owed, flipped, harvested = owed | since_flip | by_programs, by_programs, True
                 since_flip, by_programs = set(), set()
                 assert all(marked in bitmap for marked in owed)
+            case "soil":
+                bitmap.mark(granule, 1)  # by whoever it was given to
             case "suspect" if harvested:
                 halves.suspect_flipped()
                 suspects |= flipped
@@ -240,3 +242,32 @@ def test_a_bitmap_of_many_slices_loses_nothing_in_any_order(orders: list[tuple[s
                 halves = attach()
                 halves.recover()
                 harvested = False
+
+
+def test_nothing_of_an_earlier_harvest_nor_of_its_user_s_marks_is_left_in_a_bitmap_that_is_used_again() -> None:
+    words, control = np.zeros(LARGE.total_words, dtype=np.uint64), ControlRecord()
+    halves, bitmap = Halves(words, control, LARGE, lambda: None, lambda: None), DirtyBitmap(LARGE.geometry.granules)
+    other, many = DirtyBitmap(LARGE.geometry.granules), SLICE_WORDS * 64
+    other.mark_all()
+
+    def harvest(into: DirtyBitmap) -> list[tuple[int, int]]:
+        halves.flip()
+        halves.collect(into)
+        halves.commit()
+        return list(into.runs())
+
+    for granule in (7, 3 * many + 1):
+        words[control.active_word + granule // 64] |= np.uint64(1 << granule % 64)
+        assert harvest(bitmap) == [(granule, 1)]
+    words[control.active_word + LARGE.fine_words] |= np.uint64(1 << 5)
+    assert harvest(bitmap) == [(5 * 64, 64)]
+    halves.mark(GranuleRuns.of([(2 * many, 3)]), harvest_open=False)
+    assert harvest(bitmap) == [(2 * many, 3)]
+    bitmap.mark(4 * many, 2)
+    assert harvest(bitmap) == []
+    bitmap.mark_words(other.words)
+    assert harvest(bitmap) == []
+    assert harvest(other) == []
+    other.mark_all()
+    assert harvest(bitmap) == []
+    assert harvest(other) == []

@@ -13,6 +13,7 @@ from typing import cast
 import pytest
 
 from mobility_agent.block_device.standstill import QUIET, Standstill
+from mobility_agent.changes import Changes
 from mobility_agent.core.epoch_ledger import Epoch
 from mobility_agent.protection import item_session
 from mobility_agent.protection.disk_session import DiskSession
@@ -264,7 +265,8 @@ def test_points_that_fail_are_told_seldom_and_that_they_are_made_again_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "mobility_agent")
-    item = ItemSession(desired_item(), cast("ItemEnvironment", SimpleNamespace(disks=_Environment(Path("/nowhere")))))
+    environment = SimpleNamespace(disks=_Environment(Path("/nowhere")), changes=Changes())
+    item = ItemSession(desired_item(), cast("ItemEnvironment", environment))
     cut = CutId(str(uuid.uuid4()))
     made = PointOutcome(cut, {DISK: cast("Epoch", None)})
     item._tell_outcome(made, 0.0)
