@@ -14,9 +14,10 @@ from pathlib import Path
 import click
 
 from config_server import daemon
-from config_server.administrators import Administrators
+from config_server.administrators import DEFAULT_TOKEN_VALIDITY_S, Administrators
 from config_server.authority import ServerNames, TrustStore
 from config_server.config import DEFAULT_CONFIG, Settings
+from config_server.core.roles import ADMINISTRATOR, ROLES
 from config_server.database import Database
 from config_server.events import COMMAND_LINE
 from config_server.installation import initialize, issue_certificate, load_authority
@@ -31,6 +32,7 @@ from replication.settings import parse_duration
 from replication.tls_identity import Role
 
 PROGRAM = "config-server"
+SECRET_FILE = "one-time-secret"  # noqa: S105 - the name of a file
 _config = click.option(
     "--config",
     "config_path",
@@ -71,25 +73,45 @@ def run(config_path: Path, check_config: bool) -> None:
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path),
-    help="Write the first administrator's token there (mode 0600) instead of printing it.",
+    help="Write the one-time secret there (mode 0600) instead of printing it; `migratectl` exchanges it in that file.",
 )
-def init(config_path: Path, token_file: Path | None) -> None:
-    """Make authority, keys, database and the first administrator's token; what is there stays."""
+@click.option(
+    "--administrator",
+    default=None,
+    help="For programs that install: write a token of an administrator of this name into --token-file, no secret.",
+)
+def init(config_path: Path, token_file: Path | None, administrator: str | None) -> None:
+    """Make authority, keys, database and a one-time secret for the first administrator; what is there stays."""
     settings = load_or_exit(Settings, config_path, check_only=False)
+    if administrator is not None and token_file is None:
+        fail(SettingsError("cannot hand out a token without a file for it", hint="give --token-file, too"))
     try:
-        installed = asyncio.run(initialize(settings, time.time_ns))
+        installed = asyncio.run(initialize(settings, time.time_ns, administrator))
     except BlockferryError as error:
         fail(error)
     click.echo(f"authority fingerprint: {installed.fingerprint}")
-    click.echo(f"key-encryption key:    {installed.key_encryption_key_file} (back it up)")
-    if installed.token is None:
-        click.echo("administrator token:   made earlier; `config-server create-administrator-token` makes another")
-    elif token_file is None:
-        click.echo(f"administrator token:   {installed.token}")
-        click.echo("                       shown this once; keep it in a file that only you can read")
+    click.echo(f"key-encryption key:    {installed.key_encryption_key_file} (back it up: `config-server backup`)")
+    if installed.secret is None:
+        click.echo(
+            "one-time secret:       none was made: an administrator's token was made earlier, or a secret waits;"
+        )
+        click.echo("                       `config-server create-administrator-token` makes another token")
+    elif token_file is None and sys.stdout.isatty():
+        click.echo(f"one-time secret:       {installed.secret}")
+        click.echo(
+            "                       shown this once, good once, for a day: put it into a file that only you can read,"
+        )
+        click.echo("                       and `migratectl login --token-file FILE` exchanges it there for your token")
     else:
-        DurableFile(token_file).replace(f"{installed.token}\n".encode())
-        click.echo(f"administrator token:   written to {token_file}")
+        # What is no terminal may be a journal: a secret has no business there.
+        place = token_file or settings.state_dir / SECRET_FILE
+        DurableFile(place).replace(f"{installed.secret}\n".encode())
+        what = "token:   " if administrator else "secret:  "
+        click.echo(f"{'administrator' if administrator else 'one-time'} {what}    written to {place}")
+        if not administrator:
+            click.echo(
+                "                       `migratectl login --token-file` exchanges it there for a token, within a day"
+            )
 
 
 @main.command("show-fingerprint")
@@ -169,16 +191,22 @@ def create_enrolment_passphrase(config_path: Path, valid_for: str, role: Enrolli
 
 @main.command("create-administrator-token")
 @_config
-@click.option("--name", required=True, help="Whose it is; shown in events.")
-def create_administrator_token(config_path: Path, name: str) -> None:
-    """Print a new administrator's token, for instance when the first one is lost."""
+@click.option("--name", required=True, help="Whose it is; shown in events and in the audit log.")
+@click.option("--role", type=click.Choice(ROLES), default=ADMINISTRATOR, show_default=True, help="What it may do.")
+@click.option(
+    "--valid-for", default=f"{DEFAULT_TOKEN_VALIDITY_S / 86400:.0f} d", show_default=True, help="Such as 8 h or 90 d."
+)
+def create_administrator_token(config_path: Path, name: str, role: str, valid_for: str) -> None:
+    """Print a new token, an administrator's by default, for instance when the last one is lost."""
     settings = load_or_exit(Settings, config_path, check_only=False)
 
     async def create() -> str:
         database = Database(settings.effective_database_url)
         try:
             await database.upgrade()
-            return await Administrators(database, time.time_ns).create_token(name, COMMAND_LINE)
+            valid_for_s = parse_duration(valid_for, "--valid-for")
+            made = await Administrators(database, time.time_ns).create_token(name, COMMAND_LINE, role, valid_for_s)
+            return made.text
         finally:
             await database.close()
 
