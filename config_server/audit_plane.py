@@ -7,11 +7,12 @@ from replication.documents import Document
 
 class AuditEntry(Document):
     """``status``: the HTTP status of the answer; ``detail``: why it failed. ``repeats``: how often the same refusal came before this one
-    without a record of its own. ``digest``: of this record and, through the chain, of all before it.
+    without a record of its own. ``digest``: of this record and of ``previous``, the one before, so of all before it.
     """
 
     id: int
     at: str
+    time_ns: int
     actor: str
     credential: str | None
     remote: str
@@ -20,6 +21,7 @@ class AuditEntry(Document):
     status: int
     detail: str
     repeats: int
+    previous: str
     digest: str
 
 

@@ -66,15 +66,17 @@ class ServerNames:
         """All of them, as text."""
         return frozenset([*self.dns_names, *map(str, self.addresses)])
 
+    @classmethod
+    def listed_in(cls, certificate: x509.Certificate) -> ServerNames:
+        """Those that a certificate lists."""
+        listed = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return cls(tuple(listed.get_values_for_type(x509.DNSName)), tuple(listed.get_values_for_type(x509.IPAddress)))
+
     def missing_in(self, certificate: x509.Certificate) -> list[str]:
         """Those that ``certificate`` does not list."""
-        listed = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        known_names, known_addresses = (
-            listed.get_values_for_type(x509.DNSName),
-            listed.get_values_for_type(x509.IPAddress),
-        )
-        return [name for name in self.dns_names if name not in known_names] + [
-            str(address) for address in self.addresses if address not in known_addresses
+        known = self.listed_in(certificate)
+        return [name for name in self.dns_names if name not in known.dns_names] + [
+            str(address) for address in self.addresses if address not in known.addresses
         ]
 
 

@@ -20,7 +20,7 @@ from config_server.config import DEFAULT_CONFIG, Settings
 from config_server.core.roles import ADMINISTRATOR, ROLES
 from config_server.database import Database
 from config_server.events import COMMAND_LINE
-from config_server.installation import initialize, issue_certificate, load_authority
+from config_server.installation import initialize, issue_certificate, load_authority, reissue_certificate
 from config_server.passphrases import DEFAULT_VALIDITY_S, Passphrases
 from replication.control_plane import ENROLLING_ROLES, EnrollingRole
 from replication.durable_file import DurableFile
@@ -144,14 +144,20 @@ def show_authority(config_path: Path) -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Directory for key, certificate, authorities."
 )
-def issue(config_path: Path, role: str, dns_names: tuple[str, ...], addresses: tuple[str, ...], out: Path) -> None:
+@click.option("--renew", is_flag=True, help="The identity in --out goes on: a new key and certificate in its place.")
+def issue(
+    config_path: Path, role: str, dns_names: tuple[str, ...], addresses: tuple[str, ...], out: Path, renew: bool
+) -> None:
     """Issue an identity for a server that does not enrol: the sink."""
     settings = load_or_exit(Settings, config_path, check_only=False)
     try:
         names = ServerNames.parse([*dns_names, *addresses])
-        if not dns_names and not addresses:
+        if renew:
+            name = reissue_certificate(settings, names, out, time.time_ns)
+        elif not dns_names and not addresses:
             raise SettingsError("cannot issue a server's certificate without a name", hint="give --dns or --ip")
-        name = issue_certificate(settings, Role(role), names, out, time.time_ns)
+        else:
+            name = issue_certificate(settings, Role(role), names, out, time.time_ns)
     except BlockferryError as error:
         fail(error)
     click.echo(f"{name.urn} in {out}")

@@ -63,15 +63,16 @@ class ReconcilerSettings:
 
 @dataclass(frozen=True, slots=True)
 class HistorySettings:
-    """How long the database remembers what is over: events, jobs that have ended, and answered requests to the replica writer."""
+    """How long the database remembers what is over: events, the audit log, ended jobs, answered requests to the replica writer."""
 
     events_keep_s: float = 90 * 86400.0
+    audit_keep_s: float = 365 * 86400.0
     jobs_keep_s: float = 90 * 86400.0
     requests_keep_s: float = 7 * 86400.0
 
     def __post_init__(self) -> None:
-        if min(self.events_keep_s, self.jobs_keep_s, self.requests_keep_s) < 86400:
-            raise SettingsError("cannot keep events, jobs or requests for less than a day")
+        if min(self.events_keep_s, self.audit_keep_s, self.jobs_keep_s, self.requests_keep_s) < 86400:
+            raise SettingsError("cannot keep events, the audit log, jobs or requests for less than a day")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from config_server.api.routes import make_application
 from config_server.api.table import ROUTES
 from config_server.audit import AuditLog
 from config_server.authority import TrustStore
+from config_server.certificate_ages import CertificateFigures
 from config_server.certificates import Certificates, serial_text
 from config_server.config import Settings
 from config_server.core.address_claims import OwnAddresses
@@ -33,7 +34,7 @@ from config_server.passphrases import Passphrases
 from config_server.policies import ensure_default_policy
 from config_server.reconciler.loop import Reconciler
 from config_server.renewals import Renewals
-from config_server.server_identity import OwnCertificate, ensure_server_identity
+from config_server.server_identity import OwnCertificate, ensure_server_identity, own_certificate_ends
 from config_server.site import Site
 from config_server.store_status import StoreStatus
 from replication.blob_client.api import BlobClient
@@ -144,6 +145,13 @@ async def running_site(
             wake_reconciler=reconciler.wake,
         )
         registry.register(reconciler.figures)
+        registry.register(
+            CertificateFigures(
+                lambda: reconciler.figures.snapshot.certificate_ends_ns,
+                lambda: own_certificate_ends(identity, authority),
+                clock,
+            )
+        )
         server = await start_server(
             make_application(site, ROUTES, settings.body_timeout_s),
             ListenAddress.parse(settings.listen),

@@ -20,7 +20,7 @@ from config_server.key_encryption import CREDENTIALS_VARIABLE, KeyEncryptionKey,
 from config_server.policies import ensure_default_policy
 from config_server.server_identity import ensure_server_identity
 from replication.durable_file import make_directory_durably
-from replication.errors import Conflict
+from replication.errors import Conflict, NotFound, Refused
 from replication.tls_identity import PeerName, Role, TlsIdentity, new_private_key, private_key_pem
 
 
@@ -76,8 +76,32 @@ def issue_certificate(settings: Settings, role: Role, names: ServerNames, direct
             f"cannot issue a certificate: {directory} holds {identity.name().urn} already",
             hint="choose another directory",
         )
-    trust_store = TrustStore(settings.authority_directory)
-    key, name = new_private_key(), PeerName(role, str(uuid.uuid4()))
+    name = PeerName(role, str(uuid.uuid4()))
+    _store_new(settings, identity, name, names, clock)
+    return name
+
+
+def reissue_certificate(settings: Settings, names: ServerNames, directory: Path, clock: Clock) -> PeerName:
+    """A new key and certificate for the identity in ``directory``, with ``names``, or those that it has if none are given.
+
+    :raises NotFound: if there is none. :raises Refused: if its holder renews it by itself.
+    """
+    identity = TlsIdentity(directory)
+    if not identity.exists():
+        raise NotFound(
+            f"cannot renew the certificate in {directory}: there is none", hint="without --renew one is issued"
+        )
+    name = identity.name()
+    if name.role is not Role.SINK:
+        raise Refused(f"cannot renew the certificate of {name.urn} here: it does that by itself")
+    if not names.texts():
+        names = ServerNames.listed_in(identity.certificate())
+    _store_new(settings, identity, name, names, clock)
+    return name
+
+
+def _store_new(settings: Settings, identity: TlsIdentity, name: PeerName, names: ServerNames, clock: Clock) -> None:
+    trust_store, key = TrustStore(settings.authority_directory), new_private_key()
     issued = trust_store.load().issue(
         key.public_key(), name, now_ns=clock(), names=names, lifetime_s=settings.certificate_lifetime_s
     )
@@ -86,7 +110,6 @@ def issue_certificate(settings: Settings, role: Role, names: ServerNames, direct
         certificate_pem=issued.pem.encode(),
         authorities_pem=trust_store.trusted_pem().encode(),
     )
-    return name
 
 
 def load_authority(settings: Settings) -> Authority:

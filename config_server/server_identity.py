@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import uuid
 from typing import Final
 
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from config_server.authority import Authority, ServerNames, TrustStore
 from config_server.config import Settings
+from config_server.core.certificate_health import authority_condition
 from config_server.events import Clock
 from replication.errors import BlockferryError, SettingsError
 from replication.service.health import HealthBoard, HealthState
@@ -30,6 +32,7 @@ from replication.tls_identity import (
 )
 
 CHECK: Final = "certificate"
+AUTHORITY_CHECK: Final = "authority"
 _logger = logging.getLogger(__name__)
 
 
@@ -66,6 +69,15 @@ def _must_be_renewed(identity: TlsIdentity, authority: Authority, names: ServerN
     return old or torn or foreign or bool(names.missing_in(certificate))
 
 
+def own_certificate_ends(identity: TlsIdentity, authority: Authority) -> dict[tuple[str, str], int]:
+    """(role, name) → end of this server's certificate and of the authority's, in nanoseconds since 1970."""
+    name = socket.gethostname()
+    return {
+        ("config-server", name): certificate_life(identity.certificate()).ends_ns,
+        ("authority", name): certificate_life(authority.certificate).ends_ns,
+    }
+
+
 class OwnCertificate:
     """Renews this server's certificate while it runs."""
 
@@ -96,6 +108,11 @@ class OwnCertificate:
     async def turn(self) -> float:
         """Renew it if it is time; returns after how many seconds to look again."""
         failed = False
+        ending = authority_condition(self._authority.left_s(self._clock()))
+        if ending is None:
+            self._board.forget(AUTHORITY_CHECK)
+        else:
+            self._board.report(AUTHORITY_CHECK, HealthState.DEGRADED, f"{ending.message}: {ending.remedy}")
         try:
             await asyncio.to_thread(
                 ensure_server_identity, self._settings, self._authority, self._trust_store, self._clock()

@@ -28,6 +28,7 @@ async def list_audit(call: Call) -> Page[AuditEntry]:
             AuditEntry(
                 id=row.id,
                 at=timestamp(row.time_ns),
+                time_ns=row.time_ns,
                 actor=row.actor,
                 credential=row.credential,
                 remote=row.remote,
@@ -36,6 +37,7 @@ async def list_audit(call: Call) -> Page[AuditEntry]:
                 status=row.status,
                 detail=row.detail,
                 repeats=row.repeats,
+                previous=row.previous,
                 digest=row.digest,
             )
             for row in rows

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from config_server.authority import ServerNames
 from config_server.cli import main
 from config_server.config import Settings
 from config_server.database import Database
@@ -139,6 +140,26 @@ def test_certificate_for_the_sink(config: Path, tmp_path: Path) -> None:
     assert (
         run(config, "issue-certificate", "--role", "agent", "--dns", "x", "--out", str(tmp_path / "x")).exit_code == 2
     )
+
+
+def test_the_sink_s_certificate_is_renewed_in_place_with_its_names_and_its_identity(
+    config: Path, tmp_path: Path
+) -> None:
+    run(config, "init")
+    out = tmp_path / "sink"
+    missing = run(config, "issue-certificate", "--renew", "--out", str(out))
+    assert (missing.exit_code, "there is none" in missing.output) == (1, True)
+    run(config, "issue-certificate", "--dns", "sink.example", "--ip", "192.0.2.9", "--out", str(out))
+    identity = TlsIdentity(out)
+    before, key = identity.certificate(), identity.key_path.read_bytes()
+    assert run(config, "issue-certificate", "--renew", "--out", str(out)).exit_code == 0
+    after = identity.certificate()
+    assert identity.name() == TlsIdentity(out).name()
+    assert after.serial_number != before.serial_number
+    assert identity.key_path.read_bytes() != key
+    assert ServerNames.listed_in(after) == ServerNames.listed_in(before)
+    own = run(config, "issue-certificate", "--renew", "--out", str(tmp_path / "state" / "identity"))
+    assert (own.exit_code, "by itself" in own.output) == (1, True)
 
 
 def test_commands_before_init_say_what_to_do(config: Path, tmp_path: Path) -> None:
