@@ -16,6 +16,8 @@ import click
 from config_server import daemon
 from config_server.administrators import DEFAULT_TOKEN_VALIDITY_S, Administrators
 from config_server.authority import ServerNames, TrustStore
+from config_server.backup import back_up, check_backup
+from config_server.backup import restore as restore_backup
 from config_server.config import DEFAULT_CONFIG, Settings
 from config_server.core.roles import ADMINISTRATOR, ROLES
 from config_server.database import Database
@@ -33,6 +35,17 @@ from replication.tls_identity import Role
 
 PROGRAM = "config-server"
 SECRET_FILE = "one-time-secret"  # noqa: S105 - the name of a file
+MAX_PASSPHRASE_BYTES = 4096
+RESTORED = """\
+Before you start it:
+ - the server that the backup is of must never run again: two with one authority contradict each other;
+ - give the files to the daemon's user, if you restored as root; `names` must hold the address under which it is reached now.
+After that:
+ - agents and process servers go on with the certificates that they have, and without a resync: they are told the present state,
+   whatever revision they saw last, and generations that the store knows better than this database are adopted;
+ - what happened since the backup is not known: revoke again what was revoked (certificates, tokens, passphrases), protect again
+   what was protected; items that were stopped or completed since are shown as they were: stop them;
+ - `migratectl status` and `migratectl events` show how the site comes back."""
 _config = click.option(
     "--config",
     "config_path",
@@ -220,3 +233,62 @@ def create_administrator_token(config_path: Path, name: str, role: str, valid_fo
         click.echo(asyncio.run(create()))
     except BlockferryError as error:
         fail(error)
+
+
+_passphrase_file = click.option(
+    "--passphrase-file",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    required=True,
+    help="File with the backup's passphrase; `-` reads standard input.",
+)
+
+
+def _passphrase(path: Path) -> str:
+    try:
+        text = sys.stdin.read(MAX_PASSPHRASE_BYTES) if str(path) == "-" else path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read the passphrase file {path}: {error}") from error
+    return text.strip()
+
+
+@main.command()
+@_config
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The backup's file.")
+@_passphrase_file
+def backup(config_path: Path, out: Path, passphrase_file: Path) -> None:
+    """Back up configuration, authority, key-encryption key and database, sealed with a passphrase; the server may run meanwhile."""
+    settings = load_or_exit(Settings, config_path, check_only=False)
+    try:
+        facts = back_up(settings, config_path, out, _passphrase(passphrase_file), time.time_ns)
+    except BlockferryError as error:
+        fail(error)
+    except OSError as error:
+        fail(SettingsError(f"cannot write the backup {out}: {error.strerror or error}"))
+    click.echo(
+        f"{out}: {out.stat().st_size} bytes, the site {facts.authority_fingerprint[:23]}... as of {facts.created_at}"
+    )
+    click.echo("without the passphrase it is worth nothing; with it, everything: keep them apart from each other")
+
+
+@main.command()
+@_config
+@click.argument("archive", type=click.Path(path_type=Path, dir_okay=False))
+@_passphrase_file
+@click.option("--check", is_flag=True, help="Only prove that the backup can be restored; nothing is changed.")
+def restore(config_path: Path, archive: Path, passphrase_file: Path, check: bool) -> None:
+    """Restore a backup into an empty state directory; then say what follows."""
+    try:
+        passphrase = _passphrase(passphrase_file)
+        if check:
+            facts = check_backup(archive, passphrase)
+            click.echo(
+                f"{archive} can be restored: the site {facts.authority_fingerprint[:23]}... as of {facts.created_at}"
+            )
+            return
+        settings, facts = restore_backup(archive, config_path, passphrase, time.time_ns)
+    except BlockferryError as error:
+        fail(error)
+    except OSError as error:
+        fail(SettingsError(f"cannot restore {archive}: {error.strerror or error}"))
+    click.echo(f"restored into {settings.state_dir}: the site {facts.authority_fingerprint} as of {facts.created_at}")
+    click.echo(RESTORED)
