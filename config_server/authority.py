@@ -70,7 +70,11 @@ class ServerNames:
     def listed_in(cls, certificate: x509.Certificate) -> ServerNames:
         """Those that a certificate lists."""
         listed = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        return cls(tuple(listed.get_values_for_type(x509.DNSName)), tuple(listed.get_values_for_type(x509.IPAddress)))
+        addresses = listed.get_values_for_type(x509.IPAddress)  # networks occur in constraints only
+        return cls(
+            tuple(listed.get_values_for_type(x509.DNSName)),
+            tuple(a for a in addresses if isinstance(a, ipaddress.IPv4Address | ipaddress.IPv6Address)),
+        )
 
     def missing_in(self, certificate: x509.Certificate) -> list[str]:
         """Those that ``certificate`` does not list."""

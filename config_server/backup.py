@@ -186,7 +186,7 @@ def restore(archive: Path, config_path: Path, passphrase: str, clock: Clock) -> 
 
 
 @contextlib.contextmanager
-def _opened(archive: Path) -> Iterator[io.BufferedReader]:
+def _opened(archive: Path) -> Iterator[IO[bytes]]:
     try:
         with archive.open("rb") as stream:
             yield stream

@@ -96,7 +96,7 @@ class Certificates:
         self._clock = clock
         self.on_revoked: Callable[[frozenset[str]], None] = lambda _serials: None
 
-    async def list(self, holder: str | None, *, everything: bool) -> Sequence[tuple[CertificateRow, str]]:
+    async def listing(self, holder: str | None, *, everything: bool) -> Sequence[tuple[CertificateRow, str]]:
         """Each with its holder's host name, by holder and newest first; without ``everything`` those that are valid only."""
         async with self._database.read() as session:
             names: dict[str, str] = {}

@@ -116,6 +116,7 @@ class _Opened(io.RawIOBase):
         self._number = 0
         self._ended = False
         self._rest = b""
+        self._ahead = _exactly(stream, 4)
 
     def readable(self) -> bool:
         return True
@@ -134,12 +135,12 @@ class _Opened(io.RawIOBase):
     def _next(self) -> bool:
         if self._ended:
             return False
-        length = int.from_bytes(_exactly(self._stream, 4), "big")
+        length = int.from_bytes(self._ahead, "big")
         if not TAG_BYTES <= length <= CHUNK_BYTES + TAG_BYTES:
             raise IntegrityError("cannot read the backup: it is damaged")
         sealed = _exactly(self._stream, length)
-        following = self._stream.peek(1) if isinstance(self._stream, io.BufferedReader) else b""
-        self._ended = not following
+        self._ahead = self._stream.read(4)
+        self._ended = not self._ahead
         try:
             self._rest = self._opener.decrypt(_nonce(self._number, last=self._ended), sealed, self._head)
         except InvalidTag as error:
@@ -178,7 +179,7 @@ def read_header(stream: IO[bytes]) -> tuple[bytes, dict[str, object]]:
     return MAGIC + line, header
 
 
-def opened_members(stream: io.BufferedReader, passphrase: str) -> Iterator[tuple[str, IO[bytes]]]:
+def opened_members(stream: IO[bytes], passphrase: str) -> Iterator[tuple[str, IO[bytes]]]:
     """Names and contents, in the order in which they were put in; each content is to be read before the next name is asked for. What has
     been read is authentic; that nothing is missing is known when the iteration has ended.
 

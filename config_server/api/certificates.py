@@ -58,7 +58,7 @@ async def list_certificates(call: Call) -> Page[CertificateStatus]:
                 used_at=None if row.used_ns is None else timestamp(row.used_ns),
                 revoked_at=None if row.revoked_ns is None else timestamp(row.revoked_ns),
             )
-            for row, hostname in await call.site.certificates.list(query.holder, everything=query.all)
+            for row, hostname in await call.site.certificates.listing(query.holder, everything=query.all)
         ]
     )
 

@@ -70,7 +70,7 @@ class Connection:
     url: str
     token: str
     authority: Path
-    token_file: Path
+    token_file: Path | None = None
 
     @classmethod
     def resolve(cls, url: str | None, token_file: Path | None, authority: Path | None) -> Connection:
@@ -136,6 +136,8 @@ class ConfigServer:
 
         :raises SettingsError: if the file could not be written; the secret is still good then.
         """
+        if self._connection.token_file is None:
+            raise SettingsError("cannot use a one-time secret without its file", hint="give it with --token-file")
         file = DurableFile(self._connection.token_file)
         try:
             file.replace(f"{self._token}\n".encode())  # before the secret is spent: can the token be kept?

@@ -58,8 +58,14 @@ def test_a_chain_is_broken_where_a_record_was_changed_taken_out_or_put_in() -> N
     assert first_broken(chain) is None
     assert first_broken(chain[2:]) is None, "the oldest ones were dropped"
     assert first_broken([*chain[:2], *chain[3:]]) == 2
-    for name, value in (("actor", "x"), ("status", 500), ("detail", "x"), ("repeats", 1), ("remote", "x")):
-        changed = replace(chain[2][0], **{name: value})
+    third = chain[2][0]
+    for changed in (
+        replace(third, actor="x"),
+        replace(third, status=500),
+        replace(third, detail="x"),
+        replace(third, repeats=1),
+        replace(third, remote="x"),
+    ):
         assert first_broken([*chain[:2], (changed, *chain[2][1:]), *chain[3:]]) == 2
     made_up = (RECORD, chain[1][2], digest_of(RECORD, chain[1][2]))
     assert first_broken([*chain[:2], made_up, *chain[2:]]) == 3
