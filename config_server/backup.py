@@ -90,7 +90,7 @@ def back_up(settings: Settings, config_path: Path, out: Path, passphrase: str, c
     if not source.exists():
         raise SettingsError(f"cannot find the database {source}", hint="run `config-server init` first")
     created_at = dt.datetime.fromtimestamp(clock() / 1e9, dt.UTC).isoformat(timespec="seconds")
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".backup-") as scratch:
+    with tempfile.TemporaryDirectory(dir=source.parent, prefix=".backup-") as scratch:  # it is no less private there
         copy = Path(scratch) / DATABASE
         _copy_database(source, copy)
         files = {

@@ -12,6 +12,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
+from cryptography import x509
+
 from config_server.administrators import Administrators
 from config_server.ages import Ages
 from config_server.api.routes import make_application
@@ -43,7 +45,6 @@ from replication.service.health import HealthBoard
 from replication.service.https import ListenAddress, RunningServer, start_server
 from replication.service.observability import make_registry, start_observability
 from replication.service.runtime import Lifecycle
-from replication.tls_identity import peer_certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,9 @@ async def running_site(
 
 
 def _end_connections_of(server: RunningServer, serials: frozenset[str]) -> None:
-    server.end_connections(lambda der: der is not None and serial_text(peer_certificate(der).serial) in serials)
+    server.end_connections(
+        lambda der: der is not None and serial_text(x509.load_der_x509_certificate(der).serial_number) in serials
+    )
 
 
 async def run(settings: Settings, lifecycle: Lifecycle) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
@@ -107,7 +107,10 @@ class Renewals:
                 request.machine_fingerprint,
                 same_machine=same_machine,
             )
-            await self._record(session, name, row, "certificate-recovered", f"had ended and was replaced from {caller}")
+            await self._revoke_those_of_the_future(session, name, row)
+            await self._record(
+                session, name, row, "certificate-recovered", f"was not valid and was replaced from {caller}"
+            )
             answer = self._answer(row)
         self._limiter.give_back(caller)
         return answer
@@ -157,6 +160,19 @@ class Renewals:
         )
         if newer is not None:
             raise Refused("cannot recover this certificate: its holder has a newer one", hint=_ENROL_AGAIN)
+
+    async def _revoke_those_of_the_future(self, session: AsyncSession, name: PeerName, row: CertificateRow) -> None:
+        """Issued while this server's clock was ahead: nobody accepts them, and none of them is the newest."""
+        await session.execute(
+            update(CertificateRow)
+            .where(
+                CertificateRow.holder_id == name.identifier,
+                CertificateRow.revoked_ns.is_(None),
+                CertificateRow.issued_ns > row.issued_ns,
+                CertificateRow.serial != row.serial,
+            )
+            .values(revoked_ns=self._clock())
+        )
 
     async def _certificate(
         self,

@@ -59,7 +59,7 @@ def ensure_server_identity(
 
 def _must_be_renewed(identity: TlsIdentity, authority: Authority, names: ServerNames, now_ns: int) -> bool:
     certificate = identity.certificate()
-    old = now_ns >= certificate_life(certificate).renewal_due_ns(identity.name().identifier)
+    old = certificate_life(certificate).is_due(now_ns, identity.name().identifier)
     try:
         key = serialization.load_pem_private_key(identity.key_path.read_bytes(), password=None)
     except (OSError, ValueError) as error:

@@ -43,8 +43,13 @@ class CertificateLife:
         """The moment after which every holder should have renewed it, with some attempts that failed."""
         return self.begins_ns + int((self.ends_ns - self.begins_ns) * (RENEW_AT + 2 * SPREAD))
 
-    def is_over(self, now_ns: int) -> bool:
-        return now_ns > self.ends_ns
+    def is_due(self, now_ns: int, holder: str) -> bool:
+        """Whether ``holder`` renews it now: its moment has come, or it is not valid yet."""
+        return now_ns >= self.renewal_due_ns(holder) or now_ns < self.begins_ns
+
+    def is_valid(self, now_ns: int) -> bool:
+        """Not before it begins either: that one was issued by a server whose clock was ahead, and nobody accepts it."""
+        return self.begins_ns <= now_ns <= self.ends_ns
 
     def left_s(self, now_ns: int) -> float:
         """Seconds to its end; negative after it."""

@@ -26,7 +26,7 @@ from replication.certificate_life import CertificateLife
 from replication.clock import Clock
 from replication.control_plane import EnrolmentAnswer, RecoveryRequest, RenewalRequest
 from replication.documents import MAX_DOCUMENT_BYTES
-from replication.errors import BlockferryError, PeerProtocolError, PeerUnavailable
+from replication.errors import BlockferryError, PeerProtocolError, PeerUnavailable, SettingsError
 from replication.possession import prove
 from replication.service.health import HealthBoard, HealthState
 from replication.service.problem import error_from_problem
@@ -96,8 +96,8 @@ class Renewal:
         try:
             await self._follow_files()
             life, now_ns = self.life, self._clock.unix_ns()
-            if now_ns >= life.renewal_due_ns(self._name.identifier):
-                await self._renew(over=life.is_over(now_ns))
+            if life.is_due(now_ns, self._name.identifier):
+                await self._renew(valid=life.is_valid(now_ns))
         except (BlockferryError, OSError) as error:
             failed = True
             self._tell(error)
@@ -110,19 +110,23 @@ class Renewal:
         """An operator may have enrolled anew beside the running daemon."""
         serial = self._identity.certificate().serial_number
         if serial != self._serial_in_use:
+            if self._identity.name() != self._name:
+                raise SettingsError(
+                    f"cannot go on as {self._identity.name().urn}: this runs as {self._name.urn}", hint="restart it"
+                )
             await self._adopt()
             self._serial_in_use = serial
 
-    async def _renew(self, *, over: bool) -> None:
+    async def _renew(self, *, valid: bool) -> None:
         self._note_write()
         key = await asyncio.to_thread(self._identity.durable_next_key)
         request = signing_request(key, str(self._name.role)).decode()
-        if over:
-            answer = await self._recover(request)
-        else:
+        if valid:
             answer = await self._issue(
                 RenewalRequest(signing_request_pem=request, machine_fingerprint=self._machine_fingerprint)
             )
+        else:
+            answer = await self._recover(request)
         check_answer(answer, key, self._name, self._identity.authorities_path.read_bytes())
         self._note_write()
         await asyncio.to_thread(
@@ -134,7 +138,7 @@ class Renewal:
         await self._follow_files()
         _logger.info(
             "certificate renewed",
-            extra={"fields": {"serial": format(self._serial_in_use, "x"), "after_its_end": over}},
+            extra={"fields": {"serial": format(self._serial_in_use, "x"), "was_valid": valid}},
         )
 
     async def _recover(self, request: str) -> EnrolmentAnswer:

@@ -20,7 +20,7 @@ from config_server.tables import CertificateRow, EventRow
 from replication.control_plane import RecoveryRequest, RenewalRequest
 from replication.possession import prove
 from replication.service.health import HealthBoard
-from replication.tls_identity import PeerName, Role, TlsIdentity, new_private_key, signing_request
+from replication.tls_identity import PeerName, Role, TlsIdentity, new_private_key, private_key_pem, signing_request
 from tests.harness.certificate_site import certificate_site, later
 from tests.harness.config_site import Lab, Reply, running_lab
 from tests.harness.memory_blob_client import MemoryBlobClient
@@ -132,7 +132,7 @@ async def test_the_holder_of_an_ended_certificate_s_key_gets_a_new_one(site: Sit
     first = certificate_in(await site.recover(request))
     assert first.public_key() == key.public_key()
     assert certificate_in(await site.recover(request)).serial_number == first.serial_number
-    assert "had ended" in (await site.events("certificate-recovered"))[0]
+    assert "was not valid" in (await site.events("certificate-recovered"))[0]
 
 
 async def test_who_proves_nothing_recovers_nothing(site: Site) -> None:
@@ -193,6 +193,24 @@ async def test_a_newer_certificate_whose_answer_was_lost_does_not_stand_in_the_w
     again = certificate_in(await site.recover(site.recovery("web-1", key)))
     assert again.serial_number != lost.serial_number, "it has ended, too"
     assert again.public_key() == key.public_key()
+
+
+async def test_a_certificate_that_was_issued_while_the_clock_was_ahead_is_replaced_and_is_not_the_newest(
+    site: Site,
+) -> None:
+    site.now[0] += 200 * DAY_NS
+    await site.lab.enrol(Role.AGENT, "web-2")
+    site.now[0] -= 200 * DAY_NS
+    key = new_private_key()
+    first = certificate_in(await site.recover(site.recovery("web-2", key)))
+    identity = site.lab.identities["web-2"]
+    identity.store(
+        key_pem=private_key_pem(key),
+        certificate_pem=first.public_bytes(serialization.Encoding.PEM),
+        authorities_pem=identity.authorities_path.read_bytes(),
+    )
+    site.now[0] += 400 * DAY_NS
+    certificate_in(await site.recover(site.recovery("web-2", new_private_key())))
 
 
 async def test_recoveries_are_limited(site: Site) -> None:

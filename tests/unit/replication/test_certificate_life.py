@@ -38,5 +38,12 @@ def test_a_holder_never_looks_away_for_more_than_an_hour_and_tries_hundreds_of_t
 
 
 def test_the_end_is_the_last_valid_moment() -> None:
-    assert not LIFE.is_over(LIFE.ends_ns)
-    assert LIFE.is_over(LIFE.ends_ns + 1)
+    assert LIFE.is_valid(LIFE.ends_ns)
+    assert not LIFE.is_valid(LIFE.ends_ns + 1)
+
+
+def test_a_certificate_of_a_server_whose_clock_was_ahead_is_replaced_at_once() -> None:
+    assert not LIFE.is_valid(LIFE.begins_ns - 1)
+    assert LIFE.is_due(LIFE.begins_ns - 1, HOLDERS[0])
+    assert not LIFE.is_due(LIFE.begins_ns, HOLDERS[0])
+    assert LIFE.is_due(LIFE.renewal_due_ns(HOLDERS[0]), HOLDERS[0])
