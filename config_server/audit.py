@@ -111,15 +111,18 @@ def record_of(row: AuditRow) -> AuditRecord:
 
 
 async def forget_old_records(session: AsyncSession, before_ns: int, batch: int) -> int:
-    """Drop at most ``batch`` of the oldest that are older than ``before_ns``, from the old end only; the newest one stays."""
+    """Drop at most ``batch`` of the oldest that are older than ``before_ns``, from the old end only; the newest one stays.
+
+    Returns how many it was.
+    """
     newest = await session.scalar(select(AuditRow.id).order_by(AuditRow.id.desc()).limit(1))
     oldest = await session.execute(select(AuditRow.id, AuditRow.time_ns).order_by(AuditRow.id).limit(batch))
-    doomed = 0
+    doomed: list[int] = []
     for identifier, time_ns in oldest:
         if time_ns >= before_ns or identifier == newest:
             break
-        doomed = identifier
-    if not doomed:
-        return 0
-    await session.execute(delete(AuditRow).where(AuditRow.id <= doomed).execution_options(synchronize_session=False))
-    return 1
+        doomed.append(identifier)
+    if doomed:
+        gone = delete(AuditRow).where(AuditRow.id <= doomed[-1])
+        await session.execute(gone.execution_options(synchronize_session=False))
+    return len(doomed)

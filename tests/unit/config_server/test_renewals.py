@@ -14,7 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import delete, select
 
 from config_server.authority import BACKDATED_S, Authority, ServerNames
+from config_server.config import HistorySettings
 from config_server.events import COMMAND_LINE
+from config_server.reconciler.housekeeping import forget_what_is_over
 from config_server.server_identity import OwnCertificate
 from config_server.tables import CertificateRow, EventRow
 from replication.control_plane import RecoveryRequest, RenewalRequest
@@ -211,6 +213,25 @@ async def test_a_certificate_that_was_issued_while_the_clock_was_ahead_is_replac
     )
     site.now[0] += 400 * DAY_NS
     certificate_in(await site.recover(site.recovery("web-2", new_private_key())))
+
+
+async def test_certificates_that_ended_long_ago_are_forgotten_once_their_holder_uses_a_newer_one(site: Site) -> None:
+    async def forget() -> int:
+        async with site.lab.running.site.database.write() as session:
+            return await forget_what_is_over(session, HistorySettings(), site.now[0])
+
+    site.now[0] += 430 * DAY_NS
+    await forget()
+    assert len(await site.certificates()) == 1, "its holder has no other one"
+    certificate_in(await site.recover(site.recovery("web-1", new_private_key())))
+    await forget()
+    assert len(await site.certificates()) == 2, "the new one may not have arrived"
+    async with site.lab.running.site.database.write() as session:
+        newest = (await session.scalars(select(CertificateRow).order_by(CertificateRow.issued_ns.desc()))).first()
+        assert newest is not None
+        newest.used_ns = site.now[0]
+    await forget()
+    assert [row.used_ns for row in await site.certificates()] == [site.now[0]]
 
 
 async def test_recoveries_are_limited(site: Site) -> None:
