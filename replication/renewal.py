@@ -143,12 +143,13 @@ class Renewal:
 
     async def _recover(self, request: str) -> EnrolmentAnswer:
         certificate = self._identity.certificate()
+        key = await asyncio.to_thread(self._identity.key)
         body = RecoveryRequest(
             role="agent" if self._name.role is Role.AGENT else "process-server",
             certificate_pem=certificate.public_bytes(serialization.Encoding.PEM).decode(),
             signing_request_pem=request,
             machine_fingerprint=self._machine_fingerprint,
-            proof=prove(self._identity.key(), certificate.serial_number, request),
+            proof=prove(key, certificate.serial_number, request),
         )
         return await _post(self._url, self._identity.anonymous_context(), body)
 

@@ -127,6 +127,7 @@ def _responses(route: Route, references: _References) -> dict[str, Any]:
     if route.access is not Access.PUBLIC:
         responses["401"] = {"description": "no valid identity"} | problem
     if route.access.is_of_operators:
-        responses["403"] = {"description": f"the token's role is less than {route.access.value}"} | problem
+        lesser = {"description": f"the token's role is less than {route.access.value}"} | problem
+        responses.setdefault("403", lesser)
     responses["default"] = {"description": "any other failure"} | problem
     return responses

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import click
+from pydantic import ValidationError
 from rich.console import Console
 
 from config_server.audit_plane import AuditEntry, AuditVerdict
@@ -129,8 +130,9 @@ def create_token(invocation: Invocation, name: str, role: TokenRole, valid_for: 
     """Print a new token; it is told this once."""
     try:
         request = TokenRequest(name=name, role=role, valid_for_s=parse_duration(valid_for, "--valid-for"))
-    except ValueError as error:
-        fail(InvalidInput(f"cannot make this token: {error}", hint="a plain name, and at most five years"))
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"]
+        fail(InvalidInput(f"cannot make this token: {reason}", hint="a plain name, and at most five years"))
     grant = invocation.run(lambda server: server.send("POST", "/tokens", TokenGrant, request))
     show(grant, as_json_wanted=as_json_wanted, otherwise=lambda _console: click.echo(grant.token))
 

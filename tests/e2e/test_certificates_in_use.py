@@ -18,7 +18,7 @@ from replication.tls_identity import TlsIdentity, certificate_life
 from tests.harness.certificate_site import CertificateSite, certificate_site
 from tests.harness.process_site import ShippedDisk
 
-LIFETIME_S = 12.0
+LIFETIME_S = 15.0
 
 
 def short_lived(settings: Settings) -> Settings:
