@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from azure_sink.blob_service.app import Account, BlobService
 from azure_sink.blob_service.metrics import ArenaCollector, BlobMetrics
 from azure_sink.blob_store.store import BlobStore, StoreOptions
+from azure_sink.certificate_files import CertificateFiles, server_tls
 from azure_sink.config import BlobSettings, Settings
 from azure_sink.local_blob_client import LocalBlobClient
 from azure_sink.replica_writer.doorbells import Doorbells
@@ -27,7 +27,7 @@ from azure_sink.replica_writer.settings import WriterSettings
 from azure_sink.replica_writer.state_directory import StateDirectory
 from replication.blob_client.api import BlobClient
 from replication.blob_client.http_client import HttpBlobClient
-from replication.errors import Permanent, SettingsError
+from replication.errors import Permanent
 from replication.service.health import HealthBoard, HealthState
 from replication.service.https import ListenAddress, RunningServer, start_server
 from replication.service.observability import make_registry, start_observability
@@ -48,18 +48,6 @@ class RunningBlobService:
     server: RunningServer
 
 
-def _server_tls(settings: BlobSettings) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(settings.tls_cert, settings.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsError(
-            f"cannot use the TLS certificate {settings.tls_cert} with the key {settings.tls_key}: {error}"
-        ) from error
-    return context
-
-
 @contextlib.asynccontextmanager
 async def running_blob_service(
     settings: BlobSettings,
@@ -73,7 +61,7 @@ async def running_blob_service(
     :raises SettingsError: key, certificate, address or state directory cannot be used.
     :raises Permanent: inside the context, as an exception group: the store failed and needs a restart.
     """
-    keys, tls = settings.read_keys(), _server_tls(settings)
+    keys, tls = settings.read_keys(), server_tls(settings.tls_cert, settings.tls_key)
     metrics = BlobMetrics(registry)
     options = StoreOptions(
         arena_bytes=settings.arena_bytes,
@@ -93,6 +81,8 @@ async def running_blob_service(
         stack.push_async_callback(server.close)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         stack.callback(tasks.create_task(_watch(store, board)).cancel)
+        certificate = CertificateFiles(settings.tls_cert, settings.tls_key, board, server.use_tls)
+        stack.callback(tasks.create_task(certificate.run()).cancel)
         stack.callback(tasks.create_task(_drop_stale_blocks(store)).cancel)
         _logger.info(
             "blob service listens",

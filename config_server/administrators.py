@@ -1,60 +1,191 @@
-"""Administrators' bearer tokens: making and recognizing them. Called by the API's authentication and by ``config-server init``.
+"""Operators' bearer tokens with their roles: making, listing, recognizing, revoking; and the one-time secret of a new site. Called by the
+API, by ``config-server init`` and ``create-administrator-token``.
 
-Only administrators for now; the column ``role`` is there for operators and readers.
+There is no default password. ``init`` prints a secret that is good for one thing, once, within a day: it is exchanged for the first
+administrator's token (``migratectl`` does it). The last token with which an administrator could come in is not revoked over the API; on the
+appliance itself ``create-administrator-token`` always makes another. Every token ends some day.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.core.attempt_limiter import AttemptLimiter
+from config_server.core.roles import ADMINISTRATOR
 from config_server.database import Database
 from config_server.events import Actor, Clock, record_event
-from config_server.secret_text import new_token, read_token, same_digest
+from config_server.secret_text import new_one_time_secret, new_token, read_one_time_secret, read_token, same_digest
 from config_server.tables import AdministratorTokenRow
+from replication.errors import Conflict, NotFound, Overloaded, Refused
 
-ADMINISTRATOR: Final = "administrator"
+ONE_TIME_SECRET_VALID_S: Final = 86400.0
+DEFAULT_TOKEN_VALIDITY_S: Final = 365 * 86400.0
+EXCHANGES_BURST: Final = 10
+EXCHANGE_INTERVAL_S: Final = 6.0
 _NO_DIGEST: Final = bytes(32)
 
 
 @dataclass(frozen=True, slots=True)
 class Administrator:
-    """Who a request comes from."""
+    """Who a request comes from. ``token``: its public identifier."""
 
     name: str
     role: str
+    token: str
 
     @property
     def actor(self) -> Actor:
         return Actor(f"{self.role}:{self.name}")
 
 
+@dataclass(frozen=True, slots=True)
+class IssuedToken:
+    """``text`` is told once; ``identifier`` is its public part."""
+
+    text: str
+    identifier: str
+    expires_ns: int
+
+
 class Administrators:
     """The tokens of this site."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, monotonic: Callable[[], float] = lambda: 0.0) -> None:
         self._database = database
         self._clock = clock
+        self._monotonic = monotonic
+        self._limiter = AttemptLimiter(burst=EXCHANGES_BURST, interval_s=EXCHANGE_INTERVAL_S)
 
-    async def any_exists(self) -> bool:
+    async def can_come_in(self) -> bool:
+        """Whether there is a valid administrator's token, or a secret that can still be exchanged for one."""
         async with self._database.read() as session:
-            return bool(await session.scalar(select(func.count()).select_from(AdministratorTokenRow)))
+            row = AdministratorTokenRow
+            found = await session.scalar(
+                select(func.count()).select_from(row).where(self._valid(), row.role == ADMINISTRATOR)
+            )
+        return bool(found)
 
-    async def create_token(self, name: str, actor: Actor) -> str:
-        """Return a new token's text; it is not kept."""
-        made, now_ns = new_token(), self._clock()
+    async def create_token(
+        self, name: str, actor: Actor, role: str = ADMINISTRATOR, valid_for_s: float = DEFAULT_TOKEN_VALIDITY_S
+    ) -> IssuedToken:
+        """A new token; its text is not kept. Durable on return."""
         async with self._database.write() as session:
+            return self._add(session, name, actor, role, valid_for_s)
+
+    def _add(self, session: AsyncSession, name: str, actor: Actor, role: str, valid_for_s: float) -> IssuedToken:
+        made, now_ns = new_token(), self._clock()
+        expires_ns = now_ns + int(valid_for_s * 1e9)
+        session.add(
+            AdministratorTokenRow(
+                id=made.identifier,
+                name=name,
+                role=role,
+                digest=made.digest,
+                created_ns=now_ns,
+                created_by=actor,
+                expires_ns=expires_ns,
+            )
+        )
+        record_event(session, now_ns, actor, "token-created", f"{role} token {made.identifier} for {name} created")
+        return IssuedToken(made.text, made.identifier, expires_ns)
+
+    async def create_one_time_secret(self, actor: Actor) -> str:
+        """A secret that is exchanged for an administrator's token; those before it are dead. Durable on return."""
+        made, now_ns = new_one_time_secret(), self._clock()
+        async with self._database.write() as session:
+            row = AdministratorTokenRow
+            await session.execute(update(row).where(row.single_use, row.revoked_ns.is_(None)).values(revoked_ns=now_ns))
             session.add(
                 AdministratorTokenRow(
-                    id=made.identifier, name=name, role=ADMINISTRATOR, digest=made.digest, created_ns=now_ns
+                    id=made.identifier,
+                    name="one-time secret",
+                    role=ADMINISTRATOR,
+                    single_use=True,
+                    digest=made.digest,
+                    created_ns=now_ns,
+                    created_by=actor,
+                    expires_ns=now_ns + int(ONE_TIME_SECRET_VALID_S * 1e9),
                 )
             )
-            record_event(
-                session, now_ns, actor, "token-created", f"administrator token {made.identifier} for {name} created"
-            )
+            record_event(session, now_ns, actor, "token-created", f"one-time secret {made.identifier} created")
         return made.text
+
+    async def exchange(self, secret: str, name: str, caller: str) -> IssuedToken:
+        """An administrator's token for a one-time secret, which is dead then; durable on return.
+
+        :raises Overloaded: too many attempts from ``caller``. :raises Refused: the secret is wrong, was used, or has expired.
+        """
+        wait_s = self._limiter.wait_s(caller, self._monotonic())
+        if wait_s:
+            raise Overloaded("cannot exchange a secret now: too many attempts", retry_after_s=wait_s)
+        identifier, digest = read_one_time_secret(secret.strip()) or ("", b"")
+        async with self._database.write() as session:
+            row = await session.get(AdministratorTokenRow, identifier, with_for_update=True)
+            right = same_digest(digest, _NO_DIGEST if row is None else row.digest)
+            now_ns = self._clock()
+            if (
+                row is None
+                or not right
+                or not row.single_use
+                or row.revoked_ns is not None
+                or (row.expires_ns or 0) <= now_ns
+            ):
+                raise Refused(
+                    "cannot exchange this secret: it is wrong, was used already, or has expired",
+                    hint="on the appliance: `config-server create-administrator-token --name NAME`",
+                )
+            row.revoked_ns = now_ns
+            made = self._add(
+                session, name, Actor(f"one-time-secret:{identifier}"), ADMINISTRATOR, DEFAULT_TOKEN_VALIDITY_S
+            )
+        self._limiter.give_back(caller)
+        return made
+
+    async def list_valid(self) -> Sequence[AdministratorTokenRow]:
+        """Oldest first; a one-time secret that waits is among them."""
+        async with self._database.read() as session:
+            row = AdministratorTokenRow
+            return list(await session.scalars(select(row).where(self._valid()).order_by(row.created_ns, row.id)))
+
+    async def revoke(self, identifier: str, actor: Actor) -> None:
+        """Durable on return; idempotent.
+
+        :raises NotFound: if there is none of this identifier.
+        :raises Conflict: if it is the last with which an administrator can come in.
+        """
+        now_ns = self._clock()
+        async with self._database.write() as session:
+            row = await session.get(AdministratorTokenRow, identifier, with_for_update=True)
+            if row is None:
+                raise NotFound(
+                    f"cannot find the token {identifier[:32]!r}", hint="`migratectl tokens` lists their identifiers"
+                )
+            if row.revoked_ns is not None:
+                return
+            others = await session.scalar(
+                select(func.count())
+                .select_from(AdministratorTokenRow)
+                .where(
+                    self._valid(),
+                    AdministratorTokenRow.role == ADMINISTRATOR,
+                    AdministratorTokenRow.single_use.is_(False),
+                    AdministratorTokenRow.id != identifier,
+                )
+            )
+            if row.role == ADMINISTRATOR and not row.single_use and not others:
+                raise Conflict(
+                    f"cannot revoke the token {identifier}: it is the last administrator's",
+                    hint="make another first: `migratectl create-token --role administrator`",
+                )
+            row.revoked_ns = now_ns
+            record_event(
+                session, now_ns, actor, "token-revoked", f"{row.role} token {identifier} of {row.name} revoked"
+            )
 
     async def recognize(self, text: str) -> Administrator | None:
         """Whose token this is, or None; the secret is compared in constant time."""
@@ -65,8 +196,12 @@ class Administrators:
         async with self._database.read() as session:
             row = await session.get(AdministratorTokenRow, identifier)
         right = same_digest(digest, _NO_DIGEST if row is None else row.digest)
-        if row is None or not right or row.revoked_ns is not None:
+        if row is None or not right or row.single_use or row.revoked_ns is not None:
             return None
         if row.expires_ns is not None and row.expires_ns <= self._clock():
             return None
-        return Administrator(row.name, row.role)
+        return Administrator(row.name, row.role, row.id)
+
+    def _valid(self) -> ColumnElement[bool]:
+        row = AdministratorTokenRow
+        return row.revoked_ns.is_(None) & (row.expires_ns.is_(None) | (row.expires_ns > self._clock()))

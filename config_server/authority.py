@@ -23,14 +23,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from replication.durable_file import DurableFile, make_directory_durably
-from replication.errors import InvalidInput, SettingsError
+from replication.errors import InvalidInput, Refused, SettingsError
 from replication.service_address import is_dns_name
 from replication.tls_identity import PeerName, Role, fingerprint, new_private_key, private_key_pem
 
 AUTHORITY_LIFETIME_S: Final = 10 * 365 * 86400.0
 CERTIFICATE_LIFETIME_S: Final = 397 * 86400.0
 BACKDATED_S: Final = 3600.0
-"""Certificates are valid from an hour ago, so that a peer whose clock is a little late accepts them."""
+"""Certificates are valid from an hour ago (at most a tenth of their life), so that a peer whose clock is a little late accepts them."""
 
 _KEY_FILE: Final = "key.pem"
 _CERTIFICATE_FILE: Final = "certificate.pem"
@@ -66,15 +66,21 @@ class ServerNames:
         """All of them, as text."""
         return frozenset([*self.dns_names, *map(str, self.addresses)])
 
+    @classmethod
+    def listed_in(cls, certificate: x509.Certificate) -> ServerNames:
+        """Those that a certificate lists."""
+        listed = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        addresses = listed.get_values_for_type(x509.IPAddress)  # networks occur in constraints only
+        return cls(
+            tuple(listed.get_values_for_type(x509.DNSName)),
+            tuple(a for a in addresses if isinstance(a, ipaddress.IPv4Address | ipaddress.IPv6Address)),
+        )
+
     def missing_in(self, certificate: x509.Certificate) -> list[str]:
         """Those that ``certificate`` does not list."""
-        listed = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        known_names, known_addresses = (
-            listed.get_values_for_type(x509.DNSName),
-            listed.get_values_for_type(x509.IPAddress),
-        )
-        return [name for name in self.dns_names if name not in known_names] + [
-            str(address) for address in self.addresses if address not in known_addresses
+        known = self.listed_in(certificate)
+        return [name for name in self.dns_names if name not in known.dns_names] + [
+            str(address) for address in self.addresses if address not in known.addresses
         ]
 
 
@@ -142,6 +148,10 @@ class Authority:
     def fingerprint(self) -> str:
         return fingerprint(self.certificate)
 
+    def left_s(self, now_ns: int) -> float:
+        """Seconds to the authority's own end."""
+        return self.certificate.not_valid_after_utc.timestamp() - now_ns / 1e9
+
     def issue(
         self,
         public_key: ec.EllipticCurvePublicKey,
@@ -151,10 +161,13 @@ class Authority:
         names: ServerNames | None = None,
         lifetime_s: float = CERTIFICATE_LIFETIME_S,
     ) -> IssuedCertificate:
-        """Issue a certificate that names ``name``; servers may also act as clients.
+        """Issue a certificate that names ``name``; servers may also act as clients. It never outlives this authority.
 
         :raises InvalidInput: if names or addresses are asked for a role that is no server.
+        :raises Refused: if the authority is at its end.
         """
+        if self.left_s(now_ns) <= 0:
+            raise Refused("cannot issue a certificate: the site's authority has ended", hint="a new site; see the docs")
         names = names or ServerNames()
         if name.role not in _SERVER_ROLES and (names.dns_names or names.addresses):
             raise InvalidInput(f"cannot list server names in the certificate of an {name.role}")
@@ -178,7 +191,7 @@ class Authority:
             decipher_only=False,
         )
         certificate = (
-            _builder(subject, self.certificate.subject, public_key, now_ns, lifetime_s)
+            _builder(subject, self.certificate.subject, public_key, now_ns, min(lifetime_s, self.left_s(now_ns)))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(usage, critical=True)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
@@ -200,7 +213,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(seconds=BACKDATED_S))
+        .not_valid_before(now - dt.timedelta(seconds=min(BACKDATED_S, lifetime_s / 10)))
         .not_valid_after(now + dt.timedelta(seconds=lifetime_s))
     )
 

@@ -14,12 +14,15 @@ from pathlib import Path
 import click
 
 from config_server import daemon
-from config_server.administrators import Administrators
+from config_server.administrators import DEFAULT_TOKEN_VALIDITY_S, Administrators
 from config_server.authority import ServerNames, TrustStore
+from config_server.backup import back_up, check_backup
+from config_server.backup import restore as restore_backup
 from config_server.config import DEFAULT_CONFIG, Settings
+from config_server.core.roles import ADMINISTRATOR, ROLES
 from config_server.database import Database
 from config_server.events import COMMAND_LINE
-from config_server.installation import initialize, issue_certificate, load_authority
+from config_server.installation import initialize, issue_certificate, load_authority, reissue_certificate
 from config_server.passphrases import DEFAULT_VALIDITY_S, Passphrases
 from replication.control_plane import ENROLLING_ROLES, EnrollingRole
 from replication.durable_file import DurableFile
@@ -31,6 +34,18 @@ from replication.settings import parse_duration
 from replication.tls_identity import Role
 
 PROGRAM = "config-server"
+SECRET_FILE = "one-time-secret"  # noqa: S105 - the name of a file
+MAX_PASSPHRASE_BYTES = 4096
+RESTORED = """\
+Before you start it:
+ - the server that the backup is of must never run again: two with one authority contradict each other;
+ - give the files to the daemon's user, if you restored as root; `names` must hold the address under which it is reached now.
+After that:
+ - agents and process servers go on with the certificates that they have, and without a resync: they are told the present state,
+   whatever revision they saw last, and generations that the store knows better than this database are adopted;
+ - what happened since the backup is not known: revoke again what was revoked (certificates, tokens, passphrases), protect again
+   what was protected; items that were stopped or completed since are shown as they were: stop them;
+ - `migratectl status` and `migratectl events` show how the site comes back."""
 _config = click.option(
     "--config",
     "config_path",
@@ -71,25 +86,45 @@ def run(config_path: Path, check_config: bool) -> None:
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path),
-    help="Write the first administrator's token there (mode 0600) instead of printing it.",
+    help="Write the one-time secret there (mode 0600) instead of printing it; `migratectl` exchanges it in that file.",
 )
-def init(config_path: Path, token_file: Path | None) -> None:
-    """Make authority, keys, database and the first administrator's token; what is there stays."""
+@click.option(
+    "--administrator",
+    default=None,
+    help="For programs that install: write a token of an administrator of this name into --token-file, no secret.",
+)
+def init(config_path: Path, token_file: Path | None, administrator: str | None) -> None:
+    """Make authority, keys, database and a one-time secret for the first administrator; what is there stays."""
     settings = load_or_exit(Settings, config_path, check_only=False)
+    if administrator is not None and token_file is None:
+        fail(SettingsError("cannot hand out a token without a file for it", hint="give --token-file, too"))
     try:
-        installed = asyncio.run(initialize(settings, time.time_ns))
+        installed = asyncio.run(initialize(settings, time.time_ns, administrator))
     except BlockferryError as error:
         fail(error)
     click.echo(f"authority fingerprint: {installed.fingerprint}")
-    click.echo(f"key-encryption key:    {installed.key_encryption_key_file} (back it up)")
-    if installed.token is None:
-        click.echo("administrator token:   made earlier; `config-server create-administrator-token` makes another")
-    elif token_file is None:
-        click.echo(f"administrator token:   {installed.token}")
-        click.echo("                       shown this once; keep it in a file that only you can read")
+    click.echo(f"key-encryption key:    {installed.key_encryption_key_file} (back it up: `config-server backup`)")
+    if installed.secret is None:
+        click.echo(
+            "one-time secret:       none was made: an administrator's token was made earlier, or a secret waits;"
+        )
+        click.echo("                       `config-server create-administrator-token` makes another token")
+    elif token_file is None and sys.stdout.isatty():
+        click.echo(f"one-time secret:       {installed.secret}")
+        click.echo(
+            "                       shown this once, good once, for a day: put it into a file that only you can read,"
+        )
+        click.echo("                       and `migratectl login --token-file FILE` exchanges it there for your token")
     else:
-        DurableFile(token_file).replace(f"{installed.token}\n".encode())
-        click.echo(f"administrator token:   written to {token_file}")
+        # What is no terminal may be a journal: a secret has no business there.
+        place = token_file or settings.state_dir / SECRET_FILE
+        DurableFile(place).replace(f"{installed.secret}\n".encode())
+        what = "token:   " if administrator else "secret:  "
+        click.echo(f"{'administrator' if administrator else 'one-time'} {what}    written to {place}")
+        if not administrator:
+            click.echo(
+                "                       `migratectl login --token-file` exchanges it there for a token, within a day"
+            )
 
 
 @main.command("show-fingerprint")
@@ -122,14 +157,20 @@ def show_authority(config_path: Path) -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Directory for key, certificate, authorities."
 )
-def issue(config_path: Path, role: str, dns_names: tuple[str, ...], addresses: tuple[str, ...], out: Path) -> None:
+@click.option("--renew", is_flag=True, help="The identity in --out goes on: a new key and certificate in its place.")
+def issue(
+    config_path: Path, role: str, dns_names: tuple[str, ...], addresses: tuple[str, ...], out: Path, renew: bool
+) -> None:
     """Issue an identity for a server that does not enrol: the sink."""
     settings = load_or_exit(Settings, config_path, check_only=False)
     try:
         names = ServerNames.parse([*dns_names, *addresses])
-        if not dns_names and not addresses:
+        if renew:
+            name = reissue_certificate(settings, names, out, time.time_ns)
+        elif not dns_names and not addresses:
             raise SettingsError("cannot issue a server's certificate without a name", hint="give --dns or --ip")
-        name = issue_certificate(settings, Role(role), names, out, time.time_ns)
+        else:
+            name = issue_certificate(settings, Role(role), names, out, time.time_ns)
     except BlockferryError as error:
         fail(error)
     click.echo(f"{name.urn} in {out}")
@@ -169,16 +210,22 @@ def create_enrolment_passphrase(config_path: Path, valid_for: str, role: Enrolli
 
 @main.command("create-administrator-token")
 @_config
-@click.option("--name", required=True, help="Whose it is; shown in events.")
-def create_administrator_token(config_path: Path, name: str) -> None:
-    """Print a new administrator's token, for instance when the first one is lost."""
+@click.option("--name", required=True, help="Whose it is; shown in events and in the audit log.")
+@click.option("--role", type=click.Choice(ROLES), default=ADMINISTRATOR, show_default=True, help="What it may do.")
+@click.option(
+    "--valid-for", default=f"{DEFAULT_TOKEN_VALIDITY_S / 86400:.0f} d", show_default=True, help="Such as 8 h or 90 d."
+)
+def create_administrator_token(config_path: Path, name: str, role: str, valid_for: str) -> None:
+    """Print a new token, an administrator's by default, for instance when the last one is lost."""
     settings = load_or_exit(Settings, config_path, check_only=False)
 
     async def create() -> str:
         database = Database(settings.effective_database_url)
         try:
             await database.upgrade()
-            return await Administrators(database, time.time_ns).create_token(name, COMMAND_LINE)
+            valid_for_s = parse_duration(valid_for, "--valid-for")
+            made = await Administrators(database, time.time_ns).create_token(name, COMMAND_LINE, role, valid_for_s)
+            return made.text
         finally:
             await database.close()
 
@@ -186,3 +233,62 @@ def create_administrator_token(config_path: Path, name: str) -> None:
         click.echo(asyncio.run(create()))
     except BlockferryError as error:
         fail(error)
+
+
+_passphrase_file = click.option(
+    "--passphrase-file",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    required=True,
+    help="File with the backup's passphrase; `-` reads standard input.",
+)
+
+
+def _passphrase(path: Path) -> str:
+    try:
+        text = sys.stdin.read(MAX_PASSPHRASE_BYTES) if str(path) == "-" else path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read the passphrase file {path}: {error}") from error
+    return text.strip()
+
+
+@main.command()
+@_config
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The backup's file.")
+@_passphrase_file
+def backup(config_path: Path, out: Path, passphrase_file: Path) -> None:
+    """Back up configuration, authority, key-encryption key and database, sealed with a passphrase; the server may run meanwhile."""
+    settings = load_or_exit(Settings, config_path, check_only=False)
+    try:
+        facts = back_up(settings, config_path, out, _passphrase(passphrase_file), time.time_ns)
+    except BlockferryError as error:
+        fail(error)
+    except OSError as error:
+        fail(SettingsError(f"cannot write the backup {out}: {error.strerror or error}"))
+    click.echo(
+        f"{out}: {out.stat().st_size} bytes, the site {facts.authority_fingerprint[:23]}... as of {facts.created_at}"
+    )
+    click.echo("without the passphrase it is worth nothing; with it, everything: keep them apart from each other")
+
+
+@main.command()
+@_config
+@click.argument("archive", type=click.Path(path_type=Path, dir_okay=False))
+@_passphrase_file
+@click.option("--check", is_flag=True, help="Only prove that the backup can be restored; nothing is changed.")
+def restore(config_path: Path, archive: Path, passphrase_file: Path, check: bool) -> None:
+    """Restore a backup into an empty state directory; then say what follows."""
+    try:
+        passphrase = _passphrase(passphrase_file)
+        if check:
+            facts = check_backup(archive, passphrase)
+            click.echo(
+                f"{archive} can be restored: the site {facts.authority_fingerprint[:23]}... as of {facts.created_at}"
+            )
+            return
+        settings, facts = restore_backup(archive, config_path, passphrase, time.time_ns)
+    except BlockferryError as error:
+        fail(error)
+    except OSError as error:
+        fail(SettingsError(f"cannot restore {archive}: {error.strerror or error}"))
+    click.echo(f"restored into {settings.state_dir}: the site {facts.authority_fingerprint} as of {facts.created_at}")
+    click.echo(RESTORED)

@@ -25,6 +25,8 @@ DEFAULT_LISTEN: Final = "0.0.0.0:443"
 DEFAULT_STATE_DIR: Final = Path("/var/lib/blockferry/config-server")
 DEFAULT_OBSERVABILITY: Final = "127.0.0.1:9883"
 DEFAULT_BODY_TIMEOUT_S: Final = 30.0
+MIN_CERTIFICATE_LIFETIME_S: Final = 3600.0
+DEFAULT_CERTIFICATE_RECOVERY_S: Final = 180 * 86400.0
 _KEY_LINE_LABEL: Final = "blockferry-writer-v1 "
 
 
@@ -61,21 +63,23 @@ class ReconcilerSettings:
 
 @dataclass(frozen=True, slots=True)
 class HistorySettings:
-    """How long the database remembers what is over: events, jobs that have ended, and answered requests to the replica writer."""
+    """How long the database remembers what is over: events, the audit log, ended jobs, answered requests to the replica writer."""
 
     events_keep_s: float = 90 * 86400.0
+    audit_keep_s: float = 365 * 86400.0
     jobs_keep_s: float = 90 * 86400.0
     requests_keep_s: float = 7 * 86400.0
 
     def __post_init__(self) -> None:
-        if min(self.events_keep_s, self.jobs_keep_s, self.requests_keep_s) < 86400:
-            raise SettingsError("cannot keep events, jobs or requests for less than a day")
+        if min(self.events_keep_s, self.audit_keep_s, self.jobs_keep_s, self.requests_keep_s) < 86400:
+            raise SettingsError("cannot keep events, the audit log, jobs or requests for less than a day")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The whole file. ``names``: every DNS name and address under which agents, process servers and operators reach this server;
-    this machine's host name and the loopback names are always added. ``writer_public_key``: the line that
+    this machine's host name and the loopback names are always added. ``certificate_recovery_s``: for so long after its end can a
+    certificate still be exchanged for a new one by its key's holder; 0: not at all. ``writer_public_key``: the line that
     ``azure-sink show-writer-key`` prints, or the path of a file that holds it.
     """
 
@@ -87,6 +91,7 @@ class Settings:
     key_encryption_key_file: Path | None = None
     database_url: str | None = None
     certificate_lifetime_s: float = CERTIFICATE_LIFETIME_S
+    certificate_recovery_s: float = DEFAULT_CERTIFICATE_RECOVERY_S
     connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     body_timeout_s: float = DEFAULT_BODY_TIMEOUT_S
     heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)
@@ -98,8 +103,10 @@ class Settings:
     def __post_init__(self) -> None:
         ListenAddress.parse(self.listen)
         self.server_names()
-        if self.certificate_lifetime_s < 3600:
+        if self.certificate_lifetime_s < MIN_CERTIFICATE_LIFETIME_S:
             raise SettingsError("cannot use a certificate_lifetime_s below one hour")
+        if self.certificate_recovery_s < 0:
+            raise SettingsError("cannot use a negative certificate_recovery_s", hint="0 allows no recovery")
         if self.body_timeout_s <= 0:
             raise SettingsError("cannot use a body_timeout_s that is not positive")
         if self.writer_public_key.startswith(_KEY_LINE_LABEL):

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+
+from cryptography import x509
 
 from config_server.administrators import Administrators
 from config_server.ages import Ages
 from config_server.api.routes import make_application
 from config_server.api.table import ROUTES
+from config_server.audit import AuditLog
 from config_server.authority import TrustStore
+from config_server.certificate_ages import CertificateFigures
+from config_server.certificates import Certificates, serial_text
 from config_server.config import Settings
 from config_server.core.address_claims import OwnAddresses
 from config_server.database import Database
@@ -29,7 +35,8 @@ from config_server.key_encryption import KeyEncryptionKey
 from config_server.passphrases import Passphrases
 from config_server.policies import ensure_default_policy
 from config_server.reconciler.loop import Reconciler
-from config_server.server_identity import ensure_server_identity
+from config_server.renewals import Renewals
+from config_server.server_identity import OwnCertificate, ensure_server_identity, own_certificate_ends
 from config_server.site import Site
 from config_server.store_status import StoreStatus
 from replication.blob_client.api import BlobClient
@@ -103,7 +110,7 @@ async def running_site(
             authority=authority,
             trust_store=trust_store,
             passphrases=passphrases,
-            administrators=Administrators(database, clock),
+            administrators=Administrators(database, clock, monotonic),
             enrolments=Enrolments(
                 database,
                 authority,
@@ -115,6 +122,19 @@ async def running_site(
                 own,
                 settings.certificate_lifetime_s,
             ),
+            certificates=Certificates(database, clock),
+            renewals=Renewals(
+                database,
+                authority,
+                trust_store,
+                ages,
+                clock,
+                monotonic,
+                own,
+                lifetime_s=settings.certificate_lifetime_s,
+                recovery_s=settings.certificate_recovery_s,
+            ),
+            audit=AuditLog(database),
             generations=Generations(database, store, site_key, writer, clock),
             incarnations=Incarnations(),
             feed=feed,
@@ -127,6 +147,13 @@ async def running_site(
             note_points=reconciler.note_points,
         )
         registry.register(reconciler.figures)
+        registry.register(
+            CertificateFigures(
+                lambda: reconciler.figures.snapshot.certificate_ends_ns,
+                lambda: own_certificate_ends(identity, authority),
+                clock,
+            )
+        )
         server = await start_server(
             make_application(site, ROUTES, settings.body_timeout_s),
             ListenAddress.parse(settings.listen),
@@ -135,13 +162,22 @@ async def running_site(
         )
         stack.push_async_callback(server.close)
         stack.callback(feed.release_waiters)
+        site.certificates.on_revoked = functools.partial(_end_connections_of, server)
         # After the service, so that whoever waits for /healthz finds the service there.
         observability = await start_observability(settings.observability, board, registry)
         stack.push_async_callback(observability.close)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         if reconcile:
             stack.callback(tasks.create_task(reconciler.run()).cancel)
+        own_certificate = OwnCertificate(settings, authority, trust_store, clock, server, board)
+        stack.callback(tasks.create_task(own_certificate.run()).cancel)
         yield RunningSite(site, server, reconciler, observability)
+
+
+def _end_connections_of(server: RunningServer, serials: frozenset[str]) -> None:
+    server.end_connections(
+        lambda der: der is not None and serial_text(x509.load_der_x509_certificate(der).serial_number) in serials
+    )
 
 
 async def run(settings: Settings, lifecycle: Lifecycle) -> None:

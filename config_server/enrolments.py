@@ -9,19 +9,17 @@ A process server's certificate lists the host of the address that agents are tol
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import uuid
 from collections.abc import Callable
 from typing import Final
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
 from config_server.authority import CERTIFICATE_LIFETIME_S, Authority, ServerNames, TrustStore, read_signing_request
+from config_server.certificates import issue_and_record, key_digest
 from config_server.core.address_claims import OwnAddresses, check_claim
 from config_server.core.attempt_limiter import AttemptLimiter
 from config_server.database import Database
@@ -30,7 +28,7 @@ from config_server.passphrases import Passphrases
 from config_server.service_addresses import addresses_of_others
 from config_server.tables import CertificateRow, MachineRow, ProcessServerRow
 from replication.control_plane import EnrolmentAnswer, EnrolmentRequest
-from replication.errors import Conflict, NotFound, Overloaded
+from replication.errors import Conflict, Overloaded
 from replication.failpoint import reached
 from replication.service_address import ServiceAddress
 from replication.tls_identity import PeerName, Role
@@ -87,7 +85,7 @@ class Enrolments:
         address = _service_address(request)
         now_ns = self._clock()
         async with self._database.write() as session:
-            name = await self._holder(session, request, _key_digest(public_key), now_ns)
+            name = await self._holder(session, request, key_digest(public_key), now_ns)
             if address is not None:
                 check_claim(
                     address,
@@ -96,17 +94,7 @@ class Enrolments:
                     same_machine=same_machine,
                 )
             names = ServerNames() if address is None else ServerNames.parse([address.host])
-            issued = self._authority.issue(public_key, name, now_ns=now_ns, names=names, lifetime_s=self._lifetime_s)
-            session.add(
-                CertificateRow(
-                    serial=issued.serial,
-                    role=name.role.value,
-                    holder_id=name.identifier,
-                    public_key_sha256=_key_digest(public_key),
-                    issued_ns=now_ns,
-                    expires_ns=issued.expires_ns,
-                )
-            )
+            issued = issue_and_record(session, self._authority, name, public_key, names, now_ns, self._lifetime_s)
             record_event(
                 session,
                 now_ns,
@@ -120,7 +108,9 @@ class Enrolments:
         await self._passphrases.count_use(identifier)
         _logger.info("enrolled", extra={"fields": {"peer": name.urn, "hostname": request.hostname, "from": caller}})
         return EnrolmentAnswer(
-            identifier=name.identifier, certificate_pem=issued.pem, authorities_pem=self._trust_store.trusted_pem()
+            identifier=name.identifier,
+            certificate_pem=issued.pem or "",
+            authorities_pem=self._trust_store.trusted_pem(),
         )
 
     async def _holder(self, session: AsyncSession, request: EnrolmentRequest, key_digest: str, now_ns: int) -> PeerName:
@@ -172,29 +162,6 @@ class Enrolments:
         return self._clock() + int(REENROLMENT_WINDOW_S * 1e9)
 
 
-async def find_enrolled(session: AsyncSession, text: str) -> MachineRow | ProcessServerRow:
-    """Who has enrolled: a machine or a process server, by identifier or host name.
-
-    :raises NotFound: if there is none. :raises Conflict: if the name is not unique.
-    """
-    found: list[MachineRow | ProcessServerRow] = []
-    found += await session.scalars(select(MachineRow).where((MachineRow.id == text) | (MachineRow.hostname == text)))
-    found += await session.scalars(
-        select(ProcessServerRow).where((ProcessServerRow.id == text) | (ProcessServerRow.hostname == text))
-    )
-    if len(found) > 1:
-        raise Conflict(
-            f"cannot tell which of {len(found)} is meant by {text!r}",
-            hint="use the identifier: `migratectl servers --json`, `migratectl process-servers --json`",
-        )
-    if not found:
-        raise NotFound(
-            f"cannot find {text[:100]!r}",
-            hint="`migratectl servers` and `migratectl process-servers` list who enrolled",
-        )
-    return found[0]
-
-
 def _new_row(request: EnrolmentRequest, identifier: str, now_ns: int) -> MachineRow | ProcessServerRow:
     if request.role == "agent":
         return MachineRow(
@@ -220,8 +187,3 @@ def _new_row(request: EnrolmentRequest, identifier: str, now_ns: int) -> Machine
 def _service_address(request: EnrolmentRequest) -> ServiceAddress | None:
     """Where agents are told to find a process server; None for an agent, where nothing listens."""
     return None if request.role == "agent" else ServiceAddress.parse(request.service_url or "")
-
-
-def _key_digest(key: ec.EllipticCurvePublicKey) -> str:
-    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(der).hexdigest()

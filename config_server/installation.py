@@ -1,7 +1,7 @@
-"""First steps on a new appliance: authority, key-encryption key, database, own certificate, first token. Called by ``cli.py``.
+"""First steps on a new appliance: authority, key-encryption key, database, own certificate, one-time secret. Called by ``cli.py``.
 
-``initialize`` is idempotent: what is there stays, what is missing is made. No default password exists: the administrator's token
-is made once, shown once, and only its hash is kept.
+``initialize`` is idempotent: what is there stays, what is missing is made. No default password exists: a secret is shown once, is good
+once and for a day, and only its hash is kept. It is exchanged for the first administrator's token (``administrators.py``).
 """
 
 from __future__ import annotations
@@ -20,18 +20,16 @@ from config_server.key_encryption import CREDENTIALS_VARIABLE, KeyEncryptionKey,
 from config_server.policies import ensure_default_policy
 from config_server.server_identity import ensure_server_identity
 from replication.durable_file import make_directory_durably
-from replication.errors import Conflict
+from replication.errors import Conflict, NotFound, Refused
 from replication.tls_identity import PeerName, Role, TlsIdentity, new_private_key, private_key_pem
-
-FIRST_ADMINISTRATOR = "first"
 
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """``token`` None: there was one already, and it is not shown again."""
+    """``secret`` None: an administrator can come in already; nothing is shown again."""
 
     fingerprint: str
-    token: str | None
+    secret: str | None
     key_encryption_key_file: Path
 
 
@@ -40,8 +38,8 @@ def site_key_file(settings: Settings) -> Path:
     return key_file(settings.key_encryption_key_file, settings.state_dir, os.environ.get(CREDENTIALS_VARIABLE))
 
 
-async def initialize(settings: Settings, clock: Clock) -> Installed:
-    """Make what is missing; everything is durable on return.
+async def initialize(settings: Settings, clock: Clock, administrator: str | None = None) -> Installed:
+    """Make what is missing; everything is durable on return. With ``administrator`` (a name) the secret is a token, not a one-time secret.
 
     :raises SettingsError: if something that is there cannot be used.
     """
@@ -56,12 +54,15 @@ async def initialize(settings: Settings, clock: Clock) -> Installed:
         await database.upgrade()
         await ensure_default_policy(database)
         administrators = Administrators(database, clock)
-        token = None
-        if not await administrators.any_exists():
-            token = await administrators.create_token(FIRST_ADMINISTRATOR, COMMAND_LINE)
+        secret = None
+        if not await administrators.can_come_in():
+            if administrator is None:
+                secret = await administrators.create_one_time_secret(COMMAND_LINE)
+            else:
+                secret = (await administrators.create_token(administrator, COMMAND_LINE)).text
     finally:
         await database.close()
-    return Installed(authority.fingerprint, token, path)
+    return Installed(authority.fingerprint, secret, path)
 
 
 def issue_certificate(settings: Settings, role: Role, names: ServerNames, directory: Path, clock: Clock) -> PeerName:
@@ -75,8 +76,32 @@ def issue_certificate(settings: Settings, role: Role, names: ServerNames, direct
             f"cannot issue a certificate: {directory} holds {identity.name().urn} already",
             hint="choose another directory",
         )
-    trust_store = TrustStore(settings.authority_directory)
-    key, name = new_private_key(), PeerName(role, str(uuid.uuid4()))
+    name = PeerName(role, str(uuid.uuid4()))
+    _store_new(settings, identity, name, names, clock)
+    return name
+
+
+def reissue_certificate(settings: Settings, names: ServerNames, directory: Path, clock: Clock) -> PeerName:
+    """A new key and certificate for the identity in ``directory``, with ``names``, or those that it has if none are given.
+
+    :raises NotFound: if there is none. :raises Refused: if its holder renews it by itself.
+    """
+    identity = TlsIdentity(directory)
+    if not identity.exists():
+        raise NotFound(
+            f"cannot renew the certificate in {directory}: there is none", hint="without --renew one is issued"
+        )
+    name = identity.name()
+    if name.role is not Role.SINK:
+        raise Refused(f"cannot renew the certificate of {name.urn} here: it does that by itself")
+    if not names.texts():
+        names = ServerNames.listed_in(identity.certificate())
+    _store_new(settings, identity, name, names, clock)
+    return name
+
+
+def _store_new(settings: Settings, identity: TlsIdentity, name: PeerName, names: ServerNames, clock: Clock) -> None:
+    trust_store, key = TrustStore(settings.authority_directory), new_private_key()
     issued = trust_store.load().issue(
         key.public_key(), name, now_ns=clock(), names=names, lifetime_s=settings.certificate_lifetime_s
     )
@@ -85,7 +110,6 @@ def issue_certificate(settings: Settings, role: Role, names: ServerNames, direct
         certificate_pem=issued.pem.encode(),
         authorities_pem=trust_store.trusted_pem().encode(),
     )
-    return name
 
 
 def load_authority(settings: Settings) -> Authority:

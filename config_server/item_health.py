@@ -8,6 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
+from config_server.certificate_ages import conditions_of
 from config_server.config import HeartbeatSettings
 from config_server.core.age import Age, at_least_s, known_s
 from config_server.core.health import DiskFacts, HealthFacts, Verdict, assess
@@ -109,6 +110,9 @@ async def assess_item(
         .select_from(RecoveryPointRow)
         .where(RecoveryPointRow.item_id == item.id, RecoveryPointRow.state == LOST)
     )
+    certificates = await conditions_of(session, machine.id, f"the agent of {machine.hostname}", now_ns)
+    if server is not None:
+        certificates += await conditions_of(session, server.id, f"process server {server.hostname}", now_ns)
     return assess(
         HealthFacts(
             state=State(item.state),
@@ -129,6 +133,7 @@ async def assess_item(
             writer_silence_s=await writer_silence_s(session, item.id, ages),
             answer_refused=await refused_answer(session, item.id),
             differing=await differing_disks(session, item.id),
+            certificate_conditions=certificates,
             source_hold=await source_hold(session, item),
             wrong_times=await _points_with_a_wrong_time(session, item.id, now_ns),
             clock_offset_s=(machine.clock_offset_ns or 0) / 1e9,

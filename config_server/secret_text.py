@@ -24,6 +24,7 @@ _SCRYPT_MEMORY: Final = 64 * 2**20
 SALT_BYTES: Final = 16
 
 _TOKEN: Final = re.compile(r"blockferry-([0-9a-f]{16})-([0-9a-f]{64})")
+_ONE_TIME: Final = re.compile(r"blockferry-once-([0-9a-f]{16})-([0-9a-f]{64})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,18 @@ def new_token() -> NewToken:
     """256 random bits behind a public identifier."""
     identifier, secret = secrets.token_hex(8), secrets.token_hex(32)
     return NewToken(f"blockferry-{identifier}-{secret}", identifier, _token_digest(secret))
+
+
+def new_one_time_secret() -> NewToken:
+    """As ``new_token``, but it is told apart by its form: it is no token, it is exchanged for one."""
+    identifier, secret = secrets.token_hex(8), secrets.token_hex(32)
+    return NewToken(f"blockferry-once-{identifier}-{secret}", identifier, _token_digest(secret))
+
+
+def read_one_time_secret(text: str) -> tuple[str, bytes] | None:
+    """As ``read_token``."""
+    match = _ONE_TIME.fullmatch(text)
+    return None if match is None else (match[1], _token_digest(match[2]))
 
 
 def read_token(text: str) -> tuple[str, bytes] | None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from config_server.administrators import Administrators
 from config_server.ages import Ages
+from config_server.audit import AuditLog
 from config_server.authority import Authority, TrustStore
+from config_server.certificates import Certificates
 from config_server.config import HeartbeatSettings
 from config_server.core.address_claims import OwnAddresses
 from config_server.database import Database
@@ -17,6 +19,7 @@ from config_server.events import Clock
 from config_server.generations import Generations
 from config_server.incarnations import Incarnations
 from config_server.passphrases import Passphrases
+from config_server.renewals import Renewals
 from config_server.store_status import StoreStatus
 
 
@@ -32,6 +35,9 @@ class Site:
     passphrases: Passphrases
     administrators: Administrators
     enrolments: Enrolments
+    certificates: Certificates
+    renewals: Renewals
+    audit: AuditLog
     generations: Generations
     incarnations: Incarnations
     feed: DesiredFeed

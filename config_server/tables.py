@@ -103,7 +103,9 @@ class ProcessServerRow(Base):
 
 
 class CertificateRow(Base):
-    """A certificate that this authority issued; ``serial`` is lower-case hexadecimal."""
+    """A certificate that this authority issued; ``serial`` is lower-case hexadecimal. ``pem``: itself, to answer a repeated question (None:
+    from before it was kept). ``used_ns``: when it was first shown.
+    """
 
     __tablename__ = "certificates"
 
@@ -111,8 +113,10 @@ class CertificateRow(Base):
     role: Mapped[str] = mapped_column(_KIND)
     holder_id: Mapped[str] = mapped_column(_ID, index=True)
     public_key_sha256: Mapped[str] = mapped_column(String(64))
+    pem: Mapped[str | None] = mapped_column(Text)
     issued_ns: Mapped[int] = mapped_column(BigInteger)
     expires_ns: Mapped[int] = mapped_column(BigInteger)
+    used_ns: Mapped[int | None] = mapped_column(BigInteger)
     revoked_ns: Mapped[int | None] = mapped_column(BigInteger)
 
 
@@ -133,15 +137,17 @@ class EnrolmentPassphraseRow(Base):
 
 
 class AdministratorTokenRow(Base):
-    """A bearer token: its public identifier and the hash of its secret. Roles other than administrator come later."""
+    """A bearer token: its public identifier and the hash of its secret. ``single_use``: no token but a secret to be exchanged for one."""
 
     __tablename__ = "administrator_tokens"
 
     id: Mapped[str] = mapped_column(String(16), primary_key=True)
     name: Mapped[str] = mapped_column(_NAME)
     role: Mapped[str] = mapped_column(_KIND)
+    single_use: Mapped[bool] = mapped_column(default=False)
     digest: Mapped[bytes] = mapped_column(LargeBinary)
     created_ns: Mapped[int] = mapped_column(BigInteger)
+    created_by: Mapped[str | None] = mapped_column(_NAME)
     expires_ns: Mapped[int | None] = mapped_column(BigInteger)
     revoked_ns: Mapped[int | None] = mapped_column(BigInteger)
 
@@ -415,3 +421,24 @@ class EventRow(Base):
     item_id: Mapped[str | None] = mapped_column(_ID, index=True)
     job_id: Mapped[str | None] = mapped_column(_ID)
     message: Mapped[str] = mapped_column(Text)
+
+
+class AuditRow(Base):
+    """A request that changed something, or was refused: who, from where, what, with which outcome. Never changed; ``previous`` is the
+    digest of the record before, so that none can be taken out or changed unseen (``core/audit_chain.py``).
+    """
+
+    __tablename__ = "audit_records"
+
+    id: Mapped[int] = mapped_column(_SEQUENCE, primary_key=True, autoincrement=True)
+    time_ns: Mapped[int] = mapped_column(BigInteger, index=True)
+    actor: Mapped[str] = mapped_column(_NAME)
+    credential: Mapped[str | None] = mapped_column(String(64))
+    remote: Mapped[str] = mapped_column(_NAME)
+    action: Mapped[str] = mapped_column(_NAME)
+    target: Mapped[str] = mapped_column(Text)
+    status: Mapped[int]
+    detail: Mapped[str] = mapped_column(Text)
+    repeats: Mapped[int] = mapped_column(default=0)
+    previous: Mapped[str] = mapped_column(String(64), unique=True)
+    digest: Mapped[str] = mapped_column(String(64))

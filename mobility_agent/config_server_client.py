@@ -1,7 +1,7 @@
 """The agent's client of the configuration server. Surface: ``replication/control_plane.py``.
 
-Called by ``daemon`` (inventory, observations, desired state) and ``disk_supervisor`` (generations). Each call is tried once within its
-deadline. The data plane waits for these calls only when a generation begins.
+Called by ``daemon`` (inventory, observations, desired state, certificate) and ``disk_supervisor`` (generations). Each call is tried once
+within its deadline. The data plane waits for these calls only when a generation begins.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from replication import control_plane
 from replication.control_plane import (
     AgentDesired,
     AgentObservation,
+    EnrolmentAnswer,
     GenerationGrant,
     GenerationRequest,
     MachineInventory,
+    RenewalRequest,
 )
 from replication.documents import MAX_DOCUMENT_BYTES, Document
 from replication.errors import PeerProtocolError, PeerUnavailable
 from replication.identifiers import DiskId
 from replication.service.problem import error_from_problem
+from replication.tls_session import TlsSession
 
 REQUEST_TIMEOUT_S: Final = 30.0
 
@@ -32,10 +35,20 @@ class ConfigServerClient:
 
     def __init__(self, url: str, tls: ssl.SSLContext) -> None:
         self.url = url.rstrip("/")
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls, limit=4))
+        self._session = TlsSession(
+            lambda context: aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context, limit=4)), tls
+        )
+
+    async def use_tls(self, tls: ssl.SSLContext) -> None:
+        """Requests that begin from now on show the certificate of ``tls``."""
+        await self._session.use_tls(tls)
 
     async def close(self) -> None:
         await self._session.close()
+
+    async def renew_certificate(self, request: RenewalRequest) -> EnrolmentAnswer:
+        """A certificate for a fresh key."""
+        return EnrolmentAnswer.decode(await self._call("POST", control_plane.AGENT_CERTIFICATE_PATH, request))
 
     async def put_inventory(self, inventory: MachineInventory) -> None:
         await self._call("PUT", control_plane.AGENT_INVENTORY_PATH, inventory)

@@ -1,8 +1,9 @@
 """Composition root of the agent: builds the real objects, hands them inward, and follows the desired state until asked to stop.
 
-Called by ``cli``. Five tasks: report the inventory, report observations, wait for desired state, run the protected item accordingly,
-and discard what is kept of disks that are not protected any more. The newest desired state is kept on disk, so that replication goes on
-after a restart while the configuration server is down. An error that nobody expected ends the agent: recovery is the normal start.
+Called by ``cli``. Six tasks: report the inventory, report observations, wait for desired state, run the protected item accordingly,
+discard what is kept of disks that are not protected any more, and renew the certificate. The newest desired state is kept on disk, so that
+replication goes on after a restart while the configuration server is down. An error that nobody expected ends the agent: recovery is the
+normal start.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from mobility_agent.state_place import lies_on
 from mobility_agent.tracker_choice import discard_tracking, open_tracker, prepare_tracking
 from mobility_agent.unprotected_disks import UnprotectedDisks
 from replication import __version__
+from replication.clock import Clock
 from replication.control_plane import (
     AgentDesired,
     AgentObservation,
@@ -58,6 +60,7 @@ from replication.durable_file import make_directory_durably
 from replication.errors import BlockferryError, Refused, Retryable, SettingsError
 from replication.failpoint import reached
 from replication.identifiers import DiskId
+from replication.renewal import Renewal
 from replication.service.health import HealthBoard, HealthState
 from replication.service.observability import make_registry, start_observability
 from replication.service.runtime import Lifecycle
@@ -88,6 +91,7 @@ async def run(settings: AgentSettings, lifecycle: Lifecycle) -> None:
         raise SettingsError(
             f"cannot run: there is no identity in {settings.identity_dir}", hint="run `mobility-agent enrol` first"
         )
+    identity.settle()
     make_directory_durably(settings.state_dir)
     with contextlib.ExitStack() as held:
         held.callback(os.close, _lock_state(settings.state_dir))
@@ -113,10 +117,12 @@ class Agent:
 
     def __init__(self, settings: AgentSettings, identity: TlsIdentity, held: contextlib.ExitStack) -> None:
         self._settings = settings
+        self._identity = identity
         self._facts: MachineFacts = read_machine_facts(substitute=settings.state_dir / MACHINE_ID_FILE)
         self._control = ConfigServerClient(settings.config_server.url, identity.client_context(Role.CONFIG_SERVER))
         self._assigned = ExpectedPeer(Role.PROCESS_SERVER)
         self._uplink_tls = identity.client_context(self._assigned)
+        self._uplink: ProcessServerClient | None = None
         self._board = HealthBoard()
         self._metrics = DiskMetrics()
         self._memory_of_desired = DesiredMemory(settings.state_dir / _DESIRED_FILE)
@@ -155,6 +161,7 @@ class Agent:
                     tasks.create_task(self._follow_desired()),
                     tasks.create_task(self._run_items(tasks)),
                     tasks.create_task(self._discard_unprotected()),
+                    tasks.create_task(self._renewal().run()),
                 ]
                 lifecycle.ready()
                 await lifecycle.stopping.wait()
@@ -163,6 +170,25 @@ class Agent:
         finally:
             await self._control.close()
             await observability.close()
+
+    def _renewal(self) -> Renewal:
+        return Renewal(
+            self._identity,
+            self._settings.config_server.url,
+            self._facts.fingerprint,
+            self._control.renew_certificate,
+            self._adopt_certificate,
+            Clock(),
+            self._board,
+            note_write=self._state_writes.note,
+        )
+
+    async def _adopt_certificate(self) -> None:
+        """Another certificate is in place: what begins from now on shows it."""
+        self._uplink_tls = self._identity.client_context(self._assigned)
+        await self._control.use_tls(self._identity.client_context(Role.CONFIG_SERVER))
+        if self._uplink is not None:
+            await self._uplink.use_tls(self._uplink_tls)
 
     # ---- control plane
 
@@ -298,9 +324,11 @@ class Agent:
             connections=shipping.buffers + 2 * len(item.supervisors),
             timeout_s=shipping.request_timeout_s,
         )
+        self._uplink = uplink
         try:
             await item.run(uplink)
         finally:
+            self._uplink = None
             await uplink.close()
 
     def _forget_item(self) -> None:

@@ -25,6 +25,7 @@ from process_server.buffer_arena import MOST_LEASES, BufferArena
 from process_server.config import DEFAULT_INTAKE_BUFFER_BYTES, Settings
 from process_server.control.config_server_client import ConfigServerClient
 from process_server.control.heartbeat import Heartbeat, HeartbeatPeer
+from process_server.control.machine_identity import machine_fingerprint
 from process_server.control.machine_load import MachineLoad
 from process_server.core.backlog import Backlog, GenerationBacklog
 from process_server.core.backoff import StoreGate
@@ -57,11 +58,12 @@ from replication.blob_client.api import BlobClient
 from replication.blob_client.http_client import HttpBlobClient
 from replication.blob_client.settings import BlobEndpointSettings
 from replication.clock import Clock
-from replication.control_plane import ProcessServerDesired
+from replication.control_plane import EnrolmentAnswer, ProcessServerDesired, RenewalRequest
 from replication.data_plane import Hello
 from replication.durable_file import make_directory_durably
 from replication.errors import InvalidInput, SettingsError
 from replication.identifiers import BatchKey, GenerationKey, MachineId
+from replication.renewal import Renewal
 from replication.service.health import HealthBoard
 from replication.service.https import ListenAddress, RunningServer, start_server
 from replication.service.observability import make_registry, start_observability
@@ -77,6 +79,10 @@ INTAKE_LEASE_BYTES: Final = DEFAULT_INTAKE_BUFFER_BYTES // MOST_LEASES
 
 class ConfigServer(GrantSource, HeartbeatPeer, Protocol):
     """The configuration server as a process server uses it."""
+
+    async def renew_certificate(self, request: RenewalRequest) -> EnrolmentAnswer: ...
+
+    async def use_tls(self, tls: ssl.SSLContext) -> None: ...
 
 
 StoreOpener = Callable[[BlobEndpointSettings], AbstractAsyncContextManager[BlobClient]]
@@ -107,6 +113,7 @@ class RunningProcessServer:
     throttle: Throttle
     heartbeat: Heartbeat
     retirement: Retirement
+    renewal: Renewal
 
 
 @contextlib.contextmanager
@@ -137,6 +144,7 @@ def _identity(settings: Settings) -> TlsIdentity:
             f"cannot find this process server's identity in {settings.identity_directory}",
             hint="run `process-server enrol` first",
         )
+    identity.settle()
     return identity
 
 
@@ -182,6 +190,8 @@ class _Site:
     ) -> None:
         clock = around.clock
         self.settings = settings
+        self.clock, self.board, self.config_server = clock, board, config_server
+        self.server: RunningServer | None = None
         self.metrics = ProcessServerMetrics(registry)
         self.backlog = Backlog()
         self.schedule = UploadSchedule(self.backlog, settings.upload.threads_per_machine)
@@ -327,7 +337,8 @@ class _Site:
             self.courier.nudge(key)
 
     def _apply(self, desired: ProcessServerDesired) -> None:
-        self.peers.revoke(desired.revoked_serials)
+        if self.peers.revoke(desired.revoked_serials) and self.server is not None:
+            self.server.end_connections(self.peers.is_revoked)
         limits = [
             limit
             for limit in (self.settings.upload.limit_bits_per_s, desired.upload_limit_bits_per_s)
@@ -387,6 +398,9 @@ class _Site:
             self.settings.connections,
         )
         stack.push_async_callback(server.close)
+        self.server = server
+        renewal = self._renewal(identity, server)
+        stack.callback(tasks.create_task(renewal.run()).cancel)
         return RunningProcessServer(
             server,
             self.backlog,
@@ -396,6 +410,22 @@ class _Site:
             self.throttle,
             self.heartbeat,
             self.retirement,
+            renewal,
+        )
+
+    def _renewal(self, identity: TlsIdentity, server: RunningServer) -> Renewal:
+        async def adopt() -> None:
+            server.use_tls(identity.server_context(require_client=True))
+            await self.config_server.use_tls(identity.client_context(Role.CONFIG_SERVER))
+
+        return Renewal(
+            identity,
+            self.settings.config_server.url,
+            machine_fingerprint(self.settings.state_dir),
+            self.config_server.renew_certificate,
+            adopt,
+            self.clock,
+            self.board,
         )
 
 

@@ -5,6 +5,9 @@ plane only to start. Ages are seconds by the sender's own clock, so that no two 
 
     GET  /api/v1/authorities                                 → the trusted authorities, PEM (public; compared by fingerprint)
     POST /api/v1/enrolments                                  EnrolmentRequest → EnrolmentAnswer (passphrase; no client certificate)
+    POST /api/v1/agent/certificate                           RenewalRequest → EnrolmentAnswer (over the present certificate)
+    POST /api/v1/process-server/certificate                  RenewalRequest → EnrolmentAnswer
+    POST /api/v1/certificates/recoveries                     RecoveryRequest → EnrolmentAnswer (no client certificate: it has ended)
     PUT  /api/v1/agent/inventory                             MachineInventory
     POST /api/v1/agent/observations                          AgentObservation
     GET  /api/v1/agent/desired?after_revision=R&wait_s=N     → AgentDesired with a newer revision, or 204 after N seconds
@@ -27,6 +30,9 @@ from replication.store_documents import Consistency, GenerationBase, WriterProbl
 DEFAULT_PORT: Final = 443
 AUTHORITIES_PATH: Final = "/api/v1/authorities"
 ENROLMENTS_PATH: Final = "/api/v1/enrolments"
+RECOVERIES_PATH: Final = "/api/v1/certificates/recoveries"
+AGENT_CERTIFICATE_PATH: Final = "/api/v1/agent/certificate"
+PROCESS_SERVER_CERTIFICATE_PATH: Final = "/api/v1/process-server/certificate"
 AGENT_INVENTORY_PATH: Final = "/api/v1/agent/inventory"
 AGENT_OBSERVATIONS_PATH: Final = "/api/v1/agent/observations"
 AGENT_DESIRED_PATH: Final = "/api/v1/agent/desired"
@@ -76,6 +82,23 @@ class EnrolmentAnswer(Document):
     identifier: Uuid
     certificate_pem: str
     authorities_pem: str
+
+
+class RenewalRequest(Document):
+    """A certificate for a fresh key, from its holder, who is known by the connection. Asked again with the same key: the same one."""
+
+    signing_request_pem: str = Field(max_length=16384)
+    machine_fingerprint: str = Field(min_length=8, max_length=200)
+
+
+class RecoveryRequest(Document):
+    """As ``RenewalRequest``, from one whose certificate has ended; ``proof`` is of its key (``possession``)."""
+
+    role: EnrollingRole
+    certificate_pem: str = Field(max_length=16384)
+    signing_request_pem: str = Field(max_length=16384)
+    machine_fingerprint: str = Field(min_length=8, max_length=200)
+    proof: str = Field(pattern=r"^[0-9a-f]{16,200}$")
 
 
 class InventoryMount(Document):

@@ -16,22 +16,19 @@ from typing import Final
 
 import aiohttp
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from replication import control_plane
 from replication.control_plane import EnrolmentAnswer, EnrolmentRequest
 from replication.documents import MAX_DOCUMENT_BYTES
-from replication.durable_file import DurableFile, make_directory_durably
 from replication.errors import (
     Conflict,
     InvalidInput,
     PeerProtocolError,
     PeerUnavailable,
     Refused,
-    SettingsError,
 )
+from replication.renewal import check_answer
 from replication.service.problem import error_from_problem
 from replication.service_address import ServiceAddress
 from replication.tls_identity import (
@@ -41,9 +38,7 @@ from replication.tls_identity import (
     TlsIdentity,
     check_peer,
     fingerprint,
-    new_private_key,
     normalized_fingerprint,
-    peer_certificate,
     private_key_pem,
     signing_request,
 )
@@ -83,7 +78,7 @@ async def enrol(
             f"cannot enrol: {directory} holds the identity {identity.name().urn} already",
             hint="remove the directory to enrol anew; the configuration server must allow the re-enrolment",
         )
-    key = _durable_key(identity)
+    key = identity.durable_key()
     authority = await fetch_authority(base, authority_fingerprint)
     request = EnrolmentRequest(
         role="agent" if role is Role.AGENT else "process-server",
@@ -94,30 +89,14 @@ async def enrol(
         service_url=service_url,
     )
     answer = await _send(base, authority, request)
-    name = _checked(answer, key, role, authority)
+    name = PeerName(role, answer.identifier)
+    check_answer(answer, key, name, authority.public_bytes(serialization.Encoding.PEM))
     identity.store(
         key_pem=private_key_pem(key),
         certificate_pem=answer.certificate_pem.encode(),
         authorities_pem=answer.authorities_pem.encode(),
     )
     return name
-
-
-def _durable_key(identity: TlsIdentity) -> ec.EllipticCurvePrivateKey:
-    """The key of an earlier, unfinished enrolment, or a new one; durable on return."""
-    content = DurableFile(identity.key_path).read()
-    if content is not None:
-        try:
-            key = serialization.load_pem_private_key(content, password=None)
-        except ValueError as error:
-            raise SettingsError(f"cannot use {identity.key_path}: {error}", hint="remove it and enrol again") from error
-        if isinstance(key, ec.EllipticCurvePrivateKey):
-            return key
-        raise SettingsError(f"cannot use {identity.key_path}: no key on P-256", hint="remove it and enrol again")
-    key = new_private_key()
-    make_directory_durably(identity.directory)
-    DurableFile(identity.key_path).replace(private_key_pem(key))
-    return key
 
 
 async def fetch_authority(url: str, authority_fingerprint: str) -> x509.Certificate:
@@ -184,32 +163,3 @@ async def _exchange(method: str, url: str, tls: ssl.SSLContext, body: bytes | No
             f"cannot reach {url}: {str(error) or type(error).__name__}",
             hint="check the address and that the firewall lets TCP to it pass",
         ) from error
-
-
-def _checked(
-    answer: EnrolmentAnswer, key: ec.EllipticCurvePrivateKey, role: Role, authority: x509.Certificate
-) -> PeerName:
-    """Whether the answer is what was asked for: our key, our role, an authority that came with the pinned one."""
-    try:
-        certificate = x509.load_pem_x509_certificate(answer.certificate_pem.encode())
-        authorities = x509.load_pem_x509_certificates(answer.authorities_pem.encode())
-    except ValueError as error:
-        raise PeerProtocolError(f"cannot read the certificates of the enrolment's answer: {error}") from error
-    if certificate.public_key() != key.public_key():
-        raise PeerProtocolError("cannot use the issued certificate: it is for another key")
-    if authority not in authorities:
-        raise PeerProtocolError("cannot use the enrolment's answer: it lacks the authority that was compared")
-    if not any(_issued_by(certificate, candidate) for candidate in authorities):
-        raise PeerProtocolError("cannot use the issued certificate: none of the authorities signed it")
-    name = peer_certificate(certificate.public_bytes(serialization.Encoding.DER)).name
-    if name != PeerName(role, answer.identifier):
-        raise PeerProtocolError(f"cannot use the issued certificate: it names {name.urn}")
-    return name
-
-
-def _issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True

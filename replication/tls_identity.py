@@ -7,7 +7,9 @@ message field. The trust store holds one or more authorities, so that an authori
 One authority signs for all services of a site, and two of them may share a machine, so a host name. So a client wants more of its peer
 than a certificate with the right host name: its name must have the right role (``ExpectedPeer``, ``check_peer``).
 
-Directory layout: ``key.pem`` (0600), ``certificate.pem`` (leaf first), ``authorities.pem`` (one or more).
+Directory layout: ``key.pem`` (0600), ``certificate.pem`` (leaf first), ``authorities.pem`` (one or more). While a certificate is being
+renewed, ``next-key.pem`` (0600) has the key that the next one is asked for. Which key counts follows from the certificate that is there:
+``replace`` writes the certificate whole and last, so that a crash anywhere leaves the old identity or the new one, and never half of each.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from replication.durable_file import DurableFile, make_directory_durably
+from replication.certificate_life import CertificateLife
+from replication.durable_file import DurableFile, make_directory_durably, sync_directory
 from replication.errors import InvalidInput, Refused, SettingsError
 from replication.identifiers import parse_uuid
 
 KEY_FILE: Final = "key.pem"
+NEXT_KEY_FILE: Final = "next-key.pem"
 CERTIFICATE_FILE: Final = "certificate.pem"
 AUTHORITIES_FILE: Final = "authorities.pem"
 _URN_PREFIX: Final = "urn:blockferry:"
@@ -186,6 +190,13 @@ def normalized_fingerprint(text: str) -> str:
     return ":".join(digits[at : at + 2] for at in range(0, 64, 2))
 
 
+def certificate_life(certificate: x509.Certificate) -> CertificateLife:
+    return CertificateLife(
+        int(certificate.not_valid_before_utc.timestamp()) * 10**9,
+        int(certificate.not_valid_after_utc.timestamp()) * 10**9,
+    )
+
+
 def new_private_key() -> ec.EllipticCurvePrivateKey:
     """A key on P-256."""
     return ec.generate_private_key(ec.SECP256R1())
@@ -204,15 +215,37 @@ def signing_request(key: ec.EllipticCurvePrivateKey, common_name: str) -> bytes:
     return request.public_bytes(serialization.Encoding.PEM)
 
 
+def _read_key(path: Path) -> ec.EllipticCurvePrivateKey | None:
+    """The key in ``path``; None if there is none. What is returned is durable.
+
+    :raises SettingsError: if the file holds anything but a key on P-256.
+    """
+    content = DurableFile(path).read()
+    if content is None:
+        return None
+    hint = f"remove it and enrol again: {path}"
+    try:
+        key = serialization.load_pem_private_key(content, password=None)
+    except ValueError as error:
+        raise SettingsError(f"cannot use {path}: {error}", hint=hint) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise SettingsError(f"cannot use {path}: no key on P-256", hint=hint)
+    return key
+
+
 @dataclass(frozen=True, slots=True)
 class TlsIdentity:
-    """The three files of one holder. ``directory`` is private to the daemon's user."""
+    """The files of one holder. ``directory`` is private to the daemon's user."""
 
     directory: Path
 
     @property
     def key_path(self) -> Path:
         return self.directory / KEY_FILE
+
+    @property
+    def next_key_path(self) -> Path:
+        return self.directory / NEXT_KEY_FILE
 
     @property
     def certificate_path(self) -> Path:
@@ -231,6 +264,53 @@ class TlsIdentity:
         DurableFile(self.key_path).replace(key_pem)
         DurableFile(self.authorities_path, mode=0o644).replace(authorities_pem)
         DurableFile(self.certificate_path, mode=0o644).replace(certificate_pem)
+
+    def durable_key(self) -> ec.EllipticCurvePrivateKey:
+        """The key of an earlier, unfinished enrolment, or a new one; durable on return. :raises SettingsError: if it cannot be used."""
+        return self._durable_key(self.key_path)
+
+    def durable_next_key(self) -> ec.EllipticCurvePrivateKey:
+        """The fresh key to ask the next certificate for: of an earlier attempt whose answer never came, or a new one. Durable on return.
+
+        :raises SettingsError: if what is there cannot be used.
+        """
+        return self._durable_key(self.next_key_path)
+
+    def _durable_key(self, path: Path) -> ec.EllipticCurvePrivateKey:
+        key = _read_key(path)
+        if key is None:
+            key = new_private_key()
+            make_directory_durably(self.directory)
+            DurableFile(path).replace(private_key_pem(key))
+        return key
+
+    def key(self) -> ec.EllipticCurvePrivateKey:
+        """The key that belongs to the certificate.
+
+        :raises SettingsError: if there is none.
+        """
+        wanted = self.certificate().public_key()
+        for path in (self.key_path, self.next_key_path):
+            key = _read_key(path)
+            if key is not None and key.public_key() == wanted:
+                return key
+        raise self._unusable(ValueError("no key belongs to the certificate"))
+
+    def replace(self, *, certificate_pem: bytes, authorities_pem: bytes) -> None:
+        """Take a certificate for the next key (``durable_next_key``) in the place of the present one; durable on return."""
+        DurableFile(self.authorities_path, mode=0o644).replace(authorities_pem)
+        DurableFile(self.certificate_path, mode=0o644).replace(certificate_pem)
+        self.settle()
+
+    def settle(self) -> None:
+        """Finish a replacement that a crash cut off after its certificate was in place; idempotent. Called at each daemon's start.
+
+        :raises SettingsError: if the files cannot be used.
+        """
+        following = _read_key(self.next_key_path)
+        if following is not None and following.public_key() == self.certificate().public_key():
+            self.next_key_path.replace(self.key_path)
+            sync_directory(self.directory)
 
     def certificate(self) -> x509.Certificate:
         """:raises SettingsError: if the certificate cannot be read."""
@@ -259,14 +339,35 @@ class TlsIdentity:
         peer = ExpectedPeer(expected) if isinstance(expected, Role) else expected
         return check_peer(self._loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)), peer.check)
 
-    def _loaded(self, context: ssl.SSLContext) -> ssl.SSLContext:
+    def anonymous_context(self) -> ssl.SSLContext:
+        """For connections to peers of the same authorities that show no certificate: the own one has ended. The caller checks the peer.
+
+        :raises SettingsError: if the authorities cannot be read.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         try:
-            context.load_cert_chain(self.certificate_path, self.key_path)
             context.load_verify_locations(self.authorities_path)
         except (OSError, ssl.SSLError) as error:
             raise self._unusable(error) from error
         return context
+
+    def _loaded(self, context: ssl.SSLContext) -> ssl.SSLContext:
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        try:
+            context.load_cert_chain(self.certificate_path, self._key_path_in_use())
+            context.load_verify_locations(self.authorities_path)
+        except (OSError, ssl.SSLError) as error:
+            raise self._unusable(error) from error
+        return context
+
+    def _key_path_in_use(self) -> Path:
+        """A crash may have left the certificate's key under its other name."""
+        if not self.next_key_path.exists():
+            return self.key_path
+        following = _read_key(self.next_key_path)
+        belongs = following is not None and following.public_key() == self.certificate().public_key()
+        return self.next_key_path if belongs else self.key_path
 
     def _unusable(self, error: Exception) -> SettingsError:
         return SettingsError(

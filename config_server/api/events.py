@@ -58,7 +58,7 @@ ROUTES: Final = (
         "GET",
         "/events",
         list_events,
-        Access.ADMINISTRATOR,
+        Access.READER,
         "What happened, when and through whom, oldest first",
         "events",
         query=EventsQuery,

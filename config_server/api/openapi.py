@@ -23,6 +23,8 @@ _SECURITY: Final[dict[Access, list[dict[str, list[str]]]]] = {
     Access.PUBLIC: [],
     Access.AGENT: [{"clientCertificate": []}],
     Access.PROCESS_SERVER: [{"clientCertificate": []}],
+    Access.READER: [{"bearerToken": []}],
+    Access.OPERATOR: [{"bearerToken": []}],
     Access.ADMINISTRATOR: [{"bearerToken": []}],
 }
 _PROBLEM_SCHEMA: Final[dict[str, Any]] = {
@@ -67,7 +69,7 @@ def openapi_document(routes: Sequence[Route]) -> dict[str, Any]:
         "components": {
             "schemas": {**schemas.get("$defs", {}), "Problem": _PROBLEM_SCHEMA},
             "securitySchemes": {
-                "bearerToken": {"type": "http", "scheme": "bearer", "description": "An administrator's token."},
+                "bearerToken": {"type": "http", "scheme": "bearer", "description": "An operator's token."},
                 "clientCertificate": {
                     "type": "mutualTLS",
                     "description": "The certificate issued at enrolment; the caller's identity is taken from it alone.",
@@ -92,6 +94,8 @@ def _operation(route: Route, references: _References) -> dict[str, Any]:
         ],
         "responses": _responses(route, references),
     }
+    if route.access.is_of_operators:
+        operation["x-least-role"] = route.access.value
     if route.body is not None:
         operation["requestBody"] = {
             "required": True,
@@ -122,5 +126,8 @@ def _responses(route: Route, references: _References) -> dict[str, Any]:
         responses[str(status)] = {"description": meaning} | ({} if status < 400 else problem)
     if route.access is not Access.PUBLIC:
         responses["401"] = {"description": "no valid identity"} | problem
+    if route.access.is_of_operators:
+        lesser = {"description": f"the token's role is less than {route.access.value}"} | problem
+        responses.setdefault("403", lesser)
     responses["default"] = {"description": "any other failure"} | problem
     return responses

@@ -72,7 +72,7 @@ ROUTES: Final = (
         "GET",
         "/protected-items/{item}/recovery-points",
         list_points,
-        Access.ADMINISTRATOR,
+        Access.READER,
         "Recovery points of an item, newest first",
         "protected items",
         query=PointsQuery,

@@ -2,7 +2,8 @@
 
 Called by ``daemon.py`` (``make_application``) with the routes that ``api/table.py`` collects. ``openapi.py`` documents the same
 table, so that nothing is served that is not documented. Identity comes from the verified client certificate (agents, process servers)
-or from a bearer token (administrators), never from a field of the message (R11).
+or from a bearer token (operators), never from a field of the message (R11). Each route names who may call it, for operators the least
+role; what changes something, and what is refused, goes into the audit log with its outcome.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from aiohttp import ClientPayloadError, web
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from config_server.administrators import Administrator
+from config_server.certificates import holder_row, note_use, serial_text
+from config_server.core import roles
+from config_server.core.audit_chain import MAX_DETAIL, MAX_TARGET, AuditRecord, is_recorded
 from config_server.events import Actor
 from config_server.site import Site
-from config_server.tables import CertificateRow, MachineRow, ProcessServerRow
+from config_server.tables import CertificateRow
 from replication.documents import MAX_DOCUMENT_BYTES, Document, unusable_number
-from replication.errors import InvalidInput, PeerProtocolError, PeerUnavailable, Refused
+from replication.errors import BlockferryError, InvalidInput, PeerProtocolError, PeerUnavailable, Refused
 from replication.service.https import peer_certificate_der
 from replication.service.problem import problem_middleware, problem_response
 from replication.tls_identity import PeerCertificate, PeerName, Role, peer_certificate
@@ -35,12 +39,19 @@ _logger = logging.getLogger(__name__)
 
 
 class Access(enum.Enum):
-    """Who may call."""
+    """Who may call; of the three roles of operators' tokens, the least."""
 
     PUBLIC = "public"
     AGENT = "agent"
     PROCESS_SERVER = "process-server"
-    ADMINISTRATOR = "administrator"
+    READER = roles.READER
+    OPERATOR = roles.OPERATOR
+    ADMINISTRATOR = roles.ADMINISTRATOR
+
+    @property
+    def is_of_operators(self) -> bool:
+        """Whether it is by a token, whose role must be this or more."""
+        return self.value in roles.ROLES
 
 
 class Query(BaseModel):
@@ -74,6 +85,26 @@ QueryT = TypeVar("QueryT", bound=Query)
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a request comes from, as far as that is proved."""
+
+    peer: PeerName | None = None
+    serial: str | None = None
+    administrator: Administrator | None = None
+
+    @property
+    def actor(self) -> Actor:
+        if self.administrator is not None:
+            return self.administrator.actor
+        return Actor("nobody" if self.peer is None else f"{self.peer.role}:{self.peer.identifier}")
+
+    @property
+    def credential(self) -> str | None:
+        """The token's or the certificate's public number."""
+        return self.serial if self.administrator is None else self.administrator.token
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """A request that has been authenticated, authorized and parsed."""
 
@@ -84,12 +115,12 @@ class Call:
     administrator: Administrator | None
     document: Document | None
     query: Query
+    serial: str | None = None
+    """Of the caller's certificate."""
 
     @property
     def actor(self) -> Actor:
-        if self.administrator is not None:
-            return self.administrator.actor
-        return Actor("nobody" if self.peer is None else f"{self.peer.role}:{self.peer.identifier}")
+        return Identity(self.peer, self.serial, self.administrator).actor
 
     @property
     def peer_id(self) -> str:
@@ -150,16 +181,49 @@ def make_application(site: Site, routes: Sequence[Route], body_timeout_s: float)
 
 def _served(site: Site, route: Route, body_timeout_s: float) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def serve(request: web.Request) -> web.StreamResponse:
+        identity = Identity()
         try:
-            call = await _admitted(site, route, request, body_timeout_s)
+            identity = await _identified(site, route, request)
+            call = await _admitted(site, route, request, identity, body_timeout_s)
+            response: web.StreamResponse = _response(route, await route.handler(call))
         except Unauthenticated as error:
             response = problem_response(error, 401)
-            if route.access is Access.ADMINISTRATOR:
+            if route.access.is_of_operators:
                 response.headers["WWW-Authenticate"] = "Bearer"
+            await _audit(site, route, request, identity, 401, error.message)
             return response
-        return _response(route, await route.handler(call))
+        except BlockferryError as error:
+            await _audit(site, route, request, identity, problem_response(error).status, error.message)
+            raise
+        except Exception:
+            await _audit(site, route, request, identity, 500, "an internal error, see the log")
+            raise
+        await _audit(site, route, request, identity, response.status, "")
+        return response
 
     return serve
+
+
+async def _audit(site: Site, route: Route, request: web.Request, identity: Identity, status: int, detail: str) -> None:
+    recorded = is_recorded(
+        route.method,
+        for_operators=route.access.is_of_operators,
+        for_anybody=route.access is Access.PUBLIC,
+        status=status,
+    )
+    if recorded:
+        await site.audit.append(
+            AuditRecord(
+                time_ns=site.clock(),
+                actor=identity.actor,
+                credential=identity.credential,
+                remote=request.remote or "unknown",
+                action=f"{route.method} {route.path}",
+                target=request.path[:MAX_TARGET],
+                status=status,
+                detail=detail[:MAX_DETAIL],
+            )
+        )
 
 
 def _response(route: Route, result: HandlerResult) -> web.Response:
@@ -175,26 +239,34 @@ def _response(route: Route, result: HandlerResult) -> web.Response:
     )
 
 
-async def _admitted(site: Site, route: Route, request: web.Request, body_timeout_s: float) -> Call:
-    peer: PeerName | None = None
-    administrator: Administrator | None = None
+async def _identified(site: Site, route: Route, request: web.Request) -> Identity:
     match route.access:
         case Access.PUBLIC:
-            pass
-        case Access.ADMINISTRATOR:
-            administrator = await _administrator(site, request)
+            return Identity()
+        case Access.READER | Access.OPERATOR | Access.ADMINISTRATOR:
+            return Identity(administrator=await _administrator(site, request))
         case Access.AGENT:
-            peer = await _peer(site, request, Role.AGENT)
+            return await _peer(site, request, Role.AGENT)
         case Access.PROCESS_SERVER:
-            peer = await _peer(site, request, Role.PROCESS_SERVER)
+            return await _peer(site, request, Role.PROCESS_SERVER)
+
+
+async def _admitted(site: Site, route: Route, request: web.Request, identity: Identity, body_timeout_s: float) -> Call:
+    who = identity.administrator
+    if who is not None and not roles.is_allowed(who.role, route.access.value):
+        raise Refused(
+            f"cannot do this as {who.role}: it needs the role {route.access.value}",
+            hint="`migratectl create-token --role` makes a token for another role, with an administrator's",
+        )
     return Call(
         site=site,
         path=dict(request.match_info),
         remote=request.remote or "unknown",
-        peer=peer,
-        administrator=administrator,
+        peer=identity.peer,
+        administrator=who,
         document=await _document(route, request, body_timeout_s),
         query=_query(route, request),
+        serial=identity.serial,
     )
 
 
@@ -205,13 +277,13 @@ async def _administrator(site: Site, request: web.Request) -> Administrator:
         found = await site.administrators.recognize(header.removeprefix(_BEARER).strip())
     if found is None:
         raise Unauthenticated(
-            "cannot tell who you are: a valid administrator token is needed",
+            "cannot tell who you are: a valid token is needed",
             hint="send it as `Authorization: Bearer …`; `config-server create-administrator-token` makes one",
         )
     return found
 
 
-async def _peer(site: Site, request: web.Request, role: Role) -> PeerName:
+async def _peer(site: Site, request: web.Request, role: Role) -> Identity:
     """The holder of the client certificate: of the right role, neither expired nor revoked, and known."""
     der = peer_certificate_der(request)
     if der is None:
@@ -220,12 +292,14 @@ async def _peer(site: Site, request: web.Request, role: Role) -> PeerName:
     if certificate.name.role is not role:
         raise Refused(f"cannot serve an {certificate.name.role} here: this is for an {role}")
     certificate.check_not_expired(site.clock())
+    serial = serial_text(certificate.serial)
     async with site.database.read() as session:
-        issued = await session.get(CertificateRow, format(certificate.serial, "x"))
-        table = MachineRow if role is Role.AGENT else ProcessServerRow
-        holder = await session.get(table, certificate.name.identifier)
+        issued = await session.get(CertificateRow, serial)
+        holder = await holder_row(session, certificate.name)
     _check_holder(certificate, issued, known=holder is not None)
-    return certificate.name
+    if issued is None or issued.used_ns is None:
+        await note_use(site.database, der, site.clock())
+    return Identity(certificate.name, serial)
 
 
 def _check_holder(certificate: PeerCertificate, issued: CertificateRow | None, *, known: bool) -> None:

@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
 from config_server.api.routes import Access, Call, Query, Route
+from config_server.certificates import find_enrolled
 from config_server.core.age import at_least_s
-from config_server.enrolments import find_enrolled
 from config_server.events import record_event
 from config_server.inventories import inventory_of
 from config_server.item_status import health_level
@@ -167,7 +167,7 @@ ROUTES: Final = (
         "GET",
         "/servers",
         list_servers,
-        Access.ADMINISTRATOR,
+        Access.READER,
         "Servers whose agents have enrolled, by name",
         "servers",
         query=PageQuery,
@@ -177,7 +177,7 @@ ROUTES: Final = (
         "GET",
         "/servers/{server}",
         get_server,
-        Access.ADMINISTRATOR,
+        Access.READER,
         "A server, by identifier or host name, with its inventory and what its agent is told",
         "servers",
         answer=ServerDetail,
@@ -187,7 +187,7 @@ ROUTES: Final = (
         "GET",
         "/servers/{server}/readiness",
         check_server,
-        Access.ADMINISTRATOR,
+        Access.READER,
         "The pre-check: whether protecting this server will work, and why not",
         "servers",
         query=ReadinessQuery,
@@ -198,7 +198,7 @@ ROUTES: Final = (
         "POST",
         "/servers/{server}/protection",
         protect_server,
-        Access.ADMINISTRATOR,
+        Access.OPERATOR,
         "Enable replication; the job ends with initial replication",
         "servers",
         body=ProtectRequest,

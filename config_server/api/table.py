@@ -9,6 +9,8 @@ from typing import Final
 from config_server.api import (
     agent,
     agent_generations,
+    audit,
+    certificates,
     enrolments,
     events,
     jobs,
@@ -17,6 +19,7 @@ from config_server.api import (
     recovery_points,
     servers,
     site,
+    tokens,
 )
 from config_server.api.openapi import openapi_document
 from config_server.api.routes import Access, Call, Route, TextAnswer
@@ -32,6 +35,9 @@ _RESOURCES: Final[tuple[Route, ...]] = (
     *jobs.ROUTES,
     *events.ROUTES,
     *site.ROUTES,
+    *certificates.ROUTES,
+    *tokens.ROUTES,
+    *audit.ROUTES,
 )
 
 

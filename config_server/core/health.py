@@ -144,6 +144,8 @@ class HealthFacts:
     """Disks whose replica was found to differ from its source and has not been repaired since."""
     repair_ordered: bool = False
     """A resync of the item is open."""
+    certificate_conditions: Sequence[Condition] = ()
+    """What is wrong with the certificates of its agent and its process server (``certificate_health.py``)."""
     source_hold: SourceHold = "held"
     """Of a migrated item: whether its source still was what was proved when its agent was last heard."""
 
@@ -191,6 +193,7 @@ def _conditions(facts: HealthFacts) -> Iterator[Condition]:
     for disk in facts.disks:
         yield from _of_disk(facts, disk)
     yield from _of_clock(facts)
+    yield from facts.certificate_conditions
     yield from _of_points(facts)
 
 

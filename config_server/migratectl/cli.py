@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from config_server.migratectl import item_commands, site_commands
+from config_server.migratectl import access_commands, item_commands, site_commands
 from config_server.migratectl.invocation import Invocation, fail
 from replication.errors import BlockferryError
 from replication.service.cli import version_option
@@ -34,7 +34,7 @@ class _Group(click.Group):
     "--token-file",
     envvar="BLOCKFERRY_TOKEN_FILE",
     type=click.Path(path_type=Path),
-    help="File with the administrator's token.",
+    help="File with your token, or with the one-time secret, which is exchanged there.",
 )
 @click.option(
     "--authority",
@@ -76,5 +76,11 @@ for command in (
     site_commands.create_enrolment_passphrase,
     site_commands.enrolment_passphrases,
     site_commands.revoke_enrolment_passphrase,
+    access_commands.certificates,
+    access_commands.revoke_certificate,
+    access_commands.tokens,
+    access_commands.create_token,
+    access_commands.revoke_token,
+    access_commands.audit,
 ):
     main.add_command(command)

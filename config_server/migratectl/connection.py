@@ -6,8 +6,11 @@ Options come before environment variables (``BLOCKFERRY_URL``, ``BLOCKFERRY_TOKE
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import json
 import os
+import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +21,10 @@ import aiohttp
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from config_server.certificate_plane import TokenExchange, TokenGrant
+from config_server.secret_text import read_one_time_secret
 from replication.documents import Document
+from replication.durable_file import DurableFile
 from replication.errors import InvalidInput, PeerProtocolError, PeerUnavailable, SettingsError
 from replication.service.problem import error_from_problem
 from replication.service_address import check_setting
@@ -64,6 +70,7 @@ class Connection:
     url: str
     token: str
     authority: Path
+    token_file: Path | None = None
 
     @classmethod
     def resolve(cls, url: str | None, token_file: Path | None, authority: Path | None) -> Connection:
@@ -90,7 +97,7 @@ class Connection:
             token = token_file.read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"cannot read the token file {token_file}: {error}") from error
-        return cls(url.rstrip("/"), token, authority)
+        return cls(url.rstrip("/"), token, authority, token_file)
 
     def tls(self) -> ssl.SSLContext:
         """:raises SettingsError: if the authority's file cannot be used."""
@@ -108,15 +115,42 @@ class ConfigServer:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._token = connection.token
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {self._connection.token}"},
             connector=aiohttp.TCPConnector(ssl=self._connection.tls()),
             timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S),
         )
+        try:
+            if read_one_time_secret(self._token) is not None:
+                self._token = await self._exchanged()
+        except BaseException:
+            await self._session.close()
+            raise
         return self
+
+    async def _exchanged(self) -> str:
+        """The token for the one-time secret; in the secret's file from now on, durably.
+
+        :raises SettingsError: if the file could not be written; the secret is still good then.
+        """
+        if self._connection.token_file is None:
+            raise SettingsError("cannot use a one-time secret without its file", hint="give it with --token-file")
+        file = DurableFile(self._connection.token_file)
+        try:
+            file.replace(f"{self._token}\n".encode())  # before the secret is spent: can the token be kept?
+        except OSError as error:
+            raise SettingsError(
+                f"cannot exchange the one-time secret in {file.path}: {error.strerror}",
+                hint="the token takes its place in that file: put it where you can write",
+            ) from error
+        grant = await self.send(
+            "POST", "/tokens/exchange", TokenGrant, TokenExchange(secret=self._token, name=_own_name())
+        )
+        file.replace(f"{grant.token}\n".encode())
+        return grant.token
 
     async def __aexit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
@@ -145,7 +179,8 @@ class ConfigServer:
         parameters = {name: str(value) for name, value in query.items() if value is not None}
         content = None if body is None else body.encode()
         try:
-            async with self._session.request(method, url, data=content, params=parameters) as response:
+            headers = {"Authorization": f"Bearer {self._token}"}
+            async with self._session.request(method, url, data=content, params=parameters, headers=headers) as response:
                 answer = await response.content.read(MAX_ANSWER_BYTES)
                 while chunk := await response.content.read(MAX_ANSWER_BYTES):
                     answer += chunk
@@ -159,6 +194,15 @@ class ConfigServer:
         if response.status >= 400:
             raise error_from_problem(response.status, answer, self._connection.url)
         return answer
+
+
+def _own_name() -> str:
+    """Under which the first administrator stands in the audit log: the user's, if it can be one."""
+    with contextlib.suppress(KeyError, OSError):
+        name = re.sub(r"[^A-Za-z0-9._@-]", "", getpass.getuser())[:100]
+        if re.match(r"[A-Za-z0-9]", name):
+            return name
+    return "first"
 
 
 def _read(kind: type[ModelT], content: bytes) -> ModelT:

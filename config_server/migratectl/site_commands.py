@@ -59,7 +59,10 @@ FOLLOW_S = 1.0
 @click.option("--url", required=True, help="https://HOST[:PORT] of the configuration server.")
 @click.option("--fingerprint", required=True, help="As `config-server show-fingerprint` prints it on the appliance.")
 @click.option(
-    "--token-file", required=True, type=click.Path(path_type=Path), help="File with the administrator's token."
+    "--token-file",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="File with your token, or with the one-time secret of a new site.",
 )
 def login(url: str, fingerprint: str, token_file: Path) -> None:
     """Compare the authority's fingerprint and store address, authority and token file for later commands."""

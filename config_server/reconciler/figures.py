@@ -16,6 +16,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
+from config_server.certificate_ages import ends_by_name
 from config_server.config import HeartbeatSettings
 from config_server.core.age import at_least_s
 from config_server.core.health import Health
@@ -58,6 +59,7 @@ class Snapshot:
     clock_offsets_s: dict[str, float] = field(default_factory=dict)
     differing: dict[str, int] = field(default_factory=dict)
     source_holds: dict[str, int] = field(default_factory=dict)
+    certificate_ends_ns: dict[tuple[str, str], int] = field(default_factory=dict)
     open_requests: int = 0
     store_reachable: bool = False
 
@@ -121,6 +123,7 @@ async def take_snapshot(
         select(func.count()).select_from(WriterRequestRow).where(WriterRequestRow.state.in_((NEW, PUT)))
     )
     snapshot.open_requests = open_requests or 0
+    snapshot.certificate_ends_ns = await ends_by_name(session)
     return snapshot
 
 

@@ -1,4 +1,6 @@
-"""Forgetting what is over: old events, ended jobs, answered requests, points of items that have ended. Called by ``reconciler/loop.py``.
+"""Forgetting what is over: old events, audit records and certificates, ended jobs, answered requests, points of items that have ended.
+
+Called by ``reconciler/loop.py``.
 
 One small batch of each a turn, oldest first, so that nobody waits for it. What anything can still ask for stays:
 
@@ -21,11 +23,13 @@ from sqlalchemy import Delete, delete, exists, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
+from config_server.audit import forget_old_records
 from config_server.config import HistorySettings
 from config_server.core.job import JobKind
 from config_server.point_history import DELETED, PRUNING
 from config_server.reconciler.mailbox import BOTH_DELETED
 from config_server.tables import (
+    CertificateRow,
     DivergenceRow,
     EventRow,
     JobRow,
@@ -36,6 +40,7 @@ from config_server.tables import (
 )
 
 EVERY_S: Final = 60.0
+CERTIFICATES_KEPT_AFTER_END_NS: Final = 30 * 86400 * 10**9
 BATCH: Final = 500
 NEWEST_EVENTS_KEPT: Final = 10_000
 _PRUNE_POINTS: Final = "prune-points"
@@ -46,6 +51,8 @@ async def forget_what_is_over(session: AsyncSession, settings: HistorySettings, 
     forgotten = await _forget_requests(session, now_ns - int(settings.requests_keep_s * 1e9))
     forgotten += await _forget_jobs(session, now_ns - int(settings.jobs_keep_s * 1e9))
     forgotten += await _forget_events(session, now_ns - int(settings.events_keep_s * 1e9))
+    forgotten += await forget_old_records(session, now_ns - int(settings.audit_keep_s * 1e9), BATCH)
+    forgotten += await _forget_certificates(session, now_ns - CERTIFICATES_KEPT_AFTER_END_NS)
     return forgotten + await _forget_points(session)
 
 
@@ -98,6 +105,22 @@ async def _forget_events(session: AsyncSession, before_ns: int) -> int:
     )
     found = [identifier for identifier, time_ns in oldest if time_ns < before_ns]
     return await _delete(session, delete(EventRow).where(EventRow.id.in_(found)), len(found))
+
+
+async def _forget_certificates(session: AsyncSession, before_ns: int) -> int:
+    """Those that ended long ago, whose holder has a newer one: nobody recovers anything with them (``renewals.py``)."""
+    newer = aliased(CertificateRow)
+    followed = exists().where(
+        newer.holder_id == CertificateRow.holder_id,
+        newer.issued_ns > CertificateRow.issued_ns,
+        newer.used_ns.is_not(None),
+    )
+    found = list(
+        await session.scalars(
+            select(CertificateRow.serial).where(CertificateRow.expires_ns < before_ns, followed).limit(BATCH)
+        )
+    )
+    return await _delete(session, delete(CertificateRow).where(CertificateRow.serial.in_(found)), len(found))
 
 
 async def _forget_points(session: AsyncSession) -> int:

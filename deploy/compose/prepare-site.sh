@@ -49,7 +49,8 @@ if [[ ! -e $site/store/store.key ]]; then
 fi
 as "$sink" "$bin/azure-sink" init --config "$config/azure-sink.yaml" | keep "$site/store/writer.pub" 0 0644
 
-as "$config_server" "$bin/config-server" init --config "$config/config-server.yaml" --token-file "$site/config-server/first-token"
+as "$config_server" "$bin/config-server" init --config "$config/config-server.yaml" \
+    --administrator operator --token-file "$site/config-server/first-token"
 if [[ -e $site/config-server/first-token ]]; then
     keep "$site/operator/token" "$operator" 0600 <"$site/config-server/first-token"
     rm "$site/config-server/first-token"

@@ -111,7 +111,9 @@ class Site:
 
     def _install_config_server(self) -> None:
         config = self._config_path("config-server")
-        self.run("config-server", "init", "--config", config, "--token-file", self.token_file)
+        self.run(
+            "config-server", "init", "--config", config, "--administrator", "demo", "--token-file", self.token_file
+        )
         self.fingerprint = self.run("config-server", "show-fingerprint", "--config", config)
         self.authority_file.write_text(self.run("config-server", "show-authority", "--config", config) + "\n")
 

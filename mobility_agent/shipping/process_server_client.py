@@ -31,6 +31,7 @@ from replication.errors import NotFound, Overloaded, PeerProtocolError, PeerUnav
 from replication.identifiers import EpochId, EpochKey, GenerationKey
 from replication.service.problem import error_from_problem
 from replication.standstill import put_off
+from replication.tls_session import TlsSession
 
 _SLICE_BYTES: Final = 256 * 1024
 _MAX_ANSWER_BYTES: Final = 1024 * 1024
@@ -51,10 +52,13 @@ class ProcessServerClient:
     def __init__(self, url: str, tls: ssl.SSLContext, *, connections: int, timeout_s: float) -> None:
         self.url = url.rstrip("/")
         self._timeout_s = timeout_s
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=tls, limit=connections, keepalive_timeout=60.0),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
-            auto_decompress=False,
+        self._session = TlsSession(
+            lambda context: aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=context, limit=connections, keepalive_timeout=60.0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
+                auto_decompress=False,
+            ),
+            tls,
         )
         self._hello: Hello | None = None
         self._asks_first = False
@@ -62,6 +66,10 @@ class ProcessServerClient:
 
     async def close(self) -> None:
         await self._session.close()
+
+    async def use_tls(self, tls: ssl.SSLContext) -> None:
+        """Requests that begin from now on show the certificate of ``tls``; those under way end on their connections."""
+        await self._session.use_tls(tls)
 
     async def hello(self) -> Hello:
         """What the process server can take; asked before the first batch.

@@ -1,7 +1,7 @@
 """The configuration server as a process server sees it: data keys of generations, heartbeats. Surface: ``replication/control_plane.py``.
 
-Called by the intake (``Grants``), ``retirement`` and ``heartbeat``. Each call is tried once within its deadline; the data plane waits
-for it only when a generation begins.
+Called by the intake (``Grants``), ``retirement``, ``heartbeat`` and the renewal of the certificate. Each call is tried once within its
+deadline; the data plane waits for it only when a generation begins.
 """
 
 from __future__ import annotations
@@ -12,11 +12,18 @@ from typing import Final, Self
 import aiohttp
 
 from replication import control_plane
-from replication.control_plane import DataKeyGrant, ProcessServerDesired, ProcessServerObservation
+from replication.control_plane import (
+    DataKeyGrant,
+    EnrolmentAnswer,
+    ProcessServerDesired,
+    ProcessServerObservation,
+    RenewalRequest,
+)
 from replication.documents import MAX_DOCUMENT_BYTES
 from replication.errors import PeerProtocolError, PeerUnavailable
 from replication.identifiers import GenerationKey
 from replication.service.problem import error_from_problem
+from replication.tls_session import TlsSession
 
 REQUEST_TIMEOUT_S: Final = 10.0
 _CONNECTIONS: Final = 4
@@ -29,15 +36,24 @@ class ConfigServerClient:
         self.url = url.rstrip("/")
         self._tls = tls
         self._timeout_s = timeout_s
-        self._session: aiohttp.ClientSession | None = None
+        self._session: TlsSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=self._tls, limit=_CONNECTIONS),
+        self._session = TlsSession(self._new_session, self._tls)
+        return self
+
+    def _new_session(self, tls: ssl.SSLContext) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=tls, limit=_CONNECTIONS),
             timeout=aiohttp.ClientTimeout(total=self._timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
-        return self
+
+    async def use_tls(self, tls: ssl.SSLContext) -> None:
+        """Requests that begin from now on show the certificate of ``tls``."""
+        self._tls = tls
+        if self._session is not None:
+            await self._session.use_tls(tls)
 
     async def __aexit__(self, *_exception: object) -> None:
         if self._session is not None:
@@ -55,6 +71,11 @@ class ConfigServerClient:
         """Report; returns what this process server shall do. Raises as ``data_key`` does."""
         answer = await self._call("POST", control_plane.PROCESS_SERVER_HEARTBEATS_PATH, observation.encode())
         return ProcessServerDesired.decode(answer)
+
+    async def renew_certificate(self, request: RenewalRequest) -> EnrolmentAnswer:
+        """Raises as ``data_key`` does."""
+        answer = await self._call("POST", control_plane.PROCESS_SERVER_CERTIFICATE_PATH, request.encode())
+        return EnrolmentAnswer.decode(answer)
 
     async def _call(self, method: str, path: str, body: bytes | None) -> bytes:
         if self._session is None:

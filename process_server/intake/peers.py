@@ -28,9 +28,22 @@ class Peers:
         self._revoked: frozenset[str] = frozenset()
         self._seen: OrderedDict[MachineId, float] = OrderedDict()
 
-    def revoke(self, serials: Iterable[str]) -> None:
-        """Refuse these from now on, on connections that are open already too: ``format(serial, "x")`` (replaces the list before)."""
-        self._revoked = frozenset(serials)
+    def revoke(self, serials: Iterable[str]) -> bool:
+        """Refuse these from now on, on connections that are open already too: ``format(serial, "x")`` (replaces the list before).
+
+        Returns whether there are new ones among them, whose open connections are to be ended.
+        """
+        before, self._revoked = self._revoked, frozenset(serials)
+        return bool(self._revoked - before)
+
+    def is_revoked(self, certificate_der: bytes | None) -> bool:
+        """Whether a connection that showed this certificate is to be ended."""
+        if certificate_der is None:
+            return False
+        try:
+            return format(self._certificate(certificate_der).serial, "x") in self._revoked
+        except Refused:  # it names nobody, and is served nothing
+            return False
 
     def machine_of(self, certificate_der: bytes | None) -> MachineId:
         """The machine whose agent holds the certificate.
@@ -39,11 +52,7 @@ class Peers:
         """
         if certificate_der is None:
             raise Refused("cannot identify the peer: it showed no certificate")
-        certificate = self._parsed.get(certificate_der)
-        if certificate is None:
-            certificate = self._parsed[certificate_der] = peer_certificate(certificate_der)
-            while len(self._parsed) > MAX_PARSED:
-                self._parsed.popitem(last=False)
+        certificate = self._certificate(certificate_der)
         if certificate.name.role is not Role.AGENT:
             raise Refused(f"cannot serve a {certificate.name.role}: agents ship here")
         if format(certificate.serial, "x") in self._revoked:
@@ -58,6 +67,14 @@ class Peers:
         while len(self._seen) > MAX_SEEN:
             self._seen.popitem(last=False)
         return machine
+
+    def _certificate(self, der: bytes) -> PeerCertificate:
+        certificate = self._parsed.get(der)
+        if certificate is None:
+            certificate = self._parsed[der] = peer_certificate(der)
+            while len(self._parsed) > MAX_PARSED:
+                self._parsed.popitem(last=False)
+        return certificate
 
     def seen_lately(self) -> list[MachineId]:
         """Machines that called within the last quarter of an hour."""

@@ -12,13 +12,14 @@ import os
 import re
 import socket
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
 
 from replication.errors import SettingsError
-from replication.service.connections import BACKLOG, ConnectionSettings, Listener
+from replication.service.connections import BACKLOG, ConnectionSettings, Listener, certificate_of
 
 SHUTDOWN_GRACE_S: Final = 5.0
 
@@ -64,6 +65,14 @@ class RunningServer:
     listener: Listener
     host: str
     port: int
+
+    def use_tls(self, tls: ssl.SSLContext) -> None:
+        """Connections that are accepted from now on use ``tls``; those that are open go on."""
+        self.listener.use_tls(tls)
+
+    def end_connections(self, of: Callable[[bytes | None], bool]) -> int:
+        """Cut the open connections whose client certificate (DER, or None) is ``of`` those meant; returns how many."""
+        return self.listener.end_connections(of)
 
     async def close(self) -> None:
         await self.listener.stop()
@@ -121,8 +130,4 @@ def peer_certificate_der(request: web.Request) -> bytes | None:
     transport = request.transport
     if transport is None:
         raise asyncio.CancelledError
-    tls_object = transport.get_extra_info("ssl_object")
-    if tls_object is None:
-        return None
-    certificate: bytes | None = tls_object.getpeercert(binary_form=True)
-    return certificate
+    return certificate_of(transport)

@@ -146,8 +146,9 @@ async def _initialized_directory() -> Path:
     if not _initialized:
         directory = Path(tempfile.mkdtemp(prefix="config-lab-"))
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
-        installed = await initialize(lab_settings(directory, WriterIdentity.generate()), time.time_ns)
-        (directory / "first-token").write_text(installed.token or "")
+        settings = lab_settings(directory, WriterIdentity.generate())
+        installed = await initialize(settings, time.time_ns, "first")
+        (directory / "first-token").write_text(installed.secret or "")
         _initialized.append(directory)
     return _initialized[0]
 

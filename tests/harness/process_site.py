@@ -22,7 +22,13 @@ from process_server.config import ConfigServerSettings, IntakeSettings, Settings
 from process_server.daemon import RunningProcessServer, Surroundings, running_process_server
 from replication.batch_frame import BatchFrame, DataExtent, ZeroExtent, encode_batch
 from replication.blob_client.settings import BlobEndpointSettings
-from replication.control_plane import DataKeyGrant, ProcessServerDesired, ProcessServerObservation
+from replication.control_plane import (
+    DataKeyGrant,
+    EnrolmentAnswer,
+    ProcessServerDesired,
+    ProcessServerObservation,
+    RenewalRequest,
+)
 from replication.data_plane import BatchAcknowledgement, batch_path, generation_path, manifest_path
 from replication.documents import WriterIdentity
 from replication.epoch_manifest import (
@@ -100,6 +106,12 @@ class LabConfigServer:
         self._answer_or_fail()
         self.observations.append(observation)
         return self.desired
+
+    async def renew_certificate(self, request: RenewalRequest) -> EnrolmentAnswer:
+        raise PeerUnavailable("cannot renew a certificate: the lab has no authority for that")
+
+    async def use_tls(self, tls: ssl.SSLContext) -> None:
+        pass
 
 
 class LabAgent:

@@ -1,6 +1,6 @@
 """How high a disk's backlog was when, since it began to fall behind
 
-Called by Alembic, after 0010. A disk that was falling behind is noticed anew.
+Called by Alembic, after 0013. A disk that was falling behind is noticed anew.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0016"
-down_revision = "0010"
+down_revision = "0013"
 branch_labels = None
 depends_on = None
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import os
+import pty
+import re
 import stat
 import subprocess
 import sys
@@ -14,6 +18,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from config_server.authority import ServerNames
 from config_server.cli import main
 from config_server.config import Settings
 from config_server.database import Database
@@ -52,7 +57,8 @@ def change(config: Path, **values: object) -> None:
 def test_init_makes_what_is_missing_and_shows_the_token_once(config: Path, tmp_path: Path) -> None:
     first = run(config, "init")
     assert first.exit_code == 0, first.output
-    assert "blockferry-" in first.output
+    assert "blockferry-once-" not in first.output, "what is no terminal may be a journal"
+    assert (tmp_path / "state" / "one-time-secret").read_text().startswith("blockferry-once-")
     fingerprint = run(config, "show-fingerprint").output.strip()
     assert normalized_fingerprint(fingerprint) in first.output
     state = tmp_path / "state"
@@ -66,10 +72,35 @@ def test_init_makes_what_is_missing_and_shows_the_token_once(config: Path, tmp_p
     assert (state / "key-encryption-key").read_bytes() == before
 
 
-def test_init_writes_the_token_into_a_private_file(config: Path, tmp_path: Path) -> None:
+def test_init_writes_the_one_time_secret_into_a_private_file(config: Path, tmp_path: Path) -> None:
     assert run(config, "init", "--token-file", str(tmp_path / "token")).exit_code == 0
     assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
-    assert (tmp_path / "token").read_text().startswith("blockferry-")
+    assert (tmp_path / "token").read_text().startswith("blockferry-once-")
+
+
+def test_init_prints_the_one_time_secret_on_a_terminal_only(config: Path, tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "config_server", "init", "--config", str(config)], stdout=slave
+        )
+        os.close(slave)
+        printed = b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while piece := os.read(master, 4096):
+                printed += piece
+        assert process.wait(60) == 0
+    finally:
+        os.close(master)
+    assert re.search(rb"blockferry-once-[0-9a-f]{16}-[0-9a-f]{64}", printed)
+    assert not (tmp_path / "state" / "one-time-secret").exists()
+
+
+def test_init_for_a_program_writes_a_token_at_once(config: Path, tmp_path: Path) -> None:
+    assert run(config, "init", "--administrator", "alice").exit_code == 2
+    done = run(config, "init", "--administrator", "alice", "--token-file", str(tmp_path / "token"))
+    assert done.exit_code == 0, done.output
+    assert re.fullmatch(r"blockferry-[0-9a-f]{16}-[0-9a-f]{64}\n", (tmp_path / "token").read_text())
 
 
 def test_own_certificate_lists_the_configured_names_and_is_renewed_when_they_change(
@@ -109,6 +140,26 @@ def test_certificate_for_the_sink(config: Path, tmp_path: Path) -> None:
     assert (
         run(config, "issue-certificate", "--role", "agent", "--dns", "x", "--out", str(tmp_path / "x")).exit_code == 2
     )
+
+
+def test_the_sink_s_certificate_is_renewed_in_place_with_its_names_and_its_identity(
+    config: Path, tmp_path: Path
+) -> None:
+    run(config, "init")
+    out = tmp_path / "sink"
+    missing = run(config, "issue-certificate", "--renew", "--out", str(out))
+    assert (missing.exit_code, "there is none" in missing.output) == (1, True)
+    run(config, "issue-certificate", "--dns", "sink.example", "--ip", "192.0.2.9", "--out", str(out))
+    identity = TlsIdentity(out)
+    before, key = identity.certificate(), identity.key_path.read_bytes()
+    assert run(config, "issue-certificate", "--renew", "--out", str(out)).exit_code == 0
+    after = identity.certificate()
+    assert identity.name() == TlsIdentity(out).name()
+    assert after.serial_number != before.serial_number
+    assert identity.key_path.read_bytes() != key
+    assert ServerNames.listed_in(after) == ServerNames.listed_in(before)
+    own = run(config, "issue-certificate", "--renew", "--out", str(tmp_path / "state" / "identity"))
+    assert (own.exit_code, "by itself" in own.output) == (1, True)
 
 
 def test_commands_before_init_say_what_to_do(config: Path, tmp_path: Path) -> None:

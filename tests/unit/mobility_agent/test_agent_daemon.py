@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import ssl
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,8 +27,10 @@ from replication.control_plane import (
     AgentDesired,
     AgentObservation,
     DesiredItem,
+    EnrolmentAnswer,
     MachineInventory,
     ProcessServerAddress,
+    RenewalRequest,
     ReplicationTiming,
 )
 from replication.errors import PeerUnavailable, Refused, Retryable, SettingsError
@@ -49,6 +52,7 @@ class ConfigServer:
         self.news: list[AgentDesired] = []
         self.observations: list[AgentObservation] = []
         self.inventories = 0
+        self.contexts: list[ssl.SSLContext] = []
 
     def _answer(self) -> None:
         if self.is_away:
@@ -68,6 +72,12 @@ class ConfigServer:
             return self.news.pop(0)
         await asyncio.sleep(0.01)
         return None
+
+    async def renew_certificate(self, _: RenewalRequest) -> EnrolmentAnswer:
+        raise PeerUnavailable("cannot renew a certificate: there is no authority")
+
+    async def use_tls(self, tls: ssl.SSLContext) -> None:
+        self.contexts.append(tls)
 
     async def close(self) -> None:
         return None
@@ -124,6 +134,15 @@ async def running(settings: AgentSettings, server: ConfigServer) -> AsyncIterato
         finally:
             lifecycle.request_stop()
             await asyncio.wait([task])
+
+
+async def test_another_certificate_is_used_for_what_begins_from_then_on(settings: AgentSettings) -> None:
+    server = ConfigServer()
+    async with running(settings, server) as agent:
+        uplink_tls = agent.agent._uplink_tls
+        await agent.agent._adopt_certificate()
+        assert len(server.contexts) == 1
+        assert agent.agent._uplink_tls is not uplink_tls
 
 
 async def test_an_agent_that_is_not_enrolled_says_what_to_do(tmp_path: Path) -> None:

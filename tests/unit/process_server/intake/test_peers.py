@@ -66,6 +66,18 @@ async def test_a_certificate_that_expires_while_its_connection_is_open_is_refuse
         peers.machine_of(der)
 
 
+def test_connections_of_a_newly_revoked_certificate_are_to_be_ended_and_nobody_else_s(
+    authority: LabAuthority, tmp_path: Path
+) -> None:
+    peers = Peers(Clock())
+    machine = new_uuid(RANDOM)
+    ders, serials = zip(*(certificate(authority, tmp_path, machine) for _ in range(2)), strict=True)
+    assert peers.revoke(serials[:1])
+    assert [peers.is_revoked(der) for der in (*ders, None, b"no certificate")] == [True, False, False, False]
+    assert not peers.revoke(serials[:1]), "nothing new"
+    assert peers.revoke(serials)
+
+
 @in_virtual_time
 async def test_a_revoked_certificate_is_refused_until_the_list_says_otherwise(
     authority: LabAuthority, tmp_path: Path
