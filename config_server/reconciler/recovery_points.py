@@ -67,7 +67,7 @@ class RecoveryPoints:
 
     def note_reported(self, item_id: str, cuts: frozenset[str]) -> None:
         """An agent has seen in receipts that these are recorded. They are looked for once; what is not found then, ``find_all`` finds."""
-        if self._reported.get(item_id) != cuts:
+        if cuts and self._reported.get(item_id) != cuts:
             self._reported[item_id] = self._to_look_for[item_id] = cuts
 
     async def find_reported(self) -> int:
