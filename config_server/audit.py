@@ -18,7 +18,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from config_server.core.audit_chain import BEGINNING, AuditRecord, digest_of, first_broken
+from config_server.core.audit_chain import BEGINNING, AuditRecord, digest_of, first_broken, may_be_summed_up
 from config_server.database import Database
 from config_server.tables import AuditRow
 
@@ -26,7 +26,6 @@ SAME_REFUSAL_EVERY_S: Final = 60.0
 MAX_REMEMBERED: Final = 1000
 ATTEMPTS: Final = 5
 _FIELDS: Final = tuple(field.name for field in fields(AuditRecord))
-_FIRST_FAILURE: Final = 400
 
 _logger = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ class AuditLog:
         )
 
     def _counted(self, record: AuditRecord) -> AuditRecord | None:
-        if record.status < _FIRST_FAILURE:
+        if not may_be_summed_up(record):
             return record
         key = (record.actor, record.remote, record.action, record.status)
         known = self._refusals.get(key)

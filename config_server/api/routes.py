@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from config_server.administrators import Administrator
 from config_server.certificates import holder_row, note_use, serial_text
 from config_server.core import roles
-from config_server.core.audit_chain import MAX_DETAIL, MAX_TARGET, AuditRecord, is_recorded
+from config_server.core.audit_chain import MAX_DETAIL, MAX_TARGET, NOBODY, AuditRecord, is_recorded
 from config_server.events import Actor
 from config_server.site import Site
 from config_server.tables import CertificateRow
@@ -96,7 +96,7 @@ class Identity:
     def actor(self) -> Actor:
         if self.administrator is not None:
             return self.administrator.actor
-        return Actor("nobody" if self.peer is None else f"{self.peer.role}:{self.peer.identifier}")
+        return Actor(NOBODY if self.peer is None else f"{self.peer.role}:{self.peer.identifier}")
 
     @property
     def credential(self) -> str | None:

@@ -20,6 +20,9 @@ MAX_DETAIL: Final = 500
 MAX_TARGET: Final = 500
 _READING: Final = ("GET", "HEAD")
 _REFUSED: Final = (401, 403)
+_PATIENCE: Final = 503
+_FIRST_FAILURE: Final = 400
+NOBODY: Final = "nobody"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +63,11 @@ def is_recorded(method: str, *, for_operators: bool, for_anybody: bool, status: 
     agents and process servers report every few seconds.
     """
     return status in _REFUSED or ((for_operators or for_anybody) and method not in _READING)
+
+
+def may_be_summed_up(record: AuditRecord) -> bool:
+    """Whether many like it may become one with their number: refusals, and what fails for one who is not known. Not so what a known
+    operator tried and did not achieve.
+    """
+    refused = record.status in (*_REFUSED, _PATIENCE)
+    return refused or (record.actor == NOBODY and record.status >= _FIRST_FAILURE)

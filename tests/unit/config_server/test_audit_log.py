@@ -122,6 +122,12 @@ async def test_the_same_refusal_is_recorded_once_a_minute_with_how_often_it_came
         ]
 
 
+async def test_each_attempt_of_an_operator_is_recorded_also_if_it_fails_again_and_again(lab: Lab) -> None:
+    for number in range(3):
+        await lab.administer("DELETE", f"/api/v1/policies/none-{number}")
+    assert [row.target.rpartition("/")[2] for row in await records(lab)] == ["none-0", "none-1", "none-2"]
+
+
 async def test_a_record_that_somebody_changed_in_the_database_is_found(lab: Lab) -> None:
     for number in range(4):
         await lab.administer("DELETE", f"/api/v1/policies/none-{number}")

@@ -374,7 +374,7 @@ def test_wrong_connections_exit_two_or_six(server: Server, ctl: Ctl, tmp_path: P
     assert (unreachable.exit_code, "cannot reach" in unreachable.output) == (6, True)
     (tmp_path / "wrong").write_text("wrong")
     refused = ctl("--token-file", str(tmp_path / "wrong"), "servers")
-    assert (refused.exit_code, "administrator token" in refused.output) == (1, True)
+    assert (refused.exit_code, "a valid token is needed" in refused.output) == (1, True)
     assert ctl("--authority", str(tmp_path / "none"), "servers").exit_code == 2
     assert ctl("--url", "http://x", "servers").exit_code == 2
     assert ctl("servers", "show", "a/b").exit_code == 1

@@ -278,6 +278,20 @@ async def test_an_agent_whose_certificate_has_ended_recovers_by_itself(tmp_path:
         await site.control.desired(-1, 0.0)
 
 
+async def test_with_a_renewal_comes_the_trust_store_as_it_is_now(tmp_path: Path) -> None:
+    async with certificate_site(tmp_path) as site:
+        trust_store = site.lab.running.site.trust_store
+        coming = Authority.create(time.time_ns()).certificate.public_bytes(serialization.Encoding.PEM)
+        with (trust_store.directory / "trusted.pem").open("ab") as trusted:
+            trusted.write(coming)
+        assert len(x509.load_pem_x509_certificates(site.agent_identity.authorities_path.read_bytes())) == 1
+        await site.renewal(later(days=300)).turn()
+        known = site.agent_identity.authorities_path.read_bytes()
+        assert known == trust_store.trusted_pem().encode()
+        assert len(x509.load_pem_x509_certificates(known)) == 2
+        await site.control.desired(-1, 0.0)
+
+
 async def test_this_server_renews_its_own_certificate_and_listens_with_it_at_once(site: Site) -> None:
     running, settings = site.lab.running, site.lab.settings
     identity = TlsIdentity(settings.identity_directory)
