@@ -1,20 +1,23 @@
-"""Running each test that makes a configuration server on SQLite and on PostgreSQL: hook and fixture of pytest.
+"""Running each test that makes a configuration server on SQLite and on PostgreSQL: hook and fixtures of pytest.
 
-Called by the ``conftest.py`` of the test directories that make configuration servers, which import both names. Which tests these are is
+Called by the ``conftest.py`` of the test directories that make configuration servers, which import the names. Which tests these are is
 seen by what their module imports and that they have a directory, so that a new one is among them by itself.
 
-All of them twice takes some minutes of CPU more than ``make test`` has. There, on PostgreSQL run those modules of which each kind of
+All of them twice would take some three minutes of CPU more (measured on a busy machine: 210 s). In ``make test`` there run on PostgreSQL those modules of which each kind of
 statement is in one (``ON_BOTH``); ``make postgres``, by ``BLOCKFERRY_DATABASES``, runs every one on it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.harness.each_database import KINDS, POSTGRESQL, SQLITE, in_use
+from config_server.database import Database
+from config_server.postgresql import PostgresqlSettings
+from tests.harness.each_database import KINDS, POSTGRESQL, SQLITE, in_use, shared_cluster
+from tests.harness.postgresql_cluster import PostgresqlCluster
 
 MAKERS = ("running_lab", "driven_site")
 """Names of the harness by which a test's module makes configuration servers."""
@@ -55,3 +58,27 @@ def database_kind(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
     finally:
         in_use.end()
+
+
+@pytest.fixture
+def cluster() -> Iterator[PostgresqlCluster]:
+    """PostgreSQL, on which the test's configuration servers are, too."""
+    in_use.kind = POSTGRESQL
+    try:
+        yield shared_cluster()
+    finally:
+        in_use.end()
+
+
+@pytest.fixture
+async def servers(cluster: PostgresqlCluster) -> AsyncIterator[tuple[Database, Database]]:
+    """Two servers' views of one new database."""
+    url = cluster.url(await cluster.create_database())
+    settings = PostgresqlSettings(leader_timeout_s=2)
+    first, second = Database(url, settings), Database(url, settings)
+    try:
+        await first.upgrade()
+        yield first, second
+    finally:
+        await first.close()
+        await second.close()

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.harness.both_databases import database_kind, pytest_generate_tests
+from tests.harness.both_databases import cluster, database_kind, pytest_generate_tests, servers
 
-__all__ = ["database_kind", "pytest_generate_tests"]
+__all__ = ["cluster", "database_kind", "pytest_generate_tests", "servers"]
