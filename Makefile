@@ -16,7 +16,7 @@ export PYTHONHASHSEED ?= 0
 # Daemons are started hundreds of times: whoever forbids the cache of compiled modules has each of them compiled every time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help venv demo test tests packages lint format unit e2e soak mutants bench fresh lock clean
+.PHONY: help venv demo test tests packages lint format unit e2e postgres soak mutants bench fresh lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +51,9 @@ unit: venv ## Tests that need nothing of the machine: unit, property, contract
 
 e2e: venv packages ## End-to-end tests on real loop devices (as root)
 	@$(PYTHON) -m pytest tests/e2e $(PYTEST_ARGS)
+
+postgres: venv packages ## Every test of the configuration server on PostgreSQL (`make test` runs a part of them on it)
+	@BLOCKFERRY_DATABASES=postgresql $(PYTHON) -m pytest -n $(JOBS) tests/unit/config_server tests/hostile/test_hostile_config_server.py tests/fault/test_config_server_failover.py $(PYTEST_ARGS)
 
 soak: venv ## Go on with the simulation for SECONDS=60, from FIRST=2000; SEED=n replays one seed and tells all of it
 	@$(PYTHON) -m tests.simulation.soak $(if $(SEED),--seed $(SEED),--first $(or $(FIRST),2000) --seconds $(or $(SECONDS),60))

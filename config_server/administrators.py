@@ -125,7 +125,7 @@ class Administrators:
             raise Overloaded("cannot exchange a secret now: too many attempts", retry_after_s=wait_s)
         identifier, digest = read_one_time_secret(secret.strip()) or ("", b"")
         async with self._database.write() as session:
-            row = await session.get(AdministratorTokenRow, identifier, with_for_update=True)
+            row = await session.get(AdministratorTokenRow, identifier)
             right = same_digest(digest, _NO_DIGEST if row is None else row.digest)
             now_ns = self._clock()
             if (
@@ -160,7 +160,7 @@ class Administrators:
         """
         now_ns = self._clock()
         async with self._database.write() as session:
-            row = await session.get(AdministratorTokenRow, identifier, with_for_update=True)
+            row = await session.get(AdministratorTokenRow, identifier)
             if row is None:
                 raise NotFound(
                     f"cannot find the token {identifier[:32]!r}", hint="`migratectl tokens` lists their identifiers"

@@ -20,10 +20,12 @@ from config_server.backup import back_up, check_backup
 from config_server.backup import restore as restore_backup
 from config_server.config import DEFAULT_CONFIG, Settings
 from config_server.core.roles import ADMINISTRATOR, ROLES
-from config_server.database import Database
+from config_server.database import DATABASE_FILE, Database, sqlite_url
+from config_server.database_copy import copy_database
 from config_server.events import COMMAND_LINE
 from config_server.installation import initialize, issue_certificate, load_authority, reissue_certificate
 from config_server.passphrases import DEFAULT_VALIDITY_S, Passphrases
+from config_server.postgresql import is_postgresql
 from replication.control_plane import ENROLLING_ROLES, EnrollingRole
 from replication.durable_file import DurableFile
 from replication.errors import BlockferryError, SettingsError
@@ -93,13 +95,18 @@ def run(config_path: Path, check_config: bool) -> None:
     default=None,
     help="For programs that install: write a token of an administrator of this name into --token-file, no secret.",
 )
-def init(config_path: Path, token_file: Path | None, administrator: str | None) -> None:
+@click.option(
+    "--replace-keys",
+    is_flag=True,
+    help="On PostgreSQL: the site's authority and key are lost, and new ones take their place.",
+)
+def init(config_path: Path, token_file: Path | None, administrator: str | None, *, replace_keys: bool) -> None:
     """Make authority, keys, database and a one-time secret for the first administrator; what is there stays."""
     settings = load_or_exit(Settings, config_path, check_only=False)
     if administrator is not None and token_file is None:
         fail(SettingsError("cannot hand out a token without a file for it", hint="give --token-file, too"))
     try:
-        installed = asyncio.run(initialize(settings, time.time_ns, administrator))
+        installed = asyncio.run(initialize(settings, time.time_ns, administrator, replace_keys=replace_keys))
     except BlockferryError as error:
         fail(error)
     click.echo(f"authority fingerprint: {installed.fingerprint}")
@@ -125,6 +132,35 @@ def init(config_path: Path, token_file: Path | None, administrator: str | None) 
             click.echo(
                 "                       `migratectl login --token-file` exchanges it there for a token, within a day"
             )
+
+
+@main.command("copy-database")
+@_config
+@click.option(
+    "--from", "source_path", type=click.Path(path_type=Path), help="The file; by default state.sqlite in state_dir."
+)
+def copy(config_path: Path, source_path: Path | None) -> None:
+    """Copy the state from SQLite into the PostgreSQL database of the configuration, while no server runs."""
+    settings = load_or_exit(Settings, config_path, check_only=False)
+    file = source_path or settings.state_dir / DATABASE_FILE
+
+    async def act() -> int:
+        source, target = Database(sqlite_url(file)), settings.open_database()
+        try:
+            return await copy_database(source, target)
+        finally:
+            await source.close()
+            await target.close()
+
+    try:
+        if not is_postgresql(settings.effective_database_url):
+            raise SettingsError("cannot copy to SQLite", hint="set database_url to postgresql://… first")
+        if not file.is_file():
+            raise SettingsError(f"cannot find the database {file}", hint="name it with --from")
+        rows = asyncio.run(act())
+    except BlockferryError as error:
+        fail(error)
+    click.echo(f"copied {rows} rows; keep {file} until you have seen the site work")
 
 
 @main.command("show-fingerprint")
@@ -193,7 +229,7 @@ def create_enrolment_passphrase(config_path: Path, valid_for: str, role: Enrolli
     settings = load_or_exit(Settings, config_path, check_only=False)
 
     async def create() -> str:
-        database = Database(settings.effective_database_url)
+        database = settings.open_database()
         try:
             await database.upgrade()
             passphrases = Passphrases(database, time.time_ns)
@@ -220,7 +256,7 @@ def create_administrator_token(config_path: Path, name: str, role: str, valid_fo
     settings = load_or_exit(Settings, config_path, check_only=False)
 
     async def create() -> str:
-        database = Database(settings.effective_database_url)
+        database = settings.open_database()
         try:
             await database.upgrade()
             valid_for_s = parse_duration(valid_for, "--valid-for")

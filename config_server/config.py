@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from config_server.authority import CERTIFICATE_LIFETIME_S, ServerNames
-from config_server.database import DATABASE_FILE, sqlite_url
+from config_server.database import DATABASE_FILE, Database, sqlite_url
+from config_server.postgresql import PostgresqlServer, PostgresqlSettings, is_postgresql
 from replication.blob_client.settings import BlobEndpointSettings
 from replication.documents import WriterPublicKey
 from replication.errors import InvalidInput, SettingsError
@@ -90,6 +91,7 @@ class Settings:
     names: tuple[str, ...] = ()
     key_encryption_key_file: Path | None = None
     database_url: str | None = None
+    postgresql: PostgresqlSettings = field(default_factory=PostgresqlSettings)
     certificate_lifetime_s: float = CERTIFICATE_LIFETIME_S
     certificate_recovery_s: float = DEFAULT_CERTIFICATE_RECOVERY_S
     connections: ConnectionSettings = field(default_factory=ConnectionSettings)
@@ -111,9 +113,12 @@ class Settings:
             raise SettingsError("cannot use a body_timeout_s that is not positive")
         if self.writer_public_key.startswith(_KEY_LINE_LABEL):
             self.load_writer_public_key()
-        if self.database_url is not None and not self.database_url.startswith("sqlite+aiosqlite://"):
+        url = self.effective_database_url
+        if is_postgresql(url):
+            PostgresqlServer.parse(url, self.postgresql)
+        elif not url.startswith("sqlite+aiosqlite://"):
             raise SettingsError(
-                f"cannot use the database {self.database_url.partition(':')[0]!r}", hint="only sqlite+aiosqlite for now"
+                f"cannot use the database {url.partition(':')[0]!r}", hint="postgresql://… or sqlite+aiosqlite:///PATH"
             )
 
     @property
@@ -127,6 +132,10 @@ class Settings:
     @property
     def effective_database_url(self) -> str:
         return self.database_url or sqlite_url(self.state_dir / DATABASE_FILE)
+
+    def open_database(self) -> Database:
+        """Connects at its first use; to be closed."""
+        return Database(self.effective_database_url, self.postgresql)
 
     def server_names(self) -> ServerNames:
         """What this server's certificate lists.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -24,20 +25,28 @@ from config_server.certificate_ages import CertificateFigures
 from config_server.certificates import Certificates, serial_text
 from config_server.config import Settings
 from config_server.core.address_claims import OwnAddresses
-from config_server.database import Database
 from config_server.desired import DesiredFeed
 from config_server.enrolments import Enrolments
 from config_server.events import Clock
 from config_server.generations import Generations
-from config_server.incarnations import Incarnations
 from config_server.installation import site_key_file
 from config_server.key_encryption import KeyEncryptionKey
+from config_server.leadership import (
+    DESIRED,
+    WORK,
+    Leadership,
+    LeadershipFigures,
+    OwnName,
+    SharedLeadership,
+    SoleLeadership,
+)
 from config_server.passphrases import Passphrases
 from config_server.policies import ensure_default_policy
 from config_server.reconciler.loop import Reconciler
 from config_server.renewals import Renewals
 from config_server.server_identity import OwnCertificate, ensure_server_identity, own_certificate_ends
 from config_server.site import Site
+from config_server.site_keys import check_site_keys
 from config_server.store_status import StoreStatus
 from replication.blob_client.api import BlobClient
 from replication.blob_client.http_client import HttpBlobClient
@@ -82,13 +91,19 @@ async def running_site(
     writer = settings.load_writer_public_key()
     identity = ensure_server_identity(settings, authority, trust_store, clock())
     registry, board = make_registry(), HealthBoard()
-    database = Database(settings.effective_database_url)
+    database = settings.open_database()
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
         await database.upgrade()
+        if database.postgresql is not None:
+            await check_site_keys(database, trust_store, site_key)
         await ensure_default_policy(database)
+        leadership: Leadership = SoleLeadership()
+        if reconcile and database.postgresql is not None:
+            own_name = OwnName(identity.name().identifier, socket.gethostname())
+            leadership = SharedLeadership(database, database.postgresql, own_name, board, clock, monotonic)
         passphrases = Passphrases(database, clock)
-        feed = DesiredFeed(database, monotonic)
+        feed = DesiredFeed(database, monotonic, lambda: leadership.ring(DESIRED))
         store_status = StoreStatus()
         ages = Ages(clock, monotonic)
         own = OwnAddresses(settings.server_names().texts(), ListenAddress.parse(settings.listen).port)
@@ -104,7 +119,18 @@ async def running_site(
             history=settings.history,
             clock=clock,
             ages=ages,
+            leadership=leadership,
         )
+
+        def wake_reconciler() -> None:
+            reconciler.wake()
+            leadership.ring(WORK)
+
+        def hear(news: str) -> None:
+            if news == DESIRED:
+                feed.wake_here()
+            reconciler.wake()
+
         site = Site(
             database=database,
             authority=authority,
@@ -136,14 +162,14 @@ async def running_site(
             ),
             audit=AuditLog(database),
             generations=Generations(database, store, site_key, writer, clock),
-            incarnations=Incarnations(),
+            leadership=leadership,
             feed=feed,
             store_status=store_status,
             heartbeat=settings.heartbeat,
             ages=ages,
             own=own,
             clock=clock,
-            wake_reconciler=reconciler.wake,
+            wake_reconciler=wake_reconciler,
             note_points=reconciler.note_points,
         )
         registry.register(reconciler.figures)
@@ -154,6 +180,7 @@ async def running_site(
                 clock,
             )
         )
+        registry.register(LeadershipFigures(leadership))
         server = await start_server(
             make_application(site, ROUTES, settings.body_timeout_s),
             ListenAddress.parse(settings.listen),
@@ -168,7 +195,7 @@ async def running_site(
         stack.push_async_callback(observability.close)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         if reconcile:
-            stack.callback(tasks.create_task(reconciler.run()).cancel)
+            stack.callback(tasks.create_task(leadership.run(reconciler.run, reconciler.look_on, hear)).cancel)
         own_certificate = OwnCertificate(settings, authority, trust_store, clock, server, board)
         stack.callback(tasks.create_task(own_certificate.run()).cancel)
         yield RunningSite(site, server, reconciler, observability)

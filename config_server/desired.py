@@ -41,13 +41,13 @@ from replication.control_plane import (
 from replication.errors import NotFound
 
 RECHECK_S: Final = 5.0
-"""A waiting agent's document is read again at least this often, in case another server of the site changed it."""
+"""A waiting agent's document is read again at least this often, in case another server changed it and its word was lost."""
 
 
 async def publish(session: AsyncSession, machine_id: str) -> bool:
     """Compute what the machine's agent shall do and store it if it is another; returns whether it is."""
     await session.flush()
-    machine = await session.get(MachineRow, machine_id, with_for_update=True)
+    machine = await session.get(MachineRow, machine_id)
     if machine is None:
         raise NotFound(f"cannot publish for machine {machine_id}: it is unknown")
     item = await active_item(session, machine_id)
@@ -110,21 +110,29 @@ async def _cutover(session: AsyncSession, item: ProtectedItemRow) -> DesiredCuto
 class DesiredFeed:
     """Answers "what shall I do?" at once if it is news, else as soon as it is."""
 
-    def __init__(self, database: Database, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self, database: Database, monotonic: Callable[[], float], tell_others: Callable[[], None] = lambda: None
+    ) -> None:
+        self._tell_others = tell_others
         self._database = database
         self._monotonic = monotonic
         self._changed = asyncio.Event()
         self._stopping = False
 
     def wake(self) -> None:
-        """Something was published: let all who wait look again."""
+        """Something was published: let all who wait look again, here and at the site's other servers."""
+        self.wake_here()
+        self._tell_others()
+
+    def wake_here(self) -> None:
+        """Let all who wait here look again."""
         self._changed.set()
         self._changed = asyncio.Event()
 
     def release_waiters(self) -> None:
         """The daemon stops: whoever waits is answered that nothing is new, so that no long poll holds the stop up."""
         self._stopping = True
-        self.wake()
+        self.wake_here()
 
     async def current(self, machine_id: str) -> AgentDesired:
         """:raises NotFound: if the machine is unknown."""

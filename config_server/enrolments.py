@@ -119,15 +119,11 @@ class Enrolments:
         row: MachineRow | ProcessServerRow | None
         if role is Role.AGENT:
             row = await session.scalar(
-                select(MachineRow)
-                .where(MachineRow.machine_fingerprint == request.machine_fingerprint)
-                .with_for_update()
+                select(MachineRow).where(MachineRow.machine_fingerprint == request.machine_fingerprint)
             )
         else:
             row = await session.scalar(
-                select(ProcessServerRow)
-                .where(ProcessServerRow.machine_fingerprint == request.machine_fingerprint)
-                .with_for_update()
+                select(ProcessServerRow).where(ProcessServerRow.machine_fingerprint == request.machine_fingerprint)
             )
         if row is None:
             identifier = str(uuid.uuid4())

@@ -360,11 +360,7 @@ def _record_of(row: GenerationRow) -> GenerationRecord:
 async def newest_generation(session: AsyncSession, disk: str) -> GenerationRow | None:
     """The generation with the highest number, in whatever state."""
     found: GenerationRow | None = await session.scalar(
-        select(GenerationRow)
-        .where(GenerationRow.disk_id == disk)
-        .order_by(GenerationRow.generation.desc())
-        .limit(1)
-        .with_for_update()
+        select(GenerationRow).where(GenerationRow.disk_id == disk).order_by(GenerationRow.generation.desc()).limit(1)
     )
     return found
 

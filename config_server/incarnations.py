@@ -5,16 +5,17 @@ one before: that is a restart, which is never refused. One that was superseded a
 agent runs, on a copy of the state, and one of the two must be stopped. The superseded one is refused; which of the two is the right one,
 nobody can know here.
 
-Remembered in memory only: after a restart of this server, and with a restored database, whoever reports first counts, and two that go on
-reporting in turn are found at once. Only what came from the machine that enrolled may be asked about (``check_same_machine``).
+Remembered in the machine's row, so that it does not matter to which of the site's configuration servers each of the two reports. With a
+database from before, or restored from an older backup, whoever reports first counts, and two that go on reporting in turn are found at
+once. Only what came from the machine that enrolled may be asked about (``check_same_machine``).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass, field
 from typing import Final
 
+from config_server.tables import MachineRow
+from replication.documents import Document
 from replication.errors import Refused
 
 LATE_S: Final = 30.0
@@ -28,36 +29,30 @@ class SupersededIncarnation(Refused):
     is_late = False
 
 
-@dataclass(slots=True)
-class _Machine:
+class _Known(Document):
+    """Of one machine. ``superseded``: when each of the others was, in nanoseconds by this server's clock; the newest last."""
+
     present: str
-    superseded: OrderedDict[str, int] = field(default_factory=OrderedDict)
-    """When each was superseded; the newest last."""
+    superseded: list[tuple[str, int]]
 
 
-class Incarnations:
-    """Of all machines' agents, as far as this process has heard them."""
+def admit(machine: MachineRow, incarnation: str | None, now_ns: int) -> None:
+    """Take note of who reports; an agent that says nothing of its incarnation is from before there were any.
 
-    def __init__(self) -> None:
-        self._machines: dict[str, _Machine] = {}
-
-    def admit(self, machine_id: str, hostname: str, incarnation: str | None, now_ns: int) -> None:
-        """Take note of who reports; an agent that says nothing of its incarnation is from before there were any.
-
-        :raises SupersededIncarnation: if it was superseded.
-        """
-        if incarnation is None:
-            return
-        known = self._machines.get(machine_id)
-        if known is None:
-            self._machines[machine_id] = _Machine(incarnation)
-        elif (superseded_ns := known.superseded.get(incarnation)) is not None:
-            raise _refusal(hostname, is_late=0 <= now_ns - superseded_ns < int(LATE_S * 1e9))
-        elif incarnation != known.present:
-            known.superseded[known.present] = now_ns
-            known.present = incarnation
-            while len(known.superseded) > _REMEMBERED:
-                known.superseded.popitem(last=False)
+    :raises SupersededIncarnation: if it was superseded.
+    """
+    if incarnation is None:
+        return
+    if machine.incarnations is None:
+        machine.incarnations = _Known(present=incarnation, superseded=[]).model_dump_json()
+        return
+    known = _Known.decode(machine.incarnations.encode())
+    superseded_ns = dict(known.superseded).get(incarnation)
+    if superseded_ns is not None:
+        raise _refusal(machine.hostname, is_late=0 <= now_ns - superseded_ns < int(LATE_S * 1e9))
+    if incarnation != known.present:
+        superseded = [*known.superseded, (known.present, now_ns)][-_REMEMBERED:]
+        machine.incarnations = _Known(present=incarnation, superseded=superseded).model_dump_json()
 
 
 def _refusal(hostname: str, *, is_late: bool) -> SupersededIncarnation:

@@ -14,11 +14,11 @@ from pathlib import Path
 from config_server.administrators import Administrators
 from config_server.authority import Authority, ServerNames, TrustStore
 from config_server.config import Settings
-from config_server.database import Database
 from config_server.events import COMMAND_LINE, Clock
 from config_server.key_encryption import CREDENTIALS_VARIABLE, KeyEncryptionKey, key_file
 from config_server.policies import ensure_default_policy
 from config_server.server_identity import ensure_server_identity
+from config_server.site_keys import check_site_keys, must_have_keys_already
 from replication.durable_file import make_directory_durably
 from replication.errors import Conflict, NotFound, Refused
 from replication.tls_identity import PeerName, Role, TlsIdentity, new_private_key, private_key_pem
@@ -38,20 +38,28 @@ def site_key_file(settings: Settings) -> Path:
     return key_file(settings.key_encryption_key_file, settings.state_dir, os.environ.get(CREDENTIALS_VARIABLE))
 
 
-async def initialize(settings: Settings, clock: Clock, administrator: str | None = None) -> Installed:
+async def initialize(
+    settings: Settings, clock: Clock, administrator: str | None = None, *, replace_keys: bool = False
+) -> Installed:
     """Make what is missing; everything is durable on return. With ``administrator`` (a name) the secret is a token, not a one-time secret.
+
+    ``replace_keys``: the database may know other keys, which are given up.
 
     :raises SettingsError: if something that is there cannot be used.
     """
     make_directory_durably(settings.state_dir)
     trust_store = TrustStore(settings.authority_directory)
-    authority = trust_store.load_or_create(clock())
     path = site_key_file(settings)
-    KeyEncryptionKey.load_or_create(path)
-    ensure_server_identity(settings, authority, trust_store, clock())
-    database = Database(settings.effective_database_url)
+    database = settings.open_database()
     try:
         await database.upgrade()
+        if database.postgresql is not None and not replace_keys and await must_have_keys_already(database):
+            authority, key = trust_store.load(), KeyEncryptionKey.load(path)
+        else:
+            authority, key = trust_store.load_or_create(clock()), KeyEncryptionKey.load_or_create(path)
+        if database.postgresql is not None:
+            await check_site_keys(database, trust_store, key, replace=replace_keys)
+        ensure_server_identity(settings, authority, trust_store, clock())
         await ensure_default_policy(database)
         administrators = Administrators(database, clock)
         secret = None

@@ -40,9 +40,7 @@ def agent_age(machine: MachineRow, ages: Ages) -> Age | None:
 async def active_item(session: AsyncSession, machine_id: str) -> ProtectedItemRow | None:
     """The item of a machine that has not ended."""
     found: ProtectedItemRow | None = await session.scalar(
-        select(ProtectedItemRow)
-        .where(ProtectedItemRow.machine_id == machine_id, ProtectedItemRow.ended_ns.is_(None))
-        .with_for_update()
+        select(ProtectedItemRow).where(ProtectedItemRow.machine_id == machine_id, ProtectedItemRow.ended_ns.is_(None))
     )
     return found
 
@@ -69,7 +67,7 @@ async def find_item(session: AsyncSession, text: str) -> ProtectedItemRow:
 
     :raises NotFound: if there is none. :raises Conflict: if the name is not unique.
     """
-    row = await session.get(ProtectedItemRow, text, with_for_update=True)
+    row = await session.get(ProtectedItemRow, text)
     if row is not None:
         return row
     machine = await find_machine(session, text)
@@ -82,7 +80,6 @@ async def find_item(session: AsyncSession, text: str) -> ProtectedItemRow:
             ProtectedItemRow.created_ns.desc(),
         )
         .limit(1)
-        .with_for_update()
     )
     if newest is None:
         raise NotFound(f"cannot find a protected item of {machine.hostname}", hint="`migratectl protect` makes one")

@@ -317,8 +317,24 @@ class PassphraseStatus(Document):
     used_count: int
 
 
+class ConfigurationServerStatus(Document):
+    """One of several on a database. ``leads``: its term is the newest, heard or not. ``clock_offset_s``: less the database's clock."""
+
+    id: Uuid
+    hostname: str
+    version: str
+    heard_age_s: float
+    clock_offset_s: float
+    leads: bool
+    term: int | None
+    leads_since: str | None
+
+
 class SiteStatus(Document):
-    """The configuration server itself: version, authority, store, and how many items are in which state."""
+    """The configuration server itself: version, authority, store, and how many items are in which state.
+
+    ``configuration_servers``: on PostgreSQL, where there may be several; empty on SQLite. ``leads``: the one that answers does.
+    """
 
     version: str
     authority_fingerprint: str
@@ -326,3 +342,5 @@ class SiteStatus(Document):
     store_problem: str | None
     servers: int
     items_by_state: dict[str, int]
+    leads: bool
+    configuration_servers: list[ConfigurationServerStatus]

@@ -17,7 +17,7 @@ from config_server.desired import DesiredFeed
 from config_server.enrolments import Enrolments
 from config_server.events import Clock
 from config_server.generations import Generations
-from config_server.incarnations import Incarnations
+from config_server.leadership import Leadership
 from config_server.passphrases import Passphrases
 from config_server.renewals import Renewals
 from config_server.store_status import StoreStatus
@@ -39,7 +39,7 @@ class Site:
     renewals: Renewals
     audit: AuditLog
     generations: Generations
-    incarnations: Incarnations
+    leadership: Leadership
     feed: DesiredFeed
     store_status: StoreStatus
     heartbeat: HeartbeatSettings

@@ -42,7 +42,10 @@ class Base(DeclarativeBase):
 
 
 class MachineRow(Base):
-    """A server with an agent. ``desired`` is the newest document for it, ``desired_revision`` counts its changes."""
+    """A server with an agent. ``desired`` is the newest document for it, ``desired_revision`` counts its changes.
+
+    ``incarnations``: of its agent (``incarnations.py``).
+    """
 
     __tablename__ = "machines"
 
@@ -57,6 +60,7 @@ class MachineRow(Base):
     clock_offset_ns: Mapped[int | None] = mapped_column(BigInteger)
     desired_revision: Mapped[int] = mapped_column(BigInteger, default=0)
     desired: Mapped[str | None] = mapped_column(Text)
+    incarnations: Mapped[str | None] = mapped_column(Text)
 
 
 class InventoryRow(Base):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from replication.batch_frame import MAX_BATCH_DATA_BYTES
+from replication.config_server_urls import check_standby_urls
 from replication.dirty_bitmap import DEFAULT_GRANULARITY_BYTES, Geometry
 from replication.errors import InvalidInput, SettingsError
 from replication.service.logs import LogSettings
@@ -43,12 +44,18 @@ def _require(condition: bool, message: str, hint: str | None = None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ConfigServerSettings:
-    """``url``: the configuration server, as in its certificate."""
+    """``url``: the configuration server, as in its certificate; ``standby_urls``: the site's other ones, if there are several."""
 
     url: str
+    standby_urls: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_setting("url", self.url)
+        check_standby_urls(self.url, self.standby_urls)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return (self.url, *self.standby_urls)
 
 
 @dataclass(frozen=True, slots=True)

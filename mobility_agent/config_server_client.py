@@ -1,17 +1,20 @@
 """The agent's client of the configuration server. Surface: ``replication/control_plane.py``.
 
 Called by ``daemon`` (inventory, observations, desired state, certificate) and ``disk_supervisor`` (generations). Each call is tried once
-within its deadline. The data plane waits for these calls only when a generation begins.
+within its deadline, at each of the site's configuration servers until one answers. The data plane waits for these calls only when a
+generation begins.
 """
 
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 from typing import Final
 
 import aiohttp
 
 from replication import control_plane
+from replication.config_server_urls import ConfigServerUrls
 from replication.control_plane import (
     AgentDesired,
     AgentObservation,
@@ -28,13 +31,14 @@ from replication.service.problem import error_from_problem
 from replication.tls_session import TlsSession
 
 REQUEST_TIMEOUT_S: Final = 30.0
+CONNECT_TIMEOUT_S: Final = 10.0
 
 
 class ConfigServerClient:
-    """Connections to one configuration server. ``close`` when done."""
+    """Connections to the configuration server, or to one of several. ``close`` when done."""
 
-    def __init__(self, url: str, tls: ssl.SSLContext) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, urls: str | Sequence[str], tls: ssl.SSLContext) -> None:
+        self._urls = ConfigServerUrls(urls)
         self._session = TlsSession(
             lambda context: aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context, limit=4)), tls
         )
@@ -68,12 +72,21 @@ class ConfigServerClient:
         return GenerationGrant.decode(body)
 
     async def _call(self, method: str, path: str, document: Document | None, extra_wait_s: float = 0.0) -> bytes:
+        """One after the other is tried, until one answers."""
+        for url in self._urls.in_turn():
+            try:
+                return await self._ask(url, method, path, document, extra_wait_s)
+            except PeerUnavailable as error:
+                unavailable = error
+        raise unavailable
+
+    async def _ask(self, url: str, method: str, path: str, document: Document | None, extra_wait_s: float) -> bytes:
         headers = {} if document is None else {"Content-Type": "application/json"}
-        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S + extra_wait_s)
+        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S + extra_wait_s, sock_connect=CONNECT_TIMEOUT_S)
         try:
             async with self._session.request(
                 method,
-                self.url + path,
+                url + path,
                 data=None if document is None else document.encode(),
                 headers=headers,
                 timeout=timeout,
@@ -83,10 +96,13 @@ class ConfigServerClient:
                 async for chunk in response.content.iter_any():
                     received += chunk
                     if len(received) > MAX_DOCUMENT_BYTES:
-                        raise PeerProtocolError(f"cannot use the answer of {self.url}: it is too long")
+                        raise PeerProtocolError(f"cannot use the answer of {url}: it is too long")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._urls.failed(url)
             reason = str(error) or type(error).__name__
-            raise PeerUnavailable(f"cannot reach the configuration server {self.url}: {reason}") from error
+            raise PeerUnavailable(f"cannot reach the configuration server {url}: {reason}") from error
+        if response.status >= 500:
+            self._urls.failed(url)
         if response.status >= 300:
-            raise error_from_problem(response.status, bytes(received), f"configuration server {self.url}")
+            raise error_from_problem(response.status, bytes(received), f"configuration server {url}")
         return bytes(received)

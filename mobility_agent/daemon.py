@@ -119,7 +119,7 @@ class Agent:
         self._settings = settings
         self._identity = identity
         self._facts: MachineFacts = read_machine_facts(substitute=settings.state_dir / MACHINE_ID_FILE)
-        self._control = ConfigServerClient(settings.config_server.url, identity.client_context(Role.CONFIG_SERVER))
+        self._control = ConfigServerClient(settings.config_server.urls, identity.client_context(Role.CONFIG_SERVER))
         self._assigned = ExpectedPeer(Role.PROCESS_SERVER)
         self._uplink_tls = identity.client_context(self._assigned)
         self._uplink: ProcessServerClient | None = None

@@ -19,6 +19,7 @@ from process_server.intake.body import DEFAULT_DEADLINE_S
 from process_server.intake.sealing import DEFAULT_THREADS
 from replication.batch_frame import MAX_FRAME_BYTES
 from replication.blob_client.settings import BlobEndpointSettings
+from replication.config_server_urls import check_standby_urls
 from replication.data_plane import DEFAULT_PORT
 from replication.errors import SettingsError
 from replication.sealed_segment import DEFAULT_COMPRESSION_LEVEL, MAX_SEGMENT_BYTES
@@ -107,14 +108,20 @@ class UploadSettings:
 
 @dataclass(frozen=True, slots=True)
 class ConfigServerSettings:
-    """``url``: the configuration server, as in its certificate."""
+    """``url``: the configuration server, as in its certificate; ``standby_urls``: the site's other ones, if there are several."""
 
     url: str
     heartbeat_interval_s: float = DEFAULT_INTERVAL_S
+    standby_urls: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_setting("url", self.url)
+        check_standby_urls(self.url, self.standby_urls)
         _require(0 < self.heartbeat_interval_s <= 60, "use this heartbeat_interval_s", "more than 0, at most 60 s")
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return (self.url, *self.standby_urls)
 
 
 @dataclass(frozen=True, slots=True)

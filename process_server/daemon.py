@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +86,7 @@ class ConfigServer(GrantSource, HeartbeatPeer, Protocol):
 
 
 StoreOpener = Callable[[BlobEndpointSettings], AbstractAsyncContextManager[BlobClient]]
-ConfigServerOpener = Callable[[str, ssl.SSLContext], AbstractAsyncContextManager[ConfigServer]]
+ConfigServerOpener = Callable[[Sequence[str], ssl.SSLContext], AbstractAsyncContextManager[ConfigServer]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ async def running_process_server(
         small_requests = dataclasses.replace(settings.store, connections=SMALL_REQUEST_CONNECTIONS)
         store = await stack.enter_async_context(around.open_store(small_requests))
         config_server = await stack.enter_async_context(
-            around.open_config_server(settings.config_server.url, identity.client_context(Role.CONFIG_SERVER))
+            around.open_config_server(settings.config_server.urls, identity.client_context(Role.CONFIG_SERVER))
         )
         site = _Site(settings, board, registry, around, files, bulk, store, config_server)
         yield await site.start(stack, identity)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from config_server.api.routes import Access, Answer, Call, Query, Route
 from config_server.desired import publish
-from config_server.incarnations import SupersededIncarnation
+from config_server.incarnations import SupersededIncarnation, admit
 from config_server.incidents import record_incident
 from config_server.inventory import report_inventory
 from config_server.observations import report_agent
@@ -48,7 +48,7 @@ async def post_observation(call: Call) -> None:
             machine = await session.get_one(MachineRow, call.peer_id)
             item = await report_agent(session, machine, observation, call.site.clock())
             # Afterwards: a report from another machine must not supersede the agent of the right one.
-            call.site.incarnations.admit(machine.id, machine.hostname, observation.incarnation, call.site.clock())
+            admit(machine, observation.incarnation, call.site.clock())
             published = await publish(session, machine.id)
     except SupersededIncarnation as error:
         if not error.is_late:

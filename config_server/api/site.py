@@ -7,6 +7,7 @@ from typing import Final, cast
 from sqlalchemy import func, select
 
 from config_server.api.routes import Access, Call, Route
+from config_server.config_servers import configuration_servers
 from config_server.core.age import at_least_s
 from config_server.desired import publish
 from config_server.events import record_event
@@ -32,6 +33,7 @@ async def get_site(call: Call) -> SiteStatus:
     async with call.site.database.read() as session:
         servers = await session.scalar(select(func.count()).select_from(MachineRow))
         states = await session.execute(select(ProtectedItemRow.state, func.count()).group_by(ProtectedItemRow.state))
+        beside = await configuration_servers(session, call.site.ages)
         by_state = {state: count for state, count in states}  # noqa: C416 -- rows are not pairs to dict()
     status = call.site.store_status
     return SiteStatus(
@@ -41,6 +43,8 @@ async def get_site(call: Call) -> SiteStatus:
         store_problem=status.problem,
         servers=servers or 0,
         items_by_state=by_state,
+        leads=call.site.leadership.term is not None,
+        configuration_servers=beside,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Final
 from rich.table import Table
 from rich.text import Text
 
-from config_server.operator_plane import DiskStatus, HealthLevel, ItemStatus
+from config_server.operator_plane import ConfigurationServerStatus, DiskStatus, HealthLevel, ItemStatus
 
 Cell = str | Text
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -70,6 +70,21 @@ def table(*columns: str, rows: Sequence[Sequence[Cell]]) -> Table:
     for row in rows:
         made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     return made
+
+
+def server_table(servers: Sequence[ConfigurationServerStatus]) -> Table:
+    """The site's configuration servers: which leads, and whether the others are there to follow it."""
+    rows: list[list[Cell]] = [
+        [
+            server.hostname,
+            f"leads, term {server.term}" if server.leads else "stands by",
+            heard_ago(server.heard_age_s, known=True),
+            f"{server.clock_offset_s:+.1f} s",
+            server.version,
+        ]
+        for server in servers
+    ]
+    return table("configuration server", "", "heard", "clock", "version", rows=rows)
 
 
 def item_tables(items: Sequence[ItemStatus]) -> list[Table]:

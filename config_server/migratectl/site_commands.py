@@ -31,7 +31,17 @@ from config_server.migratectl.invocation import (
     pass_invocation,
     show,
 )
-from config_server.migratectl.rendering import Cell, coloured, duration, health_word, heard_ago, rate, size, table
+from config_server.migratectl.rendering import (
+    Cell,
+    coloured,
+    duration,
+    health_word,
+    heard_ago,
+    rate,
+    server_table,
+    size,
+    table,
+)
 from config_server.operator_plane import (
     EventStatus,
     Page,
@@ -100,6 +110,8 @@ def site(invocation: Invocation, as_json_wanted: bool) -> None:
         console.print(f"servers:      {found.servers}")
         for state, count in sorted(found.items_by_state.items()):
             console.print(f"{count:>4} {state}")
+        if found.configuration_servers:
+            console.print(server_table(found.configuration_servers))
 
     show(found, as_json_wanted=as_json_wanted, otherwise=tell)
 

@@ -42,6 +42,14 @@ async def notice_silence(session: AsyncSession, heartbeat: HeartbeatSettings, ag
         record_event(session, now_ns, SYSTEM, "disconnected", message)
 
 
+async def look_at_heartbeats(session: AsyncSession, ages: Ages) -> None:
+    """What ``notice_silence`` looks at, for a server that does not lead: when it does, it must not take its clock for the other's."""
+    for identifier, heard_ns in await session.execute(select(MachineRow.id, MachineRow.heard_ns)):
+        ages.of(AGENT_HEARD, identifier, heard_ns)
+    for server in await session.scalars(select(ProcessServerRow)):
+        process_servers.heard_age(server, ages)
+
+
 def _is_silent(heard: Age | None, timeout_s: float) -> bool:
     return heard is not None and heard.exceeds(timeout_s)
 

@@ -4,7 +4,7 @@ Called by ``daemon.py``; woken by the API after each change. Two loops: one exch
 follows the items on which something is to be done and, every ``point_interval_s``, judges the health of all; so that a store that hangs
 does not hide an agent that is silent. Every step reads its facts anew, is idempotent, and commits on its own: a restart at any point
 continues. What an item's step complains of is shown with its job and tried again; it does not keep the other items waiting. One leader runs
-this: a process is the only one on its SQLite database.
+this (``leadership.py``): each of its transactions begins with the question whether it still is one. A server that stands by looks on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
@@ -25,14 +24,17 @@ from config_server.core.job import OPEN_STATES, JobKind
 from config_server.database import Database
 from config_server.desired import DesiredFeed, publish
 from config_server.events import Clock
+from config_server.item_health import assess_item
 from config_server.jobs import find_job, open_jobs
+from config_server.leadership import Leadership, SoleLeadership
 from config_server.observations import follow_observation
+from config_server.postgresql import DatabaseUnavailable
 from config_server.reconciler.busy_items import all_items, busy_items
 from config_server.reconciler.cutover import follow_migration
 from config_server.reconciler.deletion import follow_deletion
 from config_server.reconciler.drills import follow_clean_up, follow_test_migration
 from config_server.reconciler.figures import Figures, take_snapshot
-from config_server.reconciler.heartbeats import notice_health, notice_silence, place_waiting_items
+from config_server.reconciler.heartbeats import look_at_heartbeats, notice_health, notice_silence, place_waiting_items
 from config_server.reconciler.housekeeping import EVERY_S, forget_what_is_over
 from config_server.reconciler.made_disk_removal import remove_unwanted
 from config_server.reconciler.mailbox import Mailbox
@@ -77,7 +79,10 @@ class Reconciler:
         history: HistorySettings,
         clock: Clock,
         ages: Ages,
+        leadership: Leadership | None = None,
     ) -> None:
+        leadership = leadership or SoleLeadership()
+        database = database.guarded(leadership.guard)
         self._database = database
         self._feed = feed
         self._status = status
@@ -90,7 +95,7 @@ class Reconciler:
         self._exchange = StoreExchange(
             database,
             store,
-            Mailbox(database, store, writer, ages, clock, settings.answer_keep_s),
+            Mailbox(database, store, writer, ages, clock, settings.answer_keep_s, leadership.may_act),
             RecoveryPoints(database, store, writer, ages, clock),
             status,
             board,
@@ -127,9 +132,9 @@ class Reconciler:
             woken.clear()
             try:
                 await act()
-            except OperationalError as error:
-                self._board.report("database", HealthState.FAILED, str(error.orig))
-                _logger.exception("the database does not answer")
+            except DatabaseUnavailable as error:
+                self._board.report("database", HealthState.FAILED, str(error))
+                _logger.warning("the database does not answer", extra={"fields": {"error": str(error)}})
             else:
                 self._board.report("database", HealthState.OK)
             await asyncio.sleep(MIN_GAP_S)
@@ -137,6 +142,21 @@ class Reconciler:
                 hurry_s = HURRY_S if self._exchange.awaited else self._settings.interval_s
                 async with asyncio.timeout(min(hurry_s, self._settings.interval_s)):
                     await woken.wait()
+
+    async def look_on(self) -> None:
+        """What a server that stands by does: it decides nothing, but knows ages, figures and store as the leader does."""
+        async with self._database.read() as session:
+            await look_at_heartbeats(session, self._ages)
+        if self._round_due_ns - int(self._settings.point_interval_s * 1e9) <= self._clock() < self._round_due_ns:
+            return
+        self._round_due_ns = self._clock() + int(self._settings.point_interval_s * 1e9)
+        await self._exchange.look_on()
+        async with self._database.read() as session:
+            for item_id in await all_items(session):
+                item = await session.get_one(ProtectedItemRow, item_id)
+                problem = self._status.problem
+                await assess_item(session, item, self._heartbeat, problem, self._ages, self._clock())
+        await self._take_figures()
 
     async def run_once(self) -> None:
         """Every step of both loops once; what follows from it is delivered."""
@@ -175,14 +195,17 @@ class Reconciler:
         """Health of every item, and the figures; now and then what is over is forgotten."""
         async with self._database.write() as session:
             await notice_health(session, self._heartbeat, self._status.problem, self._ages, self._clock())
-        async with self._database.read() as session:
-            self.figures.snapshot = await take_snapshot(
-                session, self._heartbeat, self._ages, store_reachable=self._status.reachable
-            )
+        await self._take_figures()
         if not self._housekeeping_due_ns - int(EVERY_S * 1e9) <= self._clock() < self._housekeeping_due_ns:
             async with self._database.write() as session:
                 await forget_what_is_over(session, self._history, self._clock())
             self._housekeeping_due_ns = self._clock() + int(EVERY_S * 1e9)
+
+    async def _take_figures(self) -> None:
+        async with self._database.read() as session:
+            self.figures.snapshot = await take_snapshot(
+                session, self._heartbeat, self._ages, store_reachable=self._status.reachable
+            )
 
     async def _follow_item(self, item_id: str) -> None:
         published = False
@@ -193,6 +216,8 @@ class Reconciler:
                 async with self._database.write() as session:
                     published |= await self._follow_job(session, job_id, item_id)
                 reached("config.job.stepped")
+            except DatabaseUnavailable:
+                raise
             except BlockferryError as error:
                 _logger.warning("a job's step failed", extra={"fields": {"job": job_id, "error": str(error)}})
                 async with self._database.write() as session:

@@ -5,12 +5,16 @@ answer counts only if the writer's signature holds and it names the request; oth
 may still replace them). Once an answer is final and written down here, the request is deleted from the store at once and the answer
 after ``answer_keep_s``: a writer that listed the request a moment ago still finds the answer and does not do the work again.
 
+A leader that was deposed while it stood still puts and deletes nothing more (``may_act``). What slips through between question and deed
+is a request that it had read as unanswered: if it was answered meanwhile, its answer still lies there for ``answer_keep_s``.
+
 A request without any answer is put again now and then: a store that was put back to an older state may have lost it.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from sqlalchemy import select, update
@@ -48,7 +52,9 @@ class Mailbox:
         ages: Ages,
         clock: Clock,
         answer_keep_s: float,
+        may_act: Callable[[], None] = lambda: None,
     ) -> None:
+        self._may_act = may_act
         self._database = database
         self._store = store
         self._writer = writer
@@ -92,6 +98,7 @@ class Mailbox:
 
     async def _put(self, row: WriterRequestRow) -> bool:
         """Whether it was not there."""
+        self._may_act()
         try:
             await self._store.put_blob(
                 REPLICATION_CONTAINER, request_name(row.id), row.document.encode(), if_none_match_any=True
@@ -210,6 +217,7 @@ class Mailbox:
                 )
 
     async def _delete(self, name: str) -> None:
+        self._may_act()
         try:
             await self._store.delete_blob(REPLICATION_CONTAINER, name)
         except NotFound:

@@ -14,6 +14,7 @@ from sqlalchemy import select
 
 from config_server.database import Database
 from config_server.events import Clock
+from config_server.postgresql import DatabaseUnavailable
 from config_server.reconciler.busy_items import all_items, busy_items
 from config_server.reconciler.mailbox import Mailbox
 from config_server.reconciler.recovery_points import RecoveryPoints
@@ -70,13 +71,25 @@ class StoreExchange:
                     await self._store.create_container(container)
                 self._containers_made = True
             return await self._exchange()
+        except DatabaseUnavailable:
+            raise
         except BlockferryError as error:
-            if self._status.problem != str(error):
-                _logger.warning("the store does not answer as it should", extra={"fields": {"error": str(error)}})
-            self._status.failed(str(error))
-            self._board.report("store", HealthState.DEGRADED, str(error))
+            self._note(error)
             self._round_due_ns = 0  # the next pass asks again whether it answers
             return False
+
+    async def look_on(self) -> None:
+        """Only see whether the store answers."""
+        try:
+            await self._ask_whether_it_answers()
+        except BlockferryError as error:
+            self._note(error)
+
+    def _note(self, error: BlockferryError) -> None:
+        if self._status.problem != str(error):
+            _logger.warning("the store does not answer as it should", extra={"fields": {"error": str(error)}})
+        self._status.failed(str(error))
+        self._board.report("store", HealthState.DEGRADED, str(error))
 
     async def _exchange(self) -> bool:
         # Or the clock was set back: else nobody would look around until it has caught up.

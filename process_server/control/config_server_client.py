@@ -1,17 +1,19 @@
 """The configuration server as a process server sees it: data keys of generations, heartbeats. Surface: ``replication/control_plane.py``.
 
 Called by the intake (``Grants``), ``retirement``, ``heartbeat`` and the renewal of the certificate. Each call is tried once within its
-deadline; the data plane waits for it only when a generation begins.
+deadline, at each of the site's configuration servers until one answers; the data plane waits for it only when a generation begins.
 """
 
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 from typing import Final, Self
 
 import aiohttp
 
 from replication import control_plane
+from replication.config_server_urls import ConfigServerUrls
 from replication.control_plane import (
     DataKeyGrant,
     EnrolmentAnswer,
@@ -30,10 +32,10 @@ _CONNECTIONS: Final = 4
 
 
 class ConfigServerClient:
-    """Connections to one configuration server; use as an async context manager."""
+    """Connections to the configuration server, or to one of several; use as an async context manager."""
 
-    def __init__(self, url: str, tls: ssl.SSLContext, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, urls: str | Sequence[str], tls: ssl.SSLContext, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+        self._urls = ConfigServerUrls(urls)
         self._tls = tls
         self._timeout_s = timeout_s
         self._session: TlsSession | None = None
@@ -78,24 +80,36 @@ class ConfigServerClient:
         return EnrolmentAnswer.decode(answer)
 
     async def _call(self, method: str, path: str, body: bytes | None) -> bytes:
+        """One after the other is tried, until one answers."""
+        for url in self._urls.in_turn():
+            try:
+                return await self._ask(url, method, path, body)
+            except PeerUnavailable as error:
+                unavailable = error
+        raise unavailable
+
+    async def _ask(self, url: str, method: str, path: str, body: bytes | None) -> bytes:
         if self._session is None:
             raise RuntimeError("the client is used before it was opened")
         headers = {} if body is None else {"Content-Type": "application/json"}
         received = bytearray()
         try:
             async with self._session.request(
-                method, self.url + path, data=body, headers=headers, allow_redirects=False
+                method, url + path, data=body, headers=headers, allow_redirects=False
             ) as response:
                 async for chunk in response.content.iter_any():
                     received += chunk
                     if len(received) > MAX_DOCUMENT_BYTES:
-                        raise PeerProtocolError(f"cannot use the answer of {self.url}: it is too long")
+                        raise PeerProtocolError(f"cannot use the answer of {url}: it is too long")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._urls.failed(url)
             reason = str(error) or type(error).__name__
             raise PeerUnavailable(
-                f"cannot reach the configuration server {self.url}: {reason}",
+                f"cannot reach the configuration server {url}: {reason}",
                 hint="known generations go on without it; check config_server.url and the firewall",
             ) from error
+        if response.status >= 500:
+            self._urls.failed(url)
         if response.status >= 300:
-            raise error_from_problem(response.status, bytes(received), f"configuration server {self.url}")
+            raise error_from_problem(response.status, bytes(received), f"configuration server {url}")
         return bytes(received)

@@ -14,7 +14,7 @@ import ssl
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,10 @@ from replication.documents import Document, WriterIdentity
 from replication.enrolment import enrol
 from replication.service.observability import ObservabilitySettings
 from replication.tls_identity import PeerName, Role, TlsIdentity
+from tests.harness.each_database import in_use
 
-_initialized: list[Path] = []
+_initialized: dict[str, Path] = {}
+"""By kind of database: the directory that ``config-server init`` has left."""
 
 
 def lab_settings(state_dir: Path, writer: WriterIdentity) -> Settings:
@@ -142,15 +144,16 @@ class Lab:
 
 
 async def _initialized_directory() -> Path:
-    """What ``config-server init`` leaves behind, made once a process and copied for each lab."""
-    if not _initialized:
+    """What ``config-server init`` leaves behind, made once a process and kind of database, and copied for each lab."""
+    if in_use.kind not in _initialized:
         directory = Path(tempfile.mkdtemp(prefix="config-lab-"))
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
-        settings = lab_settings(directory, WriterIdentity.generate())
+        settings = replace(lab_settings(directory, WriterIdentity.generate()), database_url=await in_use.url(directory))
         installed = await initialize(settings, time.time_ns, "first")
         (directory / "first-token").write_text(installed.secret or "")
-        _initialized.append(directory)
-    return _initialized[0]
+        in_use.keep(directory)
+        _initialized[in_use.kind] = directory
+    return _initialized[in_use.kind]
 
 
 @contextlib.asynccontextmanager
@@ -169,10 +172,15 @@ async def running_lab(
     Without ``monotonic`` nobody sets the clock: time passes by it.
     """
     writer = writer or WriterIdentity.generate()
+    initialized = await _initialized_directory()
     settings = change(lab_settings(directory / "state", writer))
     token_file = settings.state_dir / "first-token"
     if not settings.state_dir.exists():
-        shutil.copytree(await _initialized_directory(), settings.state_dir)
+        shutil.copytree(initialized, settings.state_dir)
+    if settings.database_url is None:
+        settings = replace(
+            settings, database_url=await in_use.url(settings.state_dir, template=in_use.templates.get(initialized))
+        )
     installed = await initialize(settings, clock)
     async with running_site(
         settings, store, clock, monotonic=monotonic or (lambda: clock() / 1e9), reconcile=reconcile

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from tests.harness.postgresql_cluster import lacking_postgresql
+
 WITHHELD: Final = "not even root has here: "
 """Begins the reason of a skip that is no lack of preparation; CI's machine is not held to it either."""
 
@@ -74,6 +76,7 @@ PROBES: Final[Mapping[str, Callable[[], str | None]]] = {
     "mount": _mount,
     "ebpf": _ebpf,
     "fuse": _fuse,
+    "postgresql": lacking_postgresql,
     "systemd": _systemd,
 }
 """Name → why this machine lacks it, or None."""

@@ -1,4 +1,4 @@
-"""Hostile tests run on uvloop, as the daemons do. Called by pytest."""
+"""Hostile tests run on uvloop, as the daemons do, and those of the configuration server on both its databases. Called by pytest."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from replication.service.event_loop import new_event_loop
+from tests.harness.both_databases import database_kind, pytest_generate_tests
+
+__all__ = ["database_kind", "pytest_asyncio_loop_factories", "pytest_generate_tests"]
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,21 +13,43 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from config_server.database import Database, migration_config, sqlite_url
+from config_server.database import DATABASE_FILE, Database, migration_config, sqlite_url
 from config_server.policies import ensure_default_policy, find_policy
 from config_server.tables import Base, GenerationRow, JobRow, MachineRow, PolicyRow, ProtectedItemRow
 from replication.errors import NotFound, SettingsError
+from tests.harness.each_database import in_use
+from tests.harness.source_tree import SourceTree
 
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    made = Database(sqlite_url(tmp_path / "state.sqlite"))
+    made = Database(await in_use.url(tmp_path))
     try:
         yield made
     finally:
         await made.close()
+
+
+@contextlib.asynccontextmanager
+async def schema_of(database: Database, revision: str, directory: Path) -> AsyncIterator[AsyncConnection]:
+    """The database as an earlier version left it, to be filled with rows that refer to nothing."""
+
+    def upgrade(connection: Connection) -> None:
+        alembic.command.upgrade(migration_config(connection), revision)
+
+    server = database.postgresql
+    if server is None:
+        engine = create_async_engine(sqlite_url(directory / DATABASE_FILE))
+    else:
+        engine = create_async_engine(server.engine_url, async_creator=server.connect)
+    async with engine.begin() as old:
+        await old.run_sync(upgrade)
+        if server is not None:
+            await old.execute(text("SET session_replication_role = replica"))
+        yield old
+    await engine.dispose()
 
 
 async def test_migrations_make_exactly_the_declared_schema(database: Database) -> None:
@@ -43,12 +65,7 @@ async def test_migrations_make_exactly_the_declared_schema(database: Database) -
 async def test_generations_closed_before_torn_ones_were_known_learn_it_from_the_kept_answers(
     database: Database, tmp_path: Path
 ) -> None:
-    def upgrade_to_first(connection: Connection) -> None:
-        alembic.command.upgrade(migration_config(connection), "0001")
-
-    engine = create_async_engine(sqlite_url(tmp_path / "state.sqlite"))
-    async with engine.begin() as old:
-        await old.run_sync(upgrade_to_first)
+    async with schema_of(database, "0001", tmp_path) as old:
         for generation, answer in ((1, '{"problem": {"code": "torn-epoch"}}'), (11, '{"problem": null}')):
             await old.execute(
                 text(
@@ -59,11 +76,10 @@ async def test_generations_closed_before_torn_ones_were_known_learn_it_from_the_
             await old.execute(
                 text(
                     "INSERT INTO writer_requests (id, key, kind, document, state, answer, created_ns, retired) "
-                    "VALUES (:generation, :key, 'close-generation', '', 'succeeded', :answer, 1, 0)"
+                    "VALUES (:request, :key, 'close-generation', '', 'succeeded', :answer, 1, 0)"
                 ),
-                {"generation": generation, "key": f"close-generation/disk/{generation}/1", "answer": answer},
+                {"request": str(generation), "key": f"close-generation/disk/{generation}/1", "answer": answer},
             )
-    await engine.dispose()
     await database.upgrade()
     async with database.read() as session:
         rows = await session.scalars(select(GenerationRow).order_by(GenerationRow.generation))
@@ -73,12 +89,7 @@ async def test_generations_closed_before_torn_ones_were_known_learn_it_from_the_
 async def test_jobs_from_before_they_were_counted_keep_their_order_and_an_open_one_is_the_newest(
     database: Database, tmp_path: Path
 ) -> None:
-    def upgrade_to_before(connection: Connection) -> None:
-        alembic.command.upgrade(migration_config(connection), "0009")
-
-    engine = create_async_engine(sqlite_url(tmp_path / "state.sqlite"))
-    async with engine.begin() as old:
-        await old.run_sync(upgrade_to_before)
+    async with schema_of(database, "0009", tmp_path) as old:
         for job, state, created_ns in (("b", "succeeded", 9), ("c", "in-progress", 5), ("a", "failed", 7)):
             await old.execute(
                 text(
@@ -87,7 +98,6 @@ async def test_jobs_from_before_they_were_counted_keep_their_order_and_an_open_o
                 ),
                 {"job": job, "state": state, "created_ns": created_ns},
             )
-    await engine.dispose()
     await database.upgrade()
     async with database.read() as session:
         rows = await session.scalars(select(JobRow).order_by(JobRow.number))
@@ -113,9 +123,8 @@ async def test_upgrade_may_be_repeated_and_keeps_what_is_there(database: Databas
 
 async def test_database_of_a_newer_version_is_refused(database: Database, tmp_path: Path) -> None:
     await database.upgrade()
-    with sqlite3.connect(tmp_path / "state.sqlite") as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    connection.close()
+    async with database.write() as session:
+        await session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(SettingsError, match="cannot use the database"):
         await database.upgrade()
 
@@ -137,6 +146,10 @@ async def test_directory_that_is_missing_is_refused(tmp_path: Path) -> None:
 
 async def test_every_connection_is_durable_and_checks_references(database: Database) -> None:
     await database.upgrade()
+    if database.postgresql is not None:
+        async with database.write() as session:
+            assert (await session.execute(text("SHOW synchronous_commit"))).scalar() == "on"
+        return
     async with database.write() as writing, database.read() as reading:
         for session in (writing, reading):
             found = [
@@ -239,3 +252,12 @@ async def test_machine_has_at_most_one_item_that_has_not_ended(database: Databas
     with pytest.raises(IntegrityError):
         async with database.write() as session:
             session.add(item("4", None))
+
+
+def test_no_row_is_locked_for_itself() -> None:
+    """Writers of a site queue for one lock; in a reading transaction PostgreSQL would refuse ``FOR UPDATE``."""
+    files = SourceTree.of_repository().files
+    found = [
+        path for path, content in files.items() if path.startswith("config_server/") and "with_for_update" in content
+    ]
+    assert found == []

@@ -11,10 +11,20 @@ from random import Random
 import pytest
 from aiohttp import web
 
+from mobility_agent.config_server_client import ConfigServerClient as AgentClient
 from process_server.control.config_server_client import ConfigServerClient
+from replication.config_server_urls import check_standby_urls
 from replication.control_plane import DataKeyGrant
 from replication.documents import MAX_DOCUMENT_BYTES
-from replication.errors import BlockferryError, NotFound, PeerProtocolError, PeerUnavailable, Refused, Retryable
+from replication.errors import (
+    BlockferryError,
+    NotFound,
+    PeerProtocolError,
+    PeerUnavailable,
+    Refused,
+    Retryable,
+    SettingsError,
+)
 from replication.identifiers import DiskId, GenerationId, GenerationKey
 from replication.service.https import ListenAddress, start_server
 from replication.service.problem import problem_response
@@ -116,6 +126,29 @@ async def test_nobody_there_and_a_stranger_are_unavailable(peer: Peer, tmp_path:
             with pytest.raises(PeerUnavailable):
                 await client.data_key(KEY)
     assert peer.calls == 0
+
+
+async def test_the_next_configuration_server_is_asked_when_one_fails(peer: Peer) -> None:
+    tls, nobody = peer.identity.client_context(Role.CONFIG_SERVER), "https://127.0.0.1:1"
+    peer.body = GRANT.encode()
+    agent = AgentClient([nobody, peer.url], tls)
+    async with ConfigServerClient([nobody, peer.url], tls) as client:
+        assert await client.data_key(KEY) == GRANT
+        assert client._urls.present == peer.url.rstrip("/"), "and it stays the one that is asked"
+        peer.error = Retryable("cannot now: its database is away")
+        with pytest.raises(Retryable, match="its database is away"):
+            await client.data_key(KEY)
+        assert client._urls.present == nobody, "another one may know better the next time"
+    peer.error, peer.status, peer.body = None, 204, b""
+    assert await agent.desired(3, 0) is None
+    await agent.close()
+
+
+def test_settings_name_no_server_twice() -> None:
+    check_standby_urls("https://a.example", ["https://b.example", "https://a.example:444"])
+    for standby in ("https://a.example:443", "http://b.example", "https://b.example"):
+        with pytest.raises(SettingsError, match="standby_urls"):
+            check_standby_urls("https://a.example", ["https://b.example", standby])
 
 
 async def test_it_is_opened_before_it_is_used(peer: Peer) -> None:

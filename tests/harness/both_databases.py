@@ -1,0 +1,84 @@
+"""Running each test that makes a configuration server on SQLite and on PostgreSQL: hook and fixtures of pytest.
+
+Called by the ``conftest.py`` of the test directories that make configuration servers, which import the names. Which tests these are is
+seen by what their module imports and that they have a directory, so that a new one is among them by itself.
+
+All of them twice would take some three minutes of CPU more (measured on a busy machine: 210 s). In ``make test`` there run on PostgreSQL those modules of which each kind of
+statement is in one (``ON_BOTH``); ``make postgres``, by ``BLOCKFERRY_DATABASES``, runs every one on it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from config_server.database import Database
+from config_server.postgresql import PostgresqlSettings
+from tests.harness.each_database import KINDS, POSTGRESQL, SQLITE, in_use, shared_cluster
+from tests.harness.postgresql_cluster import PostgresqlCluster
+
+MAKERS = ("running_lab", "driven_site")
+"""Names of the harness by which a test's module makes configuration servers."""
+
+
+ON_BOTH = (
+    "test_database",  # migrations, transactions
+    "test_drills",  # jobs, requests to the writer, made disks
+    "test_granted_generations",
+    "test_housekeeping",  # every deletion
+    "test_incarnations",
+    "test_known_recovery_points",  # points, losses of tracking
+    "test_protection",  # states, policies, events
+    "test_hostile_config_server",  # text, lengths and numbers that a peer chooses
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    makes_servers = any(hasattr(metafunc.module, name) for name in MAKERS) and "tmp_path" in metafunc.fixturenames
+    has_its_own = "cluster" in metafunc.fixturenames
+    if (makes_servers and not has_its_own) or "database" in metafunc.fixturenames:
+        name = metafunc.module.__name__.rpartition(".")[2]
+        usual = KINDS if name in ON_BOTH else (SQLITE,)
+        kinds = os.environ.get("BLOCKFERRY_DATABASES", ",".join(usual)).split(",")
+        metafunc.fixturenames.insert(0, "database_kind")
+        metafunc.parametrize("database_kind", [_parameter(kind) for kind in kinds], indirect=True)
+
+
+def _parameter(kind: str) -> object:
+    return pytest.param(kind, marks=pytest.mark.requires(POSTGRESQL)) if kind == POSTGRESQL else kind
+
+
+@pytest.fixture
+def database_kind(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The kind of database that the test runs on."""
+    in_use.kind = request.param
+    try:
+        yield request.param
+    finally:
+        in_use.end()
+
+
+@pytest.fixture
+def cluster() -> Iterator[PostgresqlCluster]:
+    """PostgreSQL, on which the test's configuration servers are, too."""
+    in_use.kind = POSTGRESQL
+    try:
+        yield shared_cluster()
+    finally:
+        in_use.end()
+
+
+@pytest.fixture
+async def servers(cluster: PostgresqlCluster) -> AsyncIterator[tuple[Database, Database]]:
+    """Two servers' views of one new database."""
+    url = cluster.url(await cluster.create_database())
+    settings = PostgresqlSettings(leader_timeout_s=2)
+    first, second = Database(url, settings), Database(url, settings)
+    try:
+        await first.upgrade()
+        yield first, second
+    finally:
+        await first.close()
+        await second.close()
