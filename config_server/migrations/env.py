@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from alembic import context
 
+from config_server import alert_tables  # noqa: F401 -- declares its part of the schema
 from config_server.tables import Base
 
 connection = context.config.attributes["connection"]
