@@ -16,6 +16,7 @@ from cryptography import x509
 
 from config_server.administrators import Administrators
 from config_server.ages import Ages
+from config_server.alerts import Outbox
 from config_server.api.routes import make_application
 from config_server.api.table import ROUTES
 from config_server.audit import AuditLog
@@ -34,11 +35,15 @@ from config_server.installation import site_key_file
 from config_server.key_encryption import KeyEncryptionKey
 from config_server.passphrases import Passphrases
 from config_server.policies import ensure_default_policy
+from config_server.reconciler.alarm_facts import AlarmFacts
+from config_server.reconciler.alarms import Alarms
+from config_server.reconciler.alert_figures import AlertFigures
 from config_server.reconciler.loop import Reconciler
 from config_server.renewals import Renewals
-from config_server.server_identity import OwnCertificate, ensure_server_identity, own_certificate_ends
+from config_server.server_identity import OwnCertificate, ensure_server_identity, own_certificate_ends, own_conditions
 from config_server.site import Site
 from config_server.store_status import StoreStatus
+from config_server.webhook import open_webhook
 from replication.blob_client.api import BlobClient
 from replication.blob_client.http_client import HttpBlobClient
 from replication.service.health import HealthBoard
@@ -92,6 +97,25 @@ async def running_site(
         store_status = StoreStatus()
         ages = Ages(clock, monotonic)
         own = OwnAddresses(settings.server_names().texts(), ListenAddress.parse(settings.listen).port)
+        webhook = await stack.enter_async_context(
+            open_webhook(
+                database,
+                settings.webhook,
+                registry,
+                site=authority.fingerprint,
+                clock=clock,
+                monotonic=monotonic,
+            )
+        )
+        outbox = Outbox(webhook is not None, authority.fingerprint)
+        facts = AlarmFacts(
+            settings.heartbeat,
+            settings.alerts,
+            ages,
+            settings.state_dir,
+            lambda: own_conditions(identity, authority, clock()),
+        )
+        alarms = Alarms(database, facts, outbox, webhook, store_status, clock, ages)
         reconciler = Reconciler(
             database=database,
             store=store,
@@ -104,6 +128,7 @@ async def running_site(
             history=settings.history,
             clock=clock,
             ages=ages,
+            alarms=alarms,
         )
         site = Site(
             database=database,
@@ -144,9 +169,13 @@ async def running_site(
             own=own,
             clock=clock,
             wake_reconciler=reconciler.wake,
+            alarms=alarms,
+            outbox=outbox,
+            webhook=webhook,
             note_points=reconciler.note_points,
         )
         registry.register(reconciler.figures)
+        registry.register(AlertFigures(alarms))
         registry.register(
             CertificateFigures(
                 lambda: reconciler.figures.snapshot.certificate_ends_ns,
@@ -169,6 +198,8 @@ async def running_site(
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         if reconcile:
             stack.callback(tasks.create_task(reconciler.run()).cancel)
+            if webhook is not None:
+                stack.callback(tasks.create_task(webhook.run()).cancel)
         own_certificate = OwnCertificate(settings, authority, trust_store, clock, server, board)
         stack.callback(tasks.create_task(own_certificate.run()).cancel)
         yield RunningSite(site, server, reconciler, observability)

@@ -317,8 +317,22 @@ class PassphraseStatus(Document):
     used_count: int
 
 
+class WebhookStatus(Document):
+    """``receiver``: without its path. ``problem``: what the newest attempt complained of, null after a success."""
+
+    receiver: str
+    waiting: int
+    oldest_waiting_s: float
+    given_up: int
+    last_delivered_at: str | None
+    problem: str | None
+
+
 class SiteStatus(Document):
-    """The configuration server itself: version, authority, store, and how many items are in which state."""
+    """The configuration server itself: version, authority, store, how many items are in which state, and how all of it is.
+
+    ``alerts``: raised ones by severity; ``webhook`` null: none is configured.
+    """
 
     version: str
     authority_fingerprint: str
@@ -326,3 +340,6 @@ class SiteStatus(Document):
     store_problem: str | None
     servers: int
     items_by_state: dict[str, int]
+    health: HealthLevel
+    alerts: dict[str, int]
+    webhook: WebhookStatus | None

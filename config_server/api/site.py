@@ -33,6 +33,7 @@ async def get_site(call: Call) -> SiteStatus:
         servers = await session.scalar(select(func.count()).select_from(MachineRow))
         states = await session.execute(select(ProtectedItemRow.state, func.count()).group_by(ProtectedItemRow.state))
         by_state = {state: count for state, count in states}  # noqa: C416 -- rows are not pairs to dict()
+        webhook = None if call.site.webhook is None else (await call.site.webhook.figures(session)).status()
     status = call.site.store_status
     return SiteStatus(
         version=__version__,
@@ -41,6 +42,9 @@ async def get_site(call: Call) -> SiteStatus:
         store_problem=status.problem,
         servers=servers or 0,
         items_by_state=by_state,
+        health=call.site.alarms.health().health,
+        alerts=call.site.alarms.judged.by_severity(),
+        webhook=webhook,
     )
 
 

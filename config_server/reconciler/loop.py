@@ -27,6 +27,7 @@ from config_server.desired import DesiredFeed, publish
 from config_server.events import Clock
 from config_server.jobs import find_job, open_jobs
 from config_server.observations import follow_observation
+from config_server.reconciler.alarms import Alarms
 from config_server.reconciler.busy_items import all_items, busy_items
 from config_server.reconciler.cutover import follow_migration
 from config_server.reconciler.deletion import follow_deletion
@@ -61,7 +62,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Reconciler:
-    """``run`` until cancelled; ``run_once`` is one pass of both loops."""
+    """``run`` until cancelled; ``run_once`` is one pass of both loops. ``alarms`` None: nobody wants alerts (a simulation)."""
 
     def __init__(
         self,
@@ -77,8 +78,10 @@ class Reconciler:
         history: HistorySettings,
         clock: Clock,
         ages: Ages,
+        alarms: Alarms | None = None,
     ) -> None:
         self._database = database
+        self._alarms = alarms
         self._feed = feed
         self._status = status
         self._board = board
@@ -172,9 +175,11 @@ class Reconciler:
             self._exchange_woken.set()
 
     async def _look_around(self) -> None:
-        """Health of every item, and the figures; now and then what is over is forgotten."""
+        """Health of every item, alerts, and the figures; now and then what is over is forgotten."""
         async with self._database.write() as session:
-            await notice_health(session, self._heartbeat, self._status.problem, self._ages, self._clock())
+            verdicts = await notice_health(session, self._heartbeat, self._status.problem, self._ages, self._clock())
+        if self._alarms is not None:
+            await self._alarms.look_around(verdicts)
         async with self._database.read() as session:
             self.figures.snapshot = await take_snapshot(
                 session, self._heartbeat, self._ages, store_reachable=self._status.reachable
