@@ -22,7 +22,7 @@ from config_server.alert_plane import (
     Notification,
 )
 from config_server.alert_tables import AlertDeliveryRow, AlertRow, ChurnHourRow
-from config_server.churn import HOURS_KEPT
+from config_server.churn import HOUR_NS, HOURS_KEPT
 from config_server.core.alert_catalogue import rule_of
 from config_server.core.alerts import Change, Latch, SubjectKind, is_told
 from config_server.core.health import Health
@@ -34,6 +34,8 @@ PENDING: Final = "pending"
 DELIVERED: Final = "delivered"
 GIVEN_UP: Final = "given-up"
 MIN_PREFIX: Final = 4
+DELIVERIES_KEPT_HOURS: Final = 7 * 24
+"""What was delivered or given up is looked at for as long as somebody may ask the receiver about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,12 +193,15 @@ def end_old_acknowledgement(session: AsyncSession, row: AlertRow, outbox: Outbox
 
 
 async def forget_alerts(session: AsyncSession, before_ns: int, this_hour: int, batch: int) -> int:
-    """Delete at most ``batch`` alerts and notifications that were over before ``before_ns``, and hours of churn that nobody asks for."""
+    """Delete at most ``batch`` of each: alerts that were over before ``before_ns``, notifications that were delivered or given up long
+    ago, hours of churn that nobody asks for.
+    """
     forgotten = 0
+    delivered_before_ns = max(before_ns, (this_hour - DELIVERIES_KEPT_HOURS) * HOUR_NS)
     hour = (ChurnHourRow.item_id, ChurnHourRow.disk_id, ChurnHourRow.hour)
     for columns, old in (
         ((AlertRow.id,), AlertRow.cleared_ns < before_ns),
-        ((AlertDeliveryRow.sequence,), AlertDeliveryRow.ended_ns < before_ns),
+        ((AlertDeliveryRow.sequence,), AlertDeliveryRow.ended_ns < delivered_before_ns),
         (hour, ChurnHourRow.hour < this_hour - HOURS_KEPT),
     ):
         found = [tuple(row) for row in await session.execute(select(*columns).where(old).limit(batch))]

@@ -23,11 +23,11 @@ DAY_HOURS: Final = 24
 HOURS_KEPT: Final = 30 * DAY_HOURS
 MOST_BYTES: Final = 2**50
 """More than any disk changes between two looks: an agent that lies shall not make sums overflow."""
-_HOUR_NS: Final = 3600 * 10**9
+HOUR_NS: Final = 3600 * 10**9
 
 
 def hour_of(now_ns: int) -> int:
-    return now_ns // _HOUR_NS
+    return now_ns // HOUR_NS
 
 
 async def follow_churn(

@@ -18,7 +18,8 @@ from sqlalchemy.exc import OperationalError
 
 from config_server.alert_settings import WebhookSettings
 from config_server.alert_tables import AlertDeliveryRow, AlertRow
-from config_server.alerts import Outbox, tell
+from config_server.alerts import Outbox, forget_alerts, tell
+from config_server.churn import hour_of
 from config_server.core.alerts import Change
 from config_server.database import Database, sqlite_url
 from config_server.events import SYSTEM
@@ -250,6 +251,19 @@ async def test_what_waits_is_bounded_by_number_and_age_and_giving_up_is_recorded
             events = await session.scalars(select(EventRow.message).where(EventRow.kind == "notifications-given-up"))
             assert [message.split()[0] for message in events] == ["2", "3"]
             assert (await site.webhook.figures(session)).given_up == 5
+
+
+async def test_what_was_delivered_is_forgotten_after_a_week_what_waits_never(receiver: Receiver) -> None:
+    receiver.refuses = '"name":"bad"'
+    async with telling(receiver) as site:
+        await site.tell("bad", Change.RAISED)
+        await site.tell("a", Change.RAISED)
+        await site.deliver(2)
+        for days, left in ((6, ["pending", "delivered"]), (8, ["pending"])):
+            async with site.database.write() as session:
+                later_ns = site.clock() + days * 86400 * 10**9
+                await forget_alerts(session, 0, hour_of(later_ns), 500)
+            assert await site.states() == left
 
 
 async def test_the_task_goes_on_by_itself_and_is_woken_by_what_is_queued(receiver: Receiver) -> None:
