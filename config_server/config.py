@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from config_server.alert_settings import AlertSettings, WebhookSettings
 from config_server.authority import CERTIFICATE_LIFETIME_S, ServerNames
 from config_server.database import DATABASE_FILE, Database, sqlite_url
 from config_server.postgresql import PostgresqlServer, PostgresqlSettings, is_postgresql
@@ -99,6 +100,8 @@ class Settings:
     heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)
     reconciler: ReconcilerSettings = field(default_factory=ReconcilerSettings)
     history: HistorySettings = field(default_factory=HistorySettings)
+    alerts: AlertSettings = field(default_factory=AlertSettings)
+    webhook: WebhookSettings = field(default_factory=WebhookSettings)
     observability: ObservabilitySettings = field(default_factory=lambda: ObservabilitySettings(DEFAULT_OBSERVABILITY))
     log: LogSettings = field(default_factory=LogSettings)
 

@@ -17,6 +17,7 @@ from cryptography import x509
 
 from config_server.administrators import Administrators
 from config_server.ages import Ages
+from config_server.alerts import Outbox
 from config_server.api.routes import make_application
 from config_server.api.table import ROUTES
 from config_server.audit import AuditLog
@@ -42,12 +43,16 @@ from config_server.leadership import (
 )
 from config_server.passphrases import Passphrases
 from config_server.policies import ensure_default_policy
+from config_server.reconciler.alarm_facts import AlarmFacts
+from config_server.reconciler.alarms import Alarms
+from config_server.reconciler.alert_figures import AlertFigures
 from config_server.reconciler.loop import Reconciler
 from config_server.renewals import Renewals
-from config_server.server_identity import OwnCertificate, ensure_server_identity, own_certificate_ends
+from config_server.server_identity import OwnCertificate, ensure_server_identity, own_certificate_ends, own_conditions
 from config_server.site import Site
 from config_server.site_keys import check_site_keys
 from config_server.store_status import StoreStatus
+from config_server.webhook import open_webhook
 from replication.blob_client.api import BlobClient
 from replication.blob_client.http_client import HttpBlobClient
 from replication.service.health import HealthBoard
@@ -107,6 +112,25 @@ async def running_site(
         store_status = StoreStatus()
         ages = Ages(clock, monotonic)
         own = OwnAddresses(settings.server_names().texts(), ListenAddress.parse(settings.listen).port)
+        webhook = await stack.enter_async_context(
+            open_webhook(
+                database,
+                settings.webhook,
+                registry,
+                site=authority.fingerprint,
+                clock=clock,
+                monotonic=monotonic,
+            )
+        )
+        outbox = Outbox(webhook is not None, authority.fingerprint)
+        facts = AlarmFacts(
+            settings.heartbeat,
+            settings.alerts,
+            ages,
+            settings.state_dir,
+            lambda: own_conditions(identity, authority, clock()),
+        )
+        alarms = Alarms(database.guarded(leadership.guard), facts, outbox, webhook, store_status, clock, ages)
         reconciler = Reconciler(
             database=database,
             store=store,
@@ -120,11 +144,18 @@ async def running_site(
             clock=clock,
             ages=ages,
             leadership=leadership,
+            alarms=alarms,
         )
 
         def wake_reconciler() -> None:
             reconciler.wake()
             leadership.ring(WORK)
+
+        async def lead() -> None:
+            async with asyncio.TaskGroup() as leading:
+                leading.create_task(reconciler.run())
+                if webhook is not None:
+                    leading.create_task(webhook.run())
 
         def hear(news: str) -> None:
             if news == DESIRED:
@@ -170,9 +201,13 @@ async def running_site(
             own=own,
             clock=clock,
             wake_reconciler=wake_reconciler,
+            alarms=alarms,
+            outbox=outbox,
+            webhook=webhook,
             note_points=reconciler.note_points,
         )
         registry.register(reconciler.figures)
+        registry.register(AlertFigures(alarms))
         registry.register(
             CertificateFigures(
                 lambda: reconciler.figures.snapshot.certificate_ends_ns,
@@ -195,7 +230,7 @@ async def running_site(
         stack.push_async_callback(observability.close)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         if reconcile:
-            stack.callback(tasks.create_task(leadership.run(reconciler.run, reconciler.look_on, hear)).cancel)
+            stack.callback(tasks.create_task(leadership.run(lead, reconciler.look_on, hear)).cancel)
         own_certificate = OwnCertificate(settings, authority, trust_store, clock, server, board)
         stack.callback(tasks.create_task(own_certificate.run()).cancel)
         yield RunningSite(site, server, reconciler, observability)

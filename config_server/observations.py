@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
+from config_server.churn import follow_churn
 from config_server.core.address_claims import OwnAddresses, check_claim
 from config_server.core.disk_progress import FallingBehind, came_forward, falling_behind
 from config_server.core.job import JobKind
@@ -21,6 +22,7 @@ from config_server.inventory import check_same_machine
 from config_server.items import active_item, apply_event, item_disks, observation_of, observed_progress
 from config_server.job_documents import MigrationContext
 from config_server.jobs import context_of, keep_context, newest_job
+from config_server.process_server_load import follow_load
 from config_server.service_addresses import addresses_of_others
 from config_server.source_watch import watch_source
 from config_server.tables import (
@@ -36,7 +38,7 @@ from replication.service_address import ServiceAddress
 
 
 async def report_agent(
-    session: AsyncSession, machine: MachineRow, observation: AgentObservation, now_ns: int
+    session: AsyncSession, machine: MachineRow, observation: AgentObservation, ages: Ages, now_ns: int
 ) -> str | None:
     """Write an agent's observation down; returns the item that it speaks of, if it does.
 
@@ -62,6 +64,7 @@ async def report_agent(
     for row in rows:
         await follow_tracking(session, item, row, reported[row.disk_id], now_ns)
         await follow_repair(session, item, reported[row.disk_id], now_ns)
+        await follow_churn(session, item.id, observation_of(row), reported[row.disk_id], ages, now_ns)
         _write_disk(row, reported[row.disk_id], now_ns)
     await session.flush()
     if State(item.state) is State.MIGRATED:
@@ -170,4 +173,5 @@ async def report_process_server(
                 f"process server {server.hostname} is now at {observation.service_url}",
             )
     server.connected, server.heard_ns, server.observation = True, now_ns, observation.model_dump_json()
+    await follow_load(session, server.id, observation, ages, now_ns)
     return Heartbeat(moved, refused)

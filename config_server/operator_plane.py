@@ -330,10 +330,22 @@ class ConfigurationServerStatus(Document):
     leads_since: str | None
 
 
-class SiteStatus(Document):
-    """The configuration server itself: version, authority, store, and how many items are in which state.
+class WebhookStatus(Document):
+    """``receiver``: without its path. ``problem``: what the newest attempt complained of, null after a success."""
 
-    ``configuration_servers``: on PostgreSQL, where there may be several; empty on SQLite. ``leads``: the one that answers does.
+    receiver: str
+    waiting: int
+    oldest_waiting_s: float
+    given_up: int
+    last_delivered_at: str | None
+    problem: str | None
+
+
+class SiteStatus(Document):
+    """The configuration server itself: version, authority, store, how many items are in which state, and how all of it is.
+
+    ``alerts``: raised ones by severity; ``webhook`` null: none is configured. ``configuration_servers``: on PostgreSQL, where there
+    may be several; empty on SQLite. ``leads``: the one that answers does.
     """
 
     version: str
@@ -344,3 +356,6 @@ class SiteStatus(Document):
     items_by_state: dict[str, int]
     leads: bool
     configuration_servers: list[ConfigurationServerStatus]
+    health: HealthLevel
+    alerts: dict[str, int]
+    webhook: WebhookStatus | None

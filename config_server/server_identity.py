@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from config_server.authority import Authority, ServerNames, TrustStore
 from config_server.config import Settings
-from config_server.core.certificate_health import authority_condition
+from config_server.core.certificate_health import authority_condition, certificate_condition
+from config_server.core.health import Condition
 from config_server.events import Clock
 from replication.errors import BlockferryError, SettingsError
 from replication.service.health import HealthBoard, HealthState
@@ -75,6 +76,15 @@ def own_certificate_ends(identity: TlsIdentity, authority: Authority) -> dict[tu
     return {
         ("config-server", name): certificate_life(identity.certificate()).ends_ns,
         ("authority", name): certificate_life(authority.certificate).ends_ns,
+    }
+
+
+def own_conditions(identity: TlsIdentity, authority: Authority, now_ns: int) -> dict[str, Condition | None]:
+    """What is wrong with what this server holds itself, by whose it is."""
+    life = certificate_life(identity.certificate())
+    return {
+        "authority": authority_condition(authority.left_s(now_ns)),
+        "configuration server": certificate_condition("this server", life.left_s(now_ns), life.length_s),
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from config_server.administrators import Administrators
 from config_server.ages import Ages
+from config_server.alerts import Outbox
 from config_server.audit import AuditLog
 from config_server.authority import Authority, TrustStore
 from config_server.certificates import Certificates
@@ -19,8 +20,10 @@ from config_server.events import Clock
 from config_server.generations import Generations
 from config_server.leadership import Leadership
 from config_server.passphrases import Passphrases
+from config_server.reconciler.alarms import Alarms
 from config_server.renewals import Renewals
 from config_server.store_status import StoreStatus
+from config_server.webhook import Webhook
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,9 @@ class Site:
     own: OwnAddresses
     clock: Clock
     wake_reconciler: Callable[[], None]
+    alarms: Alarms
+    outbox: Outbox
+    webhook: Webhook | None
     note_points: Callable[[str, frozenset[str]], None]
 
     def changed(self) -> None:

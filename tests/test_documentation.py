@@ -16,6 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Metric
 
 from config_server.ages import Ages
+from config_server.reconciler.alert_figures import AlertFigures
 from config_server.reconciler.figures import Figures
 from mobility_agent.observations import DiskMetrics
 from process_server.metrics import ProcessServerMetrics
@@ -68,6 +69,7 @@ def _metrics_built_at_run_time() -> dict[str, Iterable[Metric]]:
     process_server = CollectorRegistry()
     ProcessServerMetrics(process_server)
     return {
+        "config_server.reconciler.alert_figures": AlertFigures(None).collect(),
         "config_server.reconciler.figures": Figures(Ages(lambda: 0, lambda: 0.0)).collect(),
         "mobility_agent.observations": DiskMetrics().collect(),
         "process_server.metrics": process_server.collect(),

@@ -46,7 +46,7 @@ async def post_observation(call: Call) -> None:
     try:
         async with call.site.database.write() as session:
             machine = await session.get_one(MachineRow, call.peer_id)
-            item = await report_agent(session, machine, observation, call.site.clock())
+            item = await report_agent(session, machine, observation, call.site.ages, call.site.clock())
             # Afterwards: a report from another machine must not supersede the agent of the right one.
             admit(machine, observation.incarnation, call.site.clock())
             published = await publish(session, machine.id)

@@ -35,6 +35,7 @@ async def get_site(call: Call) -> SiteStatus:
         states = await session.execute(select(ProtectedItemRow.state, func.count()).group_by(ProtectedItemRow.state))
         beside = await configuration_servers(session, call.site.ages)
         by_state = {state: count for state, count in states}  # noqa: C416 -- rows are not pairs to dict()
+        webhook = None if call.site.webhook is None else (await call.site.webhook.figures(session)).status()
     status = call.site.store_status
     return SiteStatus(
         version=__version__,
@@ -45,6 +46,9 @@ async def get_site(call: Call) -> SiteStatus:
         items_by_state=by_state,
         leads=call.site.leadership.term is not None,
         configuration_servers=beside,
+        health=call.site.alarms.health().health,
+        alerts=call.site.alarms.judged.by_severity(),
+        webhook=webhook,
     )
 
 

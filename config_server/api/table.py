@@ -9,6 +9,7 @@ from typing import Final
 from config_server.api import (
     agent,
     agent_generations,
+    alerts,
     audit,
     certificates,
     enrolments,
@@ -35,6 +36,7 @@ _RESOURCES: Final[tuple[Route, ...]] = (
     *jobs.ROUTES,
     *events.ROUTES,
     *site.ROUTES,
+    *alerts.ROUTES,
     *certificates.ROUTES,
     *tokens.ROUTES,
     *audit.ROUTES,

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from config_server.migratectl import access_commands, item_commands, site_commands
+from config_server.migratectl import access_commands, alert_commands, item_commands, site_commands
 from config_server.migratectl.invocation import Invocation, fail
 from replication.errors import BlockferryError
 from replication.service.cli import version_option
 
 EPILOG = (
     "Exit codes: 0 done; 1 failed or refused; 2 wrong use; 3 the check found a blocker; 4 the wait timed out; "
-    "5 the job failed; 6 the server cannot be reached."
+    "5 the job failed; 6 the server cannot be reached; 10, 11 `health`: a warning, critical."
 )
 
 
@@ -76,6 +76,7 @@ for command in (
     site_commands.create_enrolment_passphrase,
     site_commands.enrolment_passphrases,
     site_commands.revoke_enrolment_passphrase,
+    *alert_commands.COMMANDS,
     access_commands.certificates,
     access_commands.revoke_certificate,
     access_commands.tokens,

@@ -98,7 +98,7 @@ def login(url: str, fingerprint: str, token_file: Path) -> None:
 @json_option
 @pass_invocation
 def site(invocation: Invocation, as_json_wanted: bool) -> None:
-    """Version, authority, store, and how many items are in which state."""
+    """Version, authority, store, health, webhook, and how many items are in which state."""
     found = invocation.run(lambda server: server.get("/site", SiteStatus))
 
     def tell(console: Console) -> None:
@@ -107,6 +107,15 @@ def site(invocation: Invocation, as_json_wanted: bool) -> None:
         console.print(
             f"store:        {'reachable' if found.store_reachable else found.store_problem or 'not asked yet'}"
         )
+        raised = ", ".join(f"{count} {severity}" for severity, count in sorted(found.alerts.items()))
+        console.print(f"health:       {found.health} ({raised or 'no'} alerts)")
+        if found.webhook is not None:
+            webhook = found.webhook
+            console.print(
+                f"webhook:      {webhook.receiver}: {webhook.waiting} waiting, {webhook.given_up} given up, "
+                f"last delivered {webhook.last_delivered_at or 'never'}"
+                + (f"; {webhook.problem}" if webhook.problem else "")
+            )
         console.print(f"servers:      {found.servers}")
         for state, count in sorted(found.items_by_state.items()):
             console.print(f"{count:>4} {state}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from config_server import server_tables  # noqa: F401 -- its tables belong to the metadata
+from config_server import alert_tables, server_tables  # noqa: F401 -- their tables belong to the metadata
 from config_server.tables import Base
 
 connection = context.config.attributes["connection"]

@@ -11,7 +11,7 @@ from config_server import process_servers
 from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
 from config_server.core.age import Age
-from config_server.core.health import Health
+from config_server.core.health import Health, Verdict
 from config_server.desired import publish
 from config_server.events import SYSTEM, record_event
 from config_server.item_health import assess_item
@@ -83,14 +83,16 @@ async def place_waiting_items(session: AsyncSession, heartbeat: HeartbeatSetting
 
 async def notice_health(
     session: AsyncSession, heartbeat: HeartbeatSettings, store_problem: str | None, ages: Ages, now_ns: int
-) -> None:
-    """Record when an item's health becomes another, with the worst reason.
+) -> list[tuple[ProtectedItemRow, Verdict]]:
+    """Record when an item's health becomes another, with the worst reason; returns every item that has not ended with its verdict.
 
     Worse is recorded at once, better only when the worse has been known for ``BETTER_AFTER_S``: a health that goes up and down
     is one entry, not hundreds. What ``status`` shows is always the verdict of the moment.
     """
+    verdicts = []
     for item in list(await session.scalars(select(ProtectedItemRow).where(ProtectedItemRow.ended_ns.is_(None)))):
         verdict = await assess_item(session, item, heartbeat, store_problem, ages, now_ns)
+        verdicts.append((item, verdict))
         level = verdict.health.name.lower()
         if item.health == level:
             continue
@@ -110,3 +112,4 @@ async def notice_health(
                 item_id=item.id,
             )
         item.health, item.health_since_ns = level, now_ns
+    return verdicts

@@ -29,6 +29,7 @@ from config_server.jobs import find_job, open_jobs
 from config_server.leadership import Leadership, SoleLeadership
 from config_server.observations import follow_observation
 from config_server.postgresql import DatabaseUnavailable
+from config_server.reconciler.alarms import Alarms
 from config_server.reconciler.busy_items import all_items, busy_items
 from config_server.reconciler.cutover import follow_migration
 from config_server.reconciler.deletion import follow_deletion
@@ -63,7 +64,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Reconciler:
-    """``run`` until cancelled; ``run_once`` is one pass of both loops."""
+    """``run`` until cancelled; ``run_once`` is one pass of both loops. ``alarms`` None: nobody wants alerts (a simulation)."""
 
     def __init__(
         self,
@@ -80,10 +81,12 @@ class Reconciler:
         clock: Clock,
         ages: Ages,
         leadership: Leadership | None = None,
+        alarms: Alarms | None = None,
     ) -> None:
         leadership = leadership or SoleLeadership()
         database = database.guarded(leadership.guard)
         self._database = database
+        self._alarms = alarms
         self._feed = feed
         self._status = status
         self._board = board
@@ -151,11 +154,15 @@ class Reconciler:
             return
         self._round_due_ns = self._clock() + int(self._settings.point_interval_s * 1e9)
         await self._exchange.look_on()
+        verdicts = []
         async with self._database.read() as session:
             for item_id in await all_items(session):
                 item = await session.get_one(ProtectedItemRow, item_id)
                 problem = self._status.problem
-                await assess_item(session, item, self._heartbeat, problem, self._ages, self._clock())
+                verdict = await assess_item(session, item, self._heartbeat, problem, self._ages, self._clock())
+                verdicts.append((item, verdict))
+        if self._alarms is not None:
+            await self._alarms.look_on(verdicts)
         await self._take_figures()
 
     async def run_once(self) -> None:
@@ -192,9 +199,11 @@ class Reconciler:
             self._exchange_woken.set()
 
     async def _look_around(self) -> None:
-        """Health of every item, and the figures; now and then what is over is forgotten."""
+        """Health of every item, alerts, and the figures; now and then what is over is forgotten."""
         async with self._database.write() as session:
-            await notice_health(session, self._heartbeat, self._status.problem, self._ages, self._clock())
+            verdicts = await notice_health(session, self._heartbeat, self._status.problem, self._ages, self._clock())
+        if self._alarms is not None:
+            await self._alarms.look_around(verdicts)
         await self._take_figures()
         if not self._housekeeping_due_ns - int(EVERY_S * 1e9) <= self._clock() < self._housekeeping_due_ns:
             async with self._database.write() as session:

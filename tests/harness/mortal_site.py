@@ -230,7 +230,7 @@ class World:
             body = await self.observe(desired, machine.desired_revision)
 
         async def report(session: AsyncSession) -> None:
-            await report_agent(session, await session.get_one(MachineRow, MACHINE), body, self.clock())
+            await report_agent(session, await session.get_one(MachineRow, MACHINE), body, self.ages, self.clock())
             await publish(session, MACHINE)
 
         await self.write(report)
