@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
 from config_server.churn_history import note_churn
+from config_server.churn_profiles import follow_profile
 from config_server.core.address_claims import OwnAddresses, check_claim
 from config_server.core.disk_progress import FallingBehind, came_forward, falling_behind
 from config_server.core.job import JobKind
@@ -56,6 +57,7 @@ async def report_agent(
         )
     machine.connected, machine.heard_ns = True, now_ns
     machine.observation = observation.model_dump_json()
+    await follow_profile(session, machine, observation.profile, now_ns)
     item = await active_item(session, machine.id)
     if item is None or observation.revision < item.first_revision:
         return None  # nothing is protected, or the agent does not know yet what is: it speaks of an earlier item

@@ -8,6 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.churn_history import HOUR_NS, KEPT_HOURS, churn_by_hour
+from config_server.churn_profiles import profiled_churn
 from config_server.core.capacity import APPLIANCE, PROCESS_SERVER, CapacityTable
 from config_server.core.sizing import (
     DAY_S,
@@ -16,23 +17,44 @@ from config_server.core.sizing import (
     SiteChurn,
     bandwidth_needed_bits_per_s,
     fleet_for,
+    intervals_of,
+    profiled_rpo_s,
     reach_of,
     site_churn,
+    with_profiles,
 )
 from config_server.operator_plane import timestamp
-from config_server.sizing_documents import HourlyChurn, SizedLine, SizedMachines, SizedServer, SizingReport
+from config_server.sizing_documents import (
+    HourlyChurn,
+    PlannedInterval,
+    SizedLine,
+    SizedMachines,
+    SizedServer,
+    SizingReport,
+)
 from config_server.tables import DiskRow, ItemDiskRow, MachineRow, ProtectedItemRow
 
 SHORT_S: Final = DAY_S
 
 
 async def size_site(
-    session: AsyncSession, bandwidth_bits_per_s: float | None, wire_ratio: float, point_interval_s: float, now_ns: int
+    session: AsyncSession,
+    bandwidth_bits_per_s: float | None,
+    wire_ratio: float,
+    point_interval_s: float,
+    now_ns: int,
+    *,
+    profiles: bool = False,
 ) -> SizingReport:
-    """Every enrolled server counts with its disks; those under protection with what they changed while they replicated."""
+    """Every enrolled server counts with its disks; those under protection with what they changed while they replicated.
+
+    ``profiles``: the others with what was measured of them.
+    """
     servers = await session.scalar(select(func.count()).select_from(MachineRow)) or 0
     disk_bytes = await _disk_bytes(session)
     churn = site_churn(await churn_by_hour(session, now_ns // HOUR_NS - KEPT_HOURS))
+    profiled = await profiled_churn(session) if profiles else []
+    churn, intervals = with_profiles(churn, profiled), intervals_of(profiled)
     needed = bandwidth_needed_bits_per_s(churn.busiest_bytes_per_s, wire_ratio)
     fleet = fleet_for(churn.bytes_per_day, servers)
     machines = [_sized(APPLIANCE, fleet.appliances)]
@@ -54,12 +76,22 @@ async def size_site(
                 bits_per_s=reach.bits_per_s,
                 initial_replication_s=reach.initial_replication_s,
                 rpo_s=reach.rpo_s,
+                profiled_rpo_s=profiled_rpo_s(intervals, reach.bits_per_s, wire_ratio),
                 asked_for=reach.bits_per_s == bandwidth_bits_per_s,
                 needed=reach.bits_per_s == needed,
             )
             for reach in reach_of(
                 lines, disk_bytes, churn.mean_bytes_per_s, churn.busiest_bytes_per_s, wire_ratio, point_interval_s
             )
+        ],
+        intervals=[
+            PlannedInterval(
+                interval_s=each.interval_s,
+                mean_bytes=each.mean_bytes,
+                most_bytes=each.most_bytes,
+                amplification=each.amplification,
+            )
+            for each in intervals
         ],
         hours=[
             HourlyChurn(at=timestamp(hour * HOUR_NS), bytes_per_s=bytes_per_s) for hour, bytes_per_s in churn.by_hour

@@ -1,7 +1,10 @@
-"""What sizing answers, as documents of the API. Built by ``sizing.py``, read by ``migratectl size``."""
+"""What sizing and planning ask and answer, as documents of the API. Built by ``sizing.py``, read by ``migratectl size`` and ``plan``."""
 
 from __future__ import annotations
 
+from pydantic import Field
+
+from replication.churn_profile import MAX_DURATION_S, MIN_DURATION_S, ProfileObservation
 from replication.documents import Document
 
 
@@ -29,11 +32,15 @@ class SizedServer(Document):
 
 
 class SizedLine(Document):
-    """What a line of this width allows; null: it never ends, or has no bound."""
+    """What a line of this width allows; null: it never ends, or has no bound.
+
+    ``profiled_rpo_s``: the shortest worst RPO lag over all measured windows; null also where nothing was measured.
+    """
 
     bits_per_s: float
     initial_replication_s: float | None
     rpo_s: float | None
+    profiled_rpo_s: float | None
     asked_for: bool
     needed: bool
 
@@ -41,6 +48,15 @@ class SizedLine(Document):
 class HourlyChurn(Document):
     at: str
     bytes_per_s: float
+
+
+class PlannedInterval(Document):
+    """Distinct bytes of all measured disks in windows of one length. ``amplification``: so many times the rate of the longest windows."""
+
+    interval_s: float
+    mean_bytes: float
+    most_bytes: float
+    amplification: float
 
 
 class SizingReport(Document):
@@ -56,6 +72,24 @@ class SizingReport(Document):
     bandwidth_needed_bits_per_s: float
     machines: list[SizedMachines]
     lines: list[SizedLine]
+    intervals: list[PlannedInterval]
     hours: list[HourlyChurn]
     observed: list[SizedServer]
     notes: list[str]
+
+
+class ProfileRequest(Document):
+    """``servers`` empty: every server with disks that are not replicated."""
+
+    servers: list[str] = Field(default_factory=list, max_length=1000)
+    duration_s: float = Field(ge=MIN_DURATION_S, le=MAX_DURATION_S)
+
+
+class ProfileStatus(Document):
+    """One server's newest churn profile; ``ended_at`` null: it is under way, or its agent has not heard of it yet."""
+
+    server: str
+    begun_at: str
+    duration_s: float
+    ended_at: str | None
+    seen: ProfileObservation | None

@@ -112,6 +112,19 @@ class ChurnHourRow(Base):
     observed_s: Mapped[float]
 
 
+class ChurnProfileRow(Base):
+    """The newest order to measure a server's churn (``ProfileOrder``), and its newest ``ProfileObservation``."""
+
+    __tablename__ = "churn_profiles"
+
+    machine_id: Mapped[str] = mapped_column(ForeignKey("machines.id"), primary_key=True)
+    request: Mapped[str] = mapped_column(_ID)
+    document: Mapped[str] = mapped_column(Text)
+    result: Mapped[str | None] = mapped_column(Text)
+    created_ns: Mapped[int] = mapped_column(BigInteger)
+    ended_ns: Mapped[int | None] = mapped_column(BigInteger)
+
+
 class CertificateRow(Base):
     """A certificate that this authority issued; ``serial`` is lower-case hexadecimal. ``pem``: itself, to answer a repeated question (None:
     from before it was kept). ``used_ns``: when it was first shown.

@@ -23,6 +23,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
+from replication.churn_profile import ProfileObservation, ProfileOrder
 from replication.documents import MAX_BYTE_COUNT, ByteCount, Document, Hash, Uuid
 from replication.identifiers import GenerationKey
 from replication.store_documents import Consistency, GenerationBase, WriterProblem
@@ -212,10 +213,11 @@ class DesiredItem(Document):
 
 
 class AgentDesired(Document):
-    """``item`` None: nothing is protected; the agent discards trackers, bitmaps and digest tables."""
+    """``item`` None: nothing is protected; the agent discards trackers, bitmaps and digest tables. ``profile``: churn to be measured."""
 
     revision: int
     item: DesiredItem | None
+    profile: ProfileOrder | None = None
 
 
 DiskPhase = Literal["waiting", "seeding", "replicating", "resynchronizing", "paused", "cutting-over", "held", "failed"]
@@ -285,6 +287,7 @@ class AgentObservation(Document):
     cutover: CutoverObservation | None = None
     spent_freezes_s: list[float] = Field(default_factory=list)
     problem: Problem | None = None
+    profile: ProfileObservation | None = None
 
 
 class GenerationRequest(Document):

@@ -198,3 +198,84 @@ def _server_churn(name: str, hours: Sequence[HourOfChurn]) -> ServerChurn:
         limit = MOST_MACHINE_CHURN_BYTES_PER_S / 1e6
         warnings.append(f"{busiest / 1e6:.0f} MB/s, beyond {limit:.0f} MB/s a server")
     return ServerChurn(name, mean, busiest, observed_s, tuple(warnings))
+
+
+@dataclass(frozen=True, slots=True)
+class ProfiledChurn:
+    """One disk as it was measured without replication. ``windows``: (length in s, mean and most distinct bytes), from the shortest."""
+
+    server: str
+    disk: str
+    windows: tuple[tuple[float, float, float], ...]
+    watched_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class IntervalChurn:
+    """All measured disks in windows of one length; ``most_bytes`` as if the fullest windows of all coincided.
+
+    ``amplification``: the rate at this length ÷ that at the longest. So much more goes over the line for a shorter interval.
+    """
+
+    interval_s: float
+    mean_bytes: float
+    most_bytes: float
+    amplification: float
+
+
+def intervals_of(profiled: Sequence[ProfiledChurn]) -> list[IntervalChurn]:
+    """Only lengths that every disk was watched for: sums of others could not be compared."""
+    by_disk = [{interval_s: (mean, most) for interval_s, mean, most in each.windows} for each in profiled]
+    common = sorted(set.intersection(*(set(each) for each in by_disk))) if by_disk else []
+    sums = [
+        (length, sum(each[length][0] for each in by_disk), sum(each[length][1] for each in by_disk))
+        for length in common
+    ]
+    slowest = sums[-1][1] / sums[-1][0] if sums else 0.0
+    return [
+        IntervalChurn(length, mean, most, mean / length / slowest if slowest > 0 else 1.0)
+        for length, mean, most in sums
+    ]
+
+
+def profiled_rpo_s(intervals: Sequence[IntervalChurn], bits_per_s: float, wire_ratio: float) -> float | None:
+    """The shortest worst age of the newest recovery point that the line allows at any of these intervals; None: at none of them.
+
+    At an interval the changes of its fullest window must be through before the next one ends.
+    """
+    ages = []
+    for each in intervals:
+        through_s = each.most_bytes * wire_ratio * 8 / bits_per_s
+        if through_s <= each.interval_s:
+            ages.append(each.interval_s + through_s)
+    return min(ages, default=None)
+
+
+def with_profiles(observed: SiteChurn, profiled: Sequence[ProfiledChurn]) -> SiteChurn:
+    """What replicates as it was observed, and beside it what was only measured: its mean at the shortest windows, its fullest longest one.
+
+    A server of which both is known (some of its disks replicate) counts with both. Busiest hours are added, as if they coincided.
+    """
+    by_server: dict[str, list[ProfiledChurn]] = {}
+    for each in profiled:
+        by_server.setdefault(each.server, []).append(each)
+    known = {server.server: server for server in observed.servers}
+    for name, disks in by_server.items():
+        mean = sum(mean / length for length, mean, _ in (disk.windows[0] for disk in disks))
+        busiest = sum(most / length for length, _, most in (disk.windows[-1] for disk in disks))
+        before = known.get(name, ServerChurn(name, 0.0, 0.0, 0.0, ()))
+        known[name] = ServerChurn(
+            name,
+            before.mean_bytes_per_s + mean,
+            before.busiest_bytes_per_s + max(mean, busiest),
+            max(before.observed_s, *(disk.watched_s for disk in disks)),
+            before.warnings,
+        )
+    added = [known[name].busiest_bytes_per_s for name in by_server]
+    replaced = [server.busiest_bytes_per_s for server in observed.servers if server.server in by_server]
+    return SiteChurn(
+        servers=tuple(known[name] for name in sorted(known)),
+        by_hour=observed.by_hour,
+        mean_bytes_per_s=sum(server.mean_bytes_per_s for server in known.values()),
+        busiest_bytes_per_s=observed.busiest_bytes_per_s + sum(added) - sum(replaced),
+    )

@@ -80,6 +80,7 @@ for command in (
     site_commands.delete_policy,
     site_commands.process_servers,
     sizing_commands.size_site,
+    sizing_commands.plan,
     upload_limits_commands.upload_limits,
     upload_limits_commands.set_upload_limits,
     site_commands.create_enrolment_passphrase,

@@ -71,6 +71,13 @@ def sizing_page(report: SizingReport) -> str:
             [(rate_text(line.bits_per_s), line.rpo_s, _or_never(line.rpo_s)) for line in report.lines],
         ),
         _bars(
+            "Measured churn by length of the window",
+            [
+                (duration(each.interval_s), each.mean_bytes / each.interval_s, rate(each.mean_bytes / each.interval_s))
+                for each in report.intervals
+            ],
+        ),
+        _bars(
             "Churn by hour",
             [(hour.at[:13].replace("T", " ") + "h", hour.bytes_per_s, rate(hour.bytes_per_s)) for hour in report.hours],
         ),

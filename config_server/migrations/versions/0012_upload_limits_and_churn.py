@@ -1,4 +1,4 @@
-"""Upload limits of process servers as one document, with work hours; how much disks change, hour by hour
+"""Upload limits of process servers as one document, with work hours; how much disks change, hour by hour, and measured on request
 
 Called by Alembic, after the newest before it. What was set until now is kept.
 """
@@ -36,6 +36,21 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("disk_id", "hour", name="pk_churn_hours"),
     )
     op.create_index("ix_churn_hours_hour", "churn_hours", ["hour"])
+    op.create_table(
+        "churn_profiles",
+        sa.Column(
+            "machine_id",
+            sa.String(36),
+            sa.ForeignKey("machines.id", name="fk_churn_profiles_machine_id_machines"),
+            nullable=False,
+        ),
+        sa.Column("request", sa.String(36), nullable=False),
+        sa.Column("document", sa.Text(), nullable=False),
+        sa.Column("result", sa.Text(), nullable=True),
+        sa.Column("created_ns", sa.BigInteger(), nullable=False),
+        sa.Column("ended_ns", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("machine_id", name="pk_churn_profiles"),
+    )
 
 
 def _keep_what_was_set(connection: sa.Connection) -> None:

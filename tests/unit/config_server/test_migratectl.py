@@ -467,3 +467,17 @@ def test_size_prints_writes_a_page_and_refuses_what_is_no_rate(ctl: Ctl, tmp_pat
     assert ctl("size", "--point-interval", "1 s").exit_code == 1
     refused = ctl("size", "--html", str(tmp_path / "none" / "sizing.html"))
     assert (refused.exit_code, "cannot write" in refused.output) == (1, True)
+
+
+def test_plan_has_agents_measure_and_stops_them(ctl: Ctl) -> None:
+    assert ctl("plan", "--profile", "1 s").exit_code == 2
+    assert ctl("plan", "--stop").exit_code == 2
+    assert ctl("plan", "--profile", "1 h", "nowhere").exit_code == 1
+    begun = ctl("plan", "--profile", "24 h", "web-1", "--json")
+    assert begun.exit_code == 0, begun.output
+    assert '"duration_s": 86400.0' in begun.output
+    planned = ctl("plan")
+    assert planned.exit_code == 0, planned.output
+    assert "1 x appliance" in planned.output
+    assert ctl("plan", "--stop", "web-1").exit_code == 0
+    assert ctl("plan", "--stop", "web-1").exit_code == 1
