@@ -98,11 +98,11 @@ class DiskChurnRow(Base):
     hour_bytes: Mapped[int] = mapped_column(BigInteger)
 
 
-class ChurnHourRow(Base):
+class ItemChurnHourRow(Base):
     """What a disk changed in an hour that is over."""
 
-    __tablename__ = "churn_hours"
-    __table_args__ = (Index("ix_churn_hours_hour", "hour"),)
+    __tablename__ = "item_churn_hours"
+    __table_args__ = (Index("ix_item_churn_hours_hour", "hour"),)
 
     item_id: Mapped[str] = mapped_column(ForeignKey("protected_items.id"), primary_key=True)
     disk_id: Mapped[str] = mapped_column(ForeignKey("disks.id"), primary_key=True)

@@ -21,7 +21,7 @@ from config_server.alert_plane import (
     AlertSubject,
     Notification,
 )
-from config_server.alert_tables import AlertDeliveryRow, AlertRow, ChurnHourRow
+from config_server.alert_tables import AlertDeliveryRow, AlertRow, ItemChurnHourRow
 from config_server.churn import HOUR_NS, HOURS_KEPT
 from config_server.core.alert_catalogue import rule_of
 from config_server.core.alerts import Change, Latch, SubjectKind, is_told
@@ -134,7 +134,7 @@ async def find_alert(session: AsyncSession, text: str) -> AlertRow:
 
     :raises NotFound: if there is none. :raises Conflict: if several begin so. :raises InvalidInput: if it is too short.
     """
-    row = await session.get(AlertRow, text, with_for_update=True)
+    row = await session.get(AlertRow, text)
     if row is not None:
         return row
     if len(text) < MIN_PREFIX or not set(text) <= set("0123456789abcdef-"):
@@ -198,11 +198,11 @@ async def forget_alerts(session: AsyncSession, before_ns: int, this_hour: int, b
     """
     forgotten = 0
     delivered_before_ns = max(before_ns, (this_hour - DELIVERIES_KEPT_HOURS) * HOUR_NS)
-    hour = (ChurnHourRow.item_id, ChurnHourRow.disk_id, ChurnHourRow.hour)
+    hour = (ItemChurnHourRow.item_id, ItemChurnHourRow.disk_id, ItemChurnHourRow.hour)
     for columns, old in (
         ((AlertRow.id,), AlertRow.cleared_ns < before_ns),
         ((AlertDeliveryRow.sequence,), AlertDeliveryRow.ended_ns < delivered_before_ns),
-        (hour, ChurnHourRow.hour < this_hour - HOURS_KEPT),
+        (hour, ItemChurnHourRow.hour < this_hour - HOURS_KEPT),
     ):
         found = [tuple(row) for row in await session.execute(select(*columns).where(old).limit(batch))]
         if found:

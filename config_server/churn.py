@@ -13,7 +13,7 @@ from sqlalchemy import Float, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
-from config_server.alert_tables import ChurnHourRow, DiskChurnRow
+from config_server.alert_tables import DiskChurnRow, ItemChurnHourRow
 from config_server.core.age import at_least_s
 from config_server.tables import ProtectedItemRow
 from replication.control_plane import DiskObservation
@@ -61,18 +61,20 @@ async def follow_churn(
 
 
 async def _close_hour(session: AsyncSession, row: DiskChurnRow) -> None:
-    known = await session.get(ChurnHourRow, (row.item_id, row.disk_id, row.hour))
+    known = await session.get(ItemChurnHourRow, (row.item_id, row.disk_id, row.hour))
     if known is not None:
         known.changed_bytes += row.hour_bytes  # the clock was set back into an hour that was over
     else:
-        session.add(ChurnHourRow(item_id=row.item_id, disk_id=row.disk_id, hour=row.hour, changed_bytes=row.hour_bytes))
+        session.add(
+            ItemChurnHourRow(item_id=row.item_id, disk_id=row.disk_id, hour=row.hour, changed_bytes=row.hour_bytes)
+        )
 
 
 async def churn_of_day(session: AsyncSession, now_ns: int) -> dict[str | None, int]:
     """Bytes that the servers of each process server have changed within a day, by the process server that they are assigned to now."""
     this_hour = hour_of(now_ns)
     total: dict[str | None, int] = {}
-    for row, column in ((ChurnHourRow, ChurnHourRow.changed_bytes), (DiskChurnRow, DiskChurnRow.hour_bytes)):
+    for row, column in ((ItemChurnHourRow, ItemChurnHourRow.changed_bytes), (DiskChurnRow, DiskChurnRow.hour_bytes)):
         found = await session.execute(
             select(ProtectedItemRow.process_server_id, func.sum(cast(column, Float)))
             .join(row, row.item_id == ProtectedItemRow.id)

@@ -13,6 +13,7 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.churn_profiles import wanted_profile
 from config_server.core.desired_state import DesiredFacts, desired_item
 from config_server.core.job import JobKind, JobState
 from config_server.core.protected_item import State
@@ -138,12 +139,13 @@ class DesiredFeed:
         """:raises NotFound: if the machine is unknown."""
         async with self._database.read() as session:
             machine = await session.get(MachineRow, machine_id)
+            profile = await wanted_profile(session, machine_id)
         if machine is None:
             raise NotFound(f"cannot find the machine {machine_id}")
         item = None
         if machine.desired not in (None, "null"):
             item = DesiredItem.decode(str(machine.desired).encode())
-        return AgentDesired(revision=machine.desired_revision, item=item)
+        return AgentDesired(revision=machine.desired_revision, item=item, profile=profile)
 
     async def wait(self, machine_id: str, known_revision: int | None, wait_s: float) -> AgentDesired | None:
         """The document if its revision is not ``known_revision``, waiting for it up to ``wait_s``; None if nothing came.

@@ -176,7 +176,6 @@ def _new_row(request: EnrolmentRequest, identifier: str, now_ns: int) -> Machine
         enrolled_ns=now_ns,
         connected=False,
         draining=False,
-        upload_threads_per_machine=4,
     )
 
 

@@ -11,6 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
 from config_server.churn import follow_churn
+from config_server.churn_history import note_churn
+from config_server.churn_profiles import follow_profile
 from config_server.core.address_claims import OwnAddresses, check_claim
 from config_server.core.disk_progress import FallingBehind, came_forward, falling_behind
 from config_server.core.job import JobKind
@@ -32,6 +34,7 @@ from config_server.tables import (
     ProtectedItemRow,
 )
 from config_server.tracking_losses import follow_tracking
+from config_server.upload_limits import note_limits_of_file
 from replication.control_plane import AgentObservation, CutoverObservation, DiskObservation, ProcessServerObservation
 from replication.errors import Conflict, InvalidInput, Refused
 from replication.service_address import ServiceAddress
@@ -56,6 +59,7 @@ async def report_agent(
         )
     machine.connected, machine.heard_ns = True, now_ns
     machine.observation = observation.model_dump_json()
+    await follow_profile(session, machine, observation.profile, now_ns)
     item = await active_item(session, machine.id)
     if item is None or observation.revision < item.first_revision:
         return None  # nothing is protected, or the agent does not know yet what is: it speaks of an earlier item
@@ -65,6 +69,7 @@ async def report_agent(
         await follow_tracking(session, item, row, reported[row.disk_id], now_ns)
         await follow_repair(session, item, reported[row.disk_id], now_ns)
         await follow_churn(session, item.id, observation_of(row), reported[row.disk_id], ages, now_ns)
+        await note_churn(session, observation_of(row), row.observed_ns, reported[row.disk_id], now_ns)
         _write_disk(row, reported[row.disk_id], now_ns)
     await session.flush()
     if State(item.state) is State.MIGRATED:
@@ -172,6 +177,7 @@ async def report_process_server(
                 "moved",
                 f"process server {server.hostname} is now at {observation.service_url}",
             )
+    note_limits_of_file(session, server, observation, now_ns)
     server.connected, server.heard_ns, server.observation = True, now_ns, observation.model_dump_json()
     await follow_load(session, server.id, observation, ages, now_ns)
     return Heartbeat(moved, refused)

@@ -28,6 +28,7 @@ from replication.control_plane import (
 )
 from replication.documents import Document, Uuid
 from replication.store_documents import Consistency
+from replication.upload_limits import UploadInForce, UploadLimits
 
 DEFAULT_PAGE: Final = 100
 MAX_PAGE: Final = 1000
@@ -290,8 +291,17 @@ class ProcessServerStatus(Document):
     heard_age_known: bool
     draining: bool
     item_count: int
+    upload_limits: UploadLimits
     observation: ProcessServerObservation | None
     enrolled_at: str
+
+
+class UploadLimitsStatus(Document):
+    """``limits``: what a process server is told; ``in_force``: what it said of itself last, None if it never did."""
+
+    process_server: str
+    limits: UploadLimits
+    in_force: UploadInForce | None
 
 
 class PassphraseRequest(Document):

@@ -88,7 +88,7 @@ class DiskRow(Base):
 
 
 class ProcessServerRow(Base):
-    """A process server, its newest heartbeat and what it is told."""
+    """A process server, its newest heartbeat and what it is told. ``upload_limits``: ``UploadLimits``; None: none were ever set."""
 
     __tablename__ = "process_servers"
 
@@ -102,8 +102,31 @@ class ProcessServerRow(Base):
     connected: Mapped[bool] = mapped_column(default=False)
     observation: Mapped[str | None] = mapped_column(Text)
     draining: Mapped[bool] = mapped_column(default=False)
-    upload_threads_per_machine: Mapped[int] = mapped_column(default=4)
-    upload_limit_bits_per_s: Mapped[int | None] = mapped_column(BigInteger)
+    upload_limits: Mapped[str | None] = mapped_column(Text)
+
+
+class ChurnHourRow(Base):
+    """How much a disk changed in one hour (hours since 1970) and how long it was observed in it. Rows of old hours are deleted."""
+
+    __tablename__ = "churn_hours"
+
+    disk_id: Mapped[str] = mapped_column(ForeignKey("disks.id"), primary_key=True)
+    hour: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False, index=True)
+    changed_bytes: Mapped[int] = mapped_column(BigInteger)
+    observed_s: Mapped[float]
+
+
+class ChurnProfileRow(Base):
+    """The newest order to measure a server's churn (``ProfileOrder``), and its newest ``ProfileObservation``."""
+
+    __tablename__ = "churn_profiles"
+
+    machine_id: Mapped[str] = mapped_column(ForeignKey("machines.id"), primary_key=True)
+    request: Mapped[str] = mapped_column(_ID)
+    document: Mapped[str] = mapped_column(Text)
+    result: Mapped[str | None] = mapped_column(Text)
+    created_ns: Mapped[int] = mapped_column(BigInteger)
+    ended_ns: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class CertificateRow(Base):

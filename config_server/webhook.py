@@ -161,7 +161,7 @@ class Webhook:
         self._schedule.note(head.alert, outcome, self._monotonic())
         now_ns = self._clock()
         async with self._database.write() as session:
-            row = await session.get_one(AlertDeliveryRow, head.sequence, with_for_update=True)
+            row = await session.get_one(AlertDeliveryRow, head.sequence)
             row.attempts, row.attempted_ns, row.problem = row.attempts + 1, now_ns, answer.problem
             if outcome is Outcome.DELIVERED and row.state == PENDING:
                 row.state, row.ended_ns = DELIVERED, now_ns

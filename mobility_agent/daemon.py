@@ -24,7 +24,10 @@ from typing import Final
 from mobility_agent.block_device.claim import Claim
 from mobility_agent.block_device.identity import DiskIdentity
 from mobility_agent.block_device.machine_facts import MACHINE_ID_FILE, MachineFacts, read_machine_facts
+from mobility_agent.change_tracker.ebpf.tracker import EbpfTracker
+from mobility_agent.change_tracker.interface import ChangeTracker
 from mobility_agent.changes import Changes
+from mobility_agent.churn_profiler import ChurnProfiler
 from mobility_agent.config import AgentSettings
 from mobility_agent.config_server_client import ConfigServerClient
 from mobility_agent.core.own_writes import StateWrites
@@ -138,6 +141,7 @@ class Agent:
         self._refused = ""
         """Why the configuration server refuses what this agent reports, as was logged last."""
         self._disk_memory = DiskMemory(settings.state_dir / DISKS_DIRECTORY)
+        self._profiler = ChurnProfiler(self._attach_unpinned, Clock())
         self._unprotected = UnprotectedDisks(
             settings.state_dir / DISKS_DIRECTORY,
             functools.partial(discard_tracking, settings.tracker),
@@ -155,6 +159,7 @@ class Agent:
         observability = await start_observability(self._settings.observability, self._board, registry)
         try:
             async with asyncio.TaskGroup() as tasks:
+                self._follow_profile()
                 running = [
                     tasks.create_task(self._report_inventory()),
                     tasks.create_task(self._report_observations()),
@@ -162,6 +167,7 @@ class Agent:
                     tasks.create_task(self._run_items(tasks)),
                     tasks.create_task(self._discard_unprotected()),
                     tasks.create_task(self._renewal().run()),
+                    tasks.create_task(self._profiler.run()),
                 ]
                 lifecycle.ready()
                 await lifecycle.stopping.wait()
@@ -243,6 +249,7 @@ class Agent:
             revision=self._memory_of_desired.revision,
             disks=[] if item is None else observe_item(item),
             cutover=None if item is None else item.cutover,
+            profile=self._profiler.observe(),
         )
 
     def _report_health(self) -> None:
@@ -274,6 +281,15 @@ class Agent:
         reached("agent.desired.remembered")
         self._desired_changed.set()
         self._changes.tell()
+        self._follow_profile()
+
+    def _follow_profile(self) -> None:
+        desired = self._memory_of_desired.desired
+        wanted = self._wanted
+        self._profiler.follow(None if desired is None else desired.profile, () if wanted is None else wanted.disks)
+
+    def _attach_unpinned(self, disk: DiskId) -> ChangeTracker:
+        return EbpfTracker.attach(self._locate(disk), granularity_bytes=self._settings.tracker.granularity_bytes)
 
     # ---- the protected item
 

@@ -65,7 +65,7 @@ def run(config_path: Path, check_config: bool) -> None:
 def _run(config_path: Path, *, check_config: bool) -> None:
     settings = load_or_exit(Settings, config_path, check_only=check_config)
     configure_logging(PROGRAM, log_format=settings.log.format, level=settings.log.level)
-    sys.exit(run_daemon(PROGRAM, functools.partial(daemon.run, settings)))
+    sys.exit(run_daemon(PROGRAM, functools.partial(daemon.run, settings, config_path)))
 
 
 @main.command()

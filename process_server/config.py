@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from pydantic import ValidationError
+
 from process_server.control.heartbeat import DEFAULT_INTERVAL_S
 from process_server.core.spool_budget import DEFAULT_LIMIT_BYTES, MIN_LIMIT_BYTES
-from process_server.core.upload_schedule import DEFAULT_THREADS_PER_MACHINE, MAX_THREADS_PER_MACHINE
+from process_server.core.upload_schedule import DEFAULT_THREADS_PER_MACHINE
 from process_server.intake.body import DEFAULT_DEADLINE_S
 from process_server.intake.sealing import DEFAULT_THREADS
 from replication.batch_frame import MAX_FRAME_BYTES
@@ -28,6 +30,17 @@ from replication.service.https import ListenAddress
 from replication.service.logs import LogSettings
 from replication.service.observability import ObservabilitySettings
 from replication.service_address import check_setting
+from replication.time_zones import time_zone
+from replication.upload_limits import (
+    LIMIT_RANGE,
+    MAX_LIMIT_BITS_PER_S,
+    MAX_THREADS_PER_MACHINE,
+    MIN_LIMIT_BITS_PER_S,
+    MIN_THREADS_PER_MACHINE,
+    UploadLimits,
+    Weekday,
+    WorkHours,
+)
 
 DEFAULT_CONFIG: Final = "/etc/blockferry/process-server.yaml"
 DEFAULT_LISTEN: Final = f"0.0.0.0:{DEFAULT_PORT}"
@@ -36,7 +49,6 @@ DEFAULT_OBSERVABILITY: Final = "127.0.0.1:9882"
 DEFAULT_INTAKE_BUFFER_BYTES: Final = 36 * 2**20
 DEFAULT_UPLOAD_BUFFER_BYTES: Final = 28 * 2**20
 DEFAULT_BATCHES_IN_FLIGHT: Final = 4
-MIN_UPLOAD_BITS_PER_S: Final = 64_000
 
 
 def _require(condition: bool, message: str, hint: str | None = None) -> None:
@@ -80,29 +92,79 @@ class IntakeSettings:
         _require(self.body_timeout_s > 0, "use a body_timeout_s that is not positive")
 
 
+def _require_limit(bits_per_s: int | None) -> None:
+    _require(
+        bits_per_s is None or MIN_LIMIT_BITS_PER_S <= bits_per_s <= MAX_LIMIT_BITS_PER_S,
+        f"use a limit_bits_per_s of {bits_per_s}",
+        f"{LIMIT_RANGE}; leave it out for no limit",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkHoursSettings:
+    """The hours in which another limit holds; what a day's hours are ``WorkHours`` says. ``limit_bits_per_s`` left out: none."""
+
+    days: tuple[Weekday, ...]
+    start: str
+    end: str
+    time_zone: str
+    limit_bits_per_s: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_limit(self.limit_bits_per_s)
+        try:
+            _ = self.hours
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field_name = ".".join(str(part) for part in first["loc"]) or "these hours"
+            raise SettingsError(
+                f"cannot use {field_name}: {first['msg']}",
+                hint="days: [mon, tue], start: 08:00, end: 18:00, time_zone: Europe/Berlin",
+            ) from error
+        time_zone(self.time_zone)
+
+    @property
+    def hours(self) -> WorkHours:
+        return WorkHours(
+            days=list(self.days),
+            start=self.start,
+            end=self.end,
+            time_zone=self.time_zone,
+            limit_bits_per_s=self.limit_bits_per_s,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class UploadSettings:
-    """``threads_per_machine`` holds until the configuration server says otherwise; of two ``limit_bits_per_s`` the lower one counts."""
+    """``threads_per_machine`` holds until the configuration server says otherwise; of its limit and this one the lower one counts.
+
+    All but ``buffer_bytes`` may be changed while the process server runs.
+    """
 
     threads_per_machine: int = DEFAULT_THREADS_PER_MACHINE
     limit_bits_per_s: int | None = None
+    work_hours: WorkHoursSettings | None = None
     buffer_bytes: int = DEFAULT_UPLOAD_BUFFER_BYTES
 
     def __post_init__(self) -> None:
         _require(
-            1 <= self.threads_per_machine <= MAX_THREADS_PER_MACHINE,
+            MIN_THREADS_PER_MACHINE <= self.threads_per_machine <= MAX_THREADS_PER_MACHINE,
             f"use {self.threads_per_machine} threads_per_machine",
-            f"1 to {MAX_THREADS_PER_MACHINE}",
+            f"{MIN_THREADS_PER_MACHINE} to {MAX_THREADS_PER_MACHINE}",
         )
-        _require(
-            self.limit_bits_per_s is None or self.limit_bits_per_s >= MIN_UPLOAD_BITS_PER_S,
-            f"use a limit_bits_per_s of {self.limit_bits_per_s}",
-            "at least 64 Kbps; leave it out for no limit",
-        )
+        _require_limit(self.limit_bits_per_s)
         _require(
             self.buffer_bytes >= MAX_SEGMENT_BYTES,
             f"use a buffer_bytes of {self.buffer_bytes}",
             f"one segment may take {MAX_SEGMENT_BYTES} bytes",
+        )
+
+    @property
+    def limits(self) -> UploadLimits:
+        return UploadLimits(
+            threads_per_machine=self.threads_per_machine,
+            limit_bits_per_s=self.limit_bits_per_s,
+            work_hours=None if self.work_hours is None else self.work_hours.hours,
         )
 
 

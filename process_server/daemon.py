@@ -40,22 +40,26 @@ from process_server.intake.manifest_intake import ManifestIntake
 from process_server.intake.peers import Peers
 from process_server.intake.sealing import Sealing
 from process_server.intake.warm_connections import WarmConnections
+from process_server.limits_memory import LimitsMemory
 from process_server.metrics import ProcessServerMetrics
 from process_server.observation import Observation
 from process_server.rebuild import damage_of, rebuild_backlog
 from process_server.receipt_watch import ReceiptWatch
 from process_server.retirement import Retirement
+from process_server.settings_watch import SettingsWatch
 from process_server.spool.directory_lock import locked
 from process_server.spool.files import DirectoryFiles, SpoolFiles
 from process_server.spool.spool import Spool
 from process_server.store_inquiry import StoreInquiry
 from process_server.throttle import Throttle
+from process_server.upload_limits import LimitsInForce
 from process_server.uploader.manifest_courier import ManifestCourier
 from process_server.uploader.segment_uploader import SegmentUploader
 from replication import __version__
 from replication.batch_frame import MAX_BATCH_DATA_BYTES, PROTOCOL_VERSION
 from replication.blob_client.api import BlobClient
 from replication.blob_client.http_client import HttpBlobClient
+from replication.blob_client.pace import Pace
 from replication.blob_client.settings import BlobEndpointSettings
 from replication.clock import Clock
 from replication.control_plane import EnrolmentAnswer, ProcessServerDesired, RenewalRequest
@@ -85,7 +89,7 @@ class ConfigServer(GrantSource, HeartbeatPeer, Protocol):
     async def use_tls(self, tls: ssl.SSLContext) -> None: ...
 
 
-StoreOpener = Callable[[BlobEndpointSettings], AbstractAsyncContextManager[BlobClient]]
+StoreOpener = Callable[[BlobEndpointSettings, Pace], AbstractAsyncContextManager[BlobClient]]
 ConfigServerOpener = Callable[[Sequence[str], ssl.SSLContext], AbstractAsyncContextManager[ConfigServer]]
 
 
@@ -150,9 +154,14 @@ def _identity(settings: Settings) -> TlsIdentity:
 
 @contextlib.asynccontextmanager
 async def running_process_server(
-    settings: Settings, board: HealthBoard, registry: CollectorRegistry, around: Surroundings | None = None
+    settings: Settings,
+    board: HealthBoard,
+    registry: CollectorRegistry,
+    around: Surroundings | None = None,
+    *,
+    watched_file: Path | None = None,
 ) -> AsyncIterator[RunningProcessServer]:
-    """Serve until the context is left.
+    """Serve until the context is left. ``watched_file``: the configuration, whose upload limits are obeyed live.
 
     :raises SettingsError: identity, address, state directory or account key cannot be used, or another process uses the spool.
     :raises BlockferryError: if the spool's disk fails at the start.
@@ -164,13 +173,16 @@ async def running_process_server(
             make_directory_durably(settings.spool_directory)
             stack.enter_context(locked(settings.spool_directory))
             files = around.open_files(settings.spool_directory)
-        bulk = await stack.enter_async_context(around.open_store(settings.store))
+            memory = LimitsMemory(settings.state_dir)
+        throttle = Throttle(None, around.clock)
+        bulk = await stack.enter_async_context(around.open_store(settings.store, throttle))
         small_requests = dataclasses.replace(settings.store, connections=SMALL_REQUEST_CONNECTIONS)
-        store = await stack.enter_async_context(around.open_store(small_requests))
+        store = await stack.enter_async_context(around.open_store(small_requests, throttle))
         config_server = await stack.enter_async_context(
             around.open_config_server(settings.config_server.urls, identity.client_context(Role.CONFIG_SERVER))
         )
-        site = _Site(settings, board, registry, around, files, bulk, store, config_server)
+        watch = None if watched_file is None else SettingsWatch(watched_file, settings)
+        site = _Site(settings, board, registry, around, files, bulk, store, config_server, throttle, memory, watch)
         yield await site.start(stack, identity)
 
 
@@ -187,11 +199,15 @@ class _Site:
         bulk: BlobClient,
         store: BlobClient,
         config_server: ConfigServer,
+        throttle: Throttle,
+        memory: LimitsMemory,
+        watch: SettingsWatch | None,
     ) -> None:
         clock = around.clock
         self.settings = settings
         self.clock, self.board, self.config_server = clock, board, config_server
         self.server: RunningServer | None = None
+        self.throttle = throttle
         self.metrics = ProcessServerMetrics(registry)
         self.backlog = Backlog()
         self.schedule = UploadSchedule(self.backlog, settings.upload.threads_per_machine)
@@ -201,7 +217,6 @@ class _Site:
             index_bytes=lambda: self.backlog.index_bytes,
             on_group=self.metrics.fsync_groups.observe,
         )
-        self.throttle = Throttle(settings.upload.limit_bits_per_s, clock)
         self.gate = StoreGate()
         self.inquiry = StoreInquiry(store)
         self.receipts = ReceiptWatch(store, clock, self._note_receipt, self._note_step_back, self.backlog.doubt_stored)
@@ -228,13 +243,15 @@ class _Site:
             parallel=settings.store.connections,
             on_settled=self._note_settled,
         )
+        self.limits = LimitsInForce(
+            settings.upload.limits, memory, watch, throttle, self.schedule, board, clock, self.uploader.wake
+        )
         self.courier = ManifestCourier(
             self.backlog,
             self.spool,
             store,
             self.inquiry,
             self.receipts,
-            self.throttle,
             self.gate,
             clock,
             self.metrics,
@@ -286,6 +303,7 @@ class _Site:
             self.courier,
             self.gate,
             self.throttle,
+            self.limits,
             self.peers,
             self.metrics,
             board,
@@ -339,14 +357,7 @@ class _Site:
     def _apply(self, desired: ProcessServerDesired) -> None:
         if self.peers.revoke(desired.revoked_serials) and self.server is not None:
             self.server.end_connections(self.peers.is_revoked)
-        limits = [
-            limit
-            for limit in (self.settings.upload.limit_bits_per_s, desired.upload_limit_bits_per_s)
-            if limit is not None
-        ]
-        self.throttle.set_limit(min(limits, default=None))
-        self.schedule.threads_per_machine = desired.upload_threads_per_machine
-        self.uploader.wake()
+        self.limits.tell(desired.upload)
 
     # -- start ------------------------------------------------------------------------------------------------
 
@@ -367,6 +378,7 @@ class _Site:
             self.receipts.run,
             self.courier.run,
             self.uploader.run,
+            self.limits.run,
             self.retirement.run,
             self.observation.run,
             self.heartbeat.run,
@@ -429,12 +441,12 @@ class _Site:
         )
 
 
-async def run(settings: Settings, lifecycle: Lifecycle) -> None:
+async def run(settings: Settings, config_path: Path, lifecycle: Lifecycle) -> None:
     """``process-server run``: serve until ``lifecycle`` says stop."""
     registry, board = make_registry(), HealthBoard()
     observability = await start_observability(settings.observability, board, registry)
     try:
-        async with running_process_server(settings, board, registry):
+        async with running_process_server(settings, board, registry, watched_file=config_path):
             lifecycle.ready()
             await lifecycle.stopping.wait()
     finally:

@@ -55,7 +55,13 @@ class ProcessServerMetrics:
         self.backlog_bytes = gauge("upload_backlog_bytes", "Spooled and not yet in the store.")
         self.backlog_age_s = gauge("upload_backlog_age_seconds", "Age of the oldest of it.")
         self.upload_rate = gauge("upload_bytes_per_second", "Sent to the store, over the last ten seconds.")
-        self.throttle_limit = gauge("throttle_limit_bits_per_second", "Configured limit; 0: none.")
-        self.throttle_measured = gauge("throttle_measured_bits_per_second", "Granted, over the last ten seconds.")
+        self.store_sent_bytes = counter(
+            "store_sent_bytes", "Bytes handed to the connections to the store: heads, bodies, repetitions, TLS records."
+        )
+        self.throttle_limit = gauge("throttle_limit_bits_per_second", "The limit that holds at this hour; 0: none.")
+        self.throttle_measured = gauge(
+            "throttle_measured_bits_per_second", "What was sent to the store over the last ten seconds."
+        )
+        self.upload_threads = gauge("upload_threads_per_machine", "Parallel uploads that a machine may have.")
         self.uploads_in_flight = gauge("uploads_in_flight", "Segments on their way to the store.")
         self.config_server_up = gauge("config_server_up", "1 if the last heartbeat was answered.")

@@ -16,6 +16,7 @@ from process_server.intake.peers import Peers
 from process_server.metrics import ProcessServerMetrics
 from process_server.spool.spool import Spool
 from process_server.throttle import BITS_PER_BYTE, Throttle
+from process_server.upload_limits import LimitsInForce
 from process_server.uploader.manifest_courier import ManifestCourier
 from process_server.uploader.segment_uploader import SegmentUploader
 from replication import __version__
@@ -43,12 +44,14 @@ class Observation:
     courier: ManifestCourier
     gate: StoreGate
     throttle: Throttle
+    limits: LimitsInForce
     peers: Peers
     metrics: ProcessServerMetrics
     board: HealthBoard
     clock: Clock
     load: MachineLoad
     lost_at_start: BlockferryError | None = None
+    _counted_bytes: int = 0
     _group: int | None = None
     _group_seen_at_s: float = 0.0
 
@@ -80,6 +83,10 @@ class Observation:
         metrics.upload_rate.set(measured)
         metrics.throttle_measured.set(measured * BITS_PER_BYTE)
         metrics.throttle_limit.set(self.throttle.limit_bits_per_s or 0)
+        metrics.upload_threads.set(self.schedule.threads_per_machine)
+        sent_bytes = self.throttle.sent_bytes
+        metrics.store_sent_bytes.inc(sent_bytes - self._counted_bytes)
+        self._counted_bytes = sent_bytes
         metrics.uploads_in_flight.set(self.schedule.in_flight)
         self._report_health(use.used_bytes)
 
@@ -147,6 +154,7 @@ class Observation:
             upload_backlog_bytes=self.backlog.waiting_bytes,
             upload_backlog_age_s=self.backlog_age_s,
             upload_rate_bytes_per_s=self.throttle.measured_bytes_per_s(),
+            upload=self.limits.in_force(),
             machines=list(self.peers.seen_lately()),
             upload_problem=None
             if problem is None

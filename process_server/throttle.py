@@ -1,7 +1,8 @@
-"""The throttle stage: bytes on their way to the store pass here first. A token bucket; the clock is injected, the rate changes live.
+"""The throttle: every byte on its way to the store passes here first. A token bucket; the clock is injected, the rate changes live.
 
-Called by the uploader (``acquire`` before it sends) and by the daemon (``set_limit``). Waiters go in order of arrival. Accounting is
-exact: what was granted is never given back, so a repeated upload pays again, as it does on the wire.
+Called by the connections to the store (it is their ``Pace``: slice after slice, so that a segment goes out as evenly as the limit asks
+for) and by ``upload_limits.py`` (``set_limit``). Those that wait go in order of arrival. What was taken is never given back: a repeated or
+broken upload has paid, as it has on the wire. Only what goes to the store is throttled: neither agents, nor heartbeats, nor answers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import deque
 from typing import Final
 
 from process_server.core.token_bucket import TokenBucket
+from replication.blob_client.transport import SLICE_BYTES
 from replication.clock import Clock
 
 MEASURED_OVER_S: Final = 10.0
@@ -25,7 +27,7 @@ def _bytes_per_s(limit_bits_per_s: int | None) -> float | None:
 
 
 class Throttle:
-    """Shared by all uploads of a process server; used on one event loop."""
+    """Shared by all connections of a process server to the store; used on one event loop."""
 
     def __init__(self, limit_bits_per_s: int | None, clock: Clock) -> None:
         self._clock = clock
@@ -34,7 +36,8 @@ class Throttle:
         self._bucket = TokenBucket(_bytes_per_s(limit_bits_per_s), self._started_s)
         self._turn = asyncio.Lock()
         self._samples: deque[tuple[float, int]] = deque()
-        self.granted_bytes = 0
+        self.sent_bytes = 0
+        """All that was taken since the start."""
 
     @property
     def limit_bits_per_s(self) -> int | None:
@@ -47,15 +50,30 @@ class Throttle:
             self._limit_bits_per_s = limit_bits_per_s
             self._bucket.set_rate(_bytes_per_s(limit_bits_per_s), self._clock.monotonic_s())
 
-    async def acquire(self, amount_bytes: int) -> None:
+    @property
+    def slice_bytes(self) -> int:
+        """The most that may be taken at a time, so that every ten seconds keep to the limit."""
+        return min(SLICE_BYTES, self._bucket.largest_amount_bytes or SLICE_BYTES)
+
+    def try_take(self, amount_bytes: int) -> bool:
+        """Take ``amount_bytes`` if they may be sent at once and nobody waits already."""
+        now_s = self._clock.monotonic_s()
+        if self._turn.locked() or self._bucket.delay_s(now_s) > 0:
+            return False
+        self._take(amount_bytes, now_s)
+        return True
+
+    async def take(self, amount_bytes: int) -> None:
         """Return when ``amount_bytes`` may be sent. On cancel nothing was taken."""
         async with self._turn:
             while (delay_s := self._bucket.delay_s(self._clock.monotonic_s())) > 0:
                 await self._clock.sleep(min(delay_s, _LONGEST_SLEEP_S))
-            now_s = self._clock.monotonic_s()
-            self._bucket.take(amount_bytes, now_s)
-            self.granted_bytes += amount_bytes
-            self._note(now_s, amount_bytes)
+            self._take(amount_bytes, self._clock.monotonic_s())
+
+    def _take(self, amount_bytes: int, now_s: float) -> None:
+        self._bucket.take(amount_bytes, now_s)
+        self.sent_bytes += amount_bytes
+        self._note(now_s, amount_bytes)
 
     def _note(self, now_s: float, amount_bytes: int) -> None:
         if self._samples and now_s - self._samples[-1][0] < _SAMPLE_S:
@@ -70,7 +88,7 @@ class Throttle:
             self._samples.popleft()
 
     def measured_bytes_per_s(self) -> float:
-        """What was granted in the last ten seconds (or since the start), per second."""
+        """What was taken in the last ten seconds (or since the start), per second."""
         now_s = self._clock.monotonic_s()
         self._forget(now_s)
         elapsed_s = min(MEASURED_OVER_S, max(1.0, now_s - self._started_s))

@@ -23,9 +23,11 @@ from typing import Final, Literal
 
 from pydantic import Field
 
+from replication.churn_profile import ProfileObservation, ProfileOrder
 from replication.documents import MAX_BYTE_COUNT, ByteCount, Document, Hash, Uuid
 from replication.identifiers import GenerationKey
 from replication.store_documents import Consistency, GenerationBase, WriterProblem
+from replication.upload_limits import NO_LIMITS, UploadInForce, UploadLimits
 
 DEFAULT_PORT: Final = 443
 AUTHORITIES_PATH: Final = "/api/v1/authorities"
@@ -211,10 +213,11 @@ class DesiredItem(Document):
 
 
 class AgentDesired(Document):
-    """``item`` None: nothing is protected; the agent discards trackers, bitmaps and digest tables."""
+    """``item`` None: nothing is protected; the agent discards trackers, bitmaps and digest tables. ``profile``: churn to be measured."""
 
     revision: int
     item: DesiredItem | None
+    profile: ProfileOrder | None = None
 
 
 DiskPhase = Literal["waiting", "seeding", "replicating", "resynchronizing", "paused", "cutting-over", "held", "failed"]
@@ -284,6 +287,7 @@ class AgentObservation(Document):
     cutover: CutoverObservation | None = None
     spent_freezes_s: list[float] = Field(default_factory=list)
     problem: Problem | None = None
+    profile: ProfileObservation | None = None
 
 
 class GenerationRequest(Document):
@@ -342,12 +346,13 @@ class ProcessServerObservation(Document):
     upload_rate_bytes_per_s: float
     machines: list[Uuid]
     upload_problem: Problem | None = None
+    upload: UploadInForce | None = None
+    """None: a process server from before it was sent."""
 
 
 class ProcessServerDesired(Document):
     """What a process server is told with each heartbeat."""
 
-    upload_threads_per_machine: int = Field(default=4, ge=1, le=32)
-    upload_limit_bits_per_s: int | None = None
+    upload: UploadLimits = NO_LIMITS
     revoked_serials: list[str] = Field(default_factory=list)
     """Serial numbers of certificates that must be refused, in lower-case hexadecimal without prefix (``format(serial, "x")``)."""

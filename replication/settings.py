@@ -105,7 +105,16 @@ def parse_settings(settings_type: type[SettingsT], document: object) -> Settings
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which refuses a key given twice in one mapping."""
+    """PyYAML's safe loader, which refuses a key given twice in one mapping.
+
+    It takes ``18:00`` for text, as YAML 1.2 does; YAML 1.1 says 1080.
+    """
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        if kind is yaml.ScalarNode and ":" in value and tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+            return "tag:yaml.org,2002:str"
+        return tag
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[tuple[str, str]] = set()
@@ -262,6 +271,19 @@ def parse_duration(text: str, option: str) -> float:
         raise SettingsError(
             f"cannot use {text[:64]!r} for {option}",
             hint="a number with its unit, such as 250 ms, 30 s, 5 min, 12 h, 5 d",
+        ) from error
+
+
+def parse_rate(text: str, option: str) -> int:
+    """Bits per second of a rate such as ``512 Kbps``, for command lines; ``option`` is where it was given.
+
+    :raises SettingsError: if it is none.
+    """
+    try:
+        return _parse_int(text, "rate_bits_per_s")
+    except SettingsError as error:
+        raise SettingsError(
+            f"cannot use {text[:64]!r} for {option}", hint="a number with its unit, such as 512 Kbps, 100 Mbps, 1 Gbps"
         ) from error
 
 

@@ -13,6 +13,7 @@ from config_server.desired import publish
 from config_server.incidents import record_incident
 from config_server.observations import report_process_server
 from config_server.tables import CertificateRow, ProcessServerRow, ProtectedItemRow
+from config_server.upload_limits import limits_of
 from replication.control_plane import DataKeyGrant, ProcessServerDesired, ProcessServerObservation
 
 
@@ -43,8 +44,7 @@ async def post_heartbeat(call: Call) -> ProcessServerDesired:
             .order_by(CertificateRow.serial)
         )
         desired = ProcessServerDesired(
-            upload_threads_per_machine=server.upload_threads_per_machine,
-            upload_limit_bits_per_s=server.upload_limit_bits_per_s,
+            upload=limits_of(server),
             revoked_serials=list(revoked),
         )
     if heartbeat.moved:

@@ -24,6 +24,7 @@ from config_server.operator_plane import (
 from config_server.policies import delete_policy, find_policy, new_policy_row, policy_of, write_policy
 from config_server.process_servers import heard_age, heartbeat_of, item_counts
 from config_server.tables import MachineRow, PolicyRow, ProcessServerRow, ProtectedItemRow
+from config_server.upload_limits import limits_of
 from replication import __version__
 from replication.control_plane import EnrollingRole
 from replication.errors import Conflict, InvalidInput
@@ -109,6 +110,7 @@ async def list_process_servers(call: Call) -> Page[ProcessServerStatus]:
                 heard_age_known=heard is None or heard.known,
                 draining=row.draining,
                 item_count=counts.get(row.id, 0),
+                upload_limits=limits_of(row),
                 observation=heartbeat_of(row),
                 enrolled_at=timestamp(row.enrolled_ns),
             )

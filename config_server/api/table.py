@@ -20,7 +20,9 @@ from config_server.api import (
     recovery_points,
     servers,
     site,
+    sizing,
     tokens,
+    upload_limits,
 )
 from config_server.api.openapi import openapi_document
 from config_server.api.routes import Access, Call, Route, TextAnswer
@@ -40,6 +42,8 @@ _RESOURCES: Final[tuple[Route, ...]] = (
     *certificates.ROUTES,
     *tokens.ROUTES,
     *audit.ROUTES,
+    *upload_limits.ROUTES,
+    *sizing.ROUTES,
 )
 
 

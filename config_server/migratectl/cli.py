@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from config_server.migratectl import access_commands, alert_commands, item_commands, site_commands
+from config_server.migratectl import (
+    access_commands,
+    alert_commands,
+    item_commands,
+    site_commands,
+    sizing_commands,
+    upload_limits_commands,
+)
 from config_server.migratectl.invocation import Invocation, fail
 from replication.errors import BlockferryError
 from replication.service.cli import version_option
@@ -73,6 +80,10 @@ for command in (
     site_commands.set_policy,
     site_commands.delete_policy,
     site_commands.process_servers,
+    sizing_commands.size_site,
+    sizing_commands.plan,
+    upload_limits_commands.upload_limits,
+    upload_limits_commands.set_upload_limits,
     site_commands.create_enrolment_passphrase,
     site_commands.enrolment_passphrases,
     site_commands.revoke_enrolment_passphrase,

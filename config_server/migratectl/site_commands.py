@@ -42,6 +42,7 @@ from config_server.migratectl.rendering import (
     size,
     table,
 )
+from config_server.migratectl.upload_limits_commands import limit_cells
 from config_server.operator_plane import (
     EventStatus,
     Page,
@@ -254,6 +255,7 @@ def process_servers(invocation: Invocation, as_json_wanted: bool) -> None:
                 "-" if observed is None else f"{observed.spool_free_fraction:.0%} free",
                 "-" if observed is None else size(observed.upload_backlog_bytes),
                 "-" if observed is None else rate(observed.upload_rate_bytes_per_s),
+                *limit_cells(server),
             ]
         )
     show(
@@ -262,6 +264,7 @@ def process_servers(invocation: Invocation, as_json_wanted: bool) -> None:
         otherwise=lambda console: console.print(
             table(
                 *("PROCESS SERVER", "ADDRESS", "ENROLLED", "HEARD AGO", "ITEMS", "SPOOL", "BACKLOG", "UPLOAD"),
+                *("SENDING", "LIMIT"),
                 rows=rows,
             )
         ),

@@ -228,7 +228,7 @@ class Alarms:
 
 
 async def _open_rows(session: AsyncSession) -> dict[Key, AlertRow]:
-    rows = await session.scalars(select(AlertRow).where(AlertRow.cleared_ns.is_(None)).with_for_update())
+    rows = await session.scalars(select(AlertRow).where(AlertRow.cleared_ns.is_(None)))
     return {(row.code, row.subject_kind, row.subject_id): row for row in rows}
 
 

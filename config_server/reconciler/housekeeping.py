@@ -1,8 +1,7 @@
-"""Forgetting what is over: old events, audit records and certificates, ended jobs, answered requests, points of items that have ended.
+"""Forgetting what is over: old events, audit records, certificates and churn, ended jobs, answered requests, points of ended items.
 
-Called by ``reconciler/loop.py``.
-
-One small batch of each a turn, oldest first, so that nobody waits for it. What anything can still ask for stays:
+Called by ``reconciler/loop.py``. One small batch of each a turn, oldest first, so that nobody waits for it. What anything can still ask
+for stays:
 
 - A request stays while the store may hold it or its answer: asked again under the same identifier it would meet that answer. It also stays
   as long as anything could ask for the same again: requests of an open job, or of a job that has made disks which are still to be deleted;
@@ -26,6 +25,7 @@ from sqlalchemy.orm import aliased
 from config_server.alerts import forget_alerts
 from config_server.audit import forget_old_records
 from config_server.churn import hour_of
+from config_server.churn_history import forget_old_churn
 from config_server.config import HistorySettings
 from config_server.core.job import JobKind
 from config_server.point_history import DELETED, PRUNING
@@ -56,6 +56,7 @@ async def forget_what_is_over(session: AsyncSession, settings: HistorySettings, 
     forgotten += await forget_alerts(session, now_ns - int(settings.events_keep_s * 1e9), hour_of(now_ns), BATCH)
     forgotten += await forget_old_records(session, now_ns - int(settings.audit_keep_s * 1e9), BATCH)
     forgotten += await _forget_certificates(session, now_ns - CERTIFICATES_KEPT_AFTER_END_NS)
+    forgotten += await forget_old_churn(session, now_ns)
     return forgotten + await _forget_points(session)
 
 

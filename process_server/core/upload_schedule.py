@@ -14,9 +14,26 @@ from typing import Final
 from process_server.core.backlog import Backlog, GenerationBacklog, SegmentEntry
 from replication.errors import InvalidInput
 from replication.identifiers import BatchKey, GenerationKey, MachineId
+from replication.sealed_segment import MAX_SEGMENT_BYTES
+from replication.upload_limits import MAX_THREADS_PER_MACHINE
 
 DEFAULT_THREADS_PER_MACHINE: Final = 4
-MAX_THREADS_PER_MACHINE: Final = 32
+
+
+THROUGH_WITHIN_S: Final = 60.0
+FEWEST_AT_ONCE: Final = 2
+"""One is on the line while the other's answer is on its way."""
+
+
+def uploads_at_once(limit_bits_per_s: int | None, connections: int) -> int:
+    """How many segments may share the limit so that each is through within a minute; at least two.
+
+    More would be no faster, and a broken upload would have wasted more. Many enough of them would all run out of time, again and again.
+    """
+    if limit_bits_per_s is None:
+        return connections
+    in_time = int(limit_bits_per_s / 8 * THROUGH_WITHIN_S / MAX_SEGMENT_BYTES)
+    return min(connections, max(FEWEST_AT_ONCE, in_time))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,6 @@ from process_server.receipt_watch import ReceiptWatch
 from process_server.spool.record import RecordKind
 from process_server.spool.spool import Spool
 from process_server.store_inquiry import StoredSegment, StoreInquiry
-from process_server.throttle import Throttle
 from process_server.uploader.conditional_put import put_first
 from replication.blob_client.api import BlobClient
 from replication.clock import Clock
@@ -61,7 +60,6 @@ class ManifestCourier:
         client: BlobClient,
         inquiry: StoreInquiry,
         receipts: ReceiptWatch,
-        throttle: Throttle,
         gate: StoreGate,
         clock: Clock,
         metrics: ProcessServerMetrics,
@@ -73,7 +71,6 @@ class ManifestCourier:
         self._client = client
         self._inquiry = inquiry
         self._receipts = receipts
-        self._throttle = throttle
         self._gate = gate
         self._clock = clock
         self._metrics = metrics
@@ -255,7 +252,6 @@ class ManifestCourier:
         content = await self._read(manifest)
         if content is None:
             return
-        await self._throttle.acquire(len(content))
         try:
             metadata = {MANIFEST_HASH_METADATA: manifest.manifest_hash.hex()}
             await put_first(self._client, manifest_name(manifest.key), content, metadata)

@@ -1,7 +1,8 @@
 """From the spool to the store: reads segments, sends them in parallel, each put conditional, nothing given up before it is stored.
 
 Built by ``daemon``; ``run`` in a task, ``wake`` when something new waits. Which segment is next is ``UploadSchedule``'s decision, how
-many may be under way is bounded by the arena and by ``parallel``, how fast is ``Throttle``'s. A put that finds the blob there already is a
+many may be under way is bounded by the arena, by ``parallel`` and by the limit's speed. How fast they go the connections themselves are
+told by ``Throttle``. A put that finds the blob there already is a
 success only if digest *and* tag are equal: the same batch sealed twice has two tags, and manifests name tags (R4). And only if it reads
 back byte for byte, for that is the last moment at which a damaged blob can be replaced: afterwards the spooled record is gone (P1).
 """
@@ -16,7 +17,7 @@ from typing import Final
 from process_server.buffer_arena import BufferArena, Lease
 from process_server.core.backlog import Backlog, SegmentState
 from process_server.core.backoff import SLOW_RETRY_S, Failure, StoreGate, classify
-from process_server.core.upload_schedule import UploadJob, UploadSchedule
+from process_server.core.upload_schedule import UploadJob, UploadSchedule, uploads_at_once
 from process_server.metrics import ProcessServerMetrics
 from process_server.spool.record import RecordKind
 from process_server.spool.spool import Spool
@@ -116,7 +117,8 @@ class SegmentUploader:
     def _start_what_may(self, tasks: asyncio.TaskGroup) -> None:
         now_s = self._clock.monotonic_s()
         self._schedule.unpark(now_s)
-        while self._schedule.in_flight < self._parallel and self._gate.permits(now_s):
+        parallel = uploads_at_once(self._throttle.limit_bits_per_s, self._parallel)
+        while self._schedule.in_flight < parallel and self._gate.permits(now_s):
             job = self._schedule.peek(now_s)
             lease = None if job is None else self._arena.try_lease(job.entry.segment_bytes)
             if job is None or lease is None:
@@ -158,7 +160,6 @@ class SegmentUploader:
             NotFound
         ) as error:  # discarded meanwhile, and its file removed; else the file was taken away from outside
             raise IntegrityError(error.message) from error
-        await self._throttle.acquire(entry.segment_bytes)
         metadata = {SEGMENT_DIGEST_METADATA: entry.digest.hex(), SEGMENT_TAG_METADATA: entry.tag.hex()}
         try:
             await put_first(self._client, segment_name(job.key), buffer, metadata)

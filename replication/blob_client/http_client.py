@@ -25,6 +25,7 @@ from replication.blob_client.api import (
 )
 from replication.blob_client.codes import StorageCode
 from replication.blob_client.failures import BlobConflict, BlobInputRefused, BlobServiceFailed
+from replication.blob_client.pace import Pace
 from replication.blob_client.settings import BlobEndpointSettings
 from replication.blob_client.transport import BlobTransport, Call, body_length, read_document, read_into
 from replication.errors import PeerProtocolError, PeerUnavailable
@@ -61,9 +62,9 @@ def _headers(
 class HttpBlobClient:
     """One storage account over HTTPS; safe for concurrent use within one event loop."""
 
-    def __init__(self, settings: BlobEndpointSettings) -> None:
-        """Read key and CA file (``SettingsError``); no connection is made before the first call."""
-        self._transport = BlobTransport(settings)
+    def __init__(self, settings: BlobEndpointSettings, pace: Pace | None = None) -> None:
+        """Read key and CA file (``SettingsError``); no connection is made before the first call. ``pace`` holds back what is sent."""
+        self._transport = BlobTransport(settings, pace)
 
     async def __aenter__(self) -> Self:
         await self._transport.open()

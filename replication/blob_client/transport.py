@@ -2,7 +2,7 @@
 
 Called by ``http_client.py`` only. Measured (docs/blob-service.md): a large ``bytes`` body costs aiohttp twice the processor time of
 slices, so bodies go out as memoryviews of at most 256 KiB; answers are read as they come into the caller's memory.
-No retries here: the caller knows whether the call may be made again.
+No retries here: the caller knows whether the call may be made again. With a ``Pace`` nothing is sent that it has not let pass.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Final
@@ -21,6 +21,7 @@ from yarl import URL
 
 from replication.blob_client.api import Body
 from replication.blob_client.failures import failure_from_answer
+from replication.blob_client.pace import Pace, on_the_wire
 from replication.blob_client.settings import BlobEndpointSettings, client_tls, read_account_key
 from replication.errors import BlockferryError, PeerProtocolError, PeerUnavailable, Refused
 from replication.shared_key import authorization
@@ -43,14 +44,39 @@ def body_length(body: Body) -> int:
     return sum(view.nbytes for view in body)
 
 
-async def _slices(body: Body, moved: Callable[[], None]) -> AsyncIterator[memoryview]:
-    """The body in pieces; ``moved`` is called before each, which is when the one before went out."""
+@dataclass(frozen=True, slots=True)
+class Outflow:
+    """What watches over a body on its way out: ``deadline`` runs while the line has it, and stands while our own pace holds it back."""
+
+    pace: Pace | None
+    deadline: asyncio.Timeout
+    standstill_s: float
+
+    @property
+    def slice_bytes(self) -> int:
+        return SLICE_BYTES if self.pace is None else min(SLICE_BYTES, self.pace.slice_bytes)
+
+    async def let_pass(self, amount_bytes: int) -> None:
+        """Called before each slice, which is when the one before went out."""
+        if self.pace is not None and not self.pace.try_take(on_the_wire(amount_bytes)):
+            with contextlib.suppress(RuntimeError):  # as below
+                self.deadline.reschedule(None)
+            await self.pace.take(on_the_wire(amount_bytes))
+        # An answer may come before the whole body has gone out: then nobody waits for it here any more.
+        put_off(self.deadline, self.standstill_s)
+
+
+async def paced_slices(body: Body, outflow: Outflow) -> AsyncIterator[memoryview]:
+    """The body in pieces, as fast as ``outflow`` lets them pass."""
     views: Sequence[memoryview] = [memoryview(body)] if isinstance(body, bytes | bytearray | memoryview) else body
     for view in views:
         octets = view.cast("B") if view.nbytes else view
-        for start in range(0, octets.nbytes, SLICE_BYTES):
-            moved()
-            yield octets[start : start + SLICE_BYTES]
+        start = 0
+        while start < octets.nbytes:
+            piece = octets[start : start + outflow.slice_bytes]
+            await outflow.let_pass(piece.nbytes)
+            yield piece
+            start += piece.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +100,10 @@ def encoded_path(container: str, name: str | None) -> str:
 class BlobTransport:
     """The connections to one account. Use as an async context manager; leaving it closes them."""
 
-    def __init__(self, settings: BlobEndpointSettings) -> None:
+    def __init__(self, settings: BlobEndpointSettings, pace: Pace | None = None) -> None:
         """Read key and authorities; raises ``SettingsError`` if they cannot be used. Opens nothing yet."""
         self._settings = settings
+        self._pace = pace
         self._base = settings.url.rstrip("/")
         self._origin = "{0.scheme}://{0.netloc}".format(urlsplit(self._base))
         self._base_path = urlsplit(self._base).path
@@ -130,20 +157,19 @@ class BlobTransport:
         if call.method in ("GET", "HEAD"):
             del headers["Content-Length"]
         standstill_s = self._settings.timeout_s
+        if self._pace is not None:
+            await self._pace.take(on_the_wire(_head_bytes(call.method, self._origin + target, headers)))
         try:
             async with contextlib.AsyncExitStack() as answered:
                 async with asyncio.timeout(standstill_s) as sending:
-
-                    def moved() -> None:
-                        # An answer may come before the whole body has gone out: then nobody waits for it here any more.
-                        put_off(sending, standstill_s)
-
                     response = await answered.enter_async_context(
                         self._session.request(
                             call.method,
                             URL(self._origin + target, encoded=True),
                             headers=headers,
-                            data=_slices(call.body, moved) if length else None,
+                            data=paced_slices(call.body, Outflow(self._pace, sending, standstill_s))
+                            if length
+                            else None,
                             allow_redirects=False,
                         )
                     )
@@ -163,6 +189,11 @@ class BlobTransport:
             raise PeerUnavailable(f"cannot {call.what}: {_said(error)}") from error
         except (aiohttp.ClientError, ValueError) as error:
             raise PeerProtocolError(f"cannot {call.what}: {_said(error)}") from error
+
+
+def _head_bytes(method: str, url: str, headers: Mapping[str, str]) -> int:
+    """A request's line and headers; the host stands in the header and not in the line, and aiohttp adds ``Accept: */*``."""
+    return len(method) + len(url) + sum(len(name) + len(value) + 4 for name, value in headers.items()) + 40
 
 
 def _said(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from typing import Final
 import click
 from rich.console import Console
 
-from tests.bench import chain, lags, report, rivals, tracking
+from tests.bench import chain, lags, report, rivals, throttle, tracking
 from tests.bench.images import DISK_BYTES, MIB, NAMES, make_images
 from tests.bench.measure import Figures, medians
 from tests.harness.requirements import add_system_directories_to_path
@@ -30,7 +30,7 @@ from tests.harness.requirements import add_system_directories_to_path
 GIB: Final = 2**30
 Step = Callable[[int], Figures]
 Steps = list[tuple[str, Step]]
-SCENARIOS: Final = ("images", "deltas", "iops", "harvest", "lags", "freezes", "overload")
+SCENARIOS: Final = ("images", "deltas", "iops", "harvest", "lags", "freezes", "overload", "throttle")
 
 
 def _prefixed(prefix: str, figures: Figures) -> Figures:
@@ -108,6 +108,8 @@ def _once(directory: Path, scenarios: tuple[str, ...]) -> list[tuple[str, Callab
         steps.append(("freezes", functools.partial(lags.freezes, directory / "freezes")))
     if "overload" in scenarios:
         steps.append(("churn beyond the line", functools.partial(lags.overload, directory / "overload")))
+    if "throttle" in scenarios:
+        steps.append(("upload limits", functools.partial(throttle.keeps_to_limits, directory / "throttle")))
     return steps
 
 

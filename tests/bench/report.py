@@ -56,6 +56,19 @@ def _peak(name: str) -> Callable[[Figures], float]:
     return lambda f: f[f"realistic peak_bytes {name}"] / MIB
 
 
+def _figure(name: str) -> Callable[[Figures], float]:
+    return lambda f: f[name]
+
+
+_THROTTLED: Final = {
+    "512_kbps": "512 Kbps",
+    "8_mbps": "8 Mbps",
+    "100_mbps": "100 Mbps",
+    "lowered": "100 Mbps lowered to 512 Kbps",
+    "hours": "40 Mbps, 8 Mbps from the next minute on",
+}
+
+
 TARGETS: Final = (
     Target("share of the cores busy, realistic image", 0.85, lambda f: f["realistic ir_busy"], is_floor=True),
     Target(
@@ -91,6 +104,15 @@ TARGETS: Final = (
     ),
     Target("its backlog is shown with an ETA, share", 0.9, lambda f: f["overload_eta_shown_share"], is_floor=True),
     Target("replication lag at 1 MiB/s of 4 KiB writes, median, s", 3.0, lambda f: f["lag_1_mib_per_s_median_s"]),
+    *(
+        Target(f"worst 10 s ÷ limit, {name}", 1.03, _figure(f"throttle_{key}_worst_10_s_ratio"))
+        for key, name in _THROTTLED.items()
+    ),
+    *(
+        Target(f"mean ÷ limit, {name}", 0.9, _figure(f"throttle_{key}_mean_ratio"), is_floor=True)
+        for key, name in _THROTTLED.items()
+        if key != "lowered"
+    ),
     *(
         Target(f"peak RssAnon of {name}, MiB", 192.0 if name == "process-server" else 160.0, _peak(name))
         for name in DAEMONS

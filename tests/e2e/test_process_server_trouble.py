@@ -14,18 +14,21 @@ from random import Random
 import pytest
 
 from process_server.daemon import Surroundings
+from process_server.limits_memory import FILE_NAME
 from process_server.spool.files import DirectoryFiles, SpoolFile
 from process_server.spool.record import RECORD_HEADER_BYTES, RecordKind
 from process_server.spool.recovery import RecoveredRecord, Recovery
 from replication.blob_client.failures import failure_from_answer
+from replication.control_plane import ProcessServerDesired
 from replication.data_plane import SegmentsMissing
 from replication.epoch_manifest import manifest_hash
 from replication.errors import Overloaded, PeerUnavailable, SettingsError
 from replication.identifiers import GenerationId, GenerationKey, MachineId
 from replication.service.health import HealthState
 from replication.store_layout import segment_name
+from replication.upload_limits import NO_LIMITS, UploadLimits
 from tests.harness.epochs import new_uuid
-from tests.harness.process_site import MIB, LabAgent, LabSite, ShippedDisk, lab_settings, running_site
+from tests.harness.process_site import MIB, LabAgent, LabConfigServer, LabSite, ShippedDisk, lab_settings, running_site
 
 RANDOM = Random(21)
 
@@ -40,6 +43,10 @@ def new_disk(site: LabSite, *, machine: MachineId | None = None) -> ShippedDisk:
     disk = ShippedDisk(RANDOM, machine or MachineId(new_uuid(RANDOM)))
     site.config.grants[disk.key] = disk.grant
     return disk
+
+
+def told(limits: UploadLimits) -> ProcessServerDesired:
+    return ProcessServerDesired(upload=limits)
 
 
 def health(site: LabSite, name: str) -> HealthState:
@@ -116,25 +123,38 @@ async def test_lost_answers_of_the_store_change_nothing(site: LabSite) -> None:
 
 async def test_upload_threads_per_machine_are_kept_to_and_changed_live(tmp_path: Path) -> None:
     async with running_site(
-        tmp_path, settings=lab_settings(tmp_path / "process-server", threads_per_machine=2)
+        tmp_path, settings=lab_settings(tmp_path / "process-server", threads_per_machine=4)
     ) as site:
-        site.config.desired = site.config.desired.model_copy(update={"upload_threads_per_machine": 2})
         disk = new_disk(site)
         site.store.held.clear()
         await disk.ship(site.agent(disk.machine), 1, 12)
-        await site.until(lambda: site.store.in_flight == 2, "two uploads")
-        assert site.store.most_in_flight == 2
-        site.config.desired = site.config.desired.model_copy(update={"upload_threads_per_machine": 5})
-        await site.until(lambda: site.store.in_flight == 5, "five uploads")
+        await site.until(lambda: site.store.in_flight == 4, "four uploads")
+        assert site.store.most_in_flight == 4
+        site.config.desired = told(UploadLimits(threads_per_machine=6))
+        await site.until(lambda: site.store.in_flight == 6, "six uploads")
         site.store.held.set()
         await site.until_drained()
-        assert site.store.most_in_flight == 5
+        assert site.store.most_in_flight == 6
+
+
+async def test_a_limit_holds_after_a_restart_while_the_configuration_server_is_away(tmp_path: Path) -> None:
+    config = LabConfigServer()
+    config.desired = told(UploadLimits(limit_bits_per_s=800_000))
+    async with running_site(tmp_path, config=config) as site:
+        await site.until((site.state_dir / FILE_NAME).exists, "the limit to be remembered")
+    config.down = True
+    async with running_site(tmp_path, config=config) as site:
+        assert site.running.throttle.limit_bits_per_s == 800_000
+        config.desired, config.down = told(NO_LIMITS), False
+        await site.until(lambda: site.running.throttle.limit_bits_per_s is None, "no limit")
+        observed = config.observations[-1].upload
+        assert observed is not None
 
 
 async def test_an_upload_limit_reaches_the_throttle_and_leaves_it(site: LabSite) -> None:
-    site.config.desired = site.config.desired.model_copy(update={"upload_limit_bits_per_s": 800_000})
+    site.config.desired = told(UploadLimits(limit_bits_per_s=800_000))
     await site.until(lambda: site.running.throttle.limit_bits_per_s == 800_000, "the limit")
-    site.config.desired = site.config.desired.model_copy(update={"upload_limit_bits_per_s": None})
+    site.config.desired = told(NO_LIMITS)
     await site.until(lambda: site.running.throttle.limit_bits_per_s is None, "no limit")
 
 

@@ -127,7 +127,7 @@ async def certificate_site(
             return client
 
         around = Surroundings(
-            open_store=lambda _settings: contextlib.nullcontext(store),
+            open_store=lambda _settings, _pace: contextlib.nullcontext(store),
             open_config_server=open_config_server,
             chance=lambda: 0.0,
         )

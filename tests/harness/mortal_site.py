@@ -182,7 +182,6 @@ class World:
                 enrolled_ns=1,
                 connected=False,
                 draining=False,
-                upload_threads_per_machine=4,
             )
             session.add_all([machine, server])
             await session.flush()

@@ -57,6 +57,7 @@ from replication.segment_keys import manifest_key
 from replication.service.health import HealthBoard
 from replication.service.observability import ObservabilitySettings
 from replication.service.problem import error_from_problem
+from replication.settings import parse_settings
 from replication.store_documents import Receipt
 from replication.store_layout import (
     REPLICATION_CONTAINER,
@@ -378,7 +379,7 @@ def lab_settings(state_dir: Path, *, limit_bytes: int = 256 * MIB, **upload: int
         state_dir=state_dir,
         spool=SpoolSettings(limit_bytes),
         intake=IntakeSettings(),
-        upload=UploadSettings(**upload),
+        upload=parse_settings(UploadSettings, upload),
         observability=ObservabilitySettings("127.0.0.1:0"),
     )
 
@@ -402,7 +403,7 @@ async def running_site(
         authority.issue(Role.PROCESS_SERVER, new_uuid(Random(name)), settings.identity_directory)
     surroundings = replace(
         around or Surroundings(),
-        open_store=lambda _settings: contextlib.nullcontext(store),
+        open_store=lambda _settings, _pace: contextlib.nullcontext(store),
         open_config_server=lambda _url, _tls: config,
         chance=lambda: 0.0,
     )

@@ -18,8 +18,10 @@ from process_server.config import ConfigServerSettings, Settings
 from process_server.core.backlog import SegmentState
 from process_server.daemon import ConfigServer, Surroundings, _Site
 from process_server.intake.body import Body
+from process_server.limits_memory import LimitsMemory
 from process_server.rebuild import rebuild_backlog
 from process_server.spool.files import DirectoryFiles
+from process_server.throttle import Throttle
 from replication.blob_client.settings import BlobEndpointSettings
 from replication.clock import Clock
 from replication.control_plane import DataKeyGrant
@@ -29,6 +31,7 @@ from replication.errors import PeerUnavailable
 from replication.identifiers import BatchKey, EpochId, EpochKey, GenerationKey
 from replication.service.health import HealthBoard
 from replication.store_layout import REPLICATION_CONTAINER, manifest_name, segment_name
+from replication.upload_limits import NO_LIMITS
 from tests.simulation.agent_machine import Intake
 from tests.simulation.control_model import MACHINE
 from tests.simulation.network import Network, StoreClient
@@ -139,7 +142,11 @@ class ProcessServerMachine(Intake):
             client,
             client,
             cast("ConfigServer", _ConfigServer(process, self._ask_key)),
+            Throttle(None, around.clock),
+            LimitsMemory(self._settings.state_dir),
+            None,
         )
+        site.limits.tell(NO_LIMITS)  # as its first heartbeat would
         site.spool.budget.file_bytes = _FILE_BYTES
         site.spool.budget.limit_bytes = self.spool_limit_bytes
         site.spool.budget.headroom_bytes = self.spool_limit_bytes // 8

@@ -100,18 +100,18 @@ def _figures() -> None:
         sa.PrimaryKeyConstraint("item_id", "disk_id", name=op.f("pk_disk_churn")),
     )
     op.create_table(
-        "churn_hours",
+        "item_churn_hours",
         sa.Column("item_id", sa.String(36), nullable=False),
         sa.Column("disk_id", sa.String(36), nullable=False),
         sa.Column("hour", sa.BigInteger(), nullable=False),
         sa.Column("changed_bytes", sa.BigInteger(), nullable=False),
-        sa.ForeignKeyConstraint(["disk_id"], ["disks.id"], name=op.f("fk_churn_hours_disk_id_disks")),
+        sa.ForeignKeyConstraint(["disk_id"], ["disks.id"], name=op.f("fk_item_churn_hours_disk_id_disks")),
         sa.ForeignKeyConstraint(
-            ["item_id"], ["protected_items.id"], name=op.f("fk_churn_hours_item_id_protected_items")
+            ["item_id"], ["protected_items.id"], name=op.f("fk_item_churn_hours_item_id_protected_items")
         ),
-        sa.PrimaryKeyConstraint("item_id", "disk_id", "hour", name=op.f("pk_churn_hours")),
+        sa.PrimaryKeyConstraint("item_id", "disk_id", "hour", name=op.f("pk_item_churn_hours")),
     )
-    op.create_index("ix_churn_hours_hour", "churn_hours", ["hour"])
+    op.create_index("ix_item_churn_hours_hour", "item_churn_hours", ["hour"])
     op.create_table(
         "process_server_load",
         sa.Column("process_server_id", sa.String(36), nullable=False),

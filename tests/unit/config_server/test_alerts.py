@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy import select, update
 
 from config_server.ages import Ages
-from config_server.alert_tables import AlertRow, ChurnHourRow, DiskChurnRow, ProcessServerLoadRow
+from config_server.alert_tables import AlertRow, DiskChurnRow, ItemChurnHourRow, ProcessServerLoadRow
 from config_server.churn import churn_of_day, follow_churn, hour_of
 from config_server.config import HistorySettings
 from config_server.process_server_load import follow_load
@@ -358,7 +358,7 @@ async def test_churn_of_a_day_is_counted_over_restarts_of_the_agent_and_ends_aft
     async with database.read() as session:
         counted = sum((await churn_of_day(session, clock())).values())
         assert total - 2000 <= counted <= total
-        assert len(list(await session.scalars(select(ChurnHourRow)))) == 2
+        assert len(list(await session.scalars(select(ItemChurnHourRow)))) == 2
     clock.passes(25 * 3600)
     async with database.read() as session:
         assert sum((await churn_of_day(session, clock())).values()) == 0
@@ -412,9 +412,9 @@ async def test_old_alerts_and_hours_are_forgotten_raised_ones_never(site: Driven
     item = await site.replicate()
     history = dataclasses.replace(HistorySettings(), events_keep_s=DAY_S)
     async with site.lab.running.site.database.write() as session:
-        session.add(ChurnHourRow(item_id=item, disk_id=DISK, hour=hour_of(clock()) - 31 * 24, changed_bytes=1))
+        session.add(ItemChurnHourRow(item_id=item, disk_id=DISK, hour=hour_of(clock()) - 31 * 24, changed_bytes=1))
     async with site.lab.running.site.database.write() as session:
         await forget_what_is_over(session, history, clock() + 2 * DAY_S * 10**9)
     async with site.lab.running.site.database.read() as session:
         assert [row.cleared_ns for row in await session.scalars(select(AlertRow))] == [None]
-        assert list(await session.scalars(select(ChurnHourRow))) == []
+        assert list(await session.scalars(select(ItemChurnHourRow))) == []

@@ -17,8 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from config_server.database import DATABASE_FILE, Database, migration_config, sqlite_url
 from config_server.policies import ensure_default_policy, find_policy
-from config_server.tables import Base, GenerationRow, JobRow, MachineRow, PolicyRow, ProtectedItemRow
+from config_server.tables import Base, GenerationRow, JobRow, MachineRow, PolicyRow, ProcessServerRow, ProtectedItemRow
+from config_server.upload_limits import limits_of
 from replication.errors import NotFound, SettingsError
+from replication.upload_limits import NO_LIMITS, UploadLimits
 from tests.harness.each_database import in_use
 from tests.harness.source_tree import SourceTree
 
@@ -261,3 +263,32 @@ def test_no_row_is_locked_for_itself() -> None:
         path for path, content in files.items() if path.startswith("config_server/") and "with_for_update" in content
     ]
     assert found == []
+
+
+async def test_upload_limits_that_were_set_before_there_were_work_hours_are_kept(
+    database: Database, tmp_path: Path
+) -> None:
+    def upgrade_to_before(connection: Connection) -> None:
+        alembic.command.upgrade(migration_config(connection), "0010")
+
+    engine = create_async_engine(sqlite_url(tmp_path / "state.sqlite"))
+    async with engine.begin() as old:
+        await old.run_sync(upgrade_to_before)
+        for name, threads, limit in (("a", 4, None), ("b", 1, 64_000), ("c", 8, 20_000_000)):
+            await old.execute(
+                text(
+                    "INSERT INTO process_servers (id, hostname, machine_fingerprint, service_url, enrolled_ns, connected, "
+                    "draining, upload_threads_per_machine, upload_limit_bits_per_s) "
+                    "VALUES (:name, :name, :name, '', 1, 0, 0, :threads, :bits)"
+                ),
+                {"name": name, "threads": threads, "bits": limit},
+            )
+    await engine.dispose()
+    await database.upgrade()
+    async with database.read() as session:
+        rows = await session.scalars(select(ProcessServerRow).order_by(ProcessServerRow.id))
+        assert [limits_of(row) for row in rows] == [
+            NO_LIMITS,
+            UploadLimits(limit_bits_per_s=512_000),
+            UploadLimits(limit_bits_per_s=20_000_000, threads_per_machine=8),
+        ]

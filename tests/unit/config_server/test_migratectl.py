@@ -436,3 +436,48 @@ def test_tokens_certificates_and_the_audit_log(server: Server, ctl: Ctl, tmp_pat
     assert "POST /api/v1/tokens → 403" in ctl("audit", "--actor", "reader:eve").output
     assert ctl("audit", "--export", "--after", str(lines[-1]["id"])).output == ""
     assert ctl("audit", "--verify").exit_code == 0
+
+
+def test_upload_limits_are_set_and_shown(ctl: Ctl) -> None:
+    made = ctl(
+        "set-upload-limits", "ps-1", "--work-limit", "20 Mbps", "--time-zone", "Europe/Berlin", "--limit", "100 Mbps"
+    )
+    assert "ps-1: mon-fri 08:00-18:00 Europe/Berlin: 20 Mbps; else: 100 Mbps" in made.output.replace("\n", " ")
+    shown = json.loads(ctl("upload-limits", "--json").output)["items"][0]
+    assert shown["limits"]["work_hours"]["time_zone"] == "Europe/Berlin"
+    assert "Europe/Berlin" in ctl("upload-limits").output.replace("\n", "")
+    assert "LIMIT" in ctl("process-servers").output
+    refused = ctl("set-upload-limits", "ps-1", "--time-zone", "Berlin")
+    assert refused.exit_code == 1
+    assert "Europe/Berlin" in refused.output
+    assert ctl("set-upload-limits", "ps-1").exit_code == 2
+    cleared = json.loads(ctl("set-upload-limits", "ps-1", "--work-hours", "off", "--limit", "off", "--json").output)
+    assert cleared["limits"] == {"threads_per_machine": None, "limit_bits_per_s": None, "work_hours": None}
+
+
+def test_size_prints_writes_a_page_and_refuses_what_is_no_rate(ctl: Ctl, tmp_path: Path) -> None:
+    page = tmp_path / "sizing.html"
+    told = ctl("size", "--bandwidth", "25 Mbps", "--wire-ratio", "0.5", "--html", str(page))
+    assert told.exit_code == 0, told.output
+    assert "1 x appliance" in told.output
+    assert "25 Mbps (given)" in told.output
+    assert "<svg " in page.read_text()
+    assert json.loads(ctl("size", "--json").output)["wire_ratio"] == 1.0
+    assert ctl("size", "--bandwidth", "fast").exit_code == 2
+    assert ctl("size", "--point-interval", "1 s").exit_code == 1
+    refused = ctl("size", "--html", str(tmp_path / "none" / "sizing.html"))
+    assert (refused.exit_code, "cannot write" in refused.output) == (1, True)
+
+
+def test_plan_has_agents_measure_and_stops_them(ctl: Ctl) -> None:
+    assert ctl("plan", "--profile", "1 s").exit_code == 2
+    assert ctl("plan", "--stop").exit_code == 2
+    assert ctl("plan", "--profile", "1 h", "nowhere").exit_code == 1
+    begun = ctl("plan", "--profile", "24 h", "web-1", "--json")
+    assert begun.exit_code == 0, begun.output
+    assert '"duration_s": 86400.0' in begun.output
+    planned = ctl("plan")
+    assert planned.exit_code == 0, planned.output
+    assert "1 x appliance" in planned.output
+    assert ctl("plan", "--stop", "web-1").exit_code == 0
+    assert ctl("plan", "--stop", "web-1").exit_code == 1

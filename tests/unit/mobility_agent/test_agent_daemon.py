@@ -23,6 +23,7 @@ from mobility_agent.protection.item_session import ItemSession
 from mobility_agent.shipping.process_server_client import ProcessServerClient
 from mobility_agent.sole_agent import hold_machine
 from mobility_agent.unprotected_disks import UnprotectedDisks
+from replication.churn_profile import ProfileOrder
 from replication.control_plane import (
     AgentDesired,
     AgentObservation,
@@ -342,3 +343,20 @@ async def test_what_somebody_may_wait_for_is_reported_at_once_and_the_rest_at_th
         assert len(server.observations) == reported
         server.news.append(wish(8))
         await site.until(lambda: server.observations[-1].revision == 8)
+
+
+async def test_churn_is_measured_on_the_server_s_word_and_reported_with_the_heartbeat(settings: AgentSettings) -> None:
+    order = ProfileOrder(request=str(uuid.uuid4()), disks=[str(uuid.uuid4())], duration_s=60)
+    server = ConfigServer()
+    server.news.append(AgentDesired(revision=8, item=None, profile=order))
+    async with running(settings, server) as agent:
+        await agent.until(lambda: bool(server.observations) and server.observations[-1].profile is not None)
+        await agent.until(
+            lambda: (seen := server.observations[-1].profile) is not None and seen.disks[0].state == "failed"
+        )
+        seen = server.observations[-1].profile
+        assert seen is not None
+        assert seen.request == order.request
+        assert seen.disks[0].problem  # there is no such disk
+        server.news.append(AgentDesired(revision=9, item=None))
+        await agent.until(lambda: server.observations[-1].profile is None)

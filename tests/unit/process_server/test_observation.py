@@ -7,6 +7,7 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from process_server.core.backlog import Backlog
@@ -45,17 +46,20 @@ class Rig:
         self.uploader = SimpleNamespace(blob_problem=None, damaged_at_s=None)
         self.courier = SimpleNamespace(problem=None)
         self.clock = clock
+        self.throttle = Throttle(None, clock)
+        self.registry = CollectorRegistry()
         self.observation = Observation(
             "https://ps:9443",
             Backlog(),
             cast("Any", self.spool),
-            cast("Any", SimpleNamespace(in_flight=0)),
+            cast("Any", SimpleNamespace(in_flight=0, threads_per_machine=4)),
             cast("Any", self.uploader),
             cast("Any", self.courier),
             cast("Any", self.gate),
-            Throttle(None, clock),
+            self.throttle,
+            cast("Any", SimpleNamespace(in_force=lambda: None)),
             cast("Any", SimpleNamespace(seen_lately=list)),
-            ProcessServerMetrics(CollectorRegistry()),
+            ProcessServerMetrics(self.registry),
             self.board,
             clock,
             cast("Any", SimpleNamespace(cpu_fraction=lambda: 0.25, memory_fraction=lambda: 0.5)),
@@ -150,3 +154,21 @@ async def test_the_observation_says_what_is_free_and_nothing_where_the_disk_does
     assert (seen.cpu_fraction, seen.memory_fraction, seen.upload_backlog_age_s) == (0.25, 0.5, 0.0)
     rig.spool.available = None
     assert (await rig.observation.observe()).spool_free_fraction == 0.0
+
+
+@in_virtual_time
+async def test_what_is_sent_is_exported_beside_the_limit_that_holds() -> None:
+    rig = Rig()
+    rig.throttle.set_limit(8_000_000)
+    for _ in range(200):
+        await rig.throttle.take(50_000)
+    rig.observation.refresh()
+    rig.observation.refresh()
+
+    def exported(name: str) -> float | None:
+        return rig.registry.get_sample_value(f"blockferry_process_server_{name}")
+
+    assert exported("store_sent_bytes_total") == 10_000_000
+    assert exported("throttle_limit_bits_per_second") == 8_000_000
+    assert exported("throttle_measured_bits_per_second") == pytest.approx(8_000_000, rel=0.06)
+    assert exported("upload_threads_per_machine") == 4

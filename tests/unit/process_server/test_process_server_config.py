@@ -12,11 +12,14 @@ from replication.batch_frame import MAX_FRAME_BYTES
 from replication.errors import SettingsError
 from replication.sealed_segment import MAX_SEGMENT_BYTES
 from replication.settings import parse_settings
+from replication.upload_limits import limits_text
 
 REQUIRED: dict[str, Any] = {
     "config_server": {"url": "https://appliance.example.internal"},
     "store": {"url": "https://sink.example.internal/blockferry", "account": "blockferry", "key_file": "/key"},
 }
+
+HOURS: dict[str, Any] = {"days": ["mon", "fri"], "start": "08:00", "end": "18:00", "time_zone": "Europe/Berlin"}
 
 
 def parsed(**changes: Any) -> Settings:
@@ -48,8 +51,18 @@ def test_what_is_required_cannot_be_left_out(missing: str) -> None:
         ("intake", {"sealing_threads": 65}),
         ("intake", {"compression_level": 20}),
         ("intake", {"body_timeout_s": 0}),
+        ("upload", {"threads_per_machine": 3}),
         ("upload", {"threads_per_machine": 33}),
-        ("upload", {"limit_bits_per_s": "63 Kbps"}),
+        ("upload", {"limit_bits_per_s": "511 Kbps"}),
+        ("upload", {"limit_bits_per_s": "1024 Mbps"}),
+        ("upload", {"work_hours": HOURS | {"limit_bits_per_s": "1 Kbps"}}),
+        ("upload", {"work_hours": HOURS | {"days": []}}),
+        ("upload", {"work_hours": HOURS | {"days": ["mon", "mon"]}}),
+        ("upload", {"work_hours": HOURS | {"days": ["monday"]}}),
+        ("upload", {"work_hours": HOURS | {"start": "8:00"}}),
+        ("upload", {"work_hours": HOURS | {"end": "24:01"}}),
+        ("upload", {"work_hours": HOURS | {"end": "08:00"}}),
+        ("upload", {"work_hours": HOURS | {"time_zone": "Europe/Berlni"}}),
         ("upload", {"buffer_bytes": "8 MiB"}),
         ("config_server", {"url": "http://appliance"}),
         ("config_server", {"url": "https://appliance/path"}),
@@ -66,6 +79,22 @@ def test_what_is_required_cannot_be_left_out(missing: str) -> None:
 def test_what_cannot_be_meant_is_refused(section: str, value: object) -> None:
     with pytest.raises(SettingsError, match="cannot"):
         parsed(**{section: value})
+
+
+def test_work_hours_of_the_file_become_the_limits_that_are_obeyed() -> None:
+    upload = parsed(
+        upload={"limit_bits_per_s": "100 Mbps", "work_hours": HOURS | {"limit_bits_per_s": "20 Mbps"}}
+    ).upload
+    assert (
+        limits_text(upload.limits)
+        == "mon,fri 08:00-18:00 Europe/Berlin: 20 Mbps; else: 100 Mbps; 4 threads per machine"
+    )
+
+
+def test_a_time_zone_that_is_not_known_is_refused_with_the_nearest_ones() -> None:
+    with pytest.raises(SettingsError, match="Berlni") as refused:
+        parsed(upload={"work_hours": HOURS | {"time_zone": "Europe/Berlni"}})
+    assert "Europe/Berlin" in (refused.value.hint or "")
 
 
 def test_agents_are_told_the_service_url_the_address_or_this_machines_name() -> None:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from process_server.throttle import Throttle
+from replication.blob_client.transport import SLICE_BYTES
 from tests.harness.process_time import in_virtual_time, now_s, virtual_clock
 
 KIB = 1024
@@ -14,20 +15,23 @@ MBPS = 10**6
 
 
 @in_virtual_time
-async def test_without_a_limit_nobody_waits() -> None:
+async def test_without_a_limit_nobody_waits_and_slices_are_as_large_as_may_be() -> None:
     throttle = Throttle(None, virtual_clock())
+    assert throttle.slice_bytes == SLICE_BYTES
     for _ in range(100):
-        await throttle.acquire(2**30)
+        assert throttle.try_take(2**30)
+        await throttle.take(2**30)
     assert now_s() == 0
-    assert throttle.granted_bytes == 100 * 2**30
+    assert throttle.sent_bytes == 200 * 2**30
 
 
 @in_virtual_time
 async def test_the_rate_is_kept_to_over_time() -> None:
     throttle = Throttle(8 * MBPS, virtual_clock())  # a million bytes a second
-    for _ in range(100):
-        await throttle.acquire(500_000)
-    await throttle.acquire(1)
+    for _ in range(1000):
+        await throttle.take(throttle.slice_bytes)
+    await throttle.take(1)
+    assert throttle.slice_bytes == 50_000
     assert now_s() == pytest.approx(50, rel=0.01)
 
 
@@ -36,7 +40,7 @@ async def test_what_waits_goes_in_order_of_arrival() -> None:
     throttle, order = Throttle(8 * MBPS, virtual_clock()), []
 
     async def send(name: int, amount: int) -> None:
-        await throttle.acquire(amount)
+        await throttle.take(amount)
         order.append((name, round(now_s())))
 
     async with asyncio.TaskGroup() as tasks:
@@ -46,10 +50,22 @@ async def test_what_waits_goes_in_order_of_arrival() -> None:
 
 
 @in_virtual_time
+async def test_nobody_goes_at_once_while_others_wait_or_the_bucket_is_in_debt() -> None:
+    throttle = Throttle(8 * MBPS, virtual_clock())
+    assert throttle.try_take(1_000_000)
+    assert not throttle.try_take(1)
+    waiting = asyncio.create_task(throttle.take(1))
+    await asyncio.sleep(0.99)
+    assert not throttle.try_take(1)
+    await waiting
+    assert throttle.sent_bytes == 1_000_001
+
+
+@in_virtual_time
 async def test_a_lifted_limit_reaches_who_waits_already() -> None:
-    throttle = Throttle(64_000, virtual_clock())
-    await throttle.acquire(8 * 2**20)  # a debt of a quarter of an hour
-    waiting = asyncio.create_task(throttle.acquire(1))
+    throttle = Throttle(512_000, virtual_clock())
+    await throttle.take(8 * 2**20)  # a debt of two minutes
+    waiting = asyncio.create_task(throttle.take(1))
     await asyncio.sleep(10)
     assert not waiting.done()
     throttle.set_limit(None)
@@ -60,31 +76,31 @@ async def test_a_lifted_limit_reaches_who_waits_already() -> None:
 @in_virtual_time
 async def test_a_lowered_limit_counts_from_now_on() -> None:
     throttle = Throttle(None, virtual_clock())
-    await throttle.acquire(10**9)
+    await throttle.take(10**9)
     throttle.set_limit(8 * MBPS)
-    await throttle.acquire(1_000_000)
+    await throttle.take(1_000_000)
     assert now_s() == 0
-    await throttle.acquire(1)
+    await throttle.take(1)
     assert now_s() == pytest.approx(1, abs=0.01)
 
 
 @in_virtual_time
 async def test_who_is_cancelled_takes_nothing_and_holds_up_nobody() -> None:
     throttle = Throttle(8 * MBPS, virtual_clock())
-    await throttle.acquire(1_000_000)
-    first, second = asyncio.create_task(throttle.acquire(10**9)), asyncio.create_task(throttle.acquire(1))
+    await throttle.take(1_000_000)
+    first, second = asyncio.create_task(throttle.take(10**9)), asyncio.create_task(throttle.take(1))
     await asyncio.sleep(0.5)
     first.cancel()
     await second
     assert now_s() == pytest.approx(1, abs=0.01)
-    assert throttle.granted_bytes == 1_000_001
+    assert throttle.sent_bytes == 1_000_001
 
 
 @in_virtual_time
 async def test_the_measured_rate_is_that_of_the_last_ten_seconds() -> None:
     throttle = Throttle(None, virtual_clock())
     for _ in range(40):
-        await throttle.acquire(100 * KIB)
+        await throttle.take(100 * KIB)
         await asyncio.sleep(0.5)
     assert throttle.measured_bytes_per_s() == pytest.approx(200 * KIB, rel=0.06)
     await asyncio.sleep(11)

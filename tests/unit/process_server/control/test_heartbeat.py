@@ -8,6 +8,7 @@ from process_server.control.heartbeat import CHECK, Heartbeat
 from replication.control_plane import ProcessServerDesired, ProcessServerObservation
 from replication.errors import BlockferryError, InvalidInput, PeerProtocolError, PeerUnavailable
 from replication.service.health import HealthBoard, HealthState
+from replication.upload_limits import UploadLimits
 from tests.harness.process_time import in_virtual_time, virtual_clock
 
 OBSERVATION = ProcessServerObservation(
@@ -36,7 +37,7 @@ class Rig:
         if self.failure is not None:
             raise self.failure
         self.received.append(observation)
-        return ProcessServerDesired(upload_threads_per_machine=7)
+        return ProcessServerDesired(upload=UploadLimits(threads_per_machine=7))
 
     def apply(self, desired: ProcessServerDesired) -> None:
         if self.refused is not None:
@@ -54,7 +55,7 @@ async def test_each_heartbeat_reports_and_obeys() -> None:
     await asyncio.sleep(21)
     task.cancel()
     assert rig.received == [OBSERVATION] * 5
-    assert [desired.upload_threads_per_machine for desired in rig.applied] == [7] * 5
+    assert [desired.upload.threads_per_machine for desired in rig.applied] == [7] * 5
     assert rig.health() is HealthState.OK
     assert all(rig.answered)
 

@@ -19,7 +19,6 @@ from process_server.receipt_watch import ReceiptWatch
 from process_server.spool.record import RecordHeader, RecordKind
 from process_server.spool.spool import Spool
 from process_server.store_inquiry import StoreInquiry
-from process_server.throttle import Throttle
 from process_server.uploader.manifest_courier import ManifestCourier
 from replication.blob_client.failures import failure_from_answer
 from replication.data_plane import BatchAcknowledgement
@@ -57,7 +56,6 @@ class Rig:
             self.store,
             StoreInquiry(self.store),
             self.receipts,
-            Throttle(None, clock),
             self.gate,
             clock,
             ProcessServerMetrics(CollectorRegistry()),

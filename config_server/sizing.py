@@ -1,0 +1,149 @@
+"""Sizing from observed churn: what the history of ``churn_history.py`` needs by the arithmetic of ``core/sizing.py``. Called by the API."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from config_server.churn_history import HOUR_NS, KEPT_HOURS, churn_by_hour
+from config_server.churn_profiles import profiled_churn
+from config_server.core.capacity import APPLIANCE, PROCESS_SERVER, CapacityTable
+from config_server.core.sizing import (
+    DAY_S,
+    LINES_BITS_PER_S,
+    Machines,
+    SiteChurn,
+    bandwidth_needed_bits_per_s,
+    fleet_for,
+    intervals_of,
+    profiled_rpo_s,
+    reach_of,
+    site_churn,
+    with_profiles,
+)
+from config_server.operator_plane import timestamp
+from config_server.sizing_documents import (
+    HourlyChurn,
+    PlannedInterval,
+    SizedLine,
+    SizedMachines,
+    SizedServer,
+    SizingReport,
+)
+from config_server.tables import DiskRow, ItemDiskRow, MachineRow, ProtectedItemRow
+
+SHORT_S: Final = DAY_S
+
+
+async def size_site(
+    session: AsyncSession,
+    bandwidth_bits_per_s: float | None,
+    wire_ratio: float,
+    point_interval_s: float,
+    now_ns: int,
+    *,
+    profiles: bool = False,
+) -> SizingReport:
+    """Every enrolled server counts with its disks; those under protection with what they changed while they replicated.
+
+    ``profiles``: the others with what was measured of them.
+    """
+    servers = await session.scalar(select(func.count()).select_from(MachineRow)) or 0
+    disk_bytes = await _disk_bytes(session)
+    churn = site_churn(await churn_by_hour(session, now_ns // HOUR_NS - KEPT_HOURS))
+    profiled = await profiled_churn(session) if profiles else []
+    churn, intervals = with_profiles(churn, profiled), intervals_of(profiled)
+    needed = bandwidth_needed_bits_per_s(churn.busiest_bytes_per_s, wire_ratio)
+    fleet = fleet_for(churn.bytes_per_day, servers)
+    machines = [_sized(APPLIANCE, fleet.appliances)]
+    if fleet.process_servers is not None:
+        machines.append(_sized(PROCESS_SERVER, fleet.process_servers))
+    lines = [*LINES_BITS_PER_S, *(line for line in (bandwidth_bits_per_s, needed) if line)]
+    return SizingReport(
+        made_at=timestamp(now_ns),
+        servers=servers,
+        disk_bytes=disk_bytes,
+        churn_bytes_per_day=churn.bytes_per_day,
+        busiest_hour_bytes_per_s=churn.busiest_bytes_per_s,
+        wire_ratio=wire_ratio,
+        point_interval_s=point_interval_s,
+        bandwidth_needed_bits_per_s=needed,
+        machines=machines,
+        lines=[
+            SizedLine(
+                bits_per_s=reach.bits_per_s,
+                initial_replication_s=reach.initial_replication_s,
+                rpo_s=reach.rpo_s,
+                profiled_rpo_s=profiled_rpo_s(intervals, reach.bits_per_s, wire_ratio),
+                asked_for=reach.bits_per_s == bandwidth_bits_per_s,
+                needed=reach.bits_per_s == needed,
+            )
+            for reach in reach_of(
+                lines, disk_bytes, churn.mean_bytes_per_s, churn.busiest_bytes_per_s, wire_ratio, point_interval_s
+            )
+        ],
+        intervals=[
+            PlannedInterval(
+                interval_s=each.interval_s,
+                mean_bytes=each.mean_bytes,
+                most_bytes=each.most_bytes,
+                amplification=each.amplification,
+            )
+            for each in intervals
+        ],
+        hours=[
+            HourlyChurn(at=timestamp(hour * HOUR_NS), bytes_per_s=bytes_per_s) for hour, bytes_per_s in churn.by_hour
+        ],
+        observed=[
+            SizedServer(
+                server=each.server,
+                mean_bytes_per_s=each.mean_bytes_per_s,
+                busiest_hour_bytes_per_s=each.busiest_bytes_per_s,
+                observed_s=each.observed_s,
+                warnings=list(each.warnings),
+            )
+            for each in churn.servers
+        ],
+        notes=_notes(churn, servers),
+    )
+
+
+async def _disk_bytes(session: AsyncSession) -> int:
+    """Of disks under protection their size as replicated; of servers without protection all of their disks."""
+    protected = select(ProtectedItemRow.machine_id).where(ProtectedItemRow.ended_ns.is_(None))
+    of_items = await session.scalar(
+        select(func.sum(ItemDiskRow.size_bytes))
+        .join(ProtectedItemRow, ProtectedItemRow.id == ItemDiskRow.item_id)
+        .where(ProtectedItemRow.ended_ns.is_(None))
+    )
+    others = await session.scalar(
+        select(func.sum(DiskRow.size_bytes)).where(DiskRow.present, DiskRow.machine_id.not_in(protected))
+    )
+    return int(of_items or 0) + int(others or 0)
+
+
+def _sized(table: CapacityTable, machines: Machines) -> SizedMachines:
+    size = machines.tier.size
+    return SizedMachines(
+        kind=table.name,
+        count=machines.count,
+        tier=table.tiers.index(machines.tier) + 1,
+        cpu_count=size.cpu_count,
+        memory_bytes=size.memory_bytes,
+        spool_bytes=size.spool_bytes,
+        each_churn_bytes_per_day=machines.each_churn_bytes_per_day,
+        each_servers=machines.each_servers,
+    )
+
+
+def _notes(churn: SiteChurn, servers: int) -> list[str]:
+    notes = ["churn counts whole granules of 64 KiB, once an epoch: an upper bound of what longer intervals would send"]
+    unseen = servers - len(churn.servers)
+    if unseen > 0:
+        notes.append(f"{unseen} of {servers} servers have no observed churn: they count with their disks only")
+    short = [each.server for each in churn.servers if each.observed_s < SHORT_S]
+    if short:
+        notes.append(f"observed for less than a day, so a day is extrapolated: {', '.join(short[:10])}")
+    return notes

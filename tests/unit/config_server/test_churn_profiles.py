@@ -1,0 +1,178 @@
+"""Churn profiles: ordered by operators, carried out by agents, planned with; and the arithmetic over windows of several lengths."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config_server.core.sizing import (
+    HourOfChurn,
+    ProfiledChurn,
+    intervals_of,
+    profiled_rpo_s,
+    site_churn,
+    with_profiles,
+)
+from config_server.sizing_documents import SizingReport
+from replication.churn_profile import ProfiledDisk, ProfiledWindow, ProfileObservation
+from replication.control_plane import AgentDesired
+from replication.tls_identity import Role
+from tests.harness.config_site import Lab, Reply, running_lab
+from tests.harness.memory_blob_client import MemoryBlobClient
+from tests.harness.scripted_peers import DISK, inventory, inventory_disk, observation
+
+MB = 10**6
+
+
+def disk(server: str, name: str, *windows: tuple[float, float, float]) -> ProfiledChurn:
+    return ProfiledChurn(server, name, windows, 7200.0)
+
+
+A = disk("a", "/dev/sda", (10, 20 * MB, 40 * MB), (60, 60 * MB, 90 * MB), (300, 150 * MB, 200 * MB))
+B = disk("b", "/dev/sda", (10, 10 * MB, 10 * MB), (60, 60 * MB, 60 * MB))
+
+
+def test_only_lengths_that_every_disk_was_watched_for_are_added_up() -> None:
+    assert [(each.interval_s, each.mean_bytes, each.most_bytes) for each in intervals_of([A, B])] == [
+        (10, 30 * MB, 50 * MB),
+        (60, 120 * MB, 150 * MB),
+    ]
+    assert [each.amplification for each in intervals_of([A])] == [pytest.approx(4), pytest.approx(2), 1]
+    assert intervals_of([]) == []
+    assert [each.amplification for each in intervals_of([disk("c", "/dev/sda", (10, 0, 0), (60, 0, 0))])] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("bits_per_s", "rpo_s"),
+    [
+        (320 * MB, 11),  # 40 MB through in one of ten seconds
+        (32 * MB, 20),  # in all ten
+        (31 * MB, 60 + 90 * 8 / 31),  # the next longer window has so many rewrites that it fits
+        (12 * MB, 120),
+        (11 * MB, 300 + 200 * 8 / 11),
+        (200 * 8 * MB / 300 * 0.99, None),
+    ],
+)
+def test_the_shortest_window_whose_changes_are_through_before_the_next_one_ends_decides(
+    bits_per_s: float, rpo_s: float | None
+) -> None:
+    found = profiled_rpo_s(intervals_of([A]), bits_per_s, 1.0)
+    assert found == (None if rpo_s is None else pytest.approx(rpo_s))
+    assert profiled_rpo_s(intervals_of([A]), bits_per_s / 2, 0.5) == found
+
+
+def test_what_was_measured_counts_beside_what_was_observed() -> None:
+    observed = site_churn([HourOfChurn("b", "/dev/sdb", 1, 3600 * MB, 3600.0)])
+    churn = with_profiles(observed, [A, B])
+    assert [(each.server, each.mean_bytes_per_s) for each in churn.servers] == [("a", 2 * MB), ("b", 2 * MB)]
+    assert churn.mean_bytes_per_s == 4 * MB
+    assert churn.busiest_bytes_per_s == pytest.approx((1 + 2 + 1) * MB)
+    assert with_profiles(observed, []) == observed
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    async with running_lab(tmp_path, MemoryBlobClient(), reconcile=False) as running:
+        await running.enrol(Role.AGENT, "web-1")
+        report = inventory("web-1", [inventory_disk(DISK, "/dev/sda", 64 * 2**30)])
+        agent = running.identities["web-1"]
+        await running.request("PUT", "/api/v1/agent/inventory", report, identity=agent)
+        await running.request("POST", "/api/v1/agent/observations", observation("web-1", []), identity=agent)
+        yield running
+
+
+async def begin(lab: Lab, duration_s: float = 3600.0, *servers: str) -> Reply:
+    return await lab.administer("POST", "/api/v1/churn-profiles", {"servers": list(servers), "duration_s": duration_s})
+
+
+async def desired(lab: Lab) -> AgentDesired:
+    reply = await lab.request("GET", "/api/v1/agent/desired", identity=lab.identities["web-1"])
+    return AgentDesired.decode(reply.body)
+
+
+async def report(lab: Lab, request: str, *, done: bool, mean_bytes: float = 30.0 * MB) -> None:
+    windows = [ProfiledWindow(interval_s=10, windows=6, mean_bytes=mean_bytes, most_bytes=40 * MB)]
+    seen = ProfileObservation(
+        request=request,
+        elapsed_s=60,
+        done=done,
+        disks=[ProfiledDisk(disk=DISK, state="done" if done else "watching", watched_s=60, windows=windows)],
+    )
+    document = observation("web-1", []).model_copy(update={"profile": seen})
+    reply = await lab.request("POST", "/api/v1/agent/observations", document, identity=lab.identities["web-1"])
+    assert reply.status == 204, reply.body
+
+
+async def profiles(lab: Lab) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await lab.administer("GET", "/api/v1/churn-profiles")).json["items"]
+    return found
+
+
+async def test_an_order_stands_until_its_agent_is_done_and_is_planned_with(lab: Lab) -> None:
+    before = await desired(lab)
+    assert before.profile is None
+    begun = await begin(lab)
+    assert begun.status == 202
+    assert [each["server"] for each in begun.json["items"]] == ["web-1"]
+    wanted = await desired(lab)
+    assert wanted.revision > before.revision
+    assert wanted.profile is not None
+    assert (wanted.profile.disks, wanted.profile.duration_s) == ([DISK], 3600.0)
+    await report(lab, wanted.profile.request, done=False, mean_bytes=10.0 * MB)
+    (status,) = await profiles(lab)
+    assert (status["ended_at"], status["seen"]["elapsed_s"]) == (None, 60)
+    assert (await desired(lab)).revision == wanted.revision
+    await report(lab, wanted.profile.request, done=True)
+    after = await desired(lab)
+    assert (after.profile, after.revision > wanted.revision) == (None, True)
+    assert (await profiles(lab))[0]["ended_at"] is not None
+    await report(lab, wanted.profile.request, done=False, mean_bytes=0.0)  # late
+    sized = SizingReport.decode((await lab.administer("GET", "/api/v1/sizing")).body)
+    planned = SizingReport.decode((await lab.administer("GET", "/api/v1/sizing?profiles=true")).body)
+    assert (sized.churn_bytes_per_day, sized.intervals) == (0, [])
+    assert planned.churn_bytes_per_day == 3 * MB * 86400
+    assert [(each.interval_s, each.mean_bytes) for each in planned.intervals] == [(10, 30 * MB)]
+    assert all(line.profiled_rpo_s is not None for line in planned.lines if line.bits_per_s >= 32 * MB)
+    kinds = {event["kind"] for event in (await lab.administer("GET", "/api/v1/events")).json["items"]}
+    assert {"profile-begun", "profile-done"} <= kinds
+
+
+async def test_a_new_order_replaces_the_one_before_and_reports_on_that_one_count_no_more(lab: Lab) -> None:
+    await begin(lab)
+    first = (await desired(lab)).profile
+    await begin(lab, 60.0, "web-1")
+    second = (await desired(lab)).profile
+    assert first is not None
+    assert second is not None
+    assert first.request != second.request
+    await report(lab, first.request, done=True)
+    assert (await desired(lab)).profile == second
+    await report(lab, str(uuid.uuid4()), done=True)
+    assert (await profiles(lab))[0]["seen"] is None
+
+
+async def test_what_is_withdrawn_is_asked_for_no_more_and_what_was_seen_is_kept(lab: Lab) -> None:
+    await begin(lab)
+    wanted = (await desired(lab)).profile
+    assert wanted is not None
+    await report(lab, wanted.request, done=False)
+    assert (await lab.administer("DELETE", "/api/v1/churn-profiles/web-1")).status == 204
+    assert (await desired(lab)).profile is None
+    assert (await profiles(lab))[0]["seen"]["elapsed_s"] == 60
+    assert (await lab.administer("DELETE", "/api/v1/churn-profiles/web-1")).status == 404
+
+
+async def test_what_cannot_be_measured_is_refused(lab: Lab) -> None:
+    assert (await begin(lab, 3600.0, "web-2")).status == 404
+    assert (await begin(lab, 9.0)).status == 400
+    assert (await begin(lab, 15 * 86400.0)).status == 400
+    protected = await lab.administer("POST", "/api/v1/servers/web-1/protection", {"disks": [DISK]})
+    assert protected.status == 202, protected.body
+    reply = await begin(lab, 3600.0, "web-1")
+    assert reply.status == 409
+    assert "replicated" in reply.json["detail"]
+    assert (await begin(lab)).status == 409

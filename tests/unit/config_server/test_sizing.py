@@ -1,0 +1,256 @@
+"""Sizing: machines at every boundary of the capacity tables, time and RPO at a bandwidth, churn from observations, report and page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from config_server.churn_history import HOUR_NS, KEPT_HOURS, churn_by_hour, forget_old_churn, note_churn
+from config_server.core.capacity import GB, TB
+from config_server.core.sizing import (
+    HourOfChurn,
+    bandwidth_needed_bits_per_s,
+    fleet_for,
+    initial_replication_s,
+    reach_of,
+    reachable_rpo_s,
+    site_churn,
+)
+from config_server.migratectl.sizing_page import sizing_page
+from config_server.sizing_documents import SizingReport
+from replication.control_plane import DiskObservation
+from replication.tls_identity import Role
+from tests.harness.config_site import Lab, running_lab
+from tests.harness.memory_blob_client import MemoryBlobClient
+from tests.harness.scripted_peers import DISK, disk_observation, inventory, inventory_disk
+
+MB = 10**6
+
+
+@pytest.mark.parametrize(
+    ("churn", "servers", "appliances", "cpus"),
+    [
+        (0, 0, 1, 8),
+        (500 * GB, 99, 1, 8),
+        (500 * GB + 1, 1, 1, 12),
+        (1, 100, 1, 12),
+        (1 * TB, 150, 1, 12),
+        (1 * TB + 1, 1, 1, 16),
+        (1, 151, 1, 16),
+        (2 * TB, 200, 1, 16),
+        (1, 201, 2, 12),  # 101 each
+        (1, 400, 2, 16),
+        (4 * TB, 201, 2, 16),
+        (1, 401, 3, 12),
+    ],
+)
+def test_appliances_alone_at_every_boundary(churn: int, servers: int, appliances: int, cpus: int) -> None:
+    fleet = fleet_for(churn, servers)
+    assert fleet.process_servers is None
+    assert (fleet.appliances.count, fleet.appliances.tier.size.cpu_count) == (appliances, cpus)
+
+
+@pytest.mark.parametrize(
+    ("churn", "servers", "count", "cpus"),
+    [
+        (2 * TB + 1, 1, 1, 4),
+        (2 * TB + 250 * GB, 100, 1, 4),
+        (2 * TB + 250 * GB + 1, 100, 1, 8),
+        (3 * TB, 100, 1, 8),
+        (3 * TB + 1, 100, 1, 12),
+        (4 * TB, 200, 1, 12),
+        (4 * TB + 2, 200, 2, 12),
+        (6 * TB, 200, 2, 12),
+        (6 * TB + 3, 200, 3, 12),
+        (5 * TB, 201, 2, 8),  # two appliances, each with one process server for half a TB
+        (4 * TB + 4, 201, 2, 4),
+    ],
+)
+def test_process_servers_take_what_the_largest_appliance_does_not(
+    churn: int, servers: int, count: int, cpus: int
+) -> None:
+    fleet = fleet_for(churn, servers)
+    assert fleet.appliances.tier.size.cpu_count == 16
+    found = fleet.process_servers
+    assert found is not None
+    assert (found.count, found.tier.size.cpu_count) == (count, cpus)
+    carried = fleet.appliances.count * fleet.appliances.each_churn_bytes_per_day
+    assert carried + found.count * found.each_churn_bytes_per_day == pytest.approx(churn)
+    assert found.each_churn_bytes_per_day <= found.tier.churn_bytes_per_day
+    assert found.each_servers <= found.tier.servers
+
+
+def test_no_server_is_left_without_a_machine() -> None:
+    for servers in range(1, 1000, 7):
+        for churn in (0, 499 * GB, 2 * TB + 5, 17 * TB):
+            fleet = fleet_for(churn, servers)
+            room = fleet.appliances.count * fleet.appliances.each_servers
+            if fleet.process_servers is not None:
+                room += fleet.process_servers.count * fleet.process_servers.each_servers
+            assert room >= servers
+
+
+def test_initial_replication_has_what_changes_leave_of_the_line() -> None:
+    assert initial_replication_s(1000 * MB, 0, 80 * MB, 1.0) == pytest.approx(100)
+    assert initial_replication_s(1000 * MB, 5 * MB, 80 * MB, 1.0) == pytest.approx(200)
+    assert initial_replication_s(1000 * MB, 5 * MB, 80 * MB, 0.5) == pytest.approx(500 / 7.5)
+    assert initial_replication_s(1000 * MB, 10 * MB, 80 * MB, 1.0) is None
+    assert initial_replication_s(0, 10 * MB, 80 * MB, 1.0) == 0
+
+
+def test_the_rpo_is_an_interval_and_the_time_its_changes_take() -> None:
+    assert reachable_rpo_s(0, 80 * MB, 1.0, 300) == 300
+    assert reachable_rpo_s(5 * MB, 80 * MB, 1.0, 300) == 450
+    assert reachable_rpo_s(5 * MB, 80 * MB, 0.5, 300) == 375
+    assert reachable_rpo_s(10 * MB, 80 * MB, 1.0, 300) is None
+
+
+def test_the_needed_line_keeps_up_and_the_table_of_lines_is_in_order() -> None:
+    needed = bandwidth_needed_bits_per_s(10 * MB, 0.5)
+    assert needed == 50 * MB
+    reach = reach_of((100 * MB, needed, 10 * MB, 100 * MB), 10 * GB, 2 * MB, 10 * MB, 0.5, 300)
+    assert [line.bits_per_s for line in reach] == [10 * MB, 50 * MB, 100 * MB]
+    assert [line.rpo_s for line in reach] == [None, pytest.approx(540), pytest.approx(420)]
+
+
+def hour(server: str, disk: str, number: int, changed_mb: int, observed_s: float = 3600.0) -> HourOfChurn:
+    return HourOfChurn(server, disk, number, changed_mb * MB, observed_s)
+
+
+def test_hours_become_means_the_busiest_hour_and_warnings() -> None:
+    churn = site_churn(
+        [
+            hour("a", "/dev/sda", 1, 3600),
+            hour("a", "/dev/sda", 2, 3 * 3600),
+            hour("b", "/dev/sda", 2, 25 * 1800, 1800.0),
+            hour("b", "/dev/sdb", 2, 30 * 1800, 1800.0),
+        ]
+    )
+    assert [server.server for server in churn.servers] == ["a", "b"]
+    a, b = churn.servers
+    assert (a.mean_bytes_per_s, a.busiest_bytes_per_s, a.observed_s, a.warnings) == (2 * MB, 3 * MB, 7200, ())
+    assert (b.mean_bytes_per_s, b.observed_s) == (55 * MB, 1800)
+    assert [warning.split(":")[0] for warning in b.warnings] == [
+        "/dev/sda",
+        "/dev/sdb",
+        "55 MB/s, beyond 54 MB/s a server",
+    ]
+    assert list(churn.by_hour) == [(1, MB), (2, 58 * MB)]
+    assert (churn.mean_bytes_per_s, churn.busiest_bytes_per_s) == (57 * MB, 58 * MB)
+    assert churn.bytes_per_day == 57 * MB * 86400
+
+
+def test_a_burst_at_the_beginning_of_what_is_observed_is_no_busiest_hour() -> None:
+    churn = site_churn([hour("a", "/dev/sda", 1, 600, 6.0), hour("a", "/dev/sda", 2, 7200)])
+    assert churn.busiest_bytes_per_s == 2 * MB
+    assert [bytes_per_s for _, bytes_per_s in churn.by_hour] == [MB, 2 * MB]
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    async with running_lab(tmp_path, MemoryBlobClient(), reconcile=False) as running:
+        await running.enrol(Role.AGENT, "web-1")
+        report = inventory("web-1", [inventory_disk(DISK, "/dev/sda", 64 * 2**30)])
+        await running.request("PUT", "/api/v1/agent/inventory", report, identity=running.identities["web-1"])
+        yield running
+
+
+def at(changed_bytes: int) -> DiskObservation:
+    return disk_observation(changed_bytes=changed_bytes, phase="replicating", generation=1)
+
+
+async def test_counters_become_hours_and_what_nobody_wrote_is_left_out(lab: Lab) -> None:
+    start_ns = 1000 * HOUR_NS
+    reports: list[tuple[float, DiskObservation]] = [
+        (0, at(5 * MB)),
+        (1800, at(11 * MB)),
+        (3590, at(12 * MB)),
+        (3610, at(14 * MB)),  # counts in the hour in which it is reported
+        (3620, at(1 * MB)),  # the agent began anew
+        (3630, disk_observation(changed_bytes=90 * MB, phase="resynchronizing", generation=1)),
+        (3640, at(95 * MB)),
+        (3650, at(96 * MB)),
+        (3660, disk_observation(changed_bytes=400 * MB, phase="replicating", generation=2)),
+        (10_000, disk_observation(changed_bytes=900 * MB, phase="replicating", generation=2)),  # silent for too long
+    ]
+    async with lab.running.site.database.write() as session:
+        before: DiskObservation | None = None
+        before_ns: int | None = None
+        for second, now in reports:
+            now_ns = start_ns + int(second * 1e9)
+            await note_churn(session, before, before_ns, now, now_ns)
+            before, before_ns = now, now_ns
+    async with lab.running.site.database.read() as session:
+        found = await churn_by_hour(session, 0)
+    assert [(each.server, each.disk, each.hour, each.changed_bytes, each.observed_s) for each in found] == [
+        ("web-1", "/dev/sda", 1000, 7 * MB, 3590),
+        ("web-1", "/dev/sda", 1001, 4 * MB, 40),
+    ]
+    async with lab.running.site.database.write() as session:
+        assert await forget_old_churn(session, (1000 + KEPT_HOURS) * HOUR_NS) == 0
+        assert await forget_old_churn(session, (1001 + KEPT_HOURS) * HOUR_NS) == 1
+        assert [each.hour for each in await churn_by_hour(session, 0)] == [1001]
+
+
+async def test_the_report_counts_servers_without_churn_with_their_disks_and_says_so(lab: Lab) -> None:
+    reply = await lab.administer("GET", "/api/v1/sizing?bandwidth_bits_per_s=25000000&wire_ratio=0.5")
+    report = SizingReport.decode(reply.body)
+    assert (report.servers, report.disk_bytes, report.churn_bytes_per_day) == (1, 64 * 2**30, 0)
+    assert [(each.kind, each.count, each.tier) for each in report.machines] == [("appliance", 1, 1)]
+    (given,) = [line for line in report.lines if line.asked_for]
+    assert given.initial_replication_s == pytest.approx(64 * 2**30 * 0.5 * 8 / 25e6)
+    assert any("1 of 1 servers" in note for note in report.notes)
+    for wrong in ("bandwidth_bits_per_s=0", "wire_ratio=3", "point_interval_s=1", "width=1"):
+        assert (await lab.administer("GET", f"/api/v1/sizing?{wrong}")).status == 400
+
+
+class _Page(HTMLParser):
+    """Checks that every element is closed in order; collects what the page would load, and its texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loaded: list[str] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag != "meta":
+            self.open.append(tag)
+        self.loaded += [f"{tag} {name}" for name, _ in attrs if name in ("src", "href", "srcset", "xlink:href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+async def test_the_page_is_whole_loads_nothing_and_shows_names_as_they_are(lab: Lab) -> None:
+    document = (await lab.administer("GET", "/api/v1/sizing")).json
+    document["hours"] = [{"at": f"2026-03-02T{hour:02}:00:00.000Z", "bytes_per_s": 1e6 * hour} for hour in range(24)]
+    document["observed"] = [
+        {
+            "server": "<script>alert(1)</script>",
+            "mean_bytes_per_s": 1.0,
+            "busiest_hour_bytes_per_s": 2.0,
+            "observed_s": 60.0,
+            "warnings": ["a & b"],
+        }
+    ]
+    document["lines"][0]["rpo_s"] = None
+    text = sizing_page(SizingReport.model_validate(document))
+    page = _Page()
+    page.feed(text)
+    page.close()
+    assert page.open == []
+    assert page.loaded == []
+    assert "<script>alert(1)</script>" in page.texts
+    assert "a & b" in page.texts
+    assert "script" not in re.sub(r"&lt;.*?&gt;", "", text)
+    assert text.count("<svg ") == 3
+    assert text.count("<rect ") == 24 + 2 * len(document["lines"])
+    assert text.count('class="never"') == 1
