@@ -9,7 +9,6 @@ from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
 from config_server.core.age import Age
 from config_server.core.health import ProcessServerFacts
-from config_server.core.placement import Candidate, choose_process_server
 from config_server.core.readiness import ProcessServerReadiness
 from config_server.tables import ProcessServerRow, ProtectedItemRow
 from replication.control_plane import ProcessServerObservation
@@ -32,24 +31,6 @@ async def item_counts(session: AsyncSession) -> dict[str, int]:
         .group_by(ProtectedItemRow.process_server_id)
     )
     return {str(server): count for server, count in rows}
-
-
-async def choose(session: AsyncSession, heartbeat: HeartbeatSettings, ages: Ages) -> str | None:
-    """The process server for a new item, or None if none can take one."""
-    counts = await item_counts(session)
-    candidates = []
-    for row in await session.scalars(select(ProcessServerRow)):
-        heard, observed = heard_age(row, ages), heartbeat_of(row)
-        candidates.append(
-            Candidate(
-                identifier=row.id,
-                alive=heard is not None and heard.is_within(heartbeat.process_server_timeout_s),
-                draining=row.draining,
-                items=counts.get(row.id, 0),
-                spool_free_fraction=0.0 if observed is None else observed.spool_free_fraction,
-            )
-        )
-    return choose_process_server(candidates)
 
 
 async def readiness_of_all(

@@ -24,6 +24,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from replication.documents import MAX_BYTE_COUNT, ByteCount, Document, Hash, Uuid
+from replication.errors import Refused
 from replication.identifiers import GenerationKey
 from replication.store_documents import Consistency, GenerationBase, WriterProblem
 
@@ -327,8 +328,14 @@ class DataKeyGrant(Document):
     data_key: Hash
 
 
+class AssignedElsewhere(Refused):
+    """The data key of a generation whose item belongs to another process server (now): whoever asks is given no key of it any more."""
+
+    code = "assigned-elsewhere"
+
+
 class ProcessServerObservation(Document):
-    """A process server's heartbeat."""
+    """A process server's heartbeat. ``cpu_count`` and ``memory_bytes``: of its machine; None: one from before they were sent."""
 
     software_version: str
     service_url: str
@@ -342,6 +349,8 @@ class ProcessServerObservation(Document):
     upload_rate_bytes_per_s: float
     machines: list[Uuid]
     upload_problem: Problem | None = None
+    cpu_count: int | None = Field(default=None, ge=1)
+    memory_bytes: ByteCount | None = None
 
 
 class ProcessServerDesired(Document):

@@ -14,7 +14,7 @@ GB: Final = 10**9
 TB: Final = 10**12
 
 FIT: Final = 0.9
-"""A machine has the size it was ordered with if it reports this much of it: kernel, file system and firmware keep some."""
+"""A machine has the memory and the spool it was ordered with if it reports this much of them: kernel and file system keep some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class CapacityTier:
     servers: int
 
     def fits(self, size: MachineSize) -> bool:
-        return self.share_of(size) >= FIT
+        return size.cpu_count >= self.size.cpu_count and self.share_of(size) >= FIT
 
     def share_of(self, size: MachineSize) -> float:
         """How much of this row's machine ``size`` is, by what it has least of."""

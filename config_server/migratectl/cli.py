@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from config_server.migratectl import access_commands, alert_commands, item_commands, site_commands
+from config_server.migratectl import (
+    access_commands,
+    alert_commands,
+    item_commands,
+    process_server_commands,
+    site_commands,
+)
 from config_server.migratectl.invocation import Invocation, fail
 from replication.errors import BlockferryError
 from replication.service.cli import version_option
@@ -72,7 +78,11 @@ for command in (
     site_commands.policies,
     site_commands.set_policy,
     site_commands.delete_policy,
-    site_commands.process_servers,
+    process_server_commands.process_servers,
+    process_server_commands.drain_process_server,
+    process_server_commands.undrain_process_server,
+    process_server_commands.remove_process_server,
+    process_server_commands.switch_process_server,
     site_commands.create_enrolment_passphrase,
     site_commands.enrolment_passphrases,
     site_commands.revoke_enrolment_passphrase,
