@@ -66,7 +66,9 @@ class PlacementSettings:
 
     def __post_init__(self) -> None:
         if not 0.05 <= self.min_difference <= 1:
-            raise SettingsError("cannot use a min_difference outside of 0.05 to 1: items would move to and fro, or never")
+            raise SettingsError(
+                "cannot use a min_difference outside of 0.05 to 1: items would move to and fro, or never"
+            )
         if min(self.settled_after_s, self.between_moves_s, self.steady_after_s) < 1:
             raise SettingsError("cannot use settled_after_s, between_moves_s or steady_after_s below one second")
 

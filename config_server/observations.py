@@ -97,9 +97,7 @@ def _write_disk(row: ItemDiskRow, observation: DiskObservation, now_ns: int) -> 
     if observation.size_bytes:
         row.size_bytes = observation.size_bytes
     since_s = 0.0 if row.observed_ns is None else (now_ns - row.observed_ns) / 1e9
-    row.steady_churn_bytes_per_s = steady_churn(
-        row.steady_churn_bytes_per_s, observation.churn_bytes_per_s, since_s
-    )
+    row.steady_churn_bytes_per_s = steady_churn(row.steady_churn_bytes_per_s, observation.churn_bytes_per_s, since_s)
     row.observation, row.observed_ns = observation.model_dump_json(), now_ns
 
 

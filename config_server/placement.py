@@ -166,6 +166,8 @@ class Placement:
         self._listening = Listening(ages.monotonic_s(), self._rules.silent_after_s * FRESH_FRACTION)
         self.moves: dict[str, int] = {cause.value: 0 for cause in Cause}
         """Since the start, by cause."""
+        self._told_waiting = True
+        """Some items may bear the reason why they wait: always after a start."""
 
     async def listen(self) -> None:
         """Tick until cancelled: that this process stood still is noticed by its ticks, however long a decision takes."""
@@ -183,8 +185,11 @@ class Placement:
             item = await session.get_one(ProtectedItemRow, move.item)
             await give(session, item, move.target, move.cause.value, move.reason, SYSTEM, now_ns)
             self.moves[move.cause.value] += 1
-        await _note_waiting(session, {waiting.item: waiting.reason for waiting in decision.waiting})
-        await _note_drained(session, items, {move.item for move in decision.moves}, now_ns)
+        if decision.waiting or self._told_waiting:
+            await _note_waiting(session, {waiting.item: waiting.reason for waiting in decision.waiting})
+        self._told_waiting = bool(decision.waiting)
+        if any(server.draining for server in found):
+            await _note_drained(session, items, {move.item for move in decision.moves}, now_ns)
         return bool(decision.moves)
 
     async def _newest_heard_s(self, session: AsyncSession, servers: Iterable[Candidate]) -> float | None:

@@ -1,4 +1,4 @@
-"""Process servers as administrators see them: load against capacity, progress of a drain, items that wait. Called by ``api/process_servers.py``."""
+"""Process servers as administrators see them: load, capacity, progress of a drain, items that wait. Called by ``api/process_servers``."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class DiskRow(Base):
 class ProcessServerRow(Base):
     """A process server, its newest heartbeat and what it is told. ``heard_since_ns``: since when its heartbeats come without a gap.
 
-    ``on_appliance``: on this server's own machine. ``drain_*``: when draining began, with how many items; ``drained_ns``: the last has left.
+    ``on_appliance``: on this server's own machine. ``drain_*``: when draining began, with how many items; ``drained_ns``: its end.
     """
 
     __tablename__ = "process_servers"

@@ -65,9 +65,7 @@ async def remove(call: Call) -> None:
 async def switch(call: Call) -> ItemStatus:
     site, to = call.site, call.body(SwitchRequest).process_server
     async with site.database.write() as session:
-        item = await verbs.switch(
-            session, call.path["item"], to, site.heartbeat, site.ages, call.actor, site.clock()
-        )
+        item = await verbs.switch(session, call.path["item"], to, site.heartbeat, site.ages, call.actor, site.clock())
         await session.flush()
         status = await status_of(session, item, site.heartbeat, site.store_status.problem, site.ages, site.clock())
     reached("config.order.committed")

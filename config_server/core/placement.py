@@ -53,7 +53,9 @@ class Hold(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What an operator may set. ``between_moves_s``: of rebalancing, for the whole site; ``drain_burst`` items move within ``drain_within_s``."""
+    """What an operator may set, and how fast a drain goes. ``between_moves_s``: of rebalancing, for the whole site; ``drain_burst`` items
+    move within ``drain_within_s``.
+    """
 
     silent_after_s: float = 15.0
     take_over: bool = True

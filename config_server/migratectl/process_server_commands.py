@@ -57,7 +57,9 @@ def _row(server: ProcessServerStatus) -> list[Cell]:
         _state(server),
         heard_ago(server.heard_age_s, known=server.heard_age_known),
         str(server.item_count),
-        percent(server.load_fraction) if server.load_fraction <= 1 else f"{server.load_fraction:.0%}".replace("%", " %"),
+        percent(server.load_fraction)
+        if server.load_fraction <= 1
+        else f"{server.load_fraction:.0%}".replace("%", " %"),
         "-" if observed is None else f"{observed.spool_free_fraction:.0%} free",
         "-" if observed is None else size(observed.upload_backlog_bytes),
         "-" if observed is None else rate(observed.upload_rate_bytes_per_s),

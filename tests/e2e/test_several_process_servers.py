@@ -45,7 +45,8 @@ def test_process_servers_come_and_go_under_load_and_every_replica_is_its_source(
         scaled.until("the take-over", lambda: not scaled.items_on(dead))
         scaled.await_progress("the take-over")
         taken = _events(scaled, "process-server-changed")
-        assert len(taken) >= len(orphans) and all(message.startswith("take-over: ") for message in taken)
+        assert len(taken) >= len(orphans)
+        assert all(message.startswith("take-over: ") for message in taken)
 
         # Another one is added, one is drained and removed; all under load.
         site.add(PROCESS_SERVER, FOURTH)
@@ -86,6 +87,7 @@ def test_process_servers_come_and_go_under_load_and_every_replica_is_its_source(
         scaled.await_progress("the end of the load")
         scaled.prove_all()
         for item in scaled.items().values():
-            assert item["suspect_points"] == 0 and item["recovery_points"] > 0, item
+            assert item["suspect_points"] == 0, item
+            assert item["recovery_points"] > 0, item
             assert item["disks"][0]["observation"]["generation"] == 1
         assert not [message for message in _events(scaled, "generation-allocated") if "generation 1 " not in message]

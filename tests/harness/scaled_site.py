@@ -1,7 +1,7 @@
 """A running site with several process servers and several agents, all on this machine, forked; each agent with a loop device under load.
 
-Called by tests/e2e. Built on ``forked_site``: its one process server and its one agent are the first of each. An agent's state directory holds
-a machine id of its own, so that each is a machine as far as the product knows.
+Called by tests/e2e. Built on ``forked_site``: its one process server and its one agent are the first of each. An agent's state directory
+holds a machine id of its own, so that each is a machine as far as the product knows.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class ScaledSite(ForkedSite):
 
     def _configurations(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = super()._configurations()
-        found[AGENT] |= {"heartbeat_s": 0.5, "shipping": {"request_timeout_s": 15.0}}
-        found[PROCESS_SERVER]["config_server"]["heartbeat_interval_s"] = 0.5
+        found[AGENT] |= {"heartbeat_s": 1, "shipping": {"request_timeout_s": 15.0}}
+        found[PROCESS_SERVER]["config_server"]["heartbeat_interval_s"] = 1
         found["config-server"] |= {
             "reconciler": {"interval_s": 0.3, "point_interval_s": 1.0},
             "heartbeat": {"process_server_timeout_s": 6.0},
@@ -209,7 +209,7 @@ class Scaled:
             self.running.operator.post(
                 f"/servers/{server.machine}/protection", {"disks": [str(server.device)], "policy": POLICY}
             )
-        self.until("initial replication of all", lambda: self._all_replicate())
+        self.until("initial replication of all", self._all_replicate)
         for server in self.servers:
             server.disk = self.items()[server.machine]["disks"][0]["disk"]
 

@@ -55,7 +55,9 @@ class Site:
         """Enrol, protect, and let initial replication be over."""
         for name in names:
             await self.lab.enrol(Role.AGENT, name)
-            report = inventory(name, [inventory_disk(self.disk(name), "/dev/sda", DISK_BYTES)], clock_unix_ns=time.time_ns())
+            report = inventory(
+                name, [inventory_disk(self.disk(name), "/dev/sda", DISK_BYTES)], clock_unix_ns=time.time_ns()
+            )
             assert (await self.agent(name, "PUT", "/agent/inventory", report)).status == 204
             reply = await self.lab.administer("POST", f"/api/v1/servers/{name}/protection", {})
             assert reply.status == 202, reply.body
@@ -165,9 +167,7 @@ async def site_of(
     def advance(seconds: float) -> None:
         now_ns[0] += int(seconds * 1e9)
 
-    async with running_lab(
-        directory, store, writer=writer.identity, clock=lambda: now_ns[0], reconcile=False
-    ) as lab:
+    async with running_lab(directory, store, writer=writer.identity, clock=lambda: now_ns[0], reconcile=False) as lab:
         site = Site(lab, writer, advance)
         await lab.running.reconciler.run_once()
         for name in names:

@@ -18,7 +18,9 @@ def upgrade() -> None:
     op.add_column("process_servers", sa.Column("heard_since_ns", sa.BigInteger(), nullable=True))
     op.add_column("process_servers", sa.Column("on_appliance", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("process_servers", sa.Column("drain_began_ns", sa.BigInteger(), nullable=True))
-    op.add_column("process_servers", sa.Column("drain_items", sa.Integer(), nullable=False, server_default=sa.text("0")))
+    op.add_column(
+        "process_servers", sa.Column("drain_items", sa.Integer(), nullable=False, server_default=sa.text("0"))
+    )
     op.add_column("process_servers", sa.Column("drained_ns", sa.BigInteger(), nullable=True))
     op.add_column("protected_items", sa.Column("placed_ns", sa.BigInteger(), nullable=True))
     op.add_column("protected_items", sa.Column("placement_problem", sa.Text(), nullable=True))

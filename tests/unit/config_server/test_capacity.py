@@ -26,11 +26,14 @@ def test_machine_of_a_row_carries_what_the_row_says(
     size = MachineSize(cpus, memory_gb * GB, spool_gb * GB)
     assert table.capacity_of(size) == Capacity(tier, churn_bytes, servers)
     found = table.smallest_for(churn_bytes, servers)
-    assert found is not None and found.size == size
+    assert found is not None
+    assert found.size == size
 
 
 def test_what_a_machine_reports_is_a_little_less_than_what_was_ordered() -> None:
-    reported = MachineSize(8, int(11.6 * GIB), 560 * GB)  # 12 GiB less what the kernel keeps; a disk of 600 GB with ext4
+    reported = MachineSize(
+        8, int(11.6 * GIB), 560 * GB
+    )  # 12 GiB less what the kernel keeps; a disk of 600 GB with ext4
     assert PROCESS_SERVER.capacity_of(reported).tier == 2
 
 
@@ -54,5 +57,6 @@ def test_load_beyond_the_last_row_needs_more_than_one_machine() -> None:
 
 def test_one_server_more_or_one_byte_more_needs_the_next_row() -> None:
     at, above = PROCESS_SERVER.smallest_for(250 * GB, 85), PROCESS_SERVER.smallest_for(250 * GB, 86)
-    assert at is PROCESS_SERVER.tiers[0] and above is PROCESS_SERVER.tiers[1]
+    assert at is PROCESS_SERVER.tiers[0]
+    assert above is PROCESS_SERVER.tiers[1]
     assert PROCESS_SERVER.smallest_for(250 * GB + 1, 1) is PROCESS_SERVER.tiers[1]

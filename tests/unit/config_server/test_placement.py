@@ -79,7 +79,8 @@ def test_new_item_goes_to_the_least_loaded_that_is_heard_and_not_drained() -> No
 
 def test_new_item_goes_where_the_capacity_is_not_where_the_fewest_items_are() -> None:
     large = dataclasses.replace(CAPACITY, servers=200)
-    assert choose_process_server([server("a", capacity=large), server("b")], items("a", 20) + items("b", 15, first=20), RULES) == "a"  # fmt: skip
+    placed = items("a", 20) + items("b", 15, first=20)
+    assert choose_process_server([server("a", capacity=large), server("b")], placed, RULES) == "a"
     heavy = items("a", 1, churn_bytes_per_day=200.0 * GB)
     assert choose_process_server([server("a"), server("b")], heavy + items("b", 5, first=1), RULES) == "b"
 
@@ -97,7 +98,8 @@ def test_items_of_a_silent_one_go_to_others_by_load_all_at_once() -> None:
     decision = decided([server("a", heard_s=15.5), server("b"), server("c")], items("a", 6) + items("b", 2, first=6))
     assert {move.cause for move in decision.moves} == {Cause.TAKE_OVER}
     assert sorted(targets(decision)) == ["b", "b", "c", "c", "c", "c"]
-    assert "silent" not in decision.moves[0].reason and "ps-a was last heard 16 s ago" in decision.moves[0].reason
+    assert "silent" not in decision.moves[0].reason
+    assert "ps-a was last heard 16 s ago" in decision.moves[0].reason
 
 
 @pytest.mark.parametrize(("heard_s", "moves"), [(1.0, 0), (14.9, 0), (15.0, 0), (15.1, 3)])
@@ -130,24 +132,28 @@ def test_silence_that_is_not_known_to_be_longer_counts_as_long_as_it_was_looked_
 def test_nothing_is_given_to_one_that_is_no_better_off_and_it_is_said_why(other: Candidate, why: str) -> None:
     decision = decided([server("a", heard_s=20.0), other], items("a", 1))
     assert decision.moves == ()
-    assert why in decision.waiting[0].reason and "ps-b" in decision.waiting[0].reason
+    assert why in decision.waiting[0].reason
+    assert "ps-b" in decision.waiting[0].reason
 
 
 def test_single_process_server_that_is_silent_keeps_its_items_waiting() -> None:
     decision = decided([server("a", heard_s=20.0)], items("a", 2))
-    assert decision.moves == () and len(decision.waiting) == 2
+    assert decision.moves == ()
+    assert len(decision.waiting) == 2
     assert "there is no other one" in decision.waiting[0].reason
 
 
 def test_take_over_can_be_switched_off() -> None:
     decision = decided([server("a", heard_s=20.0), server("b")], items("a", 1), Rules(take_over=False))
-    assert decision.moves == () and "switched off" in decision.waiting[0].reason
+    assert decision.moves == ()
+    assert "switched off" in decision.waiting[0].reason
 
 
 def test_cutover_is_taken_over_but_a_held_source_stays() -> None:
     placed = items("a", 1, hold=Hold.CUTOVER) + items("a", 1, first=1, hold=Hold.SOURCE_HELD)
     decision = decided([server("a", heard_s=20.0), server("b")], placed)
-    assert [move.item for move in decision.moves] == ["item-000"] and decision.waiting == ()
+    assert [move.item for move in decision.moves] == ["item-000"]
+    assert decision.waiting == ()
 
 
 def test_who_comes_back_is_not_given_his_items_back_at_once() -> None:
@@ -181,12 +187,14 @@ def test_drain_waits_for_the_end_of_a_migration_and_says_so() -> None:
     servers = [server("a", draining=True), server("b")]
     for hold in (Hold.CUTOVER, Hold.SOURCE_HELD):
         decision = decided(servers, items("a", 1, hold=hold))
-        assert decision.moves == () and "migration" in decision.waiting[0].reason
+        assert decision.moves == ()
+        assert "migration" in decision.waiting[0].reason
 
 
 def test_drain_without_another_one_says_why_it_does_not_come_forward() -> None:
     decision = decided([server("a", draining=True), server("b", draining=True)], items("a", 1))
-    assert decision.moves == () and "ps-b: it is being drained" in decision.waiting[0].reason
+    assert decision.moves == ()
+    assert "ps-b: it is being drained" in decision.waiting[0].reason
 
 
 # -- rebalancing --------------------------------------------------------------------------------------------------
@@ -196,9 +204,11 @@ def test_new_empty_one_is_filled_one_item_at_a_time_until_the_difference_is_smal
     servers, placed = [server("a", capacity=SMALL), server("b", capacity=SMALL)], items("a", 10)
     rounds = 0
     while decision := _moves(servers, placed):
-        assert len(decision.moves) == 1 and decision.moves[0].cause is Cause.REBALANCE
+        assert len(decision.moves) == 1
+        assert decision.moves[0].cause is Cause.REBALANCE
         placed, rounds = _after(placed, decision, age_s=LONG_S), rounds + 1
-    assert loads_of(servers, placed) == {"a": 0.6, "b": 0.4} and rounds == 4
+    assert loads_of(servers, placed) == {"a": 0.6, "b": 0.4}
+    assert rounds == 4
 
 
 def test_rebalancing_leaves_time_between_two_moves() -> None:
@@ -304,7 +314,8 @@ def test_with_constant_facts_it_settles_and_nothing_moves_back(
     for before, after in zip(placed, settled, strict=True):
         if before.server != after.server:
             target = by_name[after.server or ""]
-            assert target.is_fresh(rules) and not target.draining
+            assert target.is_fresh(rules)
+            assert not target.draining
             assert before.hold is not Hold.SOURCE_HELD or before.server is None
             assert before.server is None or target.refusal(rules) is None
 

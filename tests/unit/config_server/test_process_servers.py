@@ -39,9 +39,8 @@ async def test_items_of_a_dead_one_are_taken_over_with_their_keys_and_do_not_fla
         assert (await site.data_key(after["web-1"], "web-1")).status == 200
         moved = [name for name in WEBS if before[name] == dead]
         told = await site.events("process-server-changed")
-        assert len(told) == len(moved) and all(
-            f"take-over: process server {dead} was last heard" in text for text in told
-        )
+        assert len(told) == len(moved)
+        assert all(f"take-over: process server {dead} was last heard" in text for text in told)
         site.silent.clear()
         await site.pass_time(20.0)
         assert await site.where() == after
@@ -127,7 +126,8 @@ async def test_drain_moves_all_items_tells_its_progress_and_lasts_until_it_is_ta
         await site.pass_time(10.0)
         status = await site.order("GET", "/process-servers/ps-1")
         assert (status["item_count"], status["drain"]["items_left"]) == (0, 0)
-        assert status["drain"]["ended_at"] is not None and len(await site.events("drained")) == 1
+        assert status["drain"]["ended_at"] is not None
+        assert len(await site.events("drained")) == 1
         await site.order("POST", "/process-servers/ps-1/drain")
         assert len(await site.events("drain-began")) == 1, "asked for again, nothing changes"
         await site.protect("web-7")
@@ -144,7 +144,8 @@ async def test_process_server_is_removed_when_nothing_is_on_it_and_its_certifica
     async with site_of(tmp_path, ("ps-1", "ps-2")) as site:
         await site.protect("web-1", "web-2")
         refused = await site.lab.administer("DELETE", "/api/v1/process-servers/ps-1")
-        assert refused.status == 409 and "drain-process-server" in refused.json["hint"]
+        assert refused.status == 409
+        assert "drain-process-server" in refused.json["hint"]
         await site.order("POST", "/process-servers/ps-1/drain")
         await site.pass_time(5.0)
         await site.order("DELETE", "/process-servers/ps-1")
@@ -189,11 +190,13 @@ async def test_operator_switches_an_item_and_refusals_say_why(tmp_path: Path) ->
         assert (await site.lab.administer("POST", order, {"process_server": "ps-9"})).status == 404
         await site.order("POST", "/process-servers/ps-2/drain")
         refused = await site.lab.administer("POST", order, {"process_server": "ps-2"})
-        assert refused.status == 409 and "being drained" in refused.json["detail"]
+        assert refused.status == 409
+        assert "being drained" in refused.json["detail"]
         site.silent.add("ps-3")
         await site.pass_time(12.0)
         refused = await site.lab.administer("POST", order, {"process_server": "ps-3"})
-        assert refused.status == 409 and "last heard" in refused.json["detail"]
+        assert refused.status == 409
+        assert "last heard" in refused.json["detail"]
 
 
 async def test_load_is_told_against_the_capacity_of_the_machine_and_the_steady_churn(tmp_path: Path) -> None:
@@ -203,7 +206,11 @@ async def test_load_is_told_against_the_capacity_of_the_machine_and_the_steady_c
         await site.pass_time(2.5)
         status = await site.order("GET", "/process-servers/ps-1")
         # On the configuration server's own machine: the appliance's table.
-        assert (status["capacity"]["table"], status["capacity"]["tier"], status["capacity"]["servers"]) == ("appliance", 1, 99)
+        assert (status["capacity"]["table"], status["capacity"]["tier"], status["capacity"]["servers"]) == (
+            "appliance",
+            1,
+            99,
+        )
         churn = disk_observation(site.disk("web-1")).churn_bytes_per_s * 86400
         assert status["churn_bytes_per_day"] == churn
         assert status["load_fraction"] == max(1 / 99, churn / (500 * GB))

@@ -177,7 +177,8 @@ async def test_what_belongs_to_another_process_server_is_given_up_once_it_cannot
     assert rig.kept == {FIRST}, "its manifest may be the first in the store when that is back"
     rig.store_answers = True
     await rig.retirement.review()
-    assert rig.kept == set() and rig.forgotten == [FIRST]
+    assert rig.kept == set()
+    assert rig.forgotten == [FIRST]
     assert list(rig.backlog.places()) == []
 
 
