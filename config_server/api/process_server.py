@@ -14,12 +14,15 @@ from config_server.incidents import record_incident
 from config_server.observations import report_process_server
 from config_server.tables import CertificateRow, ProcessServerRow, ProtectedItemRow
 from replication.control_plane import DataKeyGrant, ProcessServerDesired, ProcessServerObservation
+from replication.errors import Refused
 
 
 async def post_heartbeat(call: Call) -> ProcessServerDesired:
     now_ns = call.site.clock()
     async with call.site.database.write() as session:
-        server = await session.get_one(ProcessServerRow, call.peer_id)
+        server = await session.get(ProcessServerRow, call.peer_id)
+        if server is None:  # removed since its certificate was looked at
+            raise Refused("cannot take a heartbeat: this process server was removed", hint="enrol again")
         heartbeat = await report_process_server(
             session,
             server,

@@ -46,21 +46,19 @@ async def placement_figures(session: AsyncSession, ages: Ages, changes: Mapping[
 
 
 def families(shown: PlacementFigures) -> Iterator[Metric]:
-    for name, text, values in (
-        ("process_server_items", "Protected items of a process server", shown.items),
-        ("process_server_load", "Its load as a fraction of its capacity", shown.loads),
-        ("process_server_draining", "1 while it is drained", shown.draining),
-    ):
-        family = GaugeMetricFamily(f"blockferry_{name}", text, labels=["name", "address"])
-        for key, value in values.items():
-            family.add_metric(list(key), value)
-        yield family
+    labels = ["name", "address"]
+    items = GaugeMetricFamily("blockferry_process_server_items", "Protected items of a process server", labels=labels)
+    loads = GaugeMetricFamily("blockferry_process_server_load", "Its load as a part of its capacity", labels=labels)
+    draining = GaugeMetricFamily("blockferry_process_server_draining", "1 while it is drained", labels=labels)
+    for key, count in shown.items.items():
+        items.add_metric(list(key), count)
+        loads.add_metric(list(key), shown.loads[key])
+        draining.add_metric(list(key), shown.draining[key])
     changes = CounterMetricFamily(
         "blockferry_process_server_changes", "Items that were given a process server by themselves", labels=["cause"]
     )
     for cause, count in shown.changes.items():
         changes.add_metric([cause], count)
-    yield changes
     waiting = GaugeMetricFamily("blockferry_items_waiting_for_process_server", "Items that should have another one")
     waiting.add_metric([], shown.waiting)
-    yield waiting
+    yield from (items, loads, draining, changes, waiting)

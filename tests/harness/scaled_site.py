@@ -73,8 +73,9 @@ class ScaledSite(ForkedSite):
         self.configure(name, document | changes)
         if kind == AGENT:
             self.be_a_machine(name)
-        arguments = ["--config", self._config_path(name), "--fingerprint", self.fingerprint]
-        self.run(kind, "enrol", *arguments, "--passphrase-file", self._passphrase_file(kind))
+        passphrase_file, config = self._passphrase_file(kind), self._config_path(name)
+        options = ("--fingerprint", self.fingerprint, "--passphrase-file", passphrase_file)
+        self.run(kind, "enrol", "--config", config, *options)
         command = self.command(kind, "run", "--config", self._config_path(name))
         made = DaemonProcess(name, command, self._environment(), self.directory / name / "log", health)
         self.daemons[name] = ForkedDaemon.instead_of(made, self.server)
@@ -146,10 +147,14 @@ class Scaled:
 
     def items(self) -> dict[str, Json]:
         """By machine."""
-        return {item["server_id"]: item for item in self.running.operator.get("/protected-items")["items"]}
+        return {item["server_id"]: item for item in self._listed("/protected-items")}
 
     def process_servers(self) -> list[Json]:
-        found: list[Json] = self.running.operator.get("/process-servers")["items"]
+        return self._listed("/process-servers")
+
+    def _listed(self, path: str) -> list[Json]:
+        """Patiently: the machine may have more to do than it can."""
+        found: list[Json] = wait_until(path, lambda: self.running.operator.get(path), PATIENCE_S)["items"]
         return found
 
     def identifier_of(self, name: str) -> str:
@@ -252,9 +257,8 @@ def scaled_site(directory: Path, *, process_servers: int, agents: int, disk_byte
             site.add(PROCESS_SERVER, f"{PROCESS_SERVER}-{number}")
         for server in servers:
             if server.daemon != AGENT:
-                number = server.daemon.rpartition("-")[2]
-                pins = {"kind": "auto", "pin_root": f"{site.pin_root}-{number}"}
-                site.add(AGENT, server.daemon, tracker=pins)
+                pins = f"{site.pin_root}{server.daemon.removeprefix(AGENT)}"
+                site.add(AGENT, server.daemon, tracker={"kind": "auto", "pin_root": pins})
             _note_machine(site, server)
         site.start(*(name for name in site.daemons if name.rpartition("-")[2].isdigit()))
         scaled.until("every inventory", scaled.all_are_known)

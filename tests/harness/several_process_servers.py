@@ -39,7 +39,7 @@ class Site:
     writer: ScriptedWriter
     advance: Callable[[float], None]
     silent: set[str] = field(default_factory=set)
-    beats: dict[str, dict[str, object]] = field(default_factory=dict)
+    beats: dict[str, dict[str, Any]] = field(default_factory=dict)
     servers: list[str] = field(default_factory=list)
 
     # ---- who there is
