@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.scaled_site import PROCESS_SERVER, Scaled, scaled_site
+from deploy.demo.operator import Json, wait_until
+from tests.harness.scaled_site import PATIENCE_S, PROCESS_SERVER, Scaled, scaled_site
 
 MIB = 2**20
 AGENTS = 8
@@ -25,6 +26,18 @@ def _events(site: Scaled, kind: str) -> list[str]:
     return [
         event["message"] for event in site.running.operator.get("/events?limit=1000")["items"] if event["kind"] == kind
     ]
+
+
+def _switched(site: Scaled, server: str, to: str) -> Json | None:
+    """Nothing is given to a process server whose heartbeats are late: on a busy machine that may be for a moment."""
+    try:
+        item: Json = json.loads(site.running.operator.order("switch-process-server", server, "--to", to, "--json"))
+    except RuntimeError as error:
+        if "last heard" not in str(error):
+            raise
+        return None
+    assert item["process_server"]["id"] == to
+    return item
 
 
 def test_process_servers_come_and_go_under_load_and_every_replica_is_its_source(tmp_path: Path) -> None:
@@ -76,8 +89,7 @@ def test_process_servers_come_and_go_under_load_and_every_replica_is_its_source(
         scaled.await_progress("its return")
         assert not scaled.items_on(dead)
         chosen = scaled.servers[0].machine
-        switched = json.loads(order("switch-process-server", chosen, "--to", dead, "--json"))
-        assert switched["process_server"]["id"] == dead
+        wait_until("the switch", lambda: _switched(scaled, chosen, dead), PATIENCE_S)
         scaled.await_progress("the switch")
         assert scaled.items_on(dead) == {chosen}
 
