@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -13,6 +15,8 @@ from config_server.core.readiness import ProcessServerReadiness
 from config_server.tables import ProcessServerRow, ProtectedItemRow
 from replication.control_plane import ProcessServerObservation
 
+HEARD: Final = "process-server-heard"
+
 
 def heartbeat_of(row: ProcessServerRow) -> ProcessServerObservation | None:
     return None if row.observation is None else ProcessServerObservation.decode(row.observation.encode())
@@ -20,7 +24,7 @@ def heartbeat_of(row: ProcessServerRow) -> ProcessServerObservation | None:
 
 def heard_age(row: ProcessServerRow, ages: Ages) -> Age | None:
     """Since its newest heartbeat; None: there was none."""
-    return ages.of("process-server-heard", row.id, row.heard_ns)
+    return ages.of(HEARD, row.id, row.heard_ns)
 
 
 async def item_counts(session: AsyncSession) -> dict[str, int]:

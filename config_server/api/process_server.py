@@ -12,6 +12,7 @@ from config_server.api.routes import Access, Call, Route
 from config_server.desired import publish
 from config_server.incidents import record_incident
 from config_server.observations import report_process_server
+from config_server.process_servers import HEARD
 from config_server.tables import CertificateRow, ProcessServerRow, ProtectedItemRow
 from replication.control_plane import DataKeyGrant, ProcessServerDesired, ProcessServerObservation
 from replication.errors import Refused
@@ -19,6 +20,7 @@ from replication.errors import Refused
 
 async def post_heartbeat(call: Call) -> ProcessServerDesired:
     now_ns = call.site.clock()
+    call.site.ages.renew(HEARD, call.peer_id)  # it is not silent while its heartbeat waits for a busy database
     async with call.site.database.write() as session:
         server = await session.get(ProcessServerRow, call.peer_id)
         if server is None:  # removed since its certificate was looked at
