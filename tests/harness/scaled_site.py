@@ -7,6 +7,7 @@ holds a machine id of its own, so that each is a machine as far as the product k
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import shutil
@@ -226,9 +227,19 @@ class Scaled:
         """Nothing writes any more and all is applied: every replica is its source, byte by byte."""
         for number, server in enumerate(self.servers):
             image = self.directory / f"replica-{number}.raw"
-            self.running.export({"container": REPLICAS_CONTAINER, "name": server.disk}, image)
+            wait_until("a copy of the replica", functools.partial(self._copied, server.disk, image), PATIENCE_S)
             proof.sha256_if_identical(server.device, image, server.size_bytes)
             image.unlink()
+
+    def _copied(self, disk: str, image: Path) -> Json | None:
+        """None while a recovery point is made meanwhile: what is read must be one state of the blob."""
+        try:
+            self.running.export({"container": REPLICAS_CONTAINER, "name": disk}, image)
+        except RuntimeError as error:
+            if "ConditionNotMet" not in str(error):
+                raise
+            return None
+        return {}
 
 
 @contextlib.contextmanager
