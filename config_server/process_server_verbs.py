@@ -61,8 +61,9 @@ async def undrain(session: AsyncSession, text: str, actor: Actor, now_ns: int) -
 
 async def remove(
     session: AsyncSession, text: str, heartbeat: HeartbeatSettings, ages: Ages, actor: Actor, now_ns: int
-) -> None:
-    """Forget a process server and revoke its certificates. The items of one that is silent are given to others by the reconciler.
+) -> list[str]:
+    """Forget a process server and revoke its certificates, whose serial numbers are returned. The items of one that is silent are given
+    to others by the reconciler.
 
     :raises Conflict: while it is heard and has items, or has one whose migrated source must stay held.
     """
@@ -86,16 +87,15 @@ async def remove(
         .where(ProtectedItemRow.process_server_id == server.id)
         .values(process_server_id=None, placement_problem=None)
     )
-    await session.execute(
-        update(CertificateRow)
-        .where(CertificateRow.holder_id == server.id, CertificateRow.revoked_ns.is_(None))
-        .values(revoked_ns=now_ns)
-    )
+    certificates = list(await session.scalars(select(CertificateRow).where(CertificateRow.holder_id == server.id)))
+    for certificate in certificates:
+        certificate.revoked_ns = certificate.revoked_ns or now_ns
     message = f"process server {server.hostname} ({server.id}) is removed; its certificates are revoked"
     if items:
         message += f"; its {len(items)} items are given to others"
     record_event(session, now_ns, actor, "process-server-removed", message)
     await session.delete(server)
+    return [certificate.serial for certificate in certificates]
 
 
 async def switch(

@@ -57,8 +57,9 @@ async def undrain(call: Call) -> ProcessServerStatus:
 async def remove(call: Call) -> None:
     site = call.site
     async with site.database.write() as session:
-        await verbs.remove(session, call.path["server"], site.heartbeat, site.ages, call.actor, site.clock())
+        revoked = await verbs.remove(session, call.path["server"], site.heartbeat, site.ages, call.actor, site.clock())
     reached("config.order.committed")
+    site.certificates.on_revoked(frozenset(revoked))
     site.changed()
 
 

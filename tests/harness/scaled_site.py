@@ -49,7 +49,7 @@ class ScaledSite(ForkedSite):
         found[PROCESS_SERVER]["config_server"]["heartbeat_interval_s"] = 1
         found["config-server"] |= {
             "reconciler": {"interval_s": 0.3, "point_interval_s": 1.0},
-            "heartbeat": {"process_server_timeout_s": 6.0},
+            "heartbeat": {"process_server_timeout_s": 10.0},
         }
         return found
 
