@@ -68,6 +68,12 @@ class Ages:
             self._seen.popitem(last=False)
         return Age(seen.age.seconds + now_s - seen.first_s, seen.age.known)
 
+    def renew(self, what: str, which: str) -> None:
+        """``what`` is true of ``which`` just now, though its stamp does not say so yet: the database may be busy for a while."""
+        seen = self._seen.get((what, which))
+        if seen is not None:
+            seen.age, seen.first_s = Age(0.0), self._monotonic()
+
     def _at_first_sight(self, stamp_ns: int, since_last_look_s: float | None) -> Age:
         age_s = (self._clock() - stamp_ns) / 1e9
         if since_last_look_s is not None:

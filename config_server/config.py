@@ -34,15 +34,43 @@ _KEY_LINE_LABEL: Final = "blockferry-writer-v1 "
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatSettings:
-    """After how long a silence an agent or a process server counts as disconnected, and when that becomes critical."""
+    """After how long a silence an agent or a process server counts as disconnected, and when that becomes critical.
+
+    A process server that is disconnected loses its items to others (``PlacementSettings.take_over``).
+    """
 
     agent_timeout_s: float = 30.0
-    process_server_timeout_s: float = 30.0
+    process_server_timeout_s: float = 15.0
     critical_after_s: float = 900.0
 
     def __post_init__(self) -> None:
         if min(self.agent_timeout_s, self.process_server_timeout_s) < 1 or self.critical_after_s < 1:
             raise SettingsError("cannot use a heartbeat timeout below one second")
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementSettings:
+    """Which items change their process server by themselves; what each number means: ``core/placement.py``.
+
+    ``min_difference``: of the capacity; below it nothing is rebalanced. ``settled_after_s``: so long an item stays at least where it was
+    put. ``between_moves_s``: between two rebalancing moves of the site. ``steady_after_s``: so long a process server must have been heard
+    without a gap before it is given items of others.
+    """
+
+    take_over: bool = True
+    rebalance: bool = True
+    min_difference: float = 0.2
+    settled_after_s: float = 3600.0
+    between_moves_s: float = 60.0
+    steady_after_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if not 0.05 <= self.min_difference <= 1:
+            raise SettingsError(
+                "cannot use a min_difference outside of 0.05 to 1: items would move to and fro, or never"
+            )
+        if min(self.settled_after_s, self.between_moves_s, self.steady_after_s) < 1:
+            raise SettingsError("cannot use settled_after_s, between_moves_s or steady_after_s below one second")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +126,7 @@ class Settings:
     connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     body_timeout_s: float = DEFAULT_BODY_TIMEOUT_S
     heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)
+    placement: PlacementSettings = field(default_factory=PlacementSettings)
     reconciler: ReconcilerSettings = field(default_factory=ReconcilerSettings)
     history: HistorySettings = field(default_factory=HistorySettings)
     alerts: AlertSettings = field(default_factory=AlertSettings)

@@ -140,6 +140,7 @@ async def running_site(
             board=board,
             settings=settings.reconciler,
             heartbeat=settings.heartbeat,
+            placement=settings.placement,
             history=settings.history,
             clock=clock,
             ages=ages,

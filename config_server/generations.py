@@ -29,7 +29,7 @@ from config_server.tables import DiskRow, GenerationRow, ProtectedItemRow
 from config_server.tracking_losses import note_resync
 from config_server.writer_requests import SUCCEEDED, answer_of, ask_writer_anew, failure_of
 from replication.blob_client.api import BlobClient
-from replication.control_plane import DataKeyGrant, GenerationGrant, GenerationRequest
+from replication.control_plane import AssignedElsewhere, DataKeyGrant, GenerationGrant, GenerationRequest
 from replication.documents import MAX_DOCUMENT_BYTES, WriterPublicKey
 from replication.errors import Conflict, IntegrityError, NotFound, Refused, Retryable
 from replication.failpoint import reached
@@ -131,7 +131,7 @@ class Generations:
     async def data_key(self, process_server_id: str, key: GenerationKey) -> DataKeyGrant:
         """What a process server needs to seal for a generation.
 
-        :raises NotFound: if there is no such generation any more. :raises Refused: if the item is assigned to another process server.
+        :raises NotFound: if there is no such generation any more. :raises AssignedElsewhere: if the item is another process server's.
         """
         async with self._database.read() as session:
             row = await session.get(GenerationRow, (key.disk, key.generation))
@@ -139,7 +139,7 @@ class Generations:
         if row is None or item is None or row.state in (ALLOCATED, DELETED):
             raise NotFound(f"cannot find generation {key.generation}", disk=key.disk)
         if item.process_server_id != process_server_id:
-            raise Refused(
+            raise AssignedElsewhere(
                 "cannot give the data key: this item is assigned to another process server",
                 disk=key.disk,
                 hint="the agent learns from the configuration server where to ship to",

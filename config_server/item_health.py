@@ -135,6 +135,7 @@ async def assess_item(
             differing=await differing_disks(session, item.id),
             certificate_conditions=certificates,
             source_hold=await source_hold(session, item),
+            placement_problem=item.placement_problem,
             wrong_times=await _points_with_a_wrong_time(session, item.id, now_ns),
             clock_offset_s=(machine.clock_offset_ns or 0) / 1e9,
             repair_ordered=bool(await open_jobs(session, item.id, JobKind.RESYNC)),

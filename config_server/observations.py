@@ -18,6 +18,7 @@ from config_server.core.disk_progress import FallingBehind, came_forward, fallin
 from config_server.core.job import JobKind
 from config_server.core.observation import SEEDED_PHASES
 from config_server.core.protected_item import TRANSITIONS, ReplicationObserved, State
+from config_server.core.steady_churn import steady_churn
 from config_server.divergences import follow_repair
 from config_server.events import Actor, record_event
 from config_server.inventory import check_same_machine
@@ -100,6 +101,8 @@ def _write_disk(row: ItemDiskRow, observation: DiskObservation, now_ns: int) -> 
         row.seeded_ns = now_ns
     if observation.size_bytes:
         row.size_bytes = observation.size_bytes
+    since_s = 0.0 if row.observed_ns is None else (now_ns - row.observed_ns) / 1e9
+    row.steady_churn_bytes_per_s = steady_churn(row.steady_churn_bytes_per_s, observation.churn_bytes_per_s, since_s)
     row.observation, row.observed_ns = observation.model_dump_json(), now_ns
 
 
@@ -178,6 +181,9 @@ async def report_process_server(
                 f"process server {server.hostname} is now at {observation.service_url}",
             )
     note_limits_of_file(session, server, observation, now_ns)
+    if not server.connected or server.heard_since_ns is None:
+        server.heard_since_ns = now_ns
+    server.on_appliance = same_machine
     server.connected, server.heard_ns, server.observation = True, now_ns, observation.model_dump_json()
     await follow_load(session, server.id, observation, ages, now_ns)
     return Heartbeat(moved, refused)

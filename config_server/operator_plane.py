@@ -282,7 +282,35 @@ class Policy(Document):
     freeze_budget_s: float = Field(default=2.0, gt=0.0, le=30.0)
 
 
+class ProcessServerCapacity(Document):
+    """By the capacity tables. ``tier``: the table's row from 1; 0: smaller than all of them."""
+
+    table: Literal["process-server", "appliance"]
+    tier: int
+    churn_bytes_per_day: int
+    servers: int
+
+
+class DrainProgress(Document):
+    """``ended_at``: when the last item had left; ``backlog_bytes``: what it still uploads, which nobody waits for."""
+
+    began_at: str
+    ended_at: str | None
+    items_at_begin: int
+    items_left: int
+    backlog_bytes: int
+
+
+class WaitingItem(Document):
+    """An item that should have another process server and has not, and why."""
+
+    server: str
+    reason: str
+
+
 class ProcessServerStatus(Document):
+    """``load_fraction``: of its capacity, servers or churn, whichever is nearer to its limit; ``waiting``: items that cannot leave it."""
+
     id: Uuid
     hostname: str
     url: str
@@ -290,8 +318,13 @@ class ProcessServerStatus(Document):
     heard_age_s: float | None
     heard_age_known: bool
     draining: bool
+    drain: DrainProgress | None
     item_count: int
     upload_limits: UploadLimits
+    waiting: list[WaitingItem]
+    load_fraction: float
+    churn_bytes_per_day: float
+    capacity: ProcessServerCapacity
     observation: ProcessServerObservation | None
     enrolled_at: str
 
@@ -302,6 +335,12 @@ class UploadLimitsStatus(Document):
     process_server: str
     limits: UploadLimits
     in_force: UploadInForce | None
+
+
+class SwitchRequest(Document):
+    """``process_server``: identifier, host name, or HOST:PORT of its address."""
+
+    process_server: str = Field(min_length=1, max_length=300)
 
 
 class PassphraseRequest(Document):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -9,10 +11,11 @@ from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
 from config_server.core.age import Age
 from config_server.core.health import ProcessServerFacts
-from config_server.core.placement import Candidate, choose_process_server
 from config_server.core.readiness import ProcessServerReadiness
 from config_server.tables import ProcessServerRow, ProtectedItemRow
 from replication.control_plane import ProcessServerObservation
+
+HEARD: Final = "process-server-heard"
 
 
 def heartbeat_of(row: ProcessServerRow) -> ProcessServerObservation | None:
@@ -21,7 +24,7 @@ def heartbeat_of(row: ProcessServerRow) -> ProcessServerObservation | None:
 
 def heard_age(row: ProcessServerRow, ages: Ages) -> Age | None:
     """Since its newest heartbeat; None: there was none."""
-    return ages.of("process-server-heard", row.id, row.heard_ns)
+    return ages.of(HEARD, row.id, row.heard_ns)
 
 
 async def item_counts(session: AsyncSession) -> dict[str, int]:
@@ -32,24 +35,6 @@ async def item_counts(session: AsyncSession) -> dict[str, int]:
         .group_by(ProtectedItemRow.process_server_id)
     )
     return {str(server): count for server, count in rows}
-
-
-async def choose(session: AsyncSession, heartbeat: HeartbeatSettings, ages: Ages) -> str | None:
-    """The process server for a new item, or None if none can take one."""
-    counts = await item_counts(session)
-    candidates = []
-    for row in await session.scalars(select(ProcessServerRow)):
-        heard, observed = heard_age(row, ages), heartbeat_of(row)
-        candidates.append(
-            Candidate(
-                identifier=row.id,
-                alive=heard is not None and heard.is_within(heartbeat.process_server_timeout_s),
-                draining=row.draining,
-                items=counts.get(row.id, 0),
-                spool_free_fraction=0.0 if observed is None else observed.spool_free_fraction,
-            )
-        )
-    return choose_process_server(candidates)
 
 
 async def readiness_of_all(

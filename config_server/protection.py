@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from config_server import process_servers, steps
+from config_server import placement, steps
 from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
 from config_server.core.job import JobKind, JobState
@@ -76,7 +76,8 @@ async def protect(
         id=str(uuid.uuid4()),
         machine_id=machine.id,
         policy_id=policy.id,
-        process_server_id=await process_servers.choose(session, heartbeat, ages),
+        process_server_id=await placement.choose(session, heartbeat, ages),
+        placed_ns=now_ns,
         state=State.ENABLING.value,
         state_since_ns=now_ns,
         created_ns=now_ns,

@@ -88,7 +88,11 @@ class DiskRow(Base):
 
 
 class ProcessServerRow(Base):
-    """A process server, its newest heartbeat and what it is told. ``upload_limits``: ``UploadLimits``; None: none were ever set."""
+    """A process server, its newest heartbeat and what it is told. ``heard_since_ns``: since when its heartbeats come without a gap.
+
+    ``on_appliance``: on this server's own machine. ``drain_*``: when draining began, with how many items; ``drained_ns``: its end.
+    ``upload_limits``: ``UploadLimits``; None: none were ever set.
+    """
 
     __tablename__ = "process_servers"
 
@@ -101,7 +105,12 @@ class ProcessServerRow(Base):
     heard_ns: Mapped[int | None] = mapped_column(BigInteger)
     connected: Mapped[bool] = mapped_column(default=False)
     observation: Mapped[str | None] = mapped_column(Text)
+    heard_since_ns: Mapped[int | None] = mapped_column(BigInteger)
+    on_appliance: Mapped[bool] = mapped_column(default=False)
     draining: Mapped[bool] = mapped_column(default=False)
+    drain_began_ns: Mapped[int | None] = mapped_column(BigInteger)
+    drain_items: Mapped[int] = mapped_column(default=0)
+    drained_ns: Mapped[int | None] = mapped_column(BigInteger)
     upload_limits: Mapped[str | None] = mapped_column(Text)
 
 
@@ -197,6 +206,7 @@ class PolicyRow(Base):
 class ProtectedItemRow(Base):
     """One machine under a policy. At most one item of a machine has not ended. ``drill_*``: the last test migration cleaned up.
 
+    ``placed_ns``: when it was given its present process server; ``placement_problem``: why it should have another and has not.
     ``paused``: the operator paused it and has not resumed it, whatever tests were made meanwhile.
     ``first_revision``: the first desired document that names the item; what an agent reports of an older one is not about it.
     """
@@ -216,6 +226,8 @@ class ProtectedItemRow(Base):
     machine_id: Mapped[str] = mapped_column(ForeignKey("machines.id"), index=True)
     policy_id: Mapped[str] = mapped_column(ForeignKey("policies.id"))
     process_server_id: Mapped[str | None] = mapped_column(ForeignKey("process_servers.id"))
+    placed_ns: Mapped[int | None] = mapped_column(BigInteger)
+    placement_problem: Mapped[str | None] = mapped_column(Text)
     state: Mapped[str] = mapped_column(_KIND)
     reason: Mapped[str | None] = mapped_column(Text)
     state_since_ns: Mapped[int] = mapped_column(BigInteger)
@@ -234,7 +246,7 @@ class ItemDiskRow(Base):
     """A disk under protection, with the newest ``DiskObservation`` of it. ``progress_ns``: when it last came forward; ``falling_behind_*``:
     as ``core/disk_progress.py`` has it.
 
-    ``proved_*``: up to where its tracking was last reported as intact.
+    ``proved_*``: up to where its tracking was last reported as intact. ``steady_churn_bytes_per_s``: over the last hour or so.
     """
 
     __tablename__ = "item_disks"
@@ -252,6 +264,7 @@ class ItemDiskRow(Base):
     falling_behind_peak_ns: Mapped[int | None] = mapped_column(BigInteger)
     proved_generation: Mapped[int] = mapped_column(BigInteger, default=0)
     proved_epoch: Mapped[int] = mapped_column(BigInteger, default=0)
+    steady_churn_bytes_per_s: Mapped[float | None]
 
 
 class TrackingLossRow(Base):

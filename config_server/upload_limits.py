@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.events import Actor, record_event
 from config_server.process_servers import heartbeat_of
 from config_server.tables import ProcessServerRow
 from replication.control_plane import ProcessServerObservation
-from replication.errors import Conflict, NotFound
 from replication.time_zones import time_zone
 from replication.upload_limits import NO_LIMITS, UploadLimits, limits_text
 
@@ -23,30 +21,6 @@ SHOWN_NAMES: Final = 10
 
 def limits_of(row: ProcessServerRow) -> UploadLimits:
     return NO_LIMITS if row.upload_limits is None else UploadLimits.decode(row.upload_limits.encode())
-
-
-async def find_process_server(session: AsyncSession, text: str) -> ProcessServerRow:
-    """A process server by identifier or host name.
-
-    :raises NotFound: if there is none. :raises Conflict: if the name is not unique.
-    """
-    found = list(
-        await session.scalars(
-            select(ProcessServerRow).where((ProcessServerRow.id == text) | (ProcessServerRow.hostname == text))
-        )
-    )
-    if len(found) > 1:
-        raise Conflict(
-            f"cannot tell which of {len(found)} process servers is meant by {text!r}",
-            hint="use the identifier: `migratectl process-servers --json`",
-        )
-    if not found:
-        names = list(await session.scalars(select(ProcessServerRow.hostname).order_by(ProcessServerRow.hostname)))
-        raise NotFound(
-            f"cannot find the process server {text[:100]!r}",
-            hint=f"there is {', '.join(names[:SHOWN_NAMES])}" if names else "none has enrolled yet",
-        )
-    return found[0]
 
 
 def set_limits(

@@ -293,6 +293,7 @@ class _Site:
             clock,
             self.metrics,
             (self.grants.forget, self.batches.forget, self.receipts.forget, self._forget_idle_machines),
+            store_answers=lambda: self.gate.problem is None,
         )
         self.observation = Observation(
             settings.effective_service_url,

@@ -156,6 +156,8 @@ class Observation:
             upload_rate_bytes_per_s=self.throttle.measured_bytes_per_s(),
             upload=self.limits.in_force(),
             machines=list(self.peers.seen_lately()),
+            cpu_count=self.load.cpu_count(),
+            memory_bytes=self.load.memory_bytes(),
             upload_problem=None
             if problem is None
             else WriterProblem(code=problem.code, message=problem.message, hint=problem.hint),

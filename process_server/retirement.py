@@ -3,6 +3,10 @@
 Built by ``daemon``; told by the intake of each generation's first batch, and run now and then. Giving up costs at most a new attempt: an
 agent drops nothing before a receipt. A generation is over when a newer one of its disk ships (the older was closed at the sink first,
 R8), or when the configuration server, asked about one that has not moved for long, says that there is no such generation any more.
+
+It is over here, too, when its item belongs to another process server: what was complete has gone to the store by then, where the first
+manifest of an epoch decides (R5), whoever puts it. What has not moved for long although the store answers never will. While the store does
+not answer it is kept: it may be there first.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from process_server.metrics import ProcessServerMetrics
 from process_server.spool.record import RecordKind
 from process_server.spool.spool import Spool
 from replication.clock import Clock
-from replication.control_plane import DataKeyGrant
+from replication.control_plane import AssignedElsewhere, DataKeyGrant
 from replication.errors import BlockferryError, NotFound
 from replication.identifiers import GenerationKey
 
@@ -31,7 +35,7 @@ class KeySource(Protocol):
 
 
 class Retirement:
-    """``forget`` callbacks are called with each generation that is over or idle."""
+    """``forget`` callbacks are called with each generation that is over or idle. ``store_answers``: as far as is known."""
 
     def __init__(
         self,
@@ -41,6 +45,7 @@ class Retirement:
         clock: Clock,
         metrics: ProcessServerMetrics,
         forget: tuple[Callable[[GenerationKey], None], ...],
+        store_answers: Callable[[], bool] = lambda: True,
     ) -> None:
         self._backlog = backlog
         self._spool = spool
@@ -48,6 +53,7 @@ class Retirement:
         self._clock = clock
         self._metrics = metrics
         self._forget = forget
+        self._store_answers = store_answers
         self._quiet: dict[GenerationKey, int] = {}
 
     def ships(self, key: GenerationKey) -> None:
@@ -97,7 +103,10 @@ class Retirement:
             await self._source.data_key(key)
         except NotFound:
             self.retire(key, "the configuration server has no such generation any more")
-        except BlockferryError as error:  # not answered, assigned elsewhere, not understood: it may still be wanted
+        except AssignedElsewhere:
+            if self._store_answers() or self._backlog.generations[key].next_manifest is None:
+                self.retire(key, "its item belongs to another process server")
+        except BlockferryError as error:  # not answered, not understood: it may still be wanted
             _logger.debug(
                 "cannot ask about a generation", extra={"fields": {"generation": str(key), "error": str(error)}}
             )

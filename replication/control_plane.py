@@ -25,6 +25,7 @@ from pydantic import Field
 
 from replication.churn_profile import ProfileObservation, ProfileOrder
 from replication.documents import MAX_BYTE_COUNT, ByteCount, Document, Hash, Uuid
+from replication.errors import Refused
 from replication.identifiers import GenerationKey
 from replication.store_documents import Consistency, GenerationBase, WriterProblem
 from replication.upload_limits import NO_LIMITS, UploadInForce, UploadLimits
@@ -331,8 +332,14 @@ class DataKeyGrant(Document):
     data_key: Hash
 
 
+class AssignedElsewhere(Refused):
+    """The data key of a generation whose item belongs to another process server (now): whoever asks is given no key of it any more."""
+
+    code = "assigned-elsewhere"
+
+
 class ProcessServerObservation(Document):
-    """A process server's heartbeat."""
+    """A process server's heartbeat. ``cpu_count`` and ``memory_bytes``: of its machine; None: one from before they were sent."""
 
     software_version: str
     service_url: str
@@ -348,6 +355,8 @@ class ProcessServerObservation(Document):
     upload_problem: Problem | None = None
     upload: UploadInForce | None = None
     """None: a process server from before it was sent."""
+    cpu_count: int | None = Field(default=None, ge=1)
+    memory_bytes: ByteCount | None = None
 
 
 class ProcessServerDesired(Document):

@@ -12,15 +12,20 @@ from config_server.api.routes import Access, Call, Route
 from config_server.desired import publish
 from config_server.incidents import record_incident
 from config_server.observations import report_process_server
+from config_server.process_servers import HEARD
 from config_server.tables import CertificateRow, ProcessServerRow, ProtectedItemRow
 from config_server.upload_limits import limits_of
 from replication.control_plane import DataKeyGrant, ProcessServerDesired, ProcessServerObservation
+from replication.errors import Refused
 
 
 async def post_heartbeat(call: Call) -> ProcessServerDesired:
     now_ns = call.site.clock()
+    call.site.ages.renew(HEARD, call.peer_id)  # it is not silent while its heartbeat waits for a busy database
     async with call.site.database.write() as session:
-        server = await session.get_one(ProcessServerRow, call.peer_id)
+        server = await session.get(ProcessServerRow, call.peer_id)
+        if server is None:  # removed since its certificate was looked at
+            raise Refused("cannot take a heartbeat: this process server was removed", hint="enrol again")
         heartbeat = await report_process_server(
             session,
             server,

@@ -1,4 +1,4 @@
-"""The site itself: status, policies, process servers, enrolment passphrases. Served by ``routes``."""
+"""The site itself: status, policies, enrolment passphrases. Served by ``routes``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from sqlalchemy import func, select
 
 from config_server.api.routes import Access, Call, Route
 from config_server.config_servers import configuration_servers
-from config_server.core.age import at_least_s
 from config_server.desired import publish
 from config_server.events import record_event
 from config_server.operator_plane import (
@@ -17,14 +16,11 @@ from config_server.operator_plane import (
     PassphraseRequest,
     PassphraseStatus,
     Policy,
-    ProcessServerStatus,
     SiteStatus,
     timestamp,
 )
 from config_server.policies import delete_policy, find_policy, new_policy_row, policy_of, write_policy
-from config_server.process_servers import heard_age, heartbeat_of, item_counts
-from config_server.tables import MachineRow, PolicyRow, ProcessServerRow, ProtectedItemRow
-from config_server.upload_limits import limits_of
+from config_server.tables import MachineRow, PolicyRow, ProtectedItemRow
 from replication import __version__
 from replication.control_plane import EnrollingRole
 from replication.errors import Conflict, InvalidInput
@@ -93,30 +89,6 @@ async def remove_policy(call: Call) -> None:
     async with call.site.database.write() as session:
         await delete_policy(session, name)
         record_event(session, call.site.clock(), call.actor, "policy-deleted", f"policy {name}")
-
-
-async def list_process_servers(call: Call) -> Page[ProcessServerStatus]:
-    async with call.site.database.read() as session:
-        counts = await item_counts(session)
-        rows = list(await session.scalars(select(ProcessServerRow).order_by(ProcessServerRow.hostname)))
-    return Page[ProcessServerStatus](
-        items=[
-            ProcessServerStatus(
-                id=row.id,
-                hostname=row.hostname,
-                url=row.service_url,
-                connected=row.connected,
-                heard_age_s=at_least_s(heard := heard_age(row, call.site.ages)),
-                heard_age_known=heard is None or heard.known,
-                draining=row.draining,
-                item_count=counts.get(row.id, 0),
-                upload_limits=limits_of(row),
-                observation=heartbeat_of(row),
-                enrolled_at=timestamp(row.enrolled_ns),
-            )
-            for row in rows
-        ]
-    )
 
 
 async def create_passphrase(call: Call) -> PassphraseGrant:
@@ -190,15 +162,6 @@ ROUTES: Final = (
         "policies",
         status=204,
         answers={404: "no such policy", 409: "items are under it, or it is the default policy"},
-    ),
-    Route(
-        "GET",
-        "/process-servers",
-        list_process_servers,
-        Access.READER,
-        "Process servers with their newest heartbeat",
-        "process servers",
-        answer=Page[ProcessServerStatus],
     ),
     Route(
         "POST",

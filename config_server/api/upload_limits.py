@@ -6,12 +6,13 @@ from typing import Final
 
 from config_server.api.routes import Access, Call, Route
 from config_server.operator_plane import UploadLimitsStatus
+from config_server.process_server_verbs import find_process_server
 from config_server.process_servers import heartbeat_of
 from config_server.tables import ProcessServerRow
-from config_server.upload_limits import find_process_server, limits_of, set_limits
+from config_server.upload_limits import limits_of, set_limits
 from replication.upload_limits import UploadLimits
 
-_PATH: Final = "/process-servers/{process_server}/upload-limits"
+_PATH: Final = "/process-servers/{server}/upload-limits"
 _ANSWERS: Final = {404: "no such process server", 409: "the name is not unique"}
 
 
@@ -24,12 +25,12 @@ def _status(row: ProcessServerRow) -> UploadLimitsStatus:
 
 async def get_upload_limits(call: Call) -> UploadLimitsStatus:
     async with call.site.database.read() as session:
-        return _status(await find_process_server(session, call.path["process_server"]))
+        return _status(await find_process_server(session, call.path["server"]))
 
 
 async def put_upload_limits(call: Call) -> UploadLimitsStatus:
     async with call.site.database.write() as session:
-        row = await find_process_server(session, call.path["process_server"])
+        row = await find_process_server(session, call.path["server"])
         set_limits(session, row, call.body(UploadLimits), call.actor, call.site.clock())
         return _status(row)
 

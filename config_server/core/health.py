@@ -146,6 +146,8 @@ class HealthFacts:
     """A resync of the item is open."""
     certificate_conditions: Sequence[Condition] = ()
     """What is wrong with the certificates of its agent and its process server (``certificate_health.py``)."""
+    placement_problem: str | None = None
+    """Why the item should have another process server and has not."""
     source_hold: SourceHold = "held"
     """Of a migrated item: whether its source still was what was proved when its agent was last heard."""
 
@@ -257,7 +259,8 @@ def _of_agent(facts: HealthFacts) -> Iterator[Condition]:
 def _of_process_server(facts: HealthFacts) -> Iterator[Condition]:
     server = facts.process_server
     if server is None:
-        yield Condition("no-process-server", Health.CRITICAL, "no process server is assigned", "enrol a process server")
+        why = "no process server is assigned" if facts.placement_problem is None else facts.placement_problem
+        yield Condition("no-process-server", Health.CRITICAL, why, "enrol a process server, or undrain one")
         return
     if server.heard_age is None or not server.heard_age.is_within(server.timeout_s):
         silent = server.heard_age is None or server.heard_age.exceeds(facts.critical_after_s)
@@ -268,6 +271,13 @@ def _of_process_server(facts: HealthFacts) -> Iterator[Condition]:
             f"process server {server.name} {since}",
             "see that it runs and reaches this server",
         )
+        if facts.placement_problem is not None:
+            yield Condition(
+                "waits-for-take-over",
+                Health.CRITICAL if silent else Health.WARNING,
+                f"nothing is shipped, changes are tracked: {facts.placement_problem}",
+                "start that process server again, or make another one able to take its items",
+            )
     if server.upload_problem is not None:
         yield Condition(
             "upload-blocked",

@@ -1,4 +1,4 @@
-"""Commands on the site: login, servers, check, policies, process servers, passphrases, events. Called by ``cli.py``."""
+"""Commands on the site: login, servers, check, policies, passphrases, events. Called by ``cli.py``."""
 
 from __future__ import annotations
 
@@ -37,12 +37,10 @@ from config_server.migratectl.rendering import (
     duration,
     health_word,
     heard_ago,
-    rate,
     server_table,
     size,
     table,
 )
-from config_server.migratectl.upload_limits_commands import limit_cells
 from config_server.operator_plane import (
     EventStatus,
     Page,
@@ -50,7 +48,6 @@ from config_server.operator_plane import (
     PassphraseRequest,
     PassphraseStatus,
     Policy,
-    ProcessServerStatus,
     ReadinessReport,
     ServerDetail,
     ServerSummary,
@@ -234,41 +231,6 @@ def check(invocation: Invocation, server: str, disks: tuple[str, ...], as_json_w
     show(report, as_json_wanted=as_json_wanted, otherwise=tell)
     if not report.ready:
         sys.exit(EXIT_NOT_READY)
-
-
-@click.command("process-servers")
-@json_option
-@pass_invocation
-def process_servers(invocation: Invocation, as_json_wanted: bool) -> None:
-    """List the process servers with their load."""
-    page = invocation.run(lambda server: server.get("/process-servers", Page[ProcessServerStatus]))
-    rows = []
-    for server in page.items:
-        observed = server.observation
-        rows.append(
-            [
-                server.hostname,
-                server.url,
-                server.enrolled_at,
-                heard_ago(server.heard_age_s, known=server.heard_age_known),
-                str(server.item_count),
-                "-" if observed is None else f"{observed.spool_free_fraction:.0%} free",
-                "-" if observed is None else size(observed.upload_backlog_bytes),
-                "-" if observed is None else rate(observed.upload_rate_bytes_per_s),
-                *limit_cells(server),
-            ]
-        )
-    show(
-        page,
-        as_json_wanted=as_json_wanted,
-        otherwise=lambda console: console.print(
-            table(
-                *("PROCESS SERVER", "ADDRESS", "ENROLLED", "HEARD AGO", "ITEMS", "SPOOL", "BACKLOG", "UPLOAD"),
-                *("SENDING", "LIMIT"),
-                rows=rows,
-            )
-        ),
-    )
 
 
 @click.command()

@@ -5,7 +5,7 @@ Ages and lags grow between snapshots by the time that has passed, so that a reco
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -28,6 +28,7 @@ from config_server.item_health import disk_facts
 from config_server.items import agent_age
 from config_server.point_history import AVAILABLE, LOST
 from config_server.process_servers import heard_age
+from config_server.reconciler.placement_figures import PlacementFigures, families, placement_figures
 from config_server.source_watch import source_hold
 from config_server.tables import (
     ItemDiskRow,
@@ -62,14 +63,23 @@ class Snapshot:
     certificate_ends_ns: dict[tuple[str, str], int] = field(default_factory=dict)
     open_requests: int = 0
     store_reachable: bool = False
+    placement: PlacementFigures = field(default_factory=PlacementFigures)
 
 
 async def take_snapshot(
-    session: AsyncSession, heartbeat: HeartbeatSettings, ages: Ages, *, store_reachable: bool
+    session: AsyncSession,
+    heartbeat: HeartbeatSettings,
+    ages: Ages,
+    *,
+    store_reachable: bool,
+    changes: Mapping[str, int],
 ) -> Snapshot:
-    """Read everything that is shown."""
+    """Read everything that is shown; ``changes``: of process servers, by cause."""
     snapshot = Snapshot(
-        taken_s=ages.monotonic_s(), items={state.value: 0 for state in State}, store_reachable=store_reachable
+        taken_s=ages.monotonic_s(),
+        items={state.value: 0 for state in State},
+        store_reachable=store_reachable,
+        placement=await placement_figures(session, ages, changes),
     )
     names = {machine.id: machine.hostname for machine in await session.scalars(select(MachineRow))}
     for machine in await session.scalars(select(MachineRow).where(MachineRow.heard_ns.is_not(None))):
@@ -160,6 +170,7 @@ class Figures(Collector):
         yield _family("source_hold", "Of a migrated source: 0 as proved, 1 not known, 2 written to", ["server"], holds)
         yield _family("writer_requests_open", "Requests without a final answer", [], [((), shown.open_requests)])
         yield _family("store_reachable", "Whether the store answered", [], [((), int(shown.store_reachable))])
+        yield from families(shown.placement)
         yield _family("reconciler_age_seconds", "Seconds since the reconciler's last snapshot", [], [((), since_s)])
 
 

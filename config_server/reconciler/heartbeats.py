@@ -1,4 +1,4 @@
-"""Silence and health: who is no longer heard, who can take an item that waits, whose health changed. Called by ``reconciler/loop.py``."""
+"""Silence and health: who is no longer heard, whose health changed. Called by ``reconciler/loop.py``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
 from config_server.core.age import Age
 from config_server.core.health import Health, Verdict
-from config_server.desired import publish
 from config_server.events import SYSTEM, record_event
 from config_server.item_health import assess_item
 from config_server.items import AGENT_HEARD
@@ -52,33 +51,6 @@ async def look_at_heartbeats(session: AsyncSession, ages: Ages) -> None:
 
 def _is_silent(heard: Age | None, timeout_s: float) -> bool:
     return heard is not None and heard.exceeds(timeout_s)
-
-
-async def place_waiting_items(session: AsyncSession, heartbeat: HeartbeatSettings, ages: Ages, now_ns: int) -> bool:
-    """Give a process server to items that have none; returns whether any got one."""
-    waiting = await session.scalars(
-        select(ProtectedItemRow).where(
-            ProtectedItemRow.ended_ns.is_(None), ProtectedItemRow.process_server_id.is_(None)
-        )
-    )
-    placed = False
-    for item in list(waiting):
-        chosen = await process_servers.choose(session, heartbeat, ages)
-        if chosen is None:
-            return placed
-        item.process_server_id = chosen
-        placed = True
-        record_event(
-            session,
-            now_ns,
-            SYSTEM,
-            "placed",
-            f"process server {chosen} takes the item",
-            machine_id=item.machine_id,
-            item_id=item.id,
-        )
-        await publish(session, item.machine_id)
-    return placed
 
 
 async def notice_health(

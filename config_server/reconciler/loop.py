@@ -18,7 +18,7 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
-from config_server.config import HeartbeatSettings, HistorySettings, ReconcilerSettings
+from config_server.config import HeartbeatSettings, HistorySettings, PlacementSettings, ReconcilerSettings
 from config_server.core.health import WRITER_SILENT_S
 from config_server.core.job import OPEN_STATES, JobKind
 from config_server.database import Database
@@ -28,6 +28,7 @@ from config_server.item_health import assess_item
 from config_server.jobs import find_job, open_jobs
 from config_server.leadership import Leadership, SoleLeadership
 from config_server.observations import follow_observation
+from config_server.placement import Placement
 from config_server.postgresql import DatabaseUnavailable
 from config_server.reconciler.alarms import Alarms
 from config_server.reconciler.busy_items import all_items, busy_items
@@ -35,7 +36,7 @@ from config_server.reconciler.cutover import follow_migration
 from config_server.reconciler.deletion import follow_deletion
 from config_server.reconciler.drills import follow_clean_up, follow_test_migration
 from config_server.reconciler.figures import Figures, take_snapshot
-from config_server.reconciler.heartbeats import look_at_heartbeats, notice_health, notice_silence, place_waiting_items
+from config_server.reconciler.heartbeats import look_at_heartbeats, notice_health, notice_silence
 from config_server.reconciler.housekeeping import EVERY_S, forget_what_is_over
 from config_server.reconciler.made_disk_removal import remove_unwanted
 from config_server.reconciler.mailbox import Mailbox
@@ -77,6 +78,7 @@ class Reconciler:
         board: HealthBoard,
         settings: ReconcilerSettings,
         heartbeat: HeartbeatSettings,
+        placement: PlacementSettings,
         history: HistorySettings,
         clock: Clock,
         ages: Ages,
@@ -108,6 +110,7 @@ class Reconciler:
         self._exchange_woken, self._follow_woken = asyncio.Event(), asyncio.Event()
         self._round_due_ns = self._housekeeping_due_ns = 0
         self._rounds = 0
+        self._placement = Placement(placement, heartbeat, ages)
         self.figures = Figures(ages)
 
     def wake(self) -> None:
@@ -127,6 +130,7 @@ class Reconciler:
     async def run(self) -> None:
         """Pass after pass; returns only by cancellation."""
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._placement.listen())
             tasks.create_task(self._repeat(self._exchange_once, self._exchange_woken))
             tasks.create_task(self._repeat(self._follow_once, self._follow_woken))
 
@@ -179,7 +183,7 @@ class Reconciler:
     async def _follow_once(self) -> None:
         async with self._database.write() as session:
             await notice_silence(session, self._heartbeat, self._ages, self._clock())
-            placed = await place_waiting_items(session, self._heartbeat, self._ages, self._clock())
+            placed = await self._placement.follow(session, self._clock())
         if placed:
             self._feed.wake()
         # Or the clock was set back: else nobody would look around until it has caught up.
@@ -213,7 +217,11 @@ class Reconciler:
     async def _take_figures(self) -> None:
         async with self._database.read() as session:
             self.figures.snapshot = await take_snapshot(
-                session, self._heartbeat, self._ages, store_reachable=self._status.reachable
+                session,
+                self._heartbeat,
+                self._ages,
+                store_reachable=self._status.reachable,
+                changes=self._placement.moves,
             )
 
     async def _follow_item(self, item_id: str) -> None:

@@ -1,10 +1,11 @@
-"""How busy this machine is: fractions of processor time and memory in use, from /proc.
+"""How large and how busy this machine is: processors, memory, and the fractions of both in use, from /proc.
 
 Called by ``heartbeat``. Processor time is measured between two calls.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _IDLE_FIELDS = (3, 4)
@@ -30,8 +31,19 @@ class MachineLoad:
         elapsed = total - total_before
         return 0.0 if elapsed <= 0 else min(1.0, max(0.0, 1.0 - (idle - idle_before) / elapsed))
 
+    def cpu_count(self) -> int:
+        """Processors that this process may run on."""
+        return len(os.sched_getaffinity(0))
+
     def memory_fraction(self) -> float:
         """Share of memory that is not available to new work."""
-        lines = (self._proc / "meminfo").read_text().splitlines()
-        figures = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines) if rest}
+        figures = self._memory_kib()
         return min(1.0, max(0.0, 1.0 - figures["MemAvailable"] / figures["MemTotal"]))
+
+    def memory_bytes(self) -> int:
+        """What the kernel has to give, which is a little less than what is built in."""
+        return self._memory_kib()["MemTotal"] * 1024
+
+    def _memory_kib(self) -> dict[str, int]:
+        lines = (self._proc / "meminfo").read_text().splitlines()
+        return {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines) if rest}

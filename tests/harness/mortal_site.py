@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
-from config_server.config import HeartbeatSettings, HistorySettings, ReconcilerSettings
+from config_server.config import HeartbeatSettings, HistorySettings, PlacementSettings, ReconcilerSettings
 from config_server.core.address_claims import OwnAddresses
 from config_server.database import Database, sqlite_url
 from config_server.desired import DesiredFeed, publish
@@ -141,6 +141,7 @@ class World:
             board=HealthBoard(),
             settings=ReconcilerSettings(interval_s=0.01, point_interval_s=0.01),
             heartbeat=HeartbeatSettings(agent_timeout_s=10**6, process_server_timeout_s=10**6),
+            placement=PlacementSettings(),
             history=HistorySettings(),
             clock=self.clock,
             ages=self.ages,

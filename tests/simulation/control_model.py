@@ -1,4 +1,4 @@
-"""A model of the configuration server, as far as the data plane knows it: generations, their keys, and pruning of recovery points.
+"""A model of the configuration server, as far as the data plane knows it: generations, their keys, take-over, pruning of recovery points.
 
 Used by the simulation in place of ``config_server``, whose database and API are tested elsewhere (``test_reconciler_crashes``).
 It keeps the order of ``config_server/generations``: the generation before is closed at the sink and its final epoch known, the
@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
+from config_server.core.age import Age
+from config_server.core.capacity import GB, Capacity
+from config_server.core.placement import Candidate, PlacedItem, Rules, decide
 from config_server.core.retention import Point, points_to_prune
 from replication.blob_client.api import BlobClient
 from replication.blob_client.failures import BlobNotFound
@@ -195,6 +198,17 @@ class ControlModel:
             size_bytes=found.record.size_bytes,
             data_key=found.data_key.hex(),
         )
+
+    def taken_over_by(self, silent: str, alive: list[str]) -> str:
+        """Who takes over the item of a process server whose silence has lasted long enough: as the configuration server decides."""
+        rules = Rules()
+        heard = dict.fromkeys(alive, 1.0) | {silent: rules.silent_after_s + 1}
+        candidates = [
+            Candidate(name, name, Age(age_s), Age(age_s), False, None, 1.0, Capacity(1, 250 * GB, 85))
+            for name, age_s in heard.items()
+        ]
+        decision = decide(candidates, [PlacedItem(ITEM, silent)], rules, listening_s=rules.silent_after_s + 1)
+        return decision.moves[0].target
 
     # ---- the store
 

@@ -352,7 +352,8 @@ class Faults:
         await self._at_failpoint(chosen.process, strike)
         await asyncio.sleep(self._away_s())
         if world.agent.target is chosen:
-            other = next(each for each in alive if each is not chosen)
+            taker = world.control.taken_over_by(chosen.name, [each.name for each in alive])
+            other = next(each for each in alive if each.name == taker)
             world.note("fault", f"the agent is to ship to {other.name}")
             world.agent.change_to(other)
 

@@ -204,3 +204,15 @@ async def test_jobs_and_items_have_their_order_though_the_clock_was_set_back_bet
         await site.observe([])
         await site.settle()
         assert (await site.item())["id"] == item
+
+
+def test_what_is_true_just_now_is_no_age_though_its_stamp_is_old(clocks: Clocks, ages: Ages) -> None:
+    heard_ns = clocks.wall()
+    ages.renew("heard", "a")  # nobody has asked yet: its stamp will tell
+    assert ages.of("heard", "a", heard_ns) == Age(0.0)
+    clocks.passed_s = 40.0
+    ages.renew("heard", "a")
+    assert ages.of("heard", "a", heard_ns) == Age(0.0)
+    clocks.passed_s = 45.0
+    assert ages.of("heard", "a", heard_ns) == Age(5.0)
+    assert ages.of("heard", "a", clocks.wall()) == Age(0.0), "its stamp was written in the end"

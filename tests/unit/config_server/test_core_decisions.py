@@ -1,4 +1,4 @@
-"""The smaller decisions: doubt, progress, desired state, placement, names, forecast, attempts, jobs."""
+"""The smaller decisions: doubt, progress, desired state, names, forecast, attempts, jobs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from config_server.core.doubt import (
 from config_server.core.forecast import SeedingDisk, seeding_forecast
 from config_server.core.job import TRANSITIONS, JobState, next_job_state
 from config_server.core.observation import ObservedDisk, progress_of
-from config_server.core.placement import Candidate, choose_process_server
 from config_server.core.protected_item import ENDED_STATES, Progress, State
 from replication.control_plane import (
     DesiredCutover,
@@ -229,22 +228,7 @@ def test_disk_whose_backlog_is_worked_off_falls_behind_no_more() -> None:
     assert falling_behind(FallingBehind(0, 20, 0), paused, paused, 1) is None
 
 
-# -- placement, names, forecast -----------------------------------------------------------------------------------
-
-
-def candidate(
-    identifier: str, *, alive: bool = True, draining: bool = False, items: int = 0, free: float = 1.0
-) -> Candidate:
-    return Candidate(identifier, alive, draining, items, free)
-
-
-def test_least_loaded_living_process_server_takes_the_item() -> None:
-    assert choose_process_server([]) is None
-    assert choose_process_server([candidate("a", alive=False), candidate("b", draining=True)]) is None
-    assert choose_process_server([candidate("a", items=2), candidate("b", items=1)]) == "b"
-    assert choose_process_server([candidate("a", free=0.5), candidate("b", free=0.6)]) == "b"
-    for order in itertools.permutations([candidate("a"), candidate("b"), candidate("c")]):
-        assert choose_process_server(order) == "a"
+# -- names, forecast ---------------------------------------------------------------------------------------------
 
 
 @given(st.text(max_size=300), st.integers(1, 99), st.booleans())

@@ -49,6 +49,7 @@ class Server:
         self.phase = "replicating"
         self.answering = True
         self.published: set[str] = set()
+        self.beating = {"ps-1": "https://127.0.0.1:9443"}
 
     def start(self) -> None:
         self.thread.start()
@@ -89,9 +90,9 @@ class Server:
     async def _play_peers(self) -> None:
         """Report, cut what is asked for, work the writer's requests; again and again."""
         while True:
-            await self.lab.request(
-                "POST", "/api/v1/process-server/heartbeats", heartbeat(), identity=self.lab.identities["ps-1"]
-            )
+            for name, url in list(self.beating.items()):
+                path, identity = "/api/v1/process-server/heartbeats", self.lab.identities[name]
+                await self.lab.request("POST", path, heartbeat(url), identity=identity)
             desired = await self.agent("GET", "/agent/desired")
             await self._play_agent(desired)
             await self.writer.work()
@@ -365,6 +366,39 @@ def test_site_process_servers_and_passphrases(ctl: Ctl) -> None:
     plain = ctl("create-enrolment-passphrase").output.strip()
     assert len(plain.split("-")) == 6
     assert ctl("create-enrolment-passphrase", "--valid-for", "99 d").exit_code == 1
+
+
+@pytest.mark.usefixtures("protected")
+def test_process_server_is_added_drained_taken_back_and_removed_and_a_server_is_switched(
+    server: Server, ctl: Ctl
+) -> None:
+    url = "https://127.0.0.1:9444"
+    server.call(server.lab.enrol(Role.PROCESS_SERVER, "ps-2", service_url=url))
+    server.beating["ps-2"] = url
+    deadline_s = time.monotonic() + 30.0
+    while "silent" in ctl("process-servers").output:
+        assert time.monotonic() < deadline_s
+    switched = ctl("switch-process-server", "web-1", "--to", "127.0.0.1:9444")
+    assert (switched.exit_code, f"web-1 ships to process server {url}" in switched.output) == (0, True), switched.output
+    refused = ctl("remove-process-server", "ps-2", "--yes")
+    assert (refused.exit_code, "1 items are on it" in refused.output) == (1, True)
+    assert "drain-process-server" in refused.output
+    assert ctl("remove-process-server", "ps-2").exit_code == 2, "nobody can be asked"
+    drained = ctl("drain-process-server", "ps-2", "--wait", "--timeout", "60 s")
+    assert (drained.exit_code, "ps-2 is drained" in drained.output) == (0, True), drained.output
+    assert json.loads(ctl("status", "web-1", "--json").output)["items"][0]["process_server"]["hostname"] == "ps-1"
+    assert "drained" in ctl("process-servers").output
+    no_place = ctl("drain-process-server", "ps-1", "--wait", "--timeout", "1 s")
+    assert (no_place.exit_code, "the drain goes on" in no_place.output) == (4, True), no_place.output
+    deadline_s = time.monotonic() + 30.0
+    while "no other process server can take it" not in ctl("process-servers").output.replace("\n", " "):
+        assert time.monotonic() < deadline_s
+    assert ctl("undrain-process-server", "ps-1").exit_code == 0
+    assert ctl("drain-process-server", "ps-9").exit_code == 1
+    del server.beating["ps-2"]
+    assert ctl("remove-process-server", "ps-2", "--yes").exit_code == 0
+    listed = json.loads(ctl("process-servers", "--json").output)["items"]
+    assert [each["hostname"] for each in listed] == ["ps-1"]
 
 
 def test_wrong_connections_exit_two_or_six(server: Server, ctl: Ctl, tmp_path: Path) -> None:

@@ -38,6 +38,11 @@ class FakeSpool:
         return FileSystemSpace(2**41, self.available)
 
 
+_LOAD = SimpleNamespace(
+    cpu_fraction=lambda: 0.25, memory_fraction=lambda: 0.5, cpu_count=lambda: 4, memory_bytes=lambda: 8 * 10**9
+)
+
+
 class Rig:
     def __init__(self) -> None:
         clock = virtual_clock()
@@ -62,7 +67,7 @@ class Rig:
             ProcessServerMetrics(self.registry),
             self.board,
             clock,
-            cast("Any", SimpleNamespace(cpu_fraction=lambda: 0.25, memory_fraction=lambda: 0.5)),
+            cast("Any", _LOAD),
         )
 
     def health(self, name: str) -> tuple[HealthState, str]:
@@ -152,6 +157,7 @@ async def test_the_observation_says_what_is_free_and_nothing_where_the_disk_does
     seen = await rig.observation.observe()
     assert (seen.spool_free_fraction, seen.spool_used_bytes) == (0.5, 50 * MIB)
     assert (seen.cpu_fraction, seen.memory_fraction, seen.upload_backlog_age_s) == (0.25, 0.5, 0.0)
+    assert (seen.cpu_count, seen.memory_bytes) == (4, 8 * 10**9)
     rig.spool.available = None
     assert (await rig.observation.observe()).spool_free_fraction == 0.0
 

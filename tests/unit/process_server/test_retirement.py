@@ -9,13 +9,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from process_server.core.backlog import Backlog, SegmentEntry, SegmentState
+from process_server.core.epoch_chain import PendingManifest
 from process_server.core.spool_budget import SpoolBudget
 from process_server.metrics import ProcessServerMetrics
 from process_server.retirement import REVIEW_EVERY_S, Retirement
 from process_server.spool.record import RecordHeader, RecordKind
 from process_server.spool.spool import Spool
 from replication.clock import Clock
-from replication.control_plane import DataKeyGrant
+from replication.control_plane import AssignedElsewhere, DataKeyGrant
 from replication.errors import BlockferryError, NotFound, PeerProtocolError, PeerUnavailable, Permanent, Refused
 from replication.identifiers import (
     AttemptNumber,
@@ -23,6 +24,7 @@ from replication.identifiers import (
     BatchNumber,
     DiskId,
     EpochId,
+    EpochKey,
     GenerationId,
     GenerationKey,
     MachineId,
@@ -48,6 +50,7 @@ class Rig:
         self.asked: list[GenerationKey] = []
         self.forgotten: list[GenerationKey] = []
         self.batches = itertools.count()
+        self.store_answers = True
         self.retirement = Retirement(
             self.backlog,
             self.spool,
@@ -55,6 +58,7 @@ class Rig:
             clock or Clock(),
             ProcessServerMetrics(CollectorRegistry()),
             (self.forgotten.append,),
+            store_answers=lambda: self.store_answers,
         )
 
     async def data_key(self, key: GenerationKey) -> DataKeyGrant:
@@ -71,6 +75,12 @@ class Rig:
         entry = SegmentEntry(bytes(16), bytes(16), 7, SegmentState.WAITING, written.place, 0)
         assert self.backlog.add_segment(batch, MACHINE, entry)
         return batch
+
+    def add_manifest(self, key: GenerationKey) -> None:
+        epoch = EpochKey(key.disk, key.generation, EpochId(1))
+        written = self.spool.append(RecordHeader(RecordKind.MANIFEST, 0, 0, 0), memoryview(b"manifest"))
+        pending = PendingManifest(epoch, AttemptNumber(1), bytes(32), bytes(32), written.place, 0, missing=set())
+        self.backlog.add_manifest(pending, MACHINE)
 
     @property
     def kept(self) -> set[GenerationKey]:
@@ -153,3 +163,29 @@ async def test_it_reviews_from_time_to_time_through_days_without_a_configuration
     assert rig.kept == set()
     task.cancel()
     await asyncio.wait([task])
+
+
+async def test_what_belongs_to_another_process_server_is_given_up_once_it_cannot_move() -> None:
+    rig = Rig()
+    rig.add(FIRST)
+    rig.add_manifest(FIRST)
+    rig.answer = AssignedElsewhere("cannot give the data key")
+    await rig.retirement.review()
+    assert rig.kept == {FIRST}, "it has moved since the last review"
+    rig.store_answers = False
+    await rig.retirement.review()
+    assert rig.kept == {FIRST}, "its manifest may be the first in the store when that is back"
+    rig.store_answers = True
+    await rig.retirement.review()
+    assert rig.kept == set()
+    assert rig.forgotten == [FIRST]
+    assert list(rig.backlog.places()) == []
+
+
+async def test_segments_without_a_manifest_that_belong_elsewhere_are_given_up_even_while_the_store_is_away() -> None:
+    rig = Rig()
+    rig.add(FIRST)
+    rig.answer, rig.store_answers = AssignedElsewhere("cannot give the data key"), False
+    await rig.retirement.review()
+    await rig.retirement.review()
+    assert rig.kept == set()

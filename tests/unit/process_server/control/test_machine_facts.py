@@ -28,6 +28,7 @@ def test_memory_in_use_is_what_is_not_available(tmp_path: Path) -> None:
     write_stat(tmp_path, 1, 1, 1, 1, 1, 1, 1, 1)
     (tmp_path / "meminfo").write_text("MemTotal:  1000 kB\nMemFree:  10 kB\nMemAvailable:  250 kB\n\n")
     assert MachineLoad(tmp_path).memory_fraction() == 0.75
+    assert MachineLoad(tmp_path).memory_bytes() == 1000 * 1024
 
 
 def test_two_installations_on_a_machine_are_two_and_the_same_one_stays_the_same(tmp_path: Path) -> None:

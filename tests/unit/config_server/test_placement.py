@@ -1,0 +1,340 @@
+"""Which process server an item belongs to: take-over, drain, rebalancing, and that under constant facts everything comes to rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config_server.core.age import Age
+from config_server.core.capacity import GB, Capacity
+from config_server.core.placement import (
+    Candidate,
+    Cause,
+    Decision,
+    Hold,
+    PlacedItem,
+    Rules,
+    choose_process_server,
+    decide,
+    loads_of,
+)
+
+RULES = Rules()
+LONG_S = 1e6
+CAPACITY = Capacity(1, 250 * GB, 85)
+SMALL = Capacity(0, 10 * GB, 10)
+
+
+def server(identifier: str, *, heard_s: float | None = 1.0, **changes: Any) -> Candidate:
+    usual = Candidate(
+        identifier=identifier,
+        name=f"ps-{identifier}",
+        heard=None if heard_s is None else Age(heard_s),
+        steady=Age(LONG_S),
+        draining=False,
+        upload_problem=None,
+        spool_free_fraction=1.0,
+        capacity=CAPACITY,
+    )
+    return dataclasses.replace(usual, **changes)
+
+
+def items(on: str | None, count: int, *, first: int = 0, **changes: Any) -> list[PlacedItem]:
+    usual = PlacedItem("", on, 0.0, Age(LONG_S))
+    return [
+        dataclasses.replace(usual, identifier=f"item-{number:03}", **changes) for number in range(first, first + count)
+    ]
+
+
+def decided(
+    servers: Sequence[Candidate],
+    placed: Sequence[PlacedItem],
+    rules: Rules = RULES,
+    listening_s: float = LONG_S,
+) -> Decision:
+    return decide(servers, placed, rules, listening_s=listening_s)
+
+
+def targets(decision: Decision) -> list[str]:
+    return [move.target for move in decision.moves]
+
+
+# -- new items ----------------------------------------------------------------------------------------------------
+
+
+def test_new_item_goes_to_the_least_loaded_that_is_heard_and_not_drained() -> None:
+    assert choose_process_server([], [], RULES) is None
+    assert choose_process_server([server("a", heard_s=60.0), server("b", draining=True)], [], RULES) is None
+    assert choose_process_server([server("a", heard_s=None)], [], RULES) is None
+    assert choose_process_server([server("a"), server("b")], items("a", 2) + items("b", 1, first=2), RULES) == "b"
+    for order in itertools.permutations([server("a"), server("b"), server("c")]):
+        assert choose_process_server(order, [], RULES) == "a"
+
+
+def test_new_item_goes_where_the_capacity_is_not_where_the_fewest_items_are() -> None:
+    large = dataclasses.replace(CAPACITY, servers=200)
+    placed = items("a", 20) + items("b", 15, first=20)
+    assert choose_process_server([server("a", capacity=large), server("b")], placed, RULES) == "a"
+    heavy = items("a", 1, churn_bytes_per_day=200.0 * GB)
+    assert choose_process_server([server("a"), server("b")], heavy + items("b", 5, first=1), RULES) == "b"
+
+
+def test_new_item_avoids_a_full_spool_and_blocked_uploads_unless_there_is_nothing_else() -> None:
+    full, blocked = server("a", spool_free_fraction=0.1), server("b", upload_problem="no route")
+    assert choose_process_server([full, blocked, server("c")], items("c", 50), RULES) == "c"
+    assert choose_process_server([full], [], RULES) == "a"
+
+
+# -- take-over ----------------------------------------------------------------------------------------------------
+
+
+def test_items_of_a_silent_one_go_to_others_by_load_all_at_once() -> None:
+    decision = decided([server("a", heard_s=15.5), server("b"), server("c")], items("a", 6) + items("b", 2, first=6))
+    assert {move.cause for move in decision.moves} == {Cause.TAKE_OVER}
+    assert sorted(targets(decision)) == ["b", "b", "c", "c", "c", "c"]
+    assert "silent" not in decision.moves[0].reason
+    assert "ps-a was last heard 16 s ago" in decision.moves[0].reason
+
+
+@pytest.mark.parametrize(("heard_s", "moves"), [(1.0, 0), (14.9, 0), (15.0, 0), (15.1, 3)])
+def test_silence_shorter_than_the_limit_changes_nothing(heard_s: float, moves: int) -> None:
+    assert len(decided([server("a", heard_s=heard_s), server("b")], items("a", 3)).moves) == moves
+
+
+def test_silence_counts_only_while_this_server_listened() -> None:
+    facts = [server("a", heard_s=86400.0), server("b")], items("a", 3)
+    assert decided(*facts, listening_s=15.0) == Decision()
+    assert len(decided(*facts, listening_s=15.1).moves) == 3
+
+
+def test_silence_that_is_not_known_to_be_longer_counts_as_long_as_it_was_looked_at() -> None:
+    since_the_clock_was_set = dataclasses.replace(server("a"), heard=Age(3.0, known=False))
+    assert decided([since_the_clock_was_set, server("b")], items("a", 1)) == Decision()
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (server("b", heard_s=14.0), "last heard 14 s ago"),
+        (server("b", heard_s=None), "not heard"),
+        (server("b", draining=True), "being drained"),
+        (server("b", upload_problem="the store refuses"), "uploads are blocked: the store refuses"),
+        (server("b", spool_free_fraction=0.19), "19% free"),
+        (dataclasses.replace(server("b"), heard=Age(1.0, known=False)), "not known"),
+    ],
+)
+def test_nothing_is_given_to_one_that_is_no_better_off_and_it_is_said_why(other: Candidate, why: str) -> None:
+    decision = decided([server("a", heard_s=20.0), other], items("a", 1))
+    assert decision.moves == ()
+    assert why in decision.waiting[0].reason
+    assert "ps-b" in decision.waiting[0].reason
+
+
+def test_single_process_server_that_is_silent_keeps_its_items_waiting() -> None:
+    decision = decided([server("a", heard_s=20.0)], items("a", 2))
+    assert decision.moves == ()
+    assert len(decision.waiting) == 2
+    assert "there is no other one" in decision.waiting[0].reason
+
+
+def test_take_over_can_be_switched_off() -> None:
+    decision = decided([server("a", heard_s=20.0), server("b")], items("a", 1), Rules(take_over=False))
+    assert decision.moves == ()
+    assert "switched off" in decision.waiting[0].reason
+
+
+def test_cutover_is_taken_over_but_a_held_source_stays() -> None:
+    placed = items("a", 1, hold=Hold.CUTOVER) + items("a", 1, first=1, hold=Hold.SOURCE_HELD)
+    decision = decided([server("a", heard_s=20.0), server("b")], placed)
+    assert [move.item for move in decision.moves] == ["item-000"]
+    assert decision.waiting == ()
+
+
+def test_who_comes_back_is_not_given_his_items_back_at_once() -> None:
+    taken_over = [dataclasses.replace(item, since=Age(30.0)) for item in items("b", 60)]
+    back = server("a", steady=Age(20.0))
+    assert decided([back, server("b")], taken_over) == Decision()
+    steady = dataclasses.replace(back, steady=Age(700.0))
+    assert decided([steady, server("b")], taken_over) == Decision(), "they have not settled where they are"
+    settled = items("b", 60)
+    assert len(decided([steady, server("b")], settled).moves) == 1
+
+
+# -- draining -----------------------------------------------------------------------------------------------------
+
+
+def test_drained_one_gives_its_items_away_a_few_at_a_time() -> None:
+    servers = [server("a", draining=True), server("b"), server("c")]
+    placed = items("a", 10)
+    moved: list[str] = []
+    for _ in range(3):
+        decision = decided(servers, placed)
+        assert len(decision.moves) <= RULES.drain_burst
+        moved += [move.item for move in decision.moves]
+        assert decided(servers, _after(placed, decision, age_s=1.0)).moves == (), "the burst is not over"
+        placed = _after(placed, decision, age_s=60.0)
+    assert sorted(moved) == [item.identifier for item in items("a", 10)]
+    assert decided(servers, placed) == Decision()
+
+
+def test_drain_waits_for_the_end_of_a_migration_and_says_so() -> None:
+    servers = [server("a", draining=True), server("b")]
+    for hold in (Hold.CUTOVER, Hold.SOURCE_HELD):
+        decision = decided(servers, items("a", 1, hold=hold))
+        assert decision.moves == ()
+        assert "migration" in decision.waiting[0].reason
+
+
+def test_drain_without_another_one_says_why_it_does_not_come_forward() -> None:
+    decision = decided([server("a", draining=True), server("b", draining=True)], items("a", 1))
+    assert decision.moves == ()
+    assert "ps-b: it is being drained" in decision.waiting[0].reason
+
+
+# -- rebalancing --------------------------------------------------------------------------------------------------
+
+
+def test_new_empty_one_is_filled_one_item_at_a_time_until_the_difference_is_small() -> None:
+    servers, placed = [server("a", capacity=SMALL), server("b", capacity=SMALL)], items("a", 10)
+    rounds = 0
+    while decision := _moves(servers, placed):
+        assert len(decision.moves) == 1
+        assert decision.moves[0].cause is Cause.REBALANCE
+        placed, rounds = _after(placed, decision, age_s=LONG_S), rounds + 1
+    assert loads_of(servers, placed) == {"a": 0.6, "b": 0.4}
+    assert rounds == 4
+
+
+def test_rebalancing_leaves_time_between_two_moves() -> None:
+    servers, placed = [server("a", capacity=SMALL), server("b", capacity=SMALL)], items("a", 10)
+    placed = _after(placed, decided(servers, placed), age_s=59.0)
+    assert decided(servers, placed) == Decision()
+
+
+def test_rebalancing_waits_for_a_new_one_to_be_steady_and_for_itself_to_have_listened() -> None:
+    placed = items("a", 10)
+    young = server("b", capacity=SMALL, steady=Age(100.0))
+    assert decided([server("a", capacity=SMALL), young], placed) == Decision()
+    servers = [server("a", capacity=SMALL), server("b", capacity=SMALL)]
+    assert decided(servers, placed, listening_s=599.0) == Decision()
+    assert decided(servers, placed, Rules(rebalance=False)) == Decision()
+    assert len(decided(servers, placed).moves) == 1
+
+
+def test_one_heavy_item_is_not_handed_round() -> None:
+    heavy = items("a", 1, churn_bytes_per_day=9.0 * GB)
+    assert decided([server("a", capacity=SMALL), server("b", capacity=SMALL)], heavy) == Decision()
+
+
+def _moves(servers: Sequence[Candidate], placed: Sequence[PlacedItem]) -> Decision | None:
+    decision = decided(servers, placed)
+    return decision if decision.moves else None
+
+
+def _after(placed: Sequence[PlacedItem], decision: Decision, *, age_s: float) -> list[PlacedItem]:
+    moved = {move.item: move.target for move in decision.moves}
+    return [
+        dataclasses.replace(item, server=moved[item.identifier], since=Age(age_s)) if item.identifier in moved else item
+        for item in placed
+    ]
+
+
+# -- under constant facts it settles ------------------------------------------------------------------------------
+
+capacities = st.builds(Capacity, st.integers(0, 3), st.integers(1, 2000).map(lambda gb: gb * GB), st.integers(1, 225))
+candidates = st.builds(
+    Candidate,
+    identifier=st.just(""),
+    name=st.just("ps"),
+    heard=st.sampled_from([None, Age(0.5), Age(9.0), Age(12.0), Age(40.0), Age(2.0, known=False)]),
+    steady=st.sampled_from([None, Age(10.0), Age(LONG_S)]),
+    draining=st.booleans(),
+    upload_problem=st.sampled_from([None, None, "blocked"]),
+    spool_free_fraction=st.sampled_from([0.0, 0.19, 0.2, 1.0]),
+    capacity=capacities,
+)
+healthy = candidates.map(
+    lambda each: dataclasses.replace(
+        each, heard=Age(1.0), steady=Age(LONG_S), draining=False, upload_problem=None, spool_free_fraction=1.0
+    )
+)
+
+
+@st.composite
+def sites(draw: st.DrawFn, servers: st.SearchStrategy[Candidate]) -> tuple[list[Candidate], list[PlacedItem]]:
+    found = [
+        dataclasses.replace(each, identifier=f"ps-{number}")
+        for number, each in enumerate(draw(st.lists(servers, min_size=1, max_size=5)))
+    ]
+    names = [None, *(each.identifier for each in found)]
+    placed = [
+        PlacedItem(
+            f"item-{number}",
+            draw(st.sampled_from(names)),
+            draw(st.integers(0, 400)) * float(GB),
+            None,
+            draw(st.sampled_from([Hold.NONE, Hold.NONE, Hold.NONE, *Hold])),
+        )
+        for number in range(draw(st.integers(0, 14)))
+    ]
+    return found, placed
+
+
+def _settled(
+    servers: list[Candidate], placed: list[PlacedItem], rules: Rules
+) -> tuple[list[PlacedItem], dict[str, list[str | None]]]:
+    """Round after round with facts that stay; where each item has been."""
+    been: dict[str, list[str | None]] = {item.identifier: [item.server] for item in placed}
+    for _ in range(400):
+        decision = decided(servers, placed, rules)
+        if not decision.moves:
+            return placed, been
+        for move in decision.moves:
+            been[move.item].append(move.target)
+        placed = _after(placed, decision, age_s=LONG_S)
+    raise AssertionError(f"it does not settle: {been}")
+
+
+@given(sites(st.one_of(candidates, healthy)), st.floats(0.05, 1.0))
+def test_with_constant_facts_it_settles_and_nothing_moves_back(
+    site: tuple[list[Candidate], list[PlacedItem]], min_difference: float
+) -> None:
+    servers, placed = site
+    rules = Rules(min_difference=min_difference)
+    settled, been = _settled(servers, placed, rules)
+    for where in been.values():
+        assert len(where) == len(set(where)), f"to and fro: {been}"
+    by_name = {each.identifier: each for each in servers}
+    for before, after in zip(placed, settled, strict=True):
+        if before.server != after.server:
+            target = by_name[after.server or ""]
+            assert target.is_fresh(rules)
+            assert not target.draining
+            assert before.hold is not Hold.SOURCE_HELD or before.server is None
+            assert before.server is None or target.refusal(rules) is None
+
+
+@given(sites(healthy))
+def test_healthy_site_is_never_worse_after_rebalancing(site: tuple[list[Candidate], list[PlacedItem]]) -> None:
+    servers, placed = site
+    placed = [item for item in placed if item.server is not None]
+    before = sorted(loads_of(servers, placed).values(), reverse=True)
+    settled, _ = _settled(servers, placed, RULES)
+    assert sorted(loads_of(servers, settled).values(), reverse=True) <= before
+
+
+@given(sites(candidates), st.randoms())
+def test_same_facts_in_any_order_give_the_same_answer(
+    site: tuple[list[Candidate], list[PlacedItem]], random: Any
+) -> None:
+    servers, placed = site
+    shuffled, others = list(servers), list(placed)
+    random.shuffle(shuffled)
+    random.shuffle(others)
+    assert decided(shuffled, others) == decided(servers, placed)
