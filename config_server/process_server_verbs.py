@@ -24,11 +24,11 @@ async def find_process_server(session: AsyncSession, text: str) -> ProcessServer
 
     :raises NotFound: if there is none. :raises Conflict: if the name is not unique.
     """
-    row = await session.get(ProcessServerRow, text, with_for_update=True)
+    row = await session.get(ProcessServerRow, text)
     if row is not None:
         return row
     meant = (ProcessServerRow.hostname == text) | (ProcessServerRow.service_url == f"https://{text}")
-    found = list(await session.scalars(select(ProcessServerRow).where(meant).limit(2).with_for_update()))
+    found = list(await session.scalars(select(ProcessServerRow).where(meant).limit(2)))
     if len(found) > 1:
         raise Conflict(
             f"cannot tell which process server {text[:100]!r} is: several have this name",
