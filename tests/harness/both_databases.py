@@ -3,9 +3,8 @@
 Called by the ``conftest.py`` of the test directories that make configuration servers, which import the names. Which tests these are is
 seen by what their module imports and that they have a directory, so that a new one is among them by itself.
 
-All of them twice would take some three minutes of CPU more (measured on a busy machine: 210 s). In ``make test`` there run on
-PostgreSQL those modules of which each kind of statement is in one (``ON_BOTH``); ``make postgres``, by ``BLOCKFERRY_DATABASES``, runs
-every one on it.
+All of them twice would take some three minutes of CPU more (measured on a busy machine: 210 s). In ``make test`` those modules run on
+PostgreSQL of which each kind of statement is in one (``ON_BOTH``); ``make postgres``, by ``BLOCKFERRY_DATABASES``, runs every one on it.
 """
 
 from __future__ import annotations

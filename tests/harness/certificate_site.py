@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -121,8 +121,8 @@ async def certificate_site(
         )
         keys, store = LabConfigServer(), UnreliableStore()
 
-        def open_config_server(url: str, tls: ssl.SSLContext) -> ConfigServerClient:
-            client = KeysFromScript(url, tls)
+        def open_config_server(urls: Sequence[str], tls: ssl.SSLContext) -> ConfigServerClient:
+            client = KeysFromScript(urls, tls)
             client.keys = keys
             return client
 
