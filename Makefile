@@ -7,7 +7,8 @@ MAKEFLAGS += --no-print-directory
 PYTHON := .venv/bin/python
 # The import rules and the documentation check: part of `make lint`.
 RULES := tests/test_architecture.py tests/test_documentation.py
-# One worker runs the end-to-end tests in order, one the fault tests, and both wait much; the others run the rest (tests/conftest.py).
+# One worker runs the end-to-end tests in order, one the fault tests, one those of packages, and all wait much; whoever is free runs the rest
+# (tests/conftest.py).
 JOBS ?= 3
 PYTEST_ARGS ?=
 UNIT ?= tests/unit tests/property tests/contract
@@ -16,10 +17,10 @@ export PYTHONHASHSEED ?= 0
 # Daemons are started hundreds of times: whoever forbids the cache of compiled modules has each of them compiled every time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help venv demo test tests packages lint format unit e2e postgres soak mutants bench fresh lock clean
+.PHONY: help venv demo test tests packages lint format unit e2e postgres soak mutants bench fresh installers lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 venv: ## Make or update .venv from requirements.lock
 	@deploy/setup/make-venv.sh
@@ -68,9 +69,12 @@ bench: venv ## Measure speed next to others, as root; BENCH_ARGS="--rounds 5 --o
 fresh: packages ## Prove the set-up on a bare Debian 12 (as root); FRESH_TARGETS="demo" proves the demo there
 	@deploy/setup/prove-fresh-debian.sh $(FRESH_TARGETS)
 
+installers: venv packages ## Build the agent's installer and the Debian packages into dist/ (as root); VERSION= names another version
+	@$(PYTHON) -m deploy.packaging $(if $(VERSION),--version $(VERSION))
+
 lock: ## Write requirements.lock anew from pyproject.toml; UPGRADE=1 takes the newest versions
 	@deploy/setup/lock.sh
 
 clean: ## Remove .venv and every cache
-	@rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,6 +25,7 @@ from replication.blob_client.settings import BlobEndpointSettings
 from replication.documents import WriterIdentity
 from replication.errors import BlockferryError, SettingsError
 from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, version_option
+from replication.service.installed_folders import paths_command
 from replication.service.logs import configure_logging
 from replication.service.observability import ObservabilitySettings
 from replication.service.runtime import Lifecycle, run_daemon
@@ -46,6 +47,9 @@ def main(context: click.Context, config_path: Path, check_config: bool) -> None:
         _run_configured(config_path, check_config)
     else:
         hand_on_options(context)
+
+
+main.add_command(paths_command)
 
 
 @main.command()

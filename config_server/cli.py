@@ -24,12 +24,14 @@ from config_server.database import DATABASE_FILE, Database, sqlite_url
 from config_server.database_copy import copy_database
 from config_server.events import COMMAND_LINE
 from config_server.installation import initialize, issue_certificate, load_authority, reissue_certificate
+from config_server.installer_commands import add_installer, installers, remove_installer
 from config_server.passphrases import DEFAULT_VALIDITY_S, Passphrases
 from config_server.postgresql import is_postgresql
 from replication.control_plane import ENROLLING_ROLES, EnrollingRole
 from replication.durable_file import DurableFile
 from replication.errors import BlockferryError, SettingsError
 from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, version_option
+from replication.service.installed_folders import paths_command
 from replication.service.logs import configure_logging
 from replication.service.runtime import run_daemon
 from replication.settings import parse_duration
@@ -74,6 +76,10 @@ def main(context: click.Context, config_path: Path, check_config: bool) -> None:
         _run(config_path, check_config=check_config)
     else:
         hand_on_options(context)
+
+
+for command in (paths_command, add_installer, remove_installer, installers):
+    main.add_command(command)
 
 
 @main.command()

@@ -18,6 +18,7 @@ from cryptography import x509
 from config_server.administrators import Administrators
 from config_server.ages import Ages
 from config_server.alerts import Outbox
+from config_server.api.downloads import add_download_routes
 from config_server.api.routes import make_application
 from config_server.api.table import ROUTES
 from config_server.audit import AuditLog
@@ -31,6 +32,7 @@ from config_server.enrolments import Enrolments
 from config_server.events import Clock
 from config_server.generations import Generations
 from config_server.installation import site_key_file
+from config_server.installers import Installers
 from config_server.key_encryption import KeyEncryptionKey
 from config_server.leadership import (
     DESIRED,
@@ -217,8 +219,11 @@ async def running_site(
             )
         )
         registry.register(LeadershipFigures(leadership))
+        application = make_application(site, ROUTES, settings.body_timeout_s)
+        installers = Installers(settings.state_dir, authority)
+        add_download_routes(application, installers, authority, (*settings.names, socket.gethostname()))
         server = await start_server(
-            make_application(site, ROUTES, settings.body_timeout_s),
+            application,
             ListenAddress.parse(settings.listen),
             identity.server_context(require_client=False),
             settings.connections,

@@ -21,18 +21,21 @@ from mobility_agent.block_device.listing import describe_disk
 from mobility_agent.block_device.machine_facts import MACHINE_ID_FILE, read_machine_facts
 from mobility_agent.config import DEFAULT_CONFIG_PATH, AgentSettings
 from mobility_agent.disk_memory import DISKS_DIRECTORY, DiskMemory
+from mobility_agent.doctor_command import doctor
+from mobility_agent.installation_commands import install, uninstall, upgrade
 from mobility_agent.inventory import find_disks, take_inventory
+from mobility_agent.passphrase_file import read_passphrase
 from replication.enrolment import enrol as enrol_with
-from replication.errors import BlockferryError, InvalidInput, NotFound
+from replication.errors import BlockferryError, NotFound
 from replication.identifiers import DiskId, parse_uuid
 from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, make_console, version_option
+from replication.service.installed_folders import paths_command
 from replication.service.logs import configure_logging
 from replication.service.runtime import run_daemon
 from replication.settings import load_settings
 from replication.tls_identity import Role
 
 PROGRAM: Final = "mobility-agent"
-MAX_PASSPHRASE_FILE_BYTES: Final = 4096
 
 
 @click.group(invoke_without_command=True)
@@ -45,6 +48,10 @@ def main(context: click.Context, config_path: Path, check_config: bool) -> None:
         _run(config_path, check_config=check_config)
     else:
         hand_on_options(context)
+
+
+for command in (install, upgrade, uninstall, doctor, paths_command):
+    main.add_command(command)
 
 
 @main.command()
@@ -85,7 +92,7 @@ def enrol(config_path: Path, fingerprint: str, passphrase_file: Path) -> None:
             enrol_with(
                 settings.config_server.url,
                 fingerprint,
-                _passphrase(passphrase_file),
+                read_passphrase(passphrase_file),
                 Role.AGENT,
                 facts.hostname,
                 facts.fingerprint,
@@ -95,16 +102,6 @@ def enrol(config_path: Path, fingerprint: str, passphrase_file: Path) -> None:
     except BlockferryError as error:
         fail(error)
     click.echo(f"enrolled as {name.urn}")
-
-
-def _passphrase(path: Path) -> str:
-    try:
-        text = sys.stdin.read(MAX_PASSPHRASE_FILE_BYTES) if str(path) == "-" else path.read_text()
-    except OSError as error:
-        raise InvalidInput(f"cannot read the passphrase file {path}: {error.strerror}") from error
-    if not text.strip():
-        raise InvalidInput(f"cannot use the passphrase file {path}: it is empty")
-    return text.strip()
 
 
 @main.command("adopt-disk")

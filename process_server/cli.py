@@ -24,6 +24,7 @@ from process_server.spool.inventory import SpoolInventory, take_inventory
 from replication.enrolment import enrol as enrol_with
 from replication.errors import BlockferryError, InvalidInput, NotFound
 from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, version_option
+from replication.service.installed_folders import paths_command
 from replication.service.logs import configure_logging
 from replication.service.runtime import run_daemon
 from replication.tls_identity import Role
@@ -52,6 +53,9 @@ def main(context: click.Context, config_path: Path, check_config: bool) -> None:
         _run(config_path, check_config=check_config)
     else:
         hand_on_options(context)
+
+
+main.add_command(paths_command)
 
 
 @main.command()

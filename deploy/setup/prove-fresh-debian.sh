@@ -6,32 +6,20 @@
 # Called by `make fresh` and by tests/e2e/test_fresh_debian.py. Needs root and debootstrap. Makes a root directory, clones this
 # repository's HEAD into it, and runs make there, in a chroot inside mount and process namespaces of its own: when this script ends,
 # however it ends, the kernel ends what ran there and undoes its mounts, and the directory is removed. The debootstrapped root is
-# kept as a tar in ${BLOCKFERRY_CACHE:-~/.cache/blockferry} (130 MB): a further run takes no debootstrap.
+# kept (bare-debian.sh): a further run takes no debootstrap.
 #
 # The way to the registries is this machine's own: its apt mirror and apt's Acquire settings, pip's configuration, the proxy and
 # certificate variables, resolv.conf and the CA bundle are passed through.
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
-suite=bookworm
 packages=ca-certificates,git,make,python3,python3-venv
-cache=${BLOCKFERRY_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/blockferry}
 
 fail() { # what, remedy
     printf 'error: cannot prove the set-up on a fresh Debian: %s\nhint:  %s\n' "$1" "$2" >&2
     exit 1
 }
 ((EUID == 0)) || fail 'not root' 'chroot and mount need root'
-command -v debootstrap >/dev/null || fail 'there is no debootstrap' 'apt-get install -y debootstrap'
-
-# --- the bare root, made once -----------------------------------------------------------------------------------------------------
-architecture=$(dpkg --print-architecture)
-# The first Debian mirror that apt knows; without one, debootstrap's own default.
-# shellcheck disable=SC2016  # apt expands it
-mirror=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN) $(COMPONENT)' 'Created-By: Packages' 2>/dev/null |
-    awk '$2 == "Debian" && $3 == "main" && $1 !~ /security/ { print $1; exit }' || true)
-bare=$cache/$suite-$architecture-$(printf '%s' "$packages" | cksum | cut -d' ' -f1).tar.gz
-mkdir -p "$cache"
 
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/blockferry-fresh.XXXXXXXX")
 root=$work/root
@@ -51,25 +39,9 @@ trap tidy EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-exec 9>"$cache/lock"
-flock 9
-if [[ ! -s $bare ]]; then
-    echo "fresh: debootstrap $suite ($packages)"
-    # debootstrap fetches with wget, which knows proxies by environment only
-    eval "$(apt-config shell apt_http_proxy Acquire::http::Proxy apt_https_proxy Acquire::https::Proxy)"
-    http_proxy=${http_proxy:-${apt_http_proxy:-}} https_proxy=${https_proxy:-${apt_https_proxy:-}} \
-        debootstrap --variant=minbase --include="$packages" "$suite" "$work/bare" ${mirror:+"$mirror"} >"$work/debootstrap.log" 2>&1 || {
-        tail -n 15 "$work/debootstrap.log" "$work"/bare/debootstrap/debootstrap.log >&2 || true
-        fail 'debootstrap failed (its last words are above)' 'is the Debian mirror reachable? Then run the same command again'
-    }
-    rm -rf "$work"/bare/var/cache/apt/archives/*.deb
-    tar -C "$work/bare" --numeric-owner -cf - . | gzip -1 >"$bare.new.$$"
-    mv "$bare.new.$$" "$bare"
-    rm -rf --one-file-system "$work/bare"
-fi
+bare=$("$repository/deploy/setup/bare-debian.sh" "$packages")
 mkdir "$root"
 tar -C "$root" --numeric-owner -xzf "$bare"
-exec 9>&-
 
 # --- the way to the registries ----------------------------------------------------------------------------------------------------
 give() { # a file of this machine at the same path in the root, if it is there

@@ -1,0 +1,121 @@
+"""``/downloads``: the agent's installers, their catalogue and its signature, and a page for people.
+
+Called by ``daemon``, which adds these routes to those of the API; they are public, as a server that installs has no certificate yet. What
+is served here is believed for its hash in the catalogue, and the catalogue for the authority's signature or the TLS connection. A page
+proves nothing of itself: so it says with what to compare.
+
+    GET /downloads/                 the page          GET /downloads/index.json       InstallerCatalogue
+    GET /downloads/authority.pem    the authority     GET /downloads/index.json.sig   the authority's ECDSA signature over it (DER)
+    GET /downloads/FILE             an installer, if the catalogue names it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from aiohttp import web
+from cryptography.hazmat.primitives import serialization
+
+from config_server.authority import Authority
+from config_server.installers import Installers, SignedIndex
+from replication.errors import InvalidInput, NotFound
+from replication.installer_catalogue import DOWNLOADS_PATH, INDEX_PATH
+from replication.service_address import ServiceAddress
+
+AUTHORITY_PATH: Final = DOWNLOADS_PATH + "authority.pem"
+SIGNATURE_PATH: Final = INDEX_PATH + ".sig"
+_HEADERS: Final = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+_PAGE_HEADERS: Final = {**_HEADERS, "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+_STYLE: Final = (
+    "body{font:16px sans-serif;max-width:60em;margin:2em auto}"
+    "pre{background:#eee;padding:1em;overflow:auto}td,th{padding:.2em 1em .2em 0;text-align:left}"
+)
+
+INSTALL_COMMAND: Final = (
+    'A={address} F=FINGERPRINT; umask 077; cd "$(mktemp -d)" && '
+    "curl -fsSk https://$A/downloads/authority.pem -o site.pem && "
+    '[ "$(grep -v -e - site.pem | base64 -d | sha256sum)" = "$(echo $F | tr -d : | tr A-F a-f)  -" ] && '
+    "curl -fsS --cacert site.pem -O https://$A/downloads/{file} && "
+    "sudo sh {file} install --appliance https://$A --fingerprint $F"
+)
+"""Nothing is believed of the first connection: what it brings is compared with the fingerprint. The rest goes over a checked one."""
+
+
+def add_download_routes(
+    app: web.Application, installers: Installers, authority: Authority, names: tuple[str, ...]
+) -> None:
+    """:param names: this server's, for the page; the first one is shown if the request's own is none of them."""
+    authority_pem = authority.certificate.public_bytes(serialization.Encoding.PEM)
+
+    async def index(_request: web.Request) -> web.StreamResponse:
+        signed = await asyncio.to_thread(installers.read)
+        return web.Response(body=signed.index, content_type="application/json", headers=_HEADERS)
+
+    async def signature(_request: web.Request) -> web.StreamResponse:
+        signed = await asyncio.to_thread(installers.read)
+        return web.Response(body=signed.signature, content_type="application/octet-stream", headers=_HEADERS)
+
+    async def issuer(_request: web.Request) -> web.StreamResponse:
+        return web.Response(body=authority_pem, content_type="application/x-pem-file", headers=_HEADERS)
+
+    async def file(request: web.Request) -> web.StreamResponse:
+        signed = await asyncio.to_thread(installers.read)
+        wanted = request.match_info["file"]
+        for installer in signed.catalogue.installers:
+            if installer.file == wanted:
+                return web.FileResponse(installers.directory / installer.file, headers=_HEADERS)
+        raise NotFound("cannot find this installer", hint=f"GET {INDEX_PATH} lists them")
+
+    async def page(request: web.Request) -> web.StreamResponse:
+        signed = await asyncio.to_thread(installers.read)
+        text = _page(signed, _address(request, names))
+        return web.Response(text=text, content_type="text/html", headers=_PAGE_HEADERS)
+
+    routes: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
+        DOWNLOADS_PATH: page,
+        INDEX_PATH: index,
+        SIGNATURE_PATH: signature,
+        AUTHORITY_PATH: issuer,
+        DOWNLOADS_PATH + "{file}": file,
+    }
+    for path, handler in routes.items():
+        app.router.add_get(path, handler)
+
+
+def _address(request: web.Request, names: tuple[str, ...]) -> str:
+    try:
+        asked = ServiceAddress.parse(f"https://{request.host}")
+    except InvalidInput:
+        return names[0]
+    return str(asked) if asked.host in names else names[0]
+
+
+def _page(signed: SignedIndex, address: str) -> str:
+    rows = "".join(
+        f"<tr><td><a href='{html.escape(each.path)}'>{html.escape(each.file)}</a><td>{html.escape(each.version)}"
+        f"<td>{html.escape(each.architecture)}<td>{html.escape(each.oldest_glibc)}<td>{each.size_bytes / 2**20:.1f} MiB"
+        f"<td><code>{each.sha256}</code>"
+        for each in signed.catalogue.installers
+    )
+    newest = next(iter(signed.catalogue.installers), None)
+    if newest is None:
+        body = "<p>There is no installer yet. On the appliance: <code>config-server add-installer FILE</code>.</p>"
+    else:
+        command = html.escape(INSTALL_COMMAND.format(address=address, file=newest.file))
+        body = (
+            f"<table><tr><th>File<th>Version<th>Architecture<th>glibc<th>Size<th>SHA-256</tr>{rows}</table>"
+            "<h2>On a server, as one line</h2>"
+            "<p>In place of <code>FINGERPRINT</code> write what <code>config-server show-fingerprint</code> prints on the "
+            "appliance. Do not take it from a page: it is what proves that this is the appliance. The passphrase is asked for; "
+            "<code>migratectl create-enrolment-passphrase</code> makes one.</p>"
+            f"<pre>{command}</pre>"
+        )
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>Blockferry: installers</title><style>{_STYLE}</style>"
+        f"<h1>Installers of the agent</h1>{body}"
+        f"<p><a href='{INDEX_PATH}'>index.json</a>, <a href='{SIGNATURE_PATH}'>its signature</a> by the "
+        f"<a href='{AUTHORITY_PATH}'>authority</a>.</p></html>"
+    )

@@ -1,0 +1,77 @@
+"""``config-server add-installer``, ``remove-installer``, ``installers``: what the appliance offers under ``/downloads``.
+
+Called by ``cli``. They work on the files alone: a configuration server that runs serves the change at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from config_server.config import DEFAULT_CONFIG, Settings
+from config_server.installation import load_authority
+from config_server.installers import Installers
+from replication.errors import BlockferryError
+from replication.service.cli import fail, load_or_exit, make_console
+
+_config = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    help="Configuration file (YAML).",
+)
+
+
+def _installers(config_path: Path) -> Installers:
+    settings = load_or_exit(Settings, config_path, check_only=False)
+    return Installers(settings.state_dir, load_authority(settings))
+
+
+@click.command("add-installer")
+@_config
+@click.argument("file", type=click.Path(path_type=Path))
+def add_installer(config_path: Path, file: Path) -> None:
+    """Offer the agent's installer FILE to servers, beside those that are offered."""
+    try:
+        added = _installers(config_path).add(file)
+    except BlockferryError as error:
+        fail(error)
+    click.echo(
+        f"offered as {added.path}: {added.architecture}, glibc {added.oldest_glibc} or later, SHA-256 {added.sha256}"
+    )
+
+
+@click.command("remove-installer")
+@_config
+@click.argument("name")
+def remove_installer(config_path: Path, name: str) -> None:
+    """Offer the installer NAME no longer, and delete it."""
+    try:
+        _installers(config_path).remove(name)
+    except BlockferryError as error:
+        fail(error)
+
+
+@click.command("installers")
+@_config
+@click.option("--json", "as_json", is_flag=True, help="Print the catalogue as it is served.")
+def installers(config_path: Path, as_json: bool) -> None:
+    """List the installers that are offered."""
+    try:
+        signed = _installers(config_path).read()
+    except BlockferryError as error:
+        fail(error)
+    if as_json:
+        click.echo(signed.index.decode())
+        return
+    table = Table(box=None, header_style="bold")
+    for title in ("FILE", "VERSION", "ARCHITECTURE", "GLIBC", "SIZE", "SHA-256"):
+        table.add_column(title, no_wrap=True)
+    for each in signed.catalogue.installers:
+        size = f"{each.size_bytes / 2**20:.1f} MiB"
+        table.add_row(each.file, each.version, each.architecture, f">= {each.oldest_glibc}", size, each.sha256)
+    make_console().print(table)

@@ -1,0 +1,88 @@
+"""What the agent's self-examination makes of facts: findings with a verdict and a remedy. Pure.
+
+Called by ``doctor``, which gathers the facts. *failed*: replication does not work, or will not. *warning*: it works, and something
+should be seen to. Limits of the clock are those of the enrolment and of certificates: 15 minutes.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+CLOCK_FAILS_S: Final = 15 * 60.0
+CLOCK_WARNS_S: Final = 5.0
+"""An answer's time has whole seconds, and took its way."""
+CERTIFICATE_WARNS_DAYS: Final = 14.0
+LEAST_FREE_BYTES: Final = 64 * 1024 * 1024
+_DIGESTS_PER_BYTE: Final = 1 / 4096
+"""256 MiB of digest table for each TiB of disk at 64 KiB (ARCHITECTURE)."""
+
+
+class Verdict(enum.StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. ``remedy`` is empty where nothing need be done."""
+
+    check: str
+    verdict: Verdict
+    what: str
+    remedy: str = ""
+
+
+def ok(check: str, what: str) -> Finding:
+    return Finding(check, Verdict.OK, what)
+
+
+def warning(check: str, what: str, remedy: str) -> Finding:
+    return Finding(check, Verdict.WARNING, what, remedy)
+
+
+def failed(check: str, what: str, remedy: str) -> Finding:
+    return Finding(check, Verdict.FAILED, what, remedy)
+
+
+def worst(findings: Iterable[Finding]) -> Verdict:
+    order = list(Verdict)
+    return max((finding.verdict for finding in findings), key=order.index, default=Verdict.OK)
+
+
+def judge_clock(offset_s: float) -> Finding:
+    """:param offset_s: the configuration server's clock minus this one."""
+    what = f"{abs(offset_s):.0f} s {'behind' if offset_s > 0 else 'ahead of'} the configuration server"
+    remedy = "synchronize the clocks of both machines: timedatectl set-ntp true"
+    if abs(offset_s) > CLOCK_FAILS_S:
+        return failed("clock", what, remedy)
+    if abs(offset_s) > CLOCK_WARNS_S:
+        return warning("clock", what, remedy)
+    return ok("clock", f"within {CLOCK_WARNS_S:.0f} s of the configuration server's")
+
+
+def judge_certificate(begins_in_s: float, ends_in_s: float) -> Finding:
+    days = ends_in_s / 86400
+    if begins_in_s > 0:
+        return failed("certificate", "it is not valid yet", "this machine's clock is behind: synchronize it")
+    if ends_in_s <= 0:
+        return failed("certificate", f"it expired {-days:.0f} days ago", "enrol again: docs/operations/enrol.md")
+    if days < CERTIFICATE_WARNS_DAYS:
+        return warning("certificate", f"it expires in {days:.0f} days", "see docs/operations/enrol.md")
+    return ok("certificate", f"valid for {days:.0f} days more")
+
+
+def judge_free_space(directory: str, free_bytes: int, disks_bytes: int, tables_bytes: int) -> Finding:
+    """:param disks_bytes: size of all disks that can be protected. :param tables_bytes: what digest tables take already."""
+    wanted = max(LEAST_FREE_BYTES, int(disks_bytes * _DIGESTS_PER_BYTE) - tables_bytes)
+    what = f"{directory} has {free_bytes / 2**20:.0f} MiB free"
+    if free_bytes < LEAST_FREE_BYTES:
+        return failed("state", what, "free some space there: without it no epoch can be made durable")
+    if free_bytes < wanted:
+        return warning(
+            "state", f"{what}; digest tables of all disks need {wanted / 2**20:.0f} MiB", "free some space there"
+        )
+    return ok("state", what)

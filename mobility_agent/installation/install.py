@@ -1,0 +1,121 @@
+"""``mobility-agent install``: from an unpacked program tree to an enrolled agent that runs.
+
+Called by ``installation_commands``. Everything that was given is checked before anything is changed. Each step finds out whether it was
+done, so that an installation that was cut off, or refused for a wrong passphrase, is simply run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from mobility_agent.block_device.machine_facts import MACHINE_ID_FILE, read_machine_facts
+from mobility_agent.config import DEFAULT_STATE_DIR, AgentSettings
+from mobility_agent.installation import system
+from mobility_agent.installation.places import CONFIGURATION, Tree, current_tree, installed_trees
+from replication.enrolment import enrol
+from replication.errors import BlockferryError, Conflict
+from replication.service_address import ServiceAddress
+from replication.settings import load_settings
+from replication.tls_identity import Role, TlsIdentity, normalized_fingerprint
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the administrator gives. ``passphrase`` is only needed, and only used, where the agent is not enrolled yet."""
+
+    appliance: str
+    fingerprint: str
+    passphrase: str | None
+
+    def __post_init__(self) -> None:
+        ServiceAddress.parse(self.appliance)
+        normalized_fingerprint(self.fingerprint)
+
+    @property
+    def url(self) -> str:
+        return f"https://{ServiceAddress.parse(self.appliance)}"
+
+
+def is_enrolled() -> bool:
+    """By the configuration that is there, or by the default place."""
+    identity = DEFAULT_STATE_DIR / "identity"
+    with contextlib.suppress(BlockferryError):
+        identity = load_settings(AgentSettings, CONFIGURATION).identity_dir
+    return TlsIdentity(identity).exists()
+
+
+def install(tree: Tree, wanted: Wanted, say: Say) -> None:
+    """The agent of ``tree`` runs, enrolled with ``wanted.appliance``, on return.
+
+    :raises Conflict: if the configuration that is there names another configuration server.
+    :raises BlockferryError: what enrolment and starting raise; what was done until then stays.
+    """
+    _check_configuration(tree, wanted)
+    system.install_system_files(tree)
+    _write_configuration(tree, wanted)
+    system.use_tree(tree)
+    say(f"installed {tree.version} in {tree.directory}")
+    settings = load_settings(AgentSettings, CONFIGURATION)
+    if TlsIdentity(settings.identity_dir).exists():
+        say(f"enrolled already as {TlsIdentity(settings.identity_dir).name().urn}")
+    else:
+        facts = read_machine_facts(substitute=settings.state_dir / MACHINE_ID_FILE)
+        name = asyncio.run(
+            enrol(
+                wanted.url,
+                wanted.fingerprint,
+                wanted.passphrase or "",
+                Role.AGENT,
+                facts.hostname,
+                facts.fingerprint,
+                settings.identity_dir,
+            )
+        )
+        say(f"enrolled as {name.urn}")
+    system.reload()
+    system.enable_and_start()
+    say("the agent runs")
+
+
+def _is_untouched(tree: Tree) -> bool:
+    """Whether there is no configuration, or one that nobody has edited."""
+    return not CONFIGURATION.exists() or CONFIGURATION.read_bytes() == tree.sample_configuration.read_bytes()
+
+
+def _check_configuration(tree: Tree, wanted: Wanted) -> None:
+    if _is_untouched(tree):
+        return
+    there = load_settings(AgentSettings, CONFIGURATION).config_server.url
+    if ServiceAddress.parse(there) != ServiceAddress.parse(wanted.url):
+        raise Conflict(
+            f"cannot install for {wanted.url}: {CONFIGURATION} names the configuration server {there}",
+            hint="mobility-agent uninstall --purge leaves that site; or change the file",
+        )
+
+
+def _write_configuration(tree: Tree, wanted: Wanted) -> None:
+    """In place of the sample, which has the right owner and mode."""
+    if _is_untouched(tree):
+        text = yaml.safe_dump({"config_server": {"url": wanted.url}})
+        unfinished = CONFIGURATION.with_name(f".{CONFIGURATION.name}.new")
+        shutil.copy2(CONFIGURATION, unfinished)
+        shutil.chown(unfinished, CONFIGURATION.owner(), CONFIGURATION.group())
+        unfinished.write_text(f"# Every key: {tree.sample_configuration}\n{text}")
+        unfinished.replace(CONFIGURATION)
+
+
+def remove_other_trees(keep: set[Path]) -> None:
+    """Versions that nobody would go back to."""
+    current = current_tree()
+    for tree in installed_trees():
+        if tree.directory not in keep and tree != current:
+            shutil.rmtree(tree.directory)

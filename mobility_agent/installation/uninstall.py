@@ -1,0 +1,122 @@
+"""``mobility-agent uninstall``: the programs go; with ``--purge`` also configuration, identity, state and the tracking in the kernel.
+
+Called by ``installation_commands``. Without ``--purge`` the tracking goes on, so that an agent that is installed again goes on as well. The
+state directory may be anywhere and hold things of others: only what the agent puts there is removed, and the directory if that was all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from mobility_agent.block_device.machine_facts import MACHINE_ID_FILE, read_machine_facts
+from mobility_agent.change_tracker.ebpf.pins import Pins
+from mobility_agent.change_tracker.ebpf.tracker import EbpfTracker
+from mobility_agent.config import DEFAULT_STATE_DIR, AgentSettings, TrackerSettings
+from mobility_agent.disk_memory import DISKS_DIRECTORY, DiskMemory
+from mobility_agent.installation import system
+from mobility_agent.installation.install import Say
+from mobility_agent.installation.places import (
+    CONFIGURATION,
+    DROP_INS,
+    GROUP,
+    PREFIX,
+    SYSTEM_FILES,
+    TREES,
+    installed_trees,
+)
+from mobility_agent.inventory import locate_disk
+from replication.errors import BlockferryError
+from replication.identifiers import DiskId, parse_uuid
+from replication.settings import load_settings
+
+STATE_ENTRIES: Final = ("identity", "desired.json", DISKS_DIRECTORY, "lock", MACHINE_ID_FILE)
+"""All that the agent keeps in its state directory."""
+
+
+def uninstall(say: Say, *, purge: bool) -> None:
+    """Nothing of the programs is left on return, and with ``purge`` nothing of the agent at all. What is gone already is no error."""
+    system.stop_and_disable()
+    if purge:
+        state_dir, tracker = _configured()
+        discard_all_tracking(tracker, state_dir)
+        _remove_state(state_dir)
+        CONFIGURATION.unlink(missing_ok=True)
+        shutil.rmtree(DROP_INS, ignore_errors=True)
+    for path in SYSTEM_FILES:
+        path.unlink(missing_ok=True)
+        _remove_if_empty(path.parent)
+    system.remove_links()
+    for tree in list(installed_trees()):
+        shutil.rmtree(tree.directory)
+    for unfinished in TREES.glob(".*"):  # of an installation or download that was cut off
+        shutil.rmtree(unfinished, ignore_errors=True)
+    _remove_if_empty(TREES)
+    _remove_if_empty(PREFIX)
+    if purge:
+        _leave_shared_places()
+    system.reload()
+    say(
+        "nothing of the agent is left" if purge else "the programs are gone; configuration, state and tracking are kept"
+    )
+
+
+def _configured() -> tuple[Path, TrackerSettings]:
+    """Where the state is, and how it tracks: by the configuration; where it cannot be read, by default."""
+    try:
+        settings = load_settings(AgentSettings, CONFIGURATION)
+    except BlockferryError:
+        return DEFAULT_STATE_DIR, TrackerSettings()
+    return settings.state_dir, settings.tracker
+
+
+def discard_all_tracking(settings: TrackerSettings, state_dir: Path) -> None:
+    """No pin is left below the pin root, and I/O statistics that were switched on for tracking are off again."""
+    pin_root = settings.pin_root
+    for directory in sorted(pin_root.iterdir()) if pin_root.is_dir() else ():
+        with contextlib.suppress(BlockferryError, OSError):
+            _discard_whole(DiskId(parse_uuid(directory.name, "disk id")), settings, state_dir)
+        pins = Pins(directory)
+        if pins.exist():
+            pins.remove()
+    with contextlib.suppress(OSError):
+        pin_root.rmdir()
+
+
+def _discard_whole(disk: DiskId, settings: TrackerSettings, state_dir: Path) -> None:
+    """By the tracker itself, which knows what to restore; only for a disk that is still there."""
+    facts = read_machine_facts(substitute=state_dir / MACHINE_ID_FILE)
+    found = locate_disk(disk, facts, (), DiskMemory(state_dir / DISKS_DIRECTORY).known())
+    EbpfTracker.attach(
+        found.path, granularity_bytes=settings.granularity_bytes, pin_directory=settings.pin_root / disk
+    ).discard()
+
+
+def _remove_state(state_dir: Path) -> None:
+    for name in STATE_ENTRIES:
+        path = state_dir / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    _remove_if_empty(state_dir)
+
+
+def _leave_shared_places() -> None:
+    """What all daemons of a machine share goes with the last of them."""
+    _remove_if_empty(CONFIGURATION.parent)
+    _remove_if_empty(DEFAULT_STATE_DIR.parent)
+    if CONFIGURATION.parent.exists():
+        return
+    with contextlib.suppress(KeyError):
+        if not grp.getgrnam(GROUP).gr_mem:
+            subprocess.run(["groupdel", GROUP], check=False, capture_output=True, timeout=30)
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        directory.rmdir()

@@ -1,0 +1,351 @@
+"""Installer and Debian packages on a Debian that boots with systemd: from nothing to a proved migration, and back to nothing.
+
+One machine carries all roles: the appliance and the sink from Debian packages, the agent from its installer. The tests run in order on it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pytest
+
+from tests.harness.booted_debian import BootedDebian, booted_debian
+from tests.harness.built_packages import Built
+from tests.harness.loop_disk import LoopDisk, loop_disk, run
+
+pytestmark = [
+    pytest.mark.requires(
+        "root", "loop", "mount", "ebpf", "debootstrap", "patchelf", "dpkg-deb", "systemd-nspawn", "nsenter", "mkfs.ext4"
+    ),
+    pytest.mark.timeout(900),
+]
+
+HOST: Final = "appliance.example.internal"
+URL: Final = f"https://{HOST}"
+DISK_BYTES: Final = 64 * 1024 * 1024
+SERVERS: Final = ("azure-sink", "config-server", "process-server")
+WAIT_S: Final = 120.0
+STORE: Final = f"""
+  url: https://{HOST}:10443/blockferry
+  account: blockferry
+  key_file: /etc/blockferry/store.key
+  ca_file: /etc/blockferry/authorities.pem
+"""
+CONFIGURATIONS: Final = {
+    "azure-sink": """
+blob:
+  account: blockferry
+  tls_cert: /etc/blockferry/sink-tls/certificate.pem
+  tls_key: /etc/blockferry/sink-tls/key.pem
+  key_file: /etc/blockferry/store.key
+  listen: 127.0.0.1:10443
+writer:
+  state_dir: /var/lib/blockferry/azure-sink/writer
+""",
+    "config-server": f"store: {STORE}\nwriter_public_key: /etc/blockferry/writer.pub\nnames: [{HOST}]\n",
+    "process-server": f"config_server: {{url: '{URL}'}}\nstore: {STORE}\nservice_url: '{URL}:9443'\nspool: {{limit_bytes: 1 GiB}}\n",
+}
+SET_UP: Final = r"""
+as() { role=$1; shift; runuser -u "blockferry-$role" -- "/usr/bin/$role" "$@"; }
+install -m 640 -g blockferry /dev/null /etc/blockferry/store.key
+head -c 32 /dev/urandom | base64 > /etc/blockferry/store.key
+as azure-sink init > /etc/blockferry/writer.pub
+as config-server init --token-file /var/lib/blockferry/config-server/first-token
+install -m 600 /var/lib/blockferry/config-server/first-token /root/token
+rm /var/lib/blockferry/config-server/first-token
+as config-server show-authority > /etc/blockferry/authorities.pem
+as config-server issue-certificate --dns appliance.example.internal --out /var/lib/blockferry/config-server/for-sink
+mv /var/lib/blockferry/config-server/for-sink /etc/blockferry/sink-tls
+chown -R blockferry-azure-sink: /etc/blockferry/sink-tls
+systemctl enable --now blockferry-azure-sink
+systemctl enable --now blockferry-config-server
+as config-server show-fingerprint > /root/fingerprint
+as config-server create-enrolment-passphrase --role process-server |
+    as process-server enrol --fingerprint "$(cat /root/fingerprint)" --passphrase-file -
+systemctl enable --now blockferry-process-server
+systemctl enable --now blockferry-replication-appliance.target
+migratectl login --url https://appliance.example.internal --fingerprint "$(cat /root/fingerprint)" --token-file /root/token
+(umask 077; migratectl create-enrolment-passphrase > /root/passphrase)
+"""
+
+
+@dataclass
+class Site:
+    """``before``: every file of the machine before anything was installed."""
+
+    machine: BootedDebian
+    disk: LoopDisk
+    built: Built
+    before: frozenset[str]
+
+    def give_installer(self, version: str) -> str:
+        path = self.built.installer(version)
+        self.machine.give(path, f"/root/{path.name}")
+        return f"/root/{path.name}"
+
+    def install_packages(self, version: str, *, agent: bool) -> None:
+        packages = self.machine.root / "root" / "packages"
+        shutil.rmtree(packages, ignore_errors=True)
+        for path in self.built.packages(version):
+            if agent or not path.name.startswith("blockferry-agent"):
+                self.machine.give(path, f"/root/packages/{path.name}")
+        self.machine.run("dpkg --force-unsafe-io --install /root/packages/*.deb")
+
+    def generation(self) -> int:
+        (record,) = (self.machine.root / "var/lib/blockferry/agent/disks").glob("*/protection.json")
+        return int(json.loads(record.read_text())["grant"]["generation"])
+
+    def read_bytes(self) -> float:
+        """What the agent has read of its disk since it was started."""
+        text = self.machine.run("curl --silent --fail http://127.0.0.1:9881/metrics")
+        found = re.search(r"^blockferry_agent_disk_read_bytes_total(?:\{[^}]*\})? (\S+)$", text, re.MULTILINE)
+        return 0.0 if found is None else float(found[1])
+
+    def processes(self, services: list[str]) -> frozenset[str]:
+        """The main process of each that has one."""
+        shown = self.machine.run(f"systemctl show --property=MainPID --value {' '.join(services)}")
+        return frozenset(shown.split()) - {"0"}
+
+    def status(self) -> dict[str, Any]:
+        (item,) = json.loads(self.machine.run("migratectl status debian --json"))["items"]
+        answer: dict[str, Any] = item
+        return answer
+
+    def write_and_await_point(self, name: str) -> None:
+        """What is written now is in a recovery point on return: only that proves that replication goes on."""
+        self.machine.run(f"head -c 1000000 /dev/urandom > /srv/{name}; sync /srv/{name}")
+        self.machine.run("migratectl create-recovery-point debian --wait --timeout '150 s'")
+
+    def await_health(self) -> None:
+        until(lambda: self.status()["health"] == "healthy", lambda: json.dumps(self.status(), indent=1))
+
+    def files(self) -> frozenset[str]:
+        found = run("find", self.machine.root, "-xdev", "-printf", "/%P\\n").splitlines()
+        return frozenset(path for path in found if not _PASSING.match(path))
+
+
+_PASSING: Final = re.compile(
+    r"/(root|run|tmp|srv|dev|proc|sys|var/(log|tmp|cache|lib/(dpkg|systemd|private)))(/|$)|/etc/(\.pwd\.lock|\w+-$)"
+)
+"""What Debian itself writes while it runs, and what the tests put there."""
+
+
+def until(holds: Callable[[], bool], explain: Callable[[], str]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.25)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, built: Built) -> Iterator[Site]:
+    directory = tmp_path_factory.mktemp("systemd")
+    with (
+        loop_disk(directory / "disk.img", DISK_BYTES) as disk,
+        booted_debian(directory / "debian", [disk.device]) as machine,
+    ):
+        run("mkfs.ext4", "-q", disk.device)
+        machine.run("hostnamectl hostname debian")
+        (machine.root / "etc" / "hosts").write_text(f"127.0.0.1 localhost debian {HOST}\n")
+        site = Site(machine, disk, built, frozenset())
+        site.before = site.files()
+        machine.run(f"mount {disk.device} /srv")
+        # Root of a container may not be able to raise limits (CAP_SYS_RESOURCE), as a machine's systemd is: no limit instead.
+        drop_in = machine.root / "etc/systemd/system/blockferry-agent.service.d/locked-memory.conf"
+        drop_in.parent.mkdir()
+        drop_in.write_text("[Service]\nCapabilityBoundingSet=CAP_IPC_LOCK\n")
+        yield site
+
+
+def test_packages_install_an_appliance_that_runs_without_pythons_of_the_machine(site: Site) -> None:
+    site.install_packages(site.built.version, agent=False)
+    for role, text in CONFIGURATIONS.items():
+        (site.machine.root / "etc" / "blockferry" / f"{role}.yaml").write_text(text)
+    site.machine.run(SET_UP)
+    for role in SERVERS:
+        process = site.machine.run(f"systemctl show --property=MainPID --value blockferry-{role}")
+        program = site.machine.run(f"readlink /proc/{process}/exe")
+        assert program == f"/usr/lib/blockferry/{site.built.version}/bin/python3.11"
+        assert (
+            site.machine.try_to(f"systemd-analyze security --no-pager --threshold=30 blockferry-{role}").returncode == 0
+        )
+        assert f" {role}[" in site.machine.run(f"journalctl --unit blockferry-{role} --lines 20 --output short")
+
+
+def test_installer_tells_what_does_not_fit_before_it_changes_anything(site: Site) -> None:
+    installer = site.give_installer(site.built.version)
+    assert "it is whole and runs here" in site.machine.run(f"sh {installer} check")
+    files = site.files()
+    damaged = site.machine.root / installer.lstrip("/")
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    refused = site.machine.try_to(f"sh {installer} install --appliance {URL}")
+    assert (refused.returncode, "is damaged" in refused.stderr) == (1, True)
+    damaged.write_bytes(content.replace(b"oldest_glibc=", b"oldest_glibc=9", 1))
+    refused = site.machine.try_to(f"sh {installer} install --appliance {URL}")
+    assert (refused.returncode, "or later is needed" in refused.stderr) == (1, True)
+    damaged.write_bytes(content)
+    assert site.files() == files
+
+
+def test_agent_is_installed_unattended_and_its_server_protected(site: Site) -> None:
+    machine, installer = site.machine, f"/root/{site.built.installer(site.built.version).name}"
+    options = f"--unattended --appliance {URL} --fingerprint $(cat /root/fingerprint)"
+    refused = machine.try_to(f"sh {installer} install {options}")
+    assert (refused.returncode, "--passphrase-file" in refused.stderr) == (2, True)
+    said = machine.run(f"sh {installer} install {options} --passphrase-file /root/passphrase")
+    assert "the agent runs" in said
+    assert "enrolled already" in machine.run(f"sh {installer} {options}"), "it may be repeated"
+    machine.run(f"migratectl protect debian --disk {site.disk.device} --wait --timeout '150 s'")
+    site.write_and_await_point("first")
+    site.await_health()
+    assert list((machine.root / "var/lib/blockferry/agent/disks").iterdir())
+    assert machine.run("find /sys/fs/bpf/blockferry -name 'link_*'"), "it tracks in the kernel"
+
+
+def test_doctor_finds_everything_well_and_names_what_is_not(site: Site) -> None:
+    well = json.loads(site.machine.run("mobility-agent doctor --json"))
+    verdicts = {finding["check"]: finding["verdict"] for finding in well["findings"] if finding["check"] != "disks"}
+    assert set(verdicts.values()) == {"ok"}, well
+    assert verdicts.keys() >= {"kernel", "privileges", "service", "state", "certificate", "clock", "process server"}
+    site.machine.run("systemctl stop blockferry-process-server")
+    ill = site.machine.try_to("mobility-agent doctor")
+    site.machine.run("systemctl start blockferry-process-server")
+    assert ill.returncode == 1
+    assert re.search(r"process server +failed", ill.stdout), ill.stdout
+
+
+def test_paths_are_those_that_are_used(site: Site) -> None:
+    folders = {each["path"]: each["exists"] for each in json.loads(site.machine.run("mobility-agent paths --json"))}
+    assert all(folders.values()), folders
+    made = {
+        path for path in site.files() - site.before if "blockferry" in path and (site.machine.root / path[1:]).is_file()
+    }
+    elsewhere = {path for path in made if not any(path.startswith(f"{folder}/") for folder in folders)}
+    assert elsewhere
+    assert all(
+        re.match(
+            r"/(usr/(bin|share|lib/(sysusers|tmpfiles)\.d)|lib/systemd|usr/lib/systemd|etc/(systemd|sysusers|tmpfiles))",
+            path,
+        )
+        for path in elsewhere
+    ), elsewhere
+
+
+def test_upgrade_keeps_tracking_and_one_that_cannot_start_is_undone(site: Site) -> None:
+    machine, following = site.machine, site.give_installer(site.built.next_version)
+    generation = site.generation()
+    machine.run(
+        "head -c 1000000 /dev/urandom > /srv/before-upgrade; sync /srv/before-upgrade; systemctl stop blockferry-agent"
+    )
+    machine.run(
+        "head -c 1000000 /dev/urandom > /srv/without-agent; sync /srv/without-agent; systemctl start blockferry-agent"
+    )
+    assert f"{site.built.next_version} runs" in machine.run(f"mobility-agent upgrade {following}")
+    assert machine.run("mobility-agent --version").endswith(site.built.next_version)
+    site.write_and_await_point("after-upgrade")
+    assert site.generation() == generation, "it was resynchronized"
+    assert site.read_bytes() < DISK_BYTES / 4, "the disk was read again"
+    refused = machine.try_to(f"mobility-agent upgrade /root/{site.built.installer(site.built.version).name}")
+    assert (refused.returncode, "--allow-downgrade" in refused.stderr) == (1, True)
+    broken = machine.root / f"usr/lib/blockferry/agent/{site.built.version}/libexec/mobility-agent"
+    text = broken.read_text()
+    broken.write_text("import sys\nif 'run' in sys.argv: sys.exit('broken on purpose')\n" + text)
+    failed = machine.try_to(f"sh /root/{site.built.installer(site.built.version).name} upgrade --allow-downgrade")
+    broken.write_text(text)
+    assert (failed.returncode, f"{site.built.next_version} runs again" in failed.stderr) == (1, True), failed
+    site.write_and_await_point("after-undone-upgrade")
+    assert site.generation() == generation
+
+
+@pytest.mark.parametrize("signal", ["restart", "SIGKILL"])
+def test_every_service_comes_back_and_replication_goes_on(site: Site, signal: str) -> None:
+    generation = site.generation()
+    services = [f"blockferry-{role}" for role in (*SERVERS, "agent")]
+    if signal == "restart":
+        site.machine.run(f"systemctl restart {' '.join(services)}")
+    else:
+        before = site.processes(services)
+        site.machine.run(f"systemctl kill --kill-whom=main --signal=KILL {' '.join(services)}")
+        until(lambda: not before & site.processes(services), lambda: "they were not killed")
+        running = f"systemctl is-active {' '.join(services)}"
+        until(
+            lambda: site.machine.try_to(running).stdout.split() == ["active"] * 4,
+            lambda: site.machine.try_to(running).stdout,
+        )
+    site.write_and_await_point(f"after-{signal}")
+    assert site.generation() == generation
+
+
+def test_key_encryption_key_may_be_a_credential_that_the_daemon_s_user_cannot_read(site: Site) -> None:
+    """And it is still found after the reboot that comes next."""
+    drop_in = site.machine.root / "etc/systemd/system/blockferry-config-server.service.d/credential.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Service]\nLoadCredential=key-encryption-key:/etc/blockferry/key-encryption-key\n")
+    site.machine.run(
+        "mv /var/lib/blockferry/config-server/key-encryption-key /etc/blockferry/; cd /etc/blockferry; "
+        "chown root:root key-encryption-key; chmod 600 key-encryption-key; "
+        "systemctl daemon-reload; systemctl restart blockferry-config-server; migratectl site"
+    )
+
+
+def test_everything_is_there_again_after_a_reboot(site: Site) -> None:
+    generation = site.generation()
+    site.machine.reboot()
+    site.machine.run(f"mount {site.disk.device} /srv")
+    # What was written while nothing tracked is found by a resync (and so it is after a reboot of a real machine).
+    until(lambda: site.generation() > generation, lambda: "no resync has begun")
+    until(lambda: site.status()["state"] == "replicating", lambda: json.dumps(site.status(), indent=1))
+    site.write_and_await_point("after-reboot")
+    site.await_health()
+
+
+def test_packages_are_upgraded_under_running_replication(site: Site) -> None:
+    site.install_packages(site.built.next_version, agent=False)
+    assert site.machine.run("config-server --version").endswith(site.built.next_version)
+    services = [f"blockferry-{role}" for role in SERVERS]
+    active = f"systemctl is-active {' '.join(services)}"
+    until(
+        lambda: site.machine.try_to(active).stdout.split() == ["active"] * 3, lambda: site.machine.try_to(active).stdout
+    )
+    site.write_and_await_point("after-packages")
+
+
+def test_migration_is_proved_and_equal_to_the_disk(site: Site) -> None:
+    machine = site.machine
+    machine.run("umount /srv")
+    machine.run("migratectl migrate debian --wait --timeout '150 s'")
+    machine.run(
+        "cd /var/tmp; runuser -u blockferry-azure-sink -- azure-sink export --raw --endpoint "
+        f"https://{HOST}:10443/blockferry --account blockferry --key-file /etc/blockferry/store.key "
+        "--ca-file /etc/blockferry/authorities.pem disks/debian-disk1 /var/tmp/migrated.img"
+    )
+    assert run("cmp", machine.root / "var/tmp/migrated.img", site.disk.device) == ""
+    machine.run("migratectl complete debian --yes --wait --timeout '150 s'")
+
+
+def test_uninstall_keeps_what_purge_removes(site: Site) -> None:
+    machine = site.machine
+    machine.run("mobility-agent uninstall --yes")
+    assert (machine.root / "var/lib/blockferry/agent/identity").exists()
+    assert machine.try_to("mobility-agent --version").returncode != 0
+    installer = f"/root/{site.built.installer(site.built.next_version).name}"
+    machine.run(f"sh {installer} --unattended --appliance {URL} --fingerprint $(cat /root/fingerprint)")
+    machine.run("mobility-agent uninstall --purge --yes")
+    left = [path for path in site.files() - site.before if "agent" in path and "process" not in path]
+    assert [path for path in left if not path.startswith("/usr/lib/blockferry/")] == []
+    assert machine.try_to("test -e /sys/fs/bpf/blockferry").returncode == 1
+
+
+def test_purged_packages_leave_nothing(site: Site) -> None:
+    site.install_packages(site.built.next_version, agent=True)
+    site.machine.run("mobility-agent --version; systemctl cat blockferry-agent > /dev/null")
+    site.machine.run("dpkg --purge $(dpkg-query --showformat '${Package} ' --show 'blockferry-*')")
+    assert site.files() - site.before == frozenset()
+    assert "blockferry" not in site.machine.run("getent passwd; getent group")

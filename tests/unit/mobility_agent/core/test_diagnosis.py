@@ -1,0 +1,66 @@
+"""What the agent's self-examination makes of facts."""
+
+from __future__ import annotations
+
+import pytest
+
+from mobility_agent.core.diagnosis import (
+    LEAST_FREE_BYTES,
+    Verdict,
+    failed,
+    judge_certificate,
+    judge_clock,
+    judge_free_space,
+    ok,
+    warning,
+    worst,
+)
+
+DAY_S = 86400.0
+TIB = 1024**4
+
+
+def test_worst_finding_counts() -> None:
+    assert worst([]) is Verdict.OK
+    assert worst([ok("a", ""), warning("b", "", "")]) is Verdict.WARNING
+    assert worst([failed("c", "", ""), warning("b", "", ""), ok("a", "")]) is Verdict.FAILED
+
+
+@pytest.mark.parametrize(
+    ("offset_s", "verdict", "words"),
+    [
+        (0.9, Verdict.OK, "within"),
+        (-4.0, Verdict.OK, "within"),
+        (30.0, Verdict.WARNING, "30 s behind"),
+        (-30.0, Verdict.WARNING, "30 s ahead of"),
+        (1000.0, Verdict.FAILED, "1000 s behind"),
+    ],
+)
+def test_clock_is_judged_by_its_distance(offset_s: float, verdict: Verdict, words: str) -> None:
+    finding = judge_clock(offset_s)
+    assert (finding.verdict, words in finding.what) == (verdict, True)
+    assert bool(finding.remedy) == (verdict is not Verdict.OK)
+
+
+@pytest.mark.parametrize(
+    ("begins_in_s", "ends_in_s", "verdict"),
+    [
+        (-DAY_S, 300 * DAY_S, Verdict.OK),
+        (-DAY_S, 13 * DAY_S, Verdict.WARNING),
+        (-DAY_S, 0.0, Verdict.FAILED),
+        (1.0, 300 * DAY_S, Verdict.FAILED),
+    ],
+)
+def test_certificate_is_judged_by_its_life(begins_in_s: float, ends_in_s: float, verdict: Verdict) -> None:
+    assert judge_certificate(begins_in_s, ends_in_s).verdict is verdict
+
+
+def test_space_must_hold_the_digest_tables_that_are_not_there_yet() -> None:
+    table_bytes = 256 * 2**20  # of a disk of 1 TiB
+    for free_bytes, tables_bytes, verdict in (
+        (table_bytes, 0, Verdict.OK),
+        (table_bytes - 1, 0, Verdict.WARNING),
+        (LEAST_FREE_BYTES, table_bytes, Verdict.OK),
+        (LEAST_FREE_BYTES - 1, table_bytes, Verdict.FAILED),
+    ):
+        assert judge_free_space("/state", free_bytes, TIB, tables_bytes).verdict is verdict
