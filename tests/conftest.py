@@ -43,7 +43,7 @@ def pytest_collection_finish() -> None:
 
 # What takes long begins first, so that no worker ends alone with it.
 _IN_ORDER = ("tests/e2e/", "tests/fault/", "tests/packages/")
-_FIRST = (*_IN_ORDER, "tests/test_fresh_debian.py", "tests/simulation/")
+_FIRST = (*_IN_ORDER, "tests/test_fresh_debian.py", "tests/test_compose_site.py", "tests/simulation/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,6 +17,7 @@ config_server=${CONFIG_SERVER_USER:-10002}
 process_server=${PROCESS_SERVER_USER:-10003}
 agent=${AGENT_USER:-10004}
 operator=${OPERATOR_USER:-10005}
+numbers=(1 2) # of process servers and lab servers
 
 as() { # user, command...
     setpriv --reuid="$1" --regid="$daemons_group" --clear-groups "${@:2}"
@@ -38,11 +39,13 @@ directory operator "$operator" 0700
 directory sink "$sink" 0700
 directory sink-tls "$sink" 0700
 directory config-server "$config_server" 0700
-directory process-server "$process_server" 0700
-directory process-server-enrolment "$process_server" 0700
-directory agent "$agent" 0700
-directory agent-enrolment "$agent" 0700
-directory lab-disk "$agent" 0700
+for number in "${numbers[@]}"; do
+    directory "process-server-$number" "$process_server" 0700
+    directory "process-server-$number-enrolment" "$process_server" 0700
+    directory "lab-server-$number" "$agent" 0700
+    directory "lab-server-$number-enrolment" "$agent" 0700
+    directory "lab-disk-$number" "$agent" 0700
+done
 
 if [[ ! -e $site/store/store.key ]]; then
     head -c 32 /dev/urandom | base64 | keep "$site/store/store.key" 0 0640
@@ -71,15 +74,17 @@ if [[ ! -e $site/sink-tls/certificate.pem ]]; then
     rm -rf "$issued"
 fi
 
-enrolment() { # daemon, which is the role that its passphrase is for; its user
+enrolment() { # name, role that its passphrase is for, its user
     local place=$site/$1-enrolment
-    keep "$place/fingerprint" "$2" 0600 <<<"$fingerprint"
+    keep "$place/fingerprint" "$3" 0600 <<<"$fingerprint"
     # valid for five days, and needed once
     if [[ ! -e $site/$1/identity/certificate.pem && -z $(find "$place" -name passphrase -mmin -$((4 * 24 * 60))) ]]; then
-        as "$config_server" "$bin/config-server" create-enrolment-passphrase --config "$config/config-server.yaml" --role "$1" |
-            keep "$place/passphrase" "$2" 0600
+        as "$config_server" "$bin/config-server" create-enrolment-passphrase --config "$config/config-server.yaml" --role "$2" |
+            keep "$place/passphrase" "$3" 0600
     fi
 }
-enrolment process-server "$process_server"
-enrolment agent "$agent"
+for number in "${numbers[@]}"; do
+    enrolment "process-server-$number" process-server "$process_server"
+    enrolment "lab-server-$number" agent "$agent"
+done
 echo "prepared; the authority's fingerprint is $fingerprint"

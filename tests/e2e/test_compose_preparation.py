@@ -19,6 +19,7 @@ from tests.harness.source_tree import REPOSITORY
 COMPOSE: Final = REPOSITORY / "deploy" / "compose"
 USERS: Final = ("SINK", "CONFIG_SERVER", "PROCESS_SERVER", "AGENT", "OPERATOR")
 OURSELVES: Final = {f"{user}_USER": "0" for user in USERS} | {"DAEMONS_GROUP": "0"}
+ENROLLING: Final = ("process-server-1", "process-server-2", "lab-server-1", "lab-server-2")
 DEADLINE_S: Final = 60.0
 
 
@@ -70,8 +71,7 @@ def test_preparation_makes_what_each_daemon_needs(site: Site) -> None:
         *("operator/token", "operator/authorities.pem"),
         *("sink-tls/key.pem", "sink-tls/certificate.pem", "sink-tls/authorities.pem"),
         *("config-server/authority/key.pem", "config-server/key-encryption-key"),
-        *("process-server-enrolment/fingerprint", "process-server-enrolment/passphrase"),
-        *("agent-enrolment/fingerprint", "agent-enrolment/passphrase"),
+        *(f"{name}-enrolment/{file}" for name in ENROLLING for file in ("fingerprint", "passphrase")),
     }
     content = site.content()
     assert expected <= content.keys()
@@ -87,8 +87,8 @@ def test_secrets_are_for_their_daemons_only(site: Site) -> None:
         assert mode & 0o007 == 0 or "key" not in name, name
         assert readable_by_all_daemons or (site.root / name.split("/")[0]).stat().st_mode & 0o077 == 0, name
     assert (site.root / "store" / "store.key").stat().st_mode & 0o777 == 0o640
-    passphrases = {site.content()[f"{daemon}-enrolment/passphrase"] for daemon in ("process-server", "agent")}
-    assert len(passphrases) == 2
+    passphrases = {site.content()[f"{name}-enrolment/passphrase"] for name in ENROLLING}
+    assert len(passphrases) == len(ENROLLING)
 
 
 @needs_root
@@ -106,7 +106,7 @@ def test_second_preparation_changes_nothing_and_prints_no_secret(site: Site) -> 
     before = site.content()
     printed = site.prepare()
     assert site.content() == before
-    for name in ("operator/token", "store/store.key", "agent-enrolment/passphrase"):
+    for name in ("operator/token", "store/store.key", "lab-server-1-enrolment/passphrase"):
         assert before[name].decode().strip() not in printed
 
 
@@ -114,15 +114,15 @@ def test_second_preparation_changes_nothing_and_prints_no_secret(site: Site) -> 
 def test_passphrase_is_made_anew_when_it_is_about_to_expire_but_not_for_who_has_enrolled(site: Site) -> None:
     before = site.content()
     old_s = time.time() - 4.5 * 86400
-    for daemon in ("agent", "process-server"):
-        os.utime(site.root / f"{daemon}-enrolment" / "passphrase", (old_s, old_s))
-    identity = site.root / "agent" / "identity"
+    for name in ("lab-server-1", "process-server-1"):
+        os.utime(site.root / f"{name}-enrolment" / "passphrase", (old_s, old_s))
+    identity = site.root / "lab-server-1" / "identity"
     identity.mkdir()
     (identity / "certificate.pem").touch()
     site.prepare()
     (identity / "certificate.pem").unlink()
-    assert site.content()["process-server-enrolment/passphrase"] != before["process-server-enrolment/passphrase"]
-    assert site.content()["agent-enrolment/passphrase"] == before["agent-enrolment/passphrase"]
+    assert site.content()["process-server-1-enrolment/passphrase"] != before["process-server-1-enrolment/passphrase"]
+    assert site.content()["lab-server-1-enrolment/passphrase"] == before["lab-server-1-enrolment/passphrase"]
 
 
 # -- the lab server -------------------------------------------------------------------------------------------------------
