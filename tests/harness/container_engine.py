@@ -8,6 +8,7 @@ image is a debootstrapped Debian with the locked packages beside it, as where no
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
@@ -111,7 +112,7 @@ def container_engine(directory: Path) -> Iterator[ContainerEngine]:
         process.kill()  # and the kernel all that is in the process namespace
         process.wait()
         for controller in Path("/sys/fs/cgroup").glob(f"*/{cgroup}"):
-            wait_until(lambda place=controller: _is_removed(place))
+            wait_until(functools.partial(_is_removed, controller))
         shutil.rmtree(directory / "data", ignore_errors=True)
 
 
