@@ -65,6 +65,9 @@ CATALOGUE: Final[dict[str, Rule]] = {
         calm_s=0.0,
     ),
     "no-process-server": _rule("server", "No process server is enrolled, or all are silent or being drained."),
+    "waits-for-take-over": _rule(
+        "server", "Its process server is silent, and no other one can take it over; the message says of each why not."
+    ),
     "disk-problem": _rule(
         "server", "The agent or the replica writer cannot go on with a disk; the message says why.", hold_s=120.0
     ),
