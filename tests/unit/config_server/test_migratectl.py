@@ -2,133 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from config_server.events import COMMAND_LINE
 from config_server.migratectl.cli import main
 from config_server.migratectl.rendering import duration, percent, rate, size
-from replication.control_plane import CutoverObservation
 from replication.tls_identity import Role
-from tests.harness.config_site import Lab, running_lab
-from tests.harness.memory_blob_client import MemoryBlobClient
+from tests.harness.migratectl_server import SOURCE, Server
 from tests.harness.scripted_peers import (
-    DISK,
-    ScriptedWriter,
-    disk_observation,
-    heartbeat,
-    inventory,
-    inventory_disk,
     new_id,
-    observation,
     source_hashes,
 )
-
-SOURCE = {DISK: b"the only disk" * 50}
-
-
-class Server:
-    """A lab in a thread: a scripted agent and writer answer as soon as they are asked."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever)
-        self.ready = threading.Event()
-        self.stopping = asyncio.Event()
-        self.lab: Lab
-        self.writer: ScriptedWriter
-        self.phase = "replicating"
-        self.answering = True
-        self.published: set[str] = set()
-        self.beating = {"ps-1": "https://127.0.0.1:9443"}
-
-    def start(self) -> None:
-        self.thread.start()
-        self.serving = asyncio.run_coroutine_threadsafe(self._serve(), self.loop)
-        while not self.ready.wait(0.1):
-            if self.serving.done():
-                self.serving.result()
-
-    def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self.stopping.set)
-        self.serving.result(30)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
-
-    def call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
-
-    async def _serve(self) -> None:
-        store = MemoryBlobClient()
-        self.writer = ScriptedWriter(store, source=dict(SOURCE))
-        async with running_lab(self.directory, store, writer=self.writer.identity) as self.lab:
-            await self.lab.enrol(Role.PROCESS_SERVER, "ps-1")
-            await self.lab.enrol(Role.AGENT, "web-1")
-            disks = [inventory_disk(DISK, "/dev/sda", len(SOURCE[DISK]))]
-            report = inventory("web-1", disks, clock_unix_ns=time.time_ns())
-            await self.agent("PUT", "/agent/inventory", report)
-            peers = asyncio.create_task(self._play_peers())
-            await self.stopping.wait()
-            peers.cancel()
-            await asyncio.wait([peers])
-
-    async def agent(self, method: str, path: str, body: Any = None) -> Any:
-        reply = await self.lab.request(method, "/api/v1" + path, body, identity=self.lab.identities["web-1"])
-        assert reply.status < 300, reply.body
-        return reply.json if reply.body else None
-
-    async def _play_peers(self) -> None:
-        """Report, cut what is asked for, work the writer's requests; again and again."""
-        while True:
-            for name, url in list(self.beating.items()):
-                path, identity = "/api/v1/process-server/heartbeats", self.lab.identities[name]
-                await self.lab.request("POST", path, heartbeat(url), identity=identity)
-            desired = await self.agent("GET", "/agent/desired")
-            await self._play_agent(desired)
-            await self.writer.work()
-            self.ready.set()
-            await asyncio.sleep(0.02)
-
-    async def _play_agent(self, desired: Any) -> None:
-        item = desired["item"]
-        cutover = None
-        if item is None:
-            await self.agent("POST", "/agent/observations", observation("web-1", [], revision=desired["revision"]))
-            return
-        if self.answering and (asked := item["point_request"]) and asked["request"] not in self.published:
-            self.published.add(asked["request"])
-            await self.writer.publish_point(item["item"], asked["request"], time_ns=time.time_ns())
-        if self.answering and item["cutover"]:
-            cutover = await self._cut_over(item)
-        size_bytes = len(SOURCE[DISK])
-        seen = disk_observation(
-            DISK,
-            phase=self.phase,
-            size_bytes=size_bytes,
-            seeding_total_bytes=size_bytes,
-            seeding_done_bytes=size_bytes if self.phase == "replicating" else size_bytes // 2,
-        )
-        body = observation("web-1", [seen], revision=desired["revision"], cutover=cutover)
-        await self.agent("POST", "/agent/observations", body)
-
-    async def _cut_over(self, item: Any) -> CutoverObservation:
-        job = item["cutover"]["job"]
-        if job not in self.published:
-            self.published.add(job)
-            await self.writer.publish_point(item["item"], job, time_ns=time.time_ns(), final=True)
-        return CutoverObservation(
-            job=job, state="applied", cut=job, source_hashes=source_hashes(SOURCE), identity_claimed=True
-        )
 
 
 @pytest.fixture(scope="module")
@@ -426,50 +315,6 @@ def test_quantities_are_told_in_plain_words() -> None:
     assert [rate(n) for n in (None, 0.0, 2**20)] == ["-", "-", "1.0 MiB/s"]
     assert [duration(s) for s in (None, 0.25, 75, 600, 7300)] == ["-", "0.2 s", "75 s", "10 min 00 s", "2 h 01 min"]
     assert [percent(f) for f in (0.0, 0.9999, 1.0)] == ["0.0 %", "99.9 %", "100 %"]
-
-
-def test_the_one_time_secret_in_a_file_is_exchanged_there_at_its_first_use(
-    server: Server, ctl: Ctl, tmp_path: Path
-) -> None:
-    secret = server.call(server.lab.running.site.administrators.create_one_time_secret(COMMAND_LINE))
-    file = tmp_path / "one-time-secret"
-    file.write_text(secret + "\n")
-    assert ctl("--token-file", str(file), "site").exit_code == 0
-    token = file.read_text().strip()
-    assert token.startswith("blockferry-")
-    assert "once" not in token
-    assert file.stat().st_mode & 0o077 == 0
-    assert ctl("--token-file", str(file), "tokens").exit_code == 0, "it is an administrator's"
-    file.write_text(secret)
-    again = ctl("--token-file", str(file), "site")
-    assert (again.exit_code, "was used already" in again.output) == (1, True)
-
-
-def test_tokens_certificates_and_the_audit_log(server: Server, ctl: Ctl, tmp_path: Path) -> None:
-    made = ctl("create-token", "--name", "eve", "--role", "reader")
-    assert made.exit_code == 0, made.output
-    (tmp_path / "eve").write_text(made.output.strip())
-    as_eve = ("--token-file", str(tmp_path / "eve"))
-    assert ctl(*as_eve, "site").exit_code == 0
-    refused = ctl(*as_eve, "create-token", "--name", "eve")
-    assert (refused.exit_code, "it needs the role administrator" in refused.output) == (1, True)
-    assert ctl("create-token", "--name", "x", "--valid-for", "100000 d").exit_code == 1
-    eve = next(row for row in json.loads(ctl("tokens", "--json").output)["items"] if row["name"] == "eve")
-    assert "administrator:first" in ctl("tokens").output
-    assert ctl("revoke-token", eve["id"]).exit_code == 0
-    assert ctl(*as_eve, "site").exit_code == 1
-    listed = ctl("certificates", "--holder", "web-1")
-    assert "in use" in listed.output
-    assert ctl("revoke-certificate").exit_code == 2
-    server.call(server.lab.enrol(Role.PROCESS_SERVER, "ps-9", service_url="https://ps-9.example:9443"))
-    revoked = ctl("revoke-certificate", "--holder", "ps-9", "--reason", "replaced", "--yes")
-    assert (revoked.exit_code, "revoked: " in revoked.output) == (0, True)
-    assert "revoked" in ctl("certificates", "--all").output
-    lines = [json.loads(line) for line in ctl("audit", "--export").output.splitlines()]
-    assert [line["action"] for line in lines if line["actor"] == "reader:eve"] == ["POST /tokens"]
-    assert "POST /api/v1/tokens → 403" in ctl("audit", "--actor", "reader:eve").output
-    assert ctl("audit", "--export", "--after", str(lines[-1]["id"])).output == ""
-    assert ctl("audit", "--verify").exit_code == 0
 
 
 def test_upload_limits_are_set_and_shown(ctl: Ctl) -> None:
