@@ -180,7 +180,7 @@ class Agent:
     def _renewal(self) -> Renewal:
         return Renewal(
             self._identity,
-            self._settings.config_server.url,
+            self._settings.config_server.urls,
             self._facts.fingerprint,
             self._control.renew_certificate,
             self._adopt_certificate,

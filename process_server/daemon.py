@@ -433,7 +433,7 @@ class _Site:
 
         return Renewal(
             identity,
-            self.settings.config_server.url,
+            self.settings.config_server.urls,
             machine_fingerprint(self.settings.state_dir),
             self.config_server.renew_certificate,
             adopt,

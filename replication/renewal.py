@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import aiohttp
@@ -50,7 +50,7 @@ Issue = Callable[[RenewalRequest], Awaitable[EnrolmentAnswer]]
 
 
 class Renewal:
-    """Keeps ``identity`` valid. ``url``: the configuration server's, for a certificate that has ended.
+    """Keeps ``identity`` valid. ``urls``: the configuration servers, for a certificate that has ended.
 
     ``adopt`` is awaited when another certificate is in place; ``note_write`` is called before files are written.
     """
@@ -58,7 +58,7 @@ class Renewal:
     def __init__(
         self,
         identity: TlsIdentity,
-        url: str,
+        urls: Sequence[str],
         machine_fingerprint: str,
         issue: Issue,
         adopt: Callable[[], Awaitable[None]],
@@ -68,7 +68,7 @@ class Renewal:
         note_write: Callable[[], None] = lambda: None,
     ) -> None:
         self._identity = identity
-        self._url = url.rstrip("/")
+        self._urls = [url.rstrip("/") for url in urls]
         self._machine_fingerprint = machine_fingerprint
         self._issue = issue
         self._adopt = adopt
@@ -151,7 +151,13 @@ class Renewal:
             machine_fingerprint=self._machine_fingerprint,
             proof=prove(key, certificate.serial_number, request),
         )
-        return await _post(self._url, self._identity.anonymous_context(), body)
+        unavailable = PeerUnavailable("cannot reach a configuration server: none is known")
+        for url in self._urls:  # whichever answers is as good as the others
+            try:
+                return await _post(url, self._identity.anonymous_context(), body)
+            except PeerUnavailable as error:
+                unavailable = error
+        raise unavailable
 
     def _tell(self, error: Exception) -> None:
         left_s = self.life.left_s(self._clock.unix_ns())

@@ -78,7 +78,7 @@ class CertificateSite:
 
         return Renewal(
             self.agent_identity,
-            self.lab.url,
+            ["https://127.0.0.1:1", self.lab.url],
             AGENT_FINGERPRINT,
             self.control.renew_certificate,
             adopt,

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from config_server.events import COMMAND_LINE
 from config_server.migratectl.cli import main
 from config_server.migratectl.rendering import duration, percent, rate, size
 from replication.tls_identity import Role
@@ -316,50 +315,6 @@ def test_quantities_are_told_in_plain_words() -> None:
     assert [rate(n) for n in (None, 0.0, 2**20)] == ["-", "-", "1.0 MiB/s"]
     assert [duration(s) for s in (None, 0.25, 75, 600, 7300)] == ["-", "0.2 s", "75 s", "10 min 00 s", "2 h 01 min"]
     assert [percent(f) for f in (0.0, 0.9999, 1.0)] == ["0.0 %", "99.9 %", "100 %"]
-
-
-def test_the_one_time_secret_in_a_file_is_exchanged_there_at_its_first_use(
-    server: Server, ctl: Ctl, tmp_path: Path
-) -> None:
-    secret = server.call(server.lab.running.site.administrators.create_one_time_secret(COMMAND_LINE))
-    file = tmp_path / "one-time-secret"
-    file.write_text(secret + "\n")
-    assert ctl("--token-file", str(file), "site").exit_code == 0
-    token = file.read_text().strip()
-    assert token.startswith("blockferry-")
-    assert "once" not in token
-    assert file.stat().st_mode & 0o077 == 0
-    assert ctl("--token-file", str(file), "tokens").exit_code == 0, "it is an administrator's"
-    file.write_text(secret)
-    again = ctl("--token-file", str(file), "site")
-    assert (again.exit_code, "was used already" in again.output) == (1, True)
-
-
-def test_tokens_certificates_and_the_audit_log(server: Server, ctl: Ctl, tmp_path: Path) -> None:
-    made = ctl("create-token", "--name", "eve", "--role", "reader")
-    assert made.exit_code == 0, made.output
-    (tmp_path / "eve").write_text(made.output.strip())
-    as_eve = ("--token-file", str(tmp_path / "eve"))
-    assert ctl(*as_eve, "site").exit_code == 0
-    refused = ctl(*as_eve, "create-token", "--name", "eve")
-    assert (refused.exit_code, "it needs the role administrator" in refused.output) == (1, True)
-    assert ctl("create-token", "--name", "x", "--valid-for", "100000 d").exit_code == 1
-    eve = next(row for row in json.loads(ctl("tokens", "--json").output)["items"] if row["name"] == "eve")
-    assert "administrator:first" in ctl("tokens").output
-    assert ctl("revoke-token", eve["id"]).exit_code == 0
-    assert ctl(*as_eve, "site").exit_code == 1
-    listed = ctl("certificates", "--holder", "web-1")
-    assert "in use" in listed.output
-    assert ctl("revoke-certificate").exit_code == 2
-    server.call(server.lab.enrol(Role.PROCESS_SERVER, "ps-9", service_url="https://ps-9.example:9443"))
-    revoked = ctl("revoke-certificate", "--holder", "ps-9", "--reason", "replaced", "--yes")
-    assert (revoked.exit_code, "revoked: " in revoked.output) == (0, True)
-    assert "revoked" in ctl("certificates", "--all").output
-    lines = [json.loads(line) for line in ctl("audit", "--export").output.splitlines()]
-    assert [line["action"] for line in lines if line["actor"] == "reader:eve"] == ["POST /tokens"]
-    assert "POST /api/v1/tokens → 403" in ctl("audit", "--actor", "reader:eve").output
-    assert ctl("audit", "--export", "--after", str(lines[-1]["id"])).output == ""
-    assert ctl("audit", "--verify").exit_code == 0
 
 
 def test_upload_limits_are_set_and_shown(ctl: Ctl) -> None:

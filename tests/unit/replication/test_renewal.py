@@ -43,7 +43,9 @@ class Place:
 
     def renewal(self) -> Renewal:
         clock = Clock(unix_ns=lambda: self.now_ns)
-        return Renewal(self.identity, "https://127.0.0.1:1", "fingerprint-1", self.issue, self.adopt, clock, self.board)
+        return Renewal(
+            self.identity, ["https://127.0.0.1:1"], "fingerprint-1", self.issue, self.adopt, clock, self.board
+        )
 
     async def issue(self, request: RenewalRequest) -> EnrolmentAnswer:
         self.requests.append(request)
