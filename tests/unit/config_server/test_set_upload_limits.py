@@ -108,7 +108,7 @@ async def test_a_time_zone_that_is_not_known_is_refused_with_the_nearest_ones(la
 async def test_a_process_server_that_is_not_there_is_not_found(lab: Lab) -> None:
     reply = await put(lab, OFFICE, "ps-2")
     assert reply.status == 404
-    assert "ps-1" in reply.json["hint"]
+    assert "process-servers" in reply.json["hint"]
 
 
 async def test_events_say_who_changed_what_from_what_and_nothing_where_nothing_changed(lab: Lab) -> None:
