@@ -84,7 +84,7 @@ class AlertDeliveryRow(Base):
 
 class DiskChurnRow(Base):
     """How fast a protected disk changes. ``counted_bytes``: the agent's counter when it was last looked at, at ``counted_ns``;
-    ``rate_bytes_per_s``: of the minute or so before; ``hour``: hours since 1970 of ``hour_bytes``.
+    ``rate_bytes_per_s``: of the minute or so before.
     """
 
     __tablename__ = "disk_churn"
@@ -94,20 +94,6 @@ class DiskChurnRow(Base):
     counted_bytes: Mapped[int] = mapped_column(BigInteger)
     counted_ns: Mapped[int] = mapped_column(BigInteger)
     rate_bytes_per_s: Mapped[float | None]
-    hour: Mapped[int] = mapped_column(BigInteger)
-    hour_bytes: Mapped[int] = mapped_column(BigInteger)
-
-
-class ItemChurnHourRow(Base):
-    """What a disk changed in an hour that is over."""
-
-    __tablename__ = "item_churn_hours"
-    __table_args__ = (Index("ix_item_churn_hours_hour", "hour"),)
-
-    item_id: Mapped[str] = mapped_column(ForeignKey("protected_items.id"), primary_key=True)
-    disk_id: Mapped[str] = mapped_column(ForeignKey("disks.id"), primary_key=True)
-    hour: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    changed_bytes: Mapped[int] = mapped_column(BigInteger)
 
 
 class ProcessServerLoadRow(Base):

@@ -10,7 +10,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Final, cast
 
-from sqlalchemy import delete, select, tuple_
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.alert_plane import (
@@ -21,8 +21,7 @@ from config_server.alert_plane import (
     AlertSubject,
     Notification,
 )
-from config_server.alert_tables import AlertDeliveryRow, AlertRow, ItemChurnHourRow
-from config_server.churn import HOUR_NS, HOURS_KEPT
+from config_server.alert_tables import AlertDeliveryRow, AlertRow
 from config_server.core.alert_catalogue import rule_of
 from config_server.core.alerts import Change, Latch, SubjectKind, is_told
 from config_server.core.health import Health
@@ -34,7 +33,7 @@ PENDING: Final = "pending"
 DELIVERED: Final = "delivered"
 GIVEN_UP: Final = "given-up"
 MIN_PREFIX: Final = 4
-DELIVERIES_KEPT_HOURS: Final = 7 * 24
+DELIVERIES_KEPT_NS: Final = 7 * 86400 * 10**9
 """What was delivered or given up is looked at for as long as somebody may ask the receiver about it."""
 
 
@@ -192,21 +191,16 @@ def end_old_acknowledgement(session: AsyncSession, row: AlertRow, outbox: Outbox
         end_acknowledgement(session, row, SYSTEM, outbox, now_ns)
 
 
-async def forget_alerts(session: AsyncSession, before_ns: int, this_hour: int, batch: int) -> int:
-    """Delete at most ``batch`` of each: alerts that were over before ``before_ns``, notifications that were delivered or given up long
-    ago, hours of churn that nobody asks for.
-    """
+async def forget_alerts(session: AsyncSession, before_ns: int, now_ns: int, batch: int) -> int:
+    """Delete at most ``batch`` alerts that were over before ``before_ns``, and as many notifications that ended long ago."""
     forgotten = 0
-    delivered_before_ns = max(before_ns, (this_hour - DELIVERIES_KEPT_HOURS) * HOUR_NS)
-    hour = (ItemChurnHourRow.item_id, ItemChurnHourRow.disk_id, ItemChurnHourRow.hour)
-    for columns, old in (
-        ((AlertRow.id,), AlertRow.cleared_ns < before_ns),
-        ((AlertDeliveryRow.sequence,), AlertDeliveryRow.ended_ns < delivered_before_ns),
-        (hour, ItemChurnHourRow.hour < this_hour - HOURS_KEPT),
+    for key, old in (
+        (AlertRow.id, AlertRow.cleared_ns < before_ns),
+        (AlertDeliveryRow.sequence, AlertDeliveryRow.ended_ns < max(before_ns, now_ns - DELIVERIES_KEPT_NS)),
     ):
-        found = [tuple(row) for row in await session.execute(select(*columns).where(old).limit(batch))]
+        found = list(await session.scalars(select(key).where(old).limit(batch)))
         if found:
-            doomed = delete(columns[0].class_).where(tuple_(*columns).in_(found))
+            doomed = delete(key.class_).where(key.in_(found))
             await session.execute(doomed.execution_options(synchronize_session=False))
         forgotten += len(found)
     return forgotten

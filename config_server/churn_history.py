@@ -20,6 +20,8 @@ HOUR_NS: Final = 3600 * 10**9
 KEPT_HOURS: Final = 15 * 24
 LONGEST_GAP_S: Final = 3600.0
 """After a longer silence nobody knows which hour it was: what changed meanwhile is left out."""
+MOST_BYTES: Final = 2**50
+"""More than any disk changes between two looks: an agent that lies shall not make its own figures overflow."""
 
 
 async def note_churn(
@@ -33,6 +35,7 @@ async def note_churn(
         return
     # A counter that went back was begun anew, with its agent.
     changed = now.changed_bytes - (before.changed_bytes if before.changed_bytes <= now.changed_bytes else 0)
+    changed = min(MOST_BYTES, max(0, changed))
     row = await session.get(ChurnHourRow, (now.disk, now_ns // HOUR_NS))
     if row is None:
         row = ChurnHourRow(disk_id=now.disk, hour=now_ns // HOUR_NS, changed_bytes=0, observed_s=0.0)

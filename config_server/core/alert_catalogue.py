@@ -174,10 +174,15 @@ CATALOGUE: Final[dict[str, Rule]] = {
 OTHER: Final = _rule("server", "A condition of the item.")
 """For a condition that is not in the table yet: better an alert than silence."""
 
-OF_CERTIFICATES: Final = frozenset({"certificate-not-renewed", "certificate-ended", "authority-ending"})
-"""Conditions (``certificate_health.py``) that are ``certificate-expires`` of whoever holds the certificate."""
+TOLD_BY: Final = {
+    "certificate-not-renewed": "certificate-expires",
+    "certificate-ended": "certificate-expires",
+    "authority-ending": "certificate-expires",
+    "waits-for-take-over": "process-server-disconnected",
+}
+"""Conditions that another alert tells: of whoever holds the certificate, of the process server that is gone."""
 
-SHARED: Final = OF_CERTIFICATES | {
+SHARED: Final = TOLD_BY.keys() | {
     *("process-server-disconnected", "upload-blocked", "spool-nearly-full", "upload-backlog"),
     *("store-unreachable", "writer-silent", "answer-refused"),
 }

@@ -24,7 +24,6 @@ from sqlalchemy.orm import aliased
 
 from config_server.alerts import forget_alerts
 from config_server.audit import forget_old_records
-from config_server.churn import hour_of
 from config_server.churn_history import forget_old_churn
 from config_server.config import HistorySettings
 from config_server.core.job import JobKind
@@ -53,7 +52,7 @@ async def forget_what_is_over(session: AsyncSession, settings: HistorySettings, 
     forgotten = await _forget_requests(session, now_ns - int(settings.requests_keep_s * 1e9))
     forgotten += await _forget_jobs(session, now_ns - int(settings.jobs_keep_s * 1e9))
     forgotten += await _forget_events(session, now_ns - int(settings.events_keep_s * 1e9))
-    forgotten += await forget_alerts(session, now_ns - int(settings.events_keep_s * 1e9), hour_of(now_ns), BATCH)
+    forgotten += await forget_alerts(session, now_ns - int(settings.events_keep_s * 1e9), now_ns, BATCH)
     forgotten += await forget_old_records(session, now_ns - int(settings.audit_keep_s * 1e9), BATCH)
     forgotten += await _forget_certificates(session, now_ns - CERTIFICATES_KEPT_AFTER_END_NS)
     forgotten += await forget_old_churn(session, now_ns)

@@ -19,7 +19,6 @@ from sqlalchemy.exc import OperationalError
 from config_server.alert_settings import WebhookSettings
 from config_server.alert_tables import AlertDeliveryRow, AlertRow
 from config_server.alerts import Outbox, forget_alerts, tell
-from config_server.churn import hour_of
 from config_server.core.alerts import Change
 from config_server.database import Database, sqlite_url
 from config_server.events import SYSTEM
@@ -262,7 +261,7 @@ async def test_what_was_delivered_is_forgotten_after_a_week_what_waits_never(rec
         for days, left in ((6, ["pending", "delivered"]), (8, ["pending"])):
             async with site.database.write() as session:
                 later_ns = site.clock() + days * 86400 * 10**9
-                await forget_alerts(session, 0, hour_of(later_ns), 500)
+                await forget_alerts(session, 0, later_ns, 500)
             assert await site.states() == left
 
 

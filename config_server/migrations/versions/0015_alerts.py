@@ -1,4 +1,4 @@
-"""Alerts, notifications about them, churn by the hour, load of process servers
+"""Alerts, notifications about them, how fast disks change, load of process servers
 
 Called by Alembic, after the migration that is named below. Nothing was kept of these before.
 """
@@ -91,27 +91,12 @@ def _figures() -> None:
         sa.Column("counted_bytes", sa.BigInteger(), nullable=False),
         sa.Column("counted_ns", sa.BigInteger(), nullable=False),
         sa.Column("rate_bytes_per_s", sa.Double(), nullable=True),
-        sa.Column("hour", sa.BigInteger(), nullable=False),
-        sa.Column("hour_bytes", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["disk_id"], ["disks.id"], name=op.f("fk_disk_churn_disk_id_disks")),
         sa.ForeignKeyConstraint(
             ["item_id"], ["protected_items.id"], name=op.f("fk_disk_churn_item_id_protected_items")
         ),
         sa.PrimaryKeyConstraint("item_id", "disk_id", name=op.f("pk_disk_churn")),
     )
-    op.create_table(
-        "item_churn_hours",
-        sa.Column("item_id", sa.String(36), nullable=False),
-        sa.Column("disk_id", sa.String(36), nullable=False),
-        sa.Column("hour", sa.BigInteger(), nullable=False),
-        sa.Column("changed_bytes", sa.BigInteger(), nullable=False),
-        sa.ForeignKeyConstraint(["disk_id"], ["disks.id"], name=op.f("fk_item_churn_hours_disk_id_disks")),
-        sa.ForeignKeyConstraint(
-            ["item_id"], ["protected_items.id"], name=op.f("fk_item_churn_hours_item_id_protected_items")
-        ),
-        sa.PrimaryKeyConstraint("item_id", "disk_id", "hour", name=op.f("pk_item_churn_hours")),
-    )
-    op.create_index("ix_item_churn_hours_hour", "item_churn_hours", ["hour"])
     op.create_table(
         "process_server_load",
         sa.Column("process_server_id", sa.String(36), nullable=False),
