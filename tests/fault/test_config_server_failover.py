@@ -49,7 +49,7 @@ from tests.harness.scripted_peers import (
 pytestmark = [pytest.mark.requires("postgresql"), pytest.mark.timeout(240)]
 
 CONTENT: Final = b"a disk" * 1000
-LEADER_TIMEOUT_S: Final = 2
+LEADER_TIMEOUT_S: Final = 4
 DEADLINE_S: Final = 90.0
 
 
@@ -226,11 +226,15 @@ class Site:
         await self.until(ended, f"job {identifier} does not end: ")
         return await self.job(identifier)
 
-    async def until_terms(self, count: int) -> None:
-        async def begun() -> bool:
-            return max(self.leader.terms, default=0) >= count
+    async def until_another_leads(self, former: ServerProcess | None = None) -> None:
+        """A busy machine may cost a leader its seat at any time, too: then its next term is not another's."""
+        before = 0 if former is None else max(former.terms)
+        candidates = [server for server in self.servers if server is not former]
 
-        await self.until(begun, f"term {count} does not begin: ")
+        async def leads() -> bool:
+            return any(max(server.terms, default=0) > before for server in candidates)
+
+        await self.until(leads, "no other server leads: ")
 
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=60.0)
@@ -274,7 +278,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
             await made.enrol(fingerprint, first, Role.PROCESS_SERVER, "ps-1", tmp_path, "https://127.0.0.1:9443")
             await made.enrol(fingerprint, second, Role.AGENT, "web-1", tmp_path)
             await made.open(stack)
-            await made.until_terms(1)
+            await made.until_another_leads()
             disk = inventory_disk(DISK, "/dev/sda", len(CONTENT))
             await made.agent.put_inventory(inventory("web-1", [disk], clock_unix_ns=time.time_ns()))
             await made.agent_once()
@@ -301,16 +305,12 @@ def works_done(writer: ScriptedWriter) -> Counter[str]:
 async def test_no_job_is_lost_and_none_is_done_twice_when_the_leader_is_killed_again_and_again(site: Site) -> None:
     job = await site.administer("POST", "/servers/web-1/protection", {})
     port_of = {server: int(server.url.rpartition(":")[2]) for server in site.servers}
-    terms = 1
     jobs = []
 
     async def change_leader() -> None:
-        nonlocal terms
         killed = site.leader
         killed.kill()
-        terms += 1
-        await site.until_terms(terms)
-        assert site.leader is not killed
+        await site.until_another_leads(killed)
         killed.start(port_of[killed])
 
     await change_leader()
@@ -334,17 +334,17 @@ async def test_no_job_is_lost_and_none_is_done_twice_when_the_leader_is_killed_a
     ends = Counter(event["job"] for event in events if event["kind"] == "job-succeeded")
     assert {identifier: ends[identifier] for identifier in jobs} == dict.fromkeys(jobs, 1)
     leaders = [event["message"] for event in events if event["kind"] == "leader"]
-    assert len(leaders) == terms, leaders
+    assert len(leaders) >= 5, leaders
 
 
 async def test_leader_that_stands_still_is_replaced_and_changes_nothing_when_it_goes_on(site: Site) -> None:
     stopped = site.leader
+    led = stopped.terms
     job = await site.administer("POST", "/servers/web-1/protection", {})
     stopped.signal(signal.SIGSTOP)
     site.leave_alone(stopped)
     try:
-        await site.until_terms(2)
-        assert site.leader is not stopped
+        await site.until_another_leads(stopped)
         assert (await site.until_job_ends(job["id"]))["state"] == "succeeded"
     finally:
         stopped.signal(signal.SIGCONT)
@@ -355,8 +355,8 @@ async def test_leader_that_stands_still_is_replaced_and_changes_nothing_when_it_
         return "does not compete for the leader's seat just now" in stopped.log
 
     await site.until(follows, "the one that stood still does not notice: ")
-    assert stopped.terms == [1]
+    assert stopped.terms == led
     shown = (await site.administer("GET", "/site"))["configuration_servers"]
-    assert [(server["leads"], server["term"]) for server in shown if server["leads"]] == [(True, 2)]
+    assert [server["term"] > max(led) for server in shown if server["leads"]] == [True]
     assert len(shown) == 2
     assert {work: count for work, count in works_done(site.writer).items() if count > 1} == {}
