@@ -168,7 +168,7 @@ async def orders_for(session: AsyncSession, process_server_id: str) -> list[Remo
 
 async def _ordered(session: AsyncSession, process_server_id: str, identifier: str) -> AgentInstallationRow:
     """:raises NotFound: if it is not an order of this process server any more."""
-    row = await session.get(AgentInstallationRow, identifier, with_for_update=True)
+    row = await session.get(AgentInstallationRow, identifier)
     if row is None or row.process_server_id != process_server_id or row.state not in _AT_PROCESS_SERVER:
         raise NotFound("cannot find this installation among those that you shall carry out")
     return row
@@ -268,7 +268,7 @@ async def cancel(session: AsyncSession, row: AgentInstallationRow, actor: Actor,
 
 async def follow(session: AsyncSession, identifier: str, heartbeat: HeartbeatSettings, ages: Ages, now_ns: int) -> None:
     """One step of an installation that is open: protect the machine that has enrolled, or give up waiting. Idempotent."""
-    row = await session.get_one(AgentInstallationRow, identifier, with_for_update=True)
+    row = await session.get_one(AgentInstallationRow, identifier)
     if row.ended_ns is not None:
         return
     age = ages.of("installation", f"{row.id} {row.state}", row.state_since_ns)

@@ -137,7 +137,7 @@ async def orders_for(session: AsyncSession, process_server_id: str) -> list[Remo
 
 async def _open_run(session: AsyncSession, process_server_id: str, identifier: str) -> DiscoveryRunRow:
     """:raises NotFound: if there is none, it is over, or another process server's."""
-    run = await session.get(DiscoveryRunRow, identifier, with_for_update=True)
+    run = await session.get(DiscoveryRunRow, identifier)
     if run is None or run.ended_ns is not None or run.process_server_id != process_server_id:
         raise NotFound("cannot find this discovery among those that you shall carry out")
     return run
