@@ -167,6 +167,7 @@ async def running_site(
 
         site = Site(
             database=database,
+            key=site_key,
             authority=authority,
             trust_store=trust_store,
             passphrases=passphrases,

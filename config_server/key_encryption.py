@@ -1,4 +1,5 @@
-"""The site's key-encryption key: 32 bytes in one file; and what it wraps beside data keys: the disks' digest keys.
+"""The site's key-encryption key: 32 bytes in one file; and what it wraps beside data keys: the disks' digest keys, and
+secrets that are kept for one job.
 
 Called by ``cli.py`` (init) and ``daemon.py`` (load), used by ``generations.py``. The file is one line of base64, readable by its owner
 only. Where the configuration names no file, a systemd credential ``key-encryption-key`` (systemd.exec(5), LoadCredential=) comes first,
@@ -16,11 +17,12 @@ from typing import Final
 
 from replication.durable_file import DurableFile, make_directory_durably
 from replication.errors import SettingsError
-from replication.segment_keys import KEY_BYTES, unwrap_for_site, wrap_for_site
+from replication.segment_keys import KEY_BYTES, unwrap_for_site, unwrap_text_for_site, wrap_for_site
 
 KEY_FILE_NAME: Final = "key-encryption-key"
 CREDENTIALS_VARIABLE: Final = "CREDENTIALS_DIRECTORY"
 _DIGEST_KEY_CONTEXT: Final = b"blockferry digest key v1 "
+_SECRET_CONTEXT: Final = b"blockferry secret v1 "
 
 
 def key_file(configured: Path | None, state_dir: Path, credentials_directory: str | None) -> Path:
@@ -91,6 +93,14 @@ class KeyEncryptionKey:
     def unwrap_digest_key(self, wrapped: str, disk: str) -> bytes:
         """:raises IntegrityError: if it was wrapped for another disk or under another key."""
         return unwrap_for_site(self.key, base64.b64decode(wrapped), _DIGEST_KEY_CONTEXT + disk.encode())
+
+    def wrap_secret(self, text: bytes, context: str) -> bytes:
+        """Any text, such as a password for one job; only ``unwrap_secret`` with the same ``context`` opens it."""
+        return wrap_for_site(self.key, text, _SECRET_CONTEXT + context.encode())
+
+    def unwrap_secret(self, wrapped: bytes, context: str) -> bytes:
+        """:raises IntegrityError: if it was wrapped for another context or under another key."""
+        return unwrap_text_for_site(self.key, wrapped, _SECRET_CONTEXT + context.encode())
 
 
 def _is_credential(path: Path) -> bool:

@@ -27,6 +27,7 @@ from replication.control_plane import (
     ProcessServerObservation,
 )
 from replication.documents import Document, Uuid
+from replication.remote_access import DiscoveredFacts
 from replication.store_documents import Consistency
 from replication.upload_limits import UploadInForce, UploadLimits
 
@@ -61,9 +62,24 @@ class ItemReference(Document):
     health: HealthLevel | None
 
 
+class DiscoveryReference(Document):
+    """How a server is reached over SSH, and when it was looked at. ``host_key``: the accepted one; ``offered_host_key``: another that it
+    showed since.
+    """
+
+    id: Uuid
+    address: str
+    port: int
+    host_key: str | None
+    offered_host_key: str | None
+    looked_at: str | None
+
+
 class ServerSummary(Document):
-    """A server with an agent. ``heard_age_s`` None: never heard; ``heard_age_known`` false: it is longer, by how much is not known, as
-    this server's clock was set back.
+    """A server: with an agent, or discovered (``enrolled_at`` null). ``discovery``: how it was found over SSH.
+
+    ``heard_age_s`` None: never heard; ``heard_age_known`` false: it is longer, by how much is not known, as this server's clock was
+    set back.
     """
 
     id: Uuid
@@ -75,20 +91,22 @@ class ServerSummary(Document):
     disk_count: int
     disk_bytes: int
     agent_version: str | None
-    enrolled_at: str
+    enrolled_at: str | None
     connected: bool
     heard_age_s: float | None
     heard_age_known: bool
     item: ItemReference | None
+    discovery: DiscoveryReference | None = None
 
 
 class ServerDetail(Document):
-    """A server with all that its agent reported, and what it is told to do."""
+    """A server with all that its agent reported, and what it is told to do; ``discovered``: what was found over SSH."""
 
     server: ServerSummary
     inventory: MachineInventory | None
     inventory_at: str | None
-    desired: AgentDesired
+    desired: AgentDesired | None
+    discovered: DiscoveredFacts | None = None
 
 
 class ReadinessCheck(Document):

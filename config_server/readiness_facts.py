@@ -8,12 +8,40 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
+from config_server.core.discovered_readiness import DiscoveredReadinessFacts, check_discovered
 from config_server.core.readiness import Readiness, ReadinessFacts, check_readiness
+from config_server.discovered_servers import facts_of
+from config_server.discovery_tables import DiscoveredServerRow
 from config_server.inventories import inventory_of
 from config_server.items import active_item, agent_age
 from config_server.process_servers import readiness_of_all
 from config_server.store_status import StoreStatus
 from config_server.tables import MachineRow
+
+
+async def readiness_of_discovered(
+    session: AsyncSession,
+    server: DiscoveredServerRow,
+    disks: Collection[str] | None,
+    heartbeat: HeartbeatSettings,
+    store: StoreStatus,
+    ages: Ages,
+) -> Readiness:
+    """What stands against installing the agent on a discovered server and protecting it."""
+    age = ages.of("discovered", server.id, server.facts_ns)
+    return check_discovered(
+        DiscoveredReadinessFacts(
+            name=server.address,
+            facts=facts_of(server),
+            facts_age_s=None if age is None else age.seconds,
+            host_key=server.host_key,
+            offered_host_key=server.offered_host_key,
+            disks=disks,
+            process_servers=await readiness_of_all(session, heartbeat, ages),
+            store_reachable=store.reachable,
+            store_problem=store.problem,
+        )
+    )
 
 
 async def readiness_of(

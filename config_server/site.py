@@ -18,6 +18,7 @@ from config_server.desired import DesiredFeed
 from config_server.enrolments import Enrolments
 from config_server.events import Clock
 from config_server.generations import Generations
+from config_server.key_encryption import KeyEncryptionKey
 from config_server.leadership import Leadership
 from config_server.passphrases import Passphrases
 from config_server.reconciler.alarms import Alarms
@@ -33,6 +34,7 @@ class Site:
     """
 
     database: Database
+    key: KeyEncryptionKey
     authority: Authority
     trust_store: TrustStore
     passphrases: Passphrases

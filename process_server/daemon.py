@@ -30,6 +30,7 @@ from process_server.control.machine_load import MachineLoad
 from process_server.core.backlog import Backlog, GenerationBacklog
 from process_server.core.backoff import StoreGate
 from process_server.core.epoch_chain import ReceiptFacts
+from process_server.core.probe_output import Service
 from process_server.core.spool_budget import SpoolBudget, spool_limit_bytes
 from process_server.core.upload_schedule import UploadSchedule
 from process_server.heap import HeapKeeper
@@ -45,6 +46,11 @@ from process_server.metrics import ProcessServerMetrics
 from process_server.observation import Observation
 from process_server.rebuild import damage_of, rebuild_backlog
 from process_server.receipt_watch import ReceiptWatch
+from process_server.remote.discovery import Discovery, DiscoveryPeer
+from process_server.remote.installation import Installation, InstallationPeer
+from process_server.remote.installer_cache import InstallerCache, InstallerSource
+from process_server.remote.probe import Prober
+from process_server.remote.remote_orders import RemoteOrders
 from process_server.retirement import Retirement
 from process_server.settings_watch import SettingsWatch
 from process_server.spool.directory_lock import locked
@@ -67,11 +73,13 @@ from replication.data_plane import Hello
 from replication.durable_file import make_directory_durably
 from replication.errors import InvalidInput, SettingsError
 from replication.identifiers import BatchKey, GenerationKey, MachineId
+from replication.remote_access import DISCOVERIES, INSTALLATIONS
 from replication.renewal import Renewal
 from replication.service.health import HealthBoard
 from replication.service.https import ListenAddress, RunningServer, start_server
 from replication.service.observability import make_registry, start_observability
 from replication.service.runtime import Lifecycle
+from replication.service_address import ServiceAddress
 from replication.tls_identity import Role, TlsIdentity
 
 SMALL_REQUEST_CONNECTIONS: Final = 4
@@ -81,7 +89,7 @@ INTAKE_LEASE_BYTES: Final = DEFAULT_INTAKE_BUFFER_BYTES // MOST_LEASES
 """Of a larger ``intake.buffer_bytes``, so much allows one more batch at a time."""
 
 
-class ConfigServer(GrantSource, HeartbeatPeer, Protocol):
+class ConfigServer(GrantSource, HeartbeatPeer, DiscoveryPeer, InstallationPeer, InstallerSource, Protocol):
     """The configuration server as a process server uses it."""
 
     async def renew_certificate(self, request: RenewalRequest) -> EnrolmentAnswer: ...
@@ -118,6 +126,7 @@ class RunningProcessServer:
     heartbeat: Heartbeat
     retirement: Retirement
     renewal: Renewal
+    orders: RemoteOrders
 
 
 @contextlib.contextmanager
@@ -295,6 +304,17 @@ class _Site:
             (self.grants.forget, self.batches.forget, self.receipts.forget, self._forget_idle_machines),
             store_answers=lambda: self.gate.problem is None,
         )
+        prober = Prober(clock, self._services)
+        discovery = Discovery(config_server, clock, prober, self.metrics)
+        installation = Installation(
+            config_server,
+            clock,
+            prober,
+            InstallerCache(config_server, settings.state_dir / "installers"),
+            settings.config_server.url,
+            self.metrics,
+        )
+        self.orders = RemoteOrders({DISCOVERIES: discovery.carry_out, INSTALLATIONS: installation.carry_out})
         self.observation = Observation(
             settings.effective_service_url,
             self.backlog,
@@ -359,6 +379,16 @@ class _Site:
         if self.peers.revoke(desired.revoked_serials) and self.server is not None:
             self.server.end_connections(self.peers.is_revoked)
         self.limits.tell(desired.upload)
+        self.orders.wanted(desired.remote_orders)
+
+    def _services(self) -> list[Service]:
+        """What a server must reach: the configuration server as this one is told to reach it, and this one as agents are told."""
+        control = ServiceAddress.parse(self.settings.config_server.url)
+        data = ServiceAddress.parse(self.settings.effective_service_url)
+        return [
+            Service("configuration server", control.host, control.port),
+            Service("process server", data.host, data.port),
+        ]
 
     # -- start ------------------------------------------------------------------------------------------------
 
@@ -384,6 +414,7 @@ class _Site:
             self.observation.run,
             self.heartbeat.run,
             self.heap.run,
+            self.orders.run,
         ):
             stack.callback(tasks.create_task(run()).cancel)
         surface = HttpSurface(
@@ -424,6 +455,7 @@ class _Site:
             self.heartbeat,
             self.retirement,
             renewal,
+            self.orders,
         )
 
     def _renewal(self, identity: TlsIdentity, server: RunningServer) -> Renewal:

@@ -64,4 +64,12 @@ class ProcessServerMetrics:
         )
         self.upload_threads = gauge("upload_threads_per_machine", "Parallel uploads that a machine may have.")
         self.uploads_in_flight = gauge("uploads_in_flight", "Segments on their way to the store.")
+        self.probed_hosts = counter(
+            "probed_hosts",
+            "Hosts of discoveries by outcome: found, silent, failed, host-key-unknown, host-key-changed.",
+            "outcome",
+        )
+        self.installations = counter(
+            "installations", "Agents that were to be installed over SSH, by outcome: installed, failed.", "outcome"
+        )
         self.config_server_up = gauge("config_server_up", "1 if the last heartbeat was answered.")

@@ -359,9 +359,17 @@ class ProcessServerObservation(Document):
     memory_bytes: ByteCount | None = None
 
 
+class RemoteOrderReference(Document):
+    """An order to go to servers over SSH (``remote_access.py``): carried out for as long as it is named."""
+
+    kind: Literal["discoveries", "installations"]
+    identifier: Uuid
+
+
 class ProcessServerDesired(Document):
     """What a process server is told with each heartbeat."""
 
     upload: UploadLimits = NO_LIMITS
     revoked_serials: list[str] = Field(default_factory=list)
     """Serial numbers of certificates that must be refused, in lower-case hexadecimal without prefix (``format(serial, "x")``)."""
+    remote_orders: list[RemoteOrderReference] = Field(default_factory=list)

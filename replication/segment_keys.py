@@ -62,6 +62,19 @@ def unwrap_for_site(key_encryption_key: bytes, wrapped: bytes, associated: bytes
     return _open(key_encryption_key, wrapped, associated, "the site key-encryption key")
 
 
+def unwrap_text_for_site(key_encryption_key: bytes, wrapped: bytes, associated: bytes) -> bytes:
+    """As ``unwrap_for_site``, of whatever length. :raises IntegrityError: if key, context or ciphertext do not belong together."""
+    if len(wrapped) < _NONCE_BYTES + _TAG_BYTES:
+        raise IntegrityError(f"cannot unwrap a secret: {len(wrapped)} bytes are not a wrapped one")
+    try:
+        return AESGCM(key_encryption_key).decrypt(wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], associated)
+    except InvalidTag as error:
+        raise IntegrityError(
+            "cannot unwrap a secret with the site key-encryption key",
+            hint="the key or the record is another's or damaged",
+        ) from error
+
+
 def wrap_for_writer(writer_key: X25519PublicKey, data_key: bytes, associated: bytes) -> bytes:
     """ephemeral public key ‖ nonce ‖ ciphertext ‖ tag."""
     ephemeral = X25519PrivateKey.generate()

@@ -367,7 +367,8 @@ def test_ci_runs_the_tests_and_lets_none_be_skipped() -> None:
 
 
 def _shell_scripts() -> list[Path]:
-    candidates = [*(REPOSITORY / "deploy").rglob("*"), REPOSITORY / ".ci" / "run"]
+    shipped = (REPOSITORY / "process_server").rglob("*.sh")
+    candidates = [*(REPOSITORY / "deploy").rglob("*"), *shipped, REPOSITORY / ".ci" / "run"]
     return [
         path
         for path in candidates

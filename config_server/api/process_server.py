@@ -6,6 +6,7 @@ from typing import Final
 
 from sqlalchemy import select
 
+from config_server import agent_installations, discoveries
 from config_server.api.agent_generations import generation_key
 from config_server.api.callers import is_of_this_machine
 from config_server.api.routes import Access, Call, Route
@@ -51,6 +52,10 @@ async def post_heartbeat(call: Call) -> ProcessServerDesired:
         desired = ProcessServerDesired(
             upload=limits_of(server),
             revoked_serials=list(revoked),
+            remote_orders=[
+                *await discoveries.orders_for(session, server.id),
+                *await agent_installations.orders_for(session, server.id),
+            ],
         )
     if heartbeat.moved:
         call.site.changed()

@@ -1,4 +1,4 @@
-"""Servers with an agent: list, one with its inventory, the pre-check, protection, re-enrolment. Served by ``routes``."""
+"""Servers, discovered or with an agent: list, one with its inventory, the pre-check, protection, re-enrolment. Served by ``routes``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,20 @@ from config_server.ages import Ages
 from config_server.api.routes import Access, Call, Query, Route
 from config_server.certificates import find_enrolled
 from config_server.core.age import at_least_s
+from config_server.discovered_servers import (
+    Listed,
+    discovered_as,
+    facts_of,
+    find_server,
+    list_all,
+    reference_to,
+    summary_of,
+)
+from config_server.discovery_tables import DiscoveredServerRow
 from config_server.events import record_event
 from config_server.inventories import inventory_of
 from config_server.item_status import health_level
-from config_server.items import active_item, agent_age, find_machine
+from config_server.items import active_item, agent_age
 from config_server.job_status import job_status
 from config_server.operator_plane import (
     DEFAULT_PAGE,
@@ -31,8 +41,9 @@ from config_server.operator_plane import (
     timestamp,
 )
 from config_server.protection import protect
-from config_server.readiness_facts import readiness_of
+from config_server.readiness_facts import readiness_of, readiness_of_discovered
 from config_server.tables import DiskRow, MachineRow
+from replication.errors import Conflict
 
 
 class PageQuery(Query):
@@ -51,25 +62,35 @@ class ReadinessQuery(Query):
 async def list_servers(call: Call) -> Page[ServerSummary]:
     query = call.parameters(PageQuery)
     async with call.site.database.read() as session:
-        rows = list(
-            await session.scalars(
-                select(MachineRow)
-                .where(MachineRow.hostname + "/" + MachineRow.id > (query.after or ""))
-                .order_by(MachineRow.hostname + "/" + MachineRow.id)
-                .limit(query.limit + 1)
-            )
-        )
-        shown = [await _summary(session, row, call.site.ages) for row in rows[: query.limit]]
-    more = len(rows) > query.limit
-    return Page[ServerSummary](items=shown, next=f"{shown[-1].hostname}/{shown[-1].id}" if more else None)
+        rows = await list_all(session, query.after or "", query.limit + 1)
+        shown = [await _listed(session, row, call.site.ages) for row in rows[: query.limit]]
+    return Page[ServerSummary](items=shown, next=rows[query.limit - 1].key if len(rows) > query.limit else None)
+
+
+async def _listed(session: AsyncSession, row: Listed, ages: Ages) -> ServerSummary:
+    if row.machine is not None:
+        return await _summary(session, row.machine, row.discovered, ages)
+    if row.discovered is None:
+        raise AssertionError("a server is enrolled or discovered")
+    return summary_of(row.discovered)
 
 
 async def get_server(call: Call) -> ServerDetail:
     async with call.site.database.read() as session:
-        machine = await find_machine(session, call.path["server"])
+        machine = await find_server(session, call.path["server"])
+        if isinstance(machine, DiscoveredServerRow):
+            return ServerDetail(
+                server=summary_of(machine),
+                inventory=None,
+                inventory_at=None,
+                desired=None,
+                discovered=facts_of(machine),
+            )
         found = await inventory_of(session, machine.id)
-        summary = await _summary(session, machine, call.site.ages)
+        discovered = await discovered_as(session, machine)
+        summary = await _summary(session, machine, discovered, call.site.ages)
     return ServerDetail(
+        discovered=None if discovered is None else facts_of(discovered),
         server=summary,
         inventory=None if found is None else found[0],
         inventory_at=None if found is None else timestamp(found[1]),
@@ -77,7 +98,9 @@ async def get_server(call: Call) -> ServerDetail:
     )
 
 
-async def _summary(session: AsyncSession, machine: MachineRow, ages: Ages) -> ServerSummary:
+async def _summary(
+    session: AsyncSession, machine: MachineRow, discovered: DiscoveredServerRow | None, ages: Ages
+) -> ServerSummary:
     found = await inventory_of(session, machine.id)
     inventory = None if found is None else found[0]
     item = await active_item(session, machine.id)
@@ -108,6 +131,7 @@ async def _summary(session: AsyncSession, machine: MachineRow, ages: Ages) -> Se
         heard_age_s=at_least_s(heard),
         heard_age_known=heard is None or heard.known,
         item=reference,
+        discovery=None if discovered is None else reference_to(discovered),
     )
 
 
@@ -115,12 +139,14 @@ async def check_server(call: Call) -> ReadinessReport:
     query = call.parameters(ReadinessQuery)
     disks = None if query.disks is None else [name for name in query.disks.split(",") if name]
     async with call.site.database.read() as session:
-        machine = await find_machine(session, call.path["server"])
-        readiness = await readiness_of(
-            session, machine, disks, call.site.heartbeat, call.site.store_status, call.site.ages
-        )
+        server = await find_server(session, call.path["server"])
+        facts = (disks, call.site.heartbeat, call.site.store_status, call.site.ages)
+        if isinstance(server, DiscoveredServerRow):
+            readiness = await readiness_of_discovered(session, server, *facts)
+        else:
+            readiness = await readiness_of(session, server, *facts)
     return ReadinessReport(
-        server=machine.hostname,
+        server=server.hostname,
         ready=readiness.ready,
         checks=[
             ReadinessCheck(name=check.name, grade=check.grade.value, message=check.message, remedy=check.remedy)
@@ -132,9 +158,15 @@ async def check_server(call: Call) -> ReadinessReport:
 async def protect_server(call: Call) -> JobStatus:
     request = call.body(ProtectRequest)
     async with call.site.database.write() as session:
+        server = await find_server(session, call.path["server"])
+        if isinstance(server, DiscoveredServerRow):
+            raise Conflict(
+                f"cannot protect {server.hostname}: it has no agent yet",
+                hint="say how to log in (--key-file or --password-file) to have it installed, or install it by hand",
+            )
         job = await protect(
             session,
-            call.path["server"],
+            server.id,
             request.disks,
             request.policy,
             call.site.heartbeat,
@@ -168,7 +200,7 @@ ROUTES: Final = (
         "/servers",
         list_servers,
         Access.READER,
-        "Servers whose agents have enrolled, by name",
+        "Servers by name: those whose agents have enrolled, and those that were discovered",
         "servers",
         query=PageQuery,
         answer=Page[ServerSummary],

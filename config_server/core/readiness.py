@@ -97,11 +97,12 @@ def _checks(facts: ReadinessFacts) -> Iterator[Check]:
     if facts.protected:
         yield Check("protection", Grade.BLOCKER, f"{facts.hostname} is protected already", "see `migratectl status`")
     if facts.inventory is not None:
-        yield _clock(facts)
+        yield clock_check(facts.clock_offset_s or 0.0)
         yield from _tracker(facts.inventory)
+        yield Check("boot type", Grade.OK, facts.inventory.boot_type)
         yield from _disks(facts.inventory, facts.disks)
-    yield _process_server(facts.process_servers)
-    yield _store(facts)
+    yield process_server_check(facts.process_servers)
+    yield store_check(reachable=facts.store_reachable, problem=facts.store_problem)
 
 
 def _agent(facts: ReadinessFacts) -> Iterator[Check]:
@@ -118,8 +119,8 @@ def _agent(facts: ReadinessFacts) -> Iterator[Check]:
         yield Check("inventory", Grade.BLOCKER, "the agent has sent no inventory", "see the agent's log")
 
 
-def _clock(facts: ReadinessFacts) -> Check:
-    offset_s = facts.clock_offset_s or 0.0
+def clock_check(offset_s: float) -> Check:
+    """``offset_s``: the server's clock less this one."""
     message = f"clocks differ by {abs(offset_s):.1f} s"
     if abs(offset_s) > CLOCK_SKEW_BLOCKER_S:
         return Check(
@@ -191,7 +192,7 @@ def _disk(disk: InventoryDisk) -> Check:
     return Check(name, Grade.OK, f"{disk.size_bytes / 2**30:.1f} GiB, {', '.join(disk.content) or 'content unknown'}")
 
 
-def _process_server(servers: Sequence[ProcessServerReadiness]) -> Check:
+def process_server_check(servers: Sequence[ProcessServerReadiness]) -> Check:
     alive = [server for server in servers if server.alive and not server.draining]
     if not alive:
         message = (
@@ -220,12 +221,12 @@ def _process_server(servers: Sequence[ProcessServerReadiness]) -> Check:
     )
 
 
-def _store(facts: ReadinessFacts) -> Check:
-    if facts.store_reachable:
+def store_check(*, reachable: bool, problem: str | None) -> Check:
+    if reachable:
         return Check("store", Grade.OK, "it answers this server")
     return Check(
         "store",
         Grade.BLOCKER,
-        f"it does not answer: {facts.store_problem or 'not asked yet'}",
+        f"it does not answer: {problem or 'not asked yet'}",
         "check address, key and firewall",
     )

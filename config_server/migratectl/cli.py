@@ -10,6 +10,8 @@ import click
 from config_server.migratectl import (
     access_commands,
     alert_commands,
+    discovery_commands,
+    installation_commands,
     item_commands,
     process_server_commands,
     site_commands,
@@ -60,9 +62,12 @@ def main(context: click.Context, url: str | None, token_file: Path | None, autho
 for command in (
     site_commands.login,
     site_commands.site,
+    discovery_commands.discover,
     site_commands.servers,
     site_commands.check,
     item_commands.protect,
+    installation_commands.installations,
+    installation_commands.cancel_installation,
     item_commands.status,
     item_commands.recovery_points,
     item_commands.create_recovery_point,
@@ -101,3 +106,5 @@ for command in (
     access_commands.audit,
 ):
     main.add_command(command)
+for command in (discovery_commands.accept_host_key, discovery_commands.forget):
+    site_commands.servers.add_command(command)

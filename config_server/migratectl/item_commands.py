@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import cast
 
 import click
@@ -11,6 +12,12 @@ from rich.live import Live
 
 from config_server.job_documents import MigrationResult, TestMigrationResult
 from config_server.migratectl.connection import ConfigServer, path_part
+from config_server.migratectl.discovery_commands import login_options
+from config_server.migratectl.installation_commands import (
+    begin_installation,
+    installation_request,
+    installed_and_protected,
+)
 from config_server.migratectl.invocation import (
     Invocation,
     confirm_option,
@@ -41,6 +48,7 @@ from replication.control_plane import CutoverMode
 from replication.documents import Document
 from replication.errors import InvalidInput
 from replication.service.cli import make_console
+from replication.settings import parse_duration
 from replication.store_documents import Consistency
 
 
@@ -52,23 +60,45 @@ def _item(server: str, verb: str = "") -> str:
 @click.argument("server")
 @click.option("--disk", "disks", multiple=True, help="Only these disks (path or identifier); may be repeated.")
 @click.option("--policy", default="default", show_default=True)
+@click.option("--user", default=None, help="Log in as this user; by default the one that it was discovered with.")
+@login_options
+@click.option("--process-server", default=None, help="Install from this process server.")
 @wait_options
 @json_option
 @pass_invocation
 def protect(
     invocation: Invocation,
+    /,
     server: str,
     disks: tuple[str, ...],
     policy: str,
+    user: str | None,
+    process_server: str | None,
     wait: bool,
     timeout: str | None,
     as_json_wanted: bool,
+    **login: Path | None,
 ) -> None:
-    """Enable replication of SERVER; with --wait until initial replication is over."""
+    """Enable replication of SERVER; with --wait until initial replication is over.
+
+    A discovered server gets its agent first, installed over SSH, if it is said how to log in (--key-file, --password-file).
+    """
     request = ProtectRequest(disks=list(disks) or None, policy=policy)
+    installation = installation_request(disks, policy, user, process_server, **login)
+    if installation is not None and not wait:
+        begin_installation(invocation, server, installation, as_json_wanted=as_json_wanted)
+        return
+
+    async def order(connection: ConfigServer) -> JobStatus:
+        if installation is None:
+            return await connection.send("POST", f"/servers/{path_part(server)}/protection", JobStatus, request)
+        timeout_s = None if timeout is None else parse_duration(timeout, "--timeout")
+        console = None if as_json_wanted else make_console()
+        return await installed_and_protected(connection, server, installation, timeout_s, console)
+
     start_job(
         invocation,
-        lambda connection: connection.send("POST", f"/servers/{path_part(server)}/protection", JobStatus, request),
+        order,
         wait=wait,
         timeout=timeout,
         as_json_wanted=as_json_wanted,

@@ -22,6 +22,7 @@ from config_server.migratectl.connection import (
     path_part,
     stored_settings_text,
 )
+from config_server.migratectl.discovery_rendering import tell_discovery
 from config_server.migratectl.invocation import (
     EXIT_NOT_READY,
     Invocation,
@@ -127,7 +128,7 @@ def site(invocation: Invocation, as_json_wanted: bool) -> None:
 @json_option
 @click.pass_context
 def servers(context: click.Context, as_json_wanted: bool) -> None:
-    """List the servers whose agents have enrolled; see also `servers show`."""
+    """List the servers: those whose agents have enrolled and those that were discovered; see also `servers show`."""
     if context.invoked_subcommand is not None:
         return
     invocation = context.find_object(Invocation)
@@ -137,7 +138,7 @@ def servers(context: click.Context, as_json_wanted: bool) -> None:
     rows: list[list[Cell]] = [
         [
             server.hostname,
-            server.item.state if server.item else "not protected",
+            _state(server),
             health_word(server.item.health if server.item else None),
             f"{server.disk_count} ({size(server.disk_bytes)})",
             server.platform or "-",
@@ -153,6 +154,17 @@ def servers(context: click.Context, as_json_wanted: bool) -> None:
             table("SERVER", "STATE", "HEALTH", "DISKS", "PLATFORM", "SYSTEM", "HEARD AGO", rows=rows)
         ),
     )
+
+
+def _state(server: ServerSummary) -> str:
+    if server.item is not None:
+        return server.item.state
+    found = server.discovery
+    if server.enrolled_at is None and found is not None:
+        if found.offered_host_key is not None:
+            return "host key changed" if found.host_key else "host key not accepted"
+        return "discovered"
+    return "not protected"
 
 
 async def _all_servers(server: ConfigServer) -> Page[ServerSummary]:
@@ -176,8 +188,11 @@ def show_server(invocation: Invocation, server: str, as_json_wanted: bool) -> No
 
     def tell(console: Console) -> None:
         inventory = found.inventory
+        if found.server.discovery is not None:
+            tell_discovery(console, found)
         if inventory is None:
-            console.print(f"{found.server.hostname}: no inventory yet")
+            if found.discovered is None:
+                console.print(f"{found.server.hostname}: no inventory yet")
             return
         console.print(
             f"{inventory.hostname}: {inventory.operating_system}, kernel {inventory.kernel}, {inventory.platform}"

@@ -17,12 +17,14 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server import agent_installations
 from config_server.ages import Ages
 from config_server.config import HeartbeatSettings, HistorySettings, PlacementSettings, ReconcilerSettings
 from config_server.core.health import WRITER_SILENT_S
 from config_server.core.job import OPEN_STATES, JobKind
 from config_server.database import Database
 from config_server.desired import DesiredFeed, publish
+from config_server.discoveries import end_overdue
 from config_server.events import Clock
 from config_server.item_health import assess_item
 from config_server.jobs import find_job, open_jobs
@@ -195,6 +197,7 @@ class Reconciler:
             followed = await (all_items if thorough else busy_items)(session)
         for item_id in followed:
             await self._follow_item(item_id)
+        await self._follow_installations()
         if looks_around:
             self._rounds += 1
             self._round_due_ns = self._clock() + int(self._settings.point_interval_s * 1e9)
@@ -202,10 +205,20 @@ class Reconciler:
         if await self._exchange.has_new_requests():
             self._exchange_woken.set()
 
+    async def _follow_installations(self) -> None:
+        async with self._database.read() as session:
+            found = await agent_installations.open_installations(session)
+        for identifier in found:
+            async with self._database.write() as session:
+                await agent_installations.follow(session, identifier, self._heartbeat, self._ages, self._clock())
+        if found:
+            self._feed.wake()
+
     async def _look_around(self) -> None:
         """Health of every item, alerts, and the figures; now and then what is over is forgotten."""
         async with self._database.write() as session:
             verdicts = await notice_health(session, self._heartbeat, self._status.problem, self._ages, self._clock())
+            await end_overdue(session, self._ages, self._clock())
         if self._alarms is not None:
             await self._alarms.look_around(verdicts)
         await self._take_figures()

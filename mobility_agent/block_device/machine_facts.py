@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from mobility_agent.core.platform_detection import DmiStrings, detect_platform
 from replication.durable_file import DurableFile
 from replication.errors import Permanent, Unsupported
+from replication.platform_detection import DmiStrings, detect_platform
 
 _ROOT: Final = Path("/")
 MACHINE_ID_FILE: Final = "machine-id"

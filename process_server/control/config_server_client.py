@@ -1,13 +1,14 @@
 """The configuration server as a process server sees it: data keys of generations, heartbeats. Surface: ``replication/control_plane.py``.
 
-Called by the intake (``Grants``), ``retirement``, ``heartbeat`` and the renewal of the certificate. Each call is tried once within its
-deadline, at each of the site's configuration servers until one answers; the data plane waits for it only when a generation begins.
+Called by the intake (``Grants``), ``retirement``, ``heartbeat``, the renewal of the certificate, and the orders to go to servers over SSH
+(``remote``). Each call is tried once within its deadline, at each of the site's configuration servers until one answers; the data plane
+waits for it only when a generation begins.
 """
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Final, Self
 
 import aiohttp
@@ -24,10 +25,23 @@ from replication.control_plane import (
 from replication.documents import MAX_DOCUMENT_BYTES
 from replication.errors import PeerProtocolError, PeerUnavailable
 from replication.identifiers import GenerationKey
+from replication.installer_catalogue import INDEX_PATH, Installer, InstallerCatalogue
+from replication.remote_access import (
+    DISCOVERIES,
+    INSTALLATIONS,
+    DiscoveryOrder,
+    HostReports,
+    InstallationOrder,
+    InstallationReport,
+    remote_order_path,
+    remote_reports_path,
+)
 from replication.service.problem import error_from_problem
 from replication.tls_session import TlsSession
 
 REQUEST_TIMEOUT_S: Final = 10.0
+DOWNLOAD_TIMEOUT_S: Final = 600.0
+PIECE_BYTES: Final = 256 * 1024
 _CONNECTIONS: Final = 4
 
 
@@ -78,6 +92,46 @@ class ConfigServerClient:
         """Raises as ``data_key`` does."""
         answer = await self._call("POST", control_plane.PROCESS_SERVER_CERTIFICATE_PATH, request.encode())
         return EnrolmentAnswer.decode(answer)
+
+    async def discovery(self, run: str) -> DiscoveryOrder:
+        """The hosts to look at, with the credentials. :raises NotFound: if it is over. Raises as ``data_key`` does."""
+        return DiscoveryOrder.decode(await self._call("GET", remote_order_path(DISCOVERIES, run), None))
+
+    async def report_hosts(self, run: str, reports: HostReports) -> None:
+        """Raises as ``discovery`` does."""
+        await self._call("POST", remote_reports_path(DISCOVERIES, run), reports.encode())
+
+    async def installation(self, identifier: str) -> InstallationOrder:
+        """Where to install the agent, with the credentials. :raises NotFound: if it is over. Raises as ``data_key`` does."""
+        return InstallationOrder.decode(await self._call("GET", remote_order_path(INSTALLATIONS, identifier), None))
+
+    async def report_installation(self, identifier: str, report: InstallationReport) -> None:
+        """Raises as ``installation`` does."""
+        await self._call("POST", remote_reports_path(INSTALLATIONS, identifier), report.encode())
+
+    async def installers(self) -> InstallerCatalogue:
+        """The installers that the appliance offers. Raises as ``data_key`` does."""
+        return InstallerCatalogue.decode(await self._call("GET", INDEX_PATH, None))
+
+    async def installer_content(self, installer: Installer) -> AsyncIterator[bytes]:
+        """The bytes of an installer, as they come; the caller counts and compares them. Raises as ``data_key`` does."""
+        if self._session is None:
+            raise RuntimeError("the client is used before it was opened")
+        url = next(iter(self._urls.in_turn()))
+        timeout = aiohttp.ClientTimeout(total=DOWNLOAD_TIMEOUT_S, sock_read=self._timeout_s)
+        try:
+            async with self._session.request(
+                "GET", url + installer.path, allow_redirects=False, timeout=timeout
+            ) as response:
+                if response.status != 200:
+                    problem = await response.content.read(MAX_DOCUMENT_BYTES)
+                    raise error_from_problem(response.status, problem, f"configuration server {url}")
+                async for piece in response.content.iter_chunked(PIECE_BYTES):
+                    yield piece
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise PeerUnavailable(
+                f"cannot fetch {installer.file} from {url}: {str(error) or type(error).__name__}", hint="try again"
+            ) from error
 
     async def _call(self, method: str, path: str, body: bytes | None) -> bytes:
         """One after the other is tried, until one answers."""

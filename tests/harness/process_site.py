@@ -52,6 +52,8 @@ from replication.identifiers import (
     GenerationKey,
     MachineId,
 )
+from replication.installer_catalogue import Installer, InstallerCatalogue
+from replication.remote_access import DiscoveryOrder, HostReports, InstallationOrder, InstallationReport
 from replication.sealed_segment import SegmentOpener
 from replication.segment_keys import manifest_key
 from replication.service.health import HealthBoard
@@ -102,6 +104,24 @@ class LabConfigServer:
         if key not in self.grants:
             raise NotFound(f"cannot find generation {key.generation}", disk=key.disk)
         return self.grants[key]
+
+    async def discovery(self, run: str) -> DiscoveryOrder:
+        raise NotFound(f"cannot find the discovery {run}")
+
+    async def report_hosts(self, run: str, reports: HostReports) -> None:
+        raise NotFound(f"cannot find the discovery {run}")
+
+    async def installation(self, identifier: str) -> InstallationOrder:
+        raise NotFound(f"cannot find the installation {identifier}")
+
+    async def report_installation(self, identifier: str, report: InstallationReport) -> None:
+        raise NotFound(f"cannot find the installation {identifier}")
+
+    async def installers(self) -> InstallerCatalogue:
+        return InstallerCatalogue()
+
+    def installer_content(self, installer: Installer) -> AsyncIterator[bytes]:
+        raise NotFound(f"cannot find {installer.file}")
 
     async def heartbeat(self, observation: ProcessServerObservation) -> ProcessServerDesired:
         self._answer_or_fail()

@@ -1,6 +1,6 @@
 """Which platform a machine runs on, from what its firmware says. Pure; shown to the operator, nothing depends on it.
 
-Called by ``block_device/machine_facts``.
+Called by the agent (``block_device/machine_facts``) and by the process server, which reads the same strings over SSH.
 """
 
 from __future__ import annotations

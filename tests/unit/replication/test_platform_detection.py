@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mobility_agent.core.platform_detection import DmiStrings, detect_platform
+from replication.platform_detection import DmiStrings, detect_platform
 
 AZURE = "7783-7084-3265-9085-8269-3286-77"
 

@@ -1,0 +1,255 @@
+"""The pre-check of a server that has no agent yet: will installing the agent and protecting this server work? Pure.
+
+Called by ``readiness_facts.py`` with what the probe found. It judges as ``readiness.py`` does with what the agent reports, and beside it
+what only the probe knows: free space, iostats, the C library, and whether the appliance's ports can be reached from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from config_server.core.readiness import (
+    MAX_DISK_BYTES,
+    MAX_DISKS,
+    Check,
+    Grade,
+    ProcessServerReadiness,
+    Readiness,
+    clock_check,
+    process_server_check,
+    store_check,
+)
+from replication.remote_access import DiscoveredDisk, DiscoveredFacts, Reach
+
+ARCHITECTURES: Final = ("x86_64",)
+"""For which an agent is built and tested."""
+OLDEST_KERNEL: Final = (5, 12)
+"""Of the eBPF tracker (mobility_agent/change_tracker/ebpf/support.py)."""
+NEEDED_FREE_BYTES: Final = 512 * 2**20
+"""For the agent's files, its state, and the installer while it runs."""
+ROOMY_FREE_BYTES: Final = 2 * 2**30
+STALE_AFTER_S: Final = 2 * 86400.0
+_MAX_SHOWN: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveredReadinessFacts:
+    """``facts`` None: it answered, and was not looked at yet. ``offered_host_key``: shown since, and not accepted."""
+
+    name: str
+    facts: DiscoveredFacts | None
+    facts_age_s: float | None
+    host_key: str | None
+    offered_host_key: str | None
+    disks: Collection[str] | None
+    process_servers: Sequence[ProcessServerReadiness]
+    store_reachable: bool
+    store_problem: str | None
+
+
+def check_discovered(facts: DiscoveredReadinessFacts) -> Readiness:
+    """Every check, in the order in which an operator would look."""
+    return Readiness(tuple(_checks(facts)))
+
+
+def _checks(facts: DiscoveredReadinessFacts) -> Iterator[Check]:
+    yield _host_key(facts)
+    if facts.facts is None:
+        yield Check(
+            "discovery", Grade.BLOCKER, "the server was not looked at yet", f"`migratectl discover {facts.name}`"
+        )
+    else:
+        yield _freshness(facts)
+        yield from _system(facts.facts)
+        yield clock_check(facts.facts.clock_offset_s)
+        yield _tracker(facts.facts)
+        yield from _disks(facts.facts, facts.disks)
+        yield from (_space(facts.facts))
+        for reach in facts.facts.reach:
+            yield _reach(reach)
+    yield process_server_check(facts.process_servers)
+    yield store_check(reachable=facts.store_reachable, problem=facts.store_problem)
+
+
+def _freshness(facts: DiscoveredReadinessFacts) -> Check:
+    age_s = facts.facts_age_s or 0.0
+    if age_s > STALE_AFTER_S:
+        return Check(
+            "discovery",
+            Grade.WARNING,
+            f"the server was looked at {age_s / 86400:.0f} days ago",
+            f"look again: `migratectl discover {facts.name}`",
+        )
+    return Check("discovery", Grade.OK, f"the server was looked at {age_s / 60:.0f} minutes ago")
+
+
+def _host_key(facts: DiscoveredReadinessFacts) -> Check:
+    accept = (
+        f"compare it on the server, then `migratectl servers accept-host-key {facts.name} {facts.offered_host_key}`"
+    )
+    if facts.offered_host_key is not None and facts.host_key is not None:
+        return Check("host key", Grade.BLOCKER, f"it was {facts.host_key} and is {facts.offered_host_key} now", accept)
+    if facts.host_key is None:
+        return Check("host key", Grade.BLOCKER, f"{facts.offered_host_key or 'none'} is not accepted yet", accept)
+    return Check("host key", Grade.OK, f"{facts.host_key} is accepted")
+
+
+def _system(facts: DiscoveredFacts) -> Iterator[Check]:
+    if facts.architecture in ARCHITECTURES:
+        yield Check("architecture", Grade.OK, facts.architecture)
+    else:
+        yield Check(
+            "architecture",
+            Grade.BLOCKER,
+            f"there is no agent for {facts.architecture[:_MAX_SHOWN]}",
+            f"the agent runs on {', '.join(ARCHITECTURES)}; migrate this server's data in another way",
+        )
+    if facts.glibc is None or not facts.glibc.startswith("glibc"):
+        yield Check(
+            "C library",
+            Grade.BLOCKER,
+            f"{(facts.glibc or 'no glibc')[:_MAX_SHOWN]} was found",
+            "the agent runs on distributions with glibc, so not on Alpine",
+        )
+    else:
+        yield Check("C library", Grade.OK, facts.glibc)
+    if facts.systemd:
+        yield Check("service manager", Grade.OK, "systemd")
+    else:
+        yield Check(
+            "service manager",
+            Grade.WARNING,
+            "it does not run systemd, so the agent is not started as a service",
+            "start `mobility-agent run` from this system's service manager",
+        )
+    yield Check("boot type", Grade.OK, _boot(facts))
+    if facts.privileged:
+        yield Check("root", Grade.OK, "the login is root, or may become root")
+    else:
+        yield Check(
+            "root",
+            Grade.WARNING,
+            "the server was looked at without root: installing the agent needs it",
+            "discover it as root, or with a user whom sudo lets become root",
+        )
+
+
+def _boot(facts: DiscoveredFacts) -> str:
+    return "uefi: a generation 2 machine at the target" if facts.boot_type == "uefi" else "bios: a generation 1 machine"
+
+
+def kernel_version(kernel: str) -> tuple[int, ...]:
+    """The first two numbers of a kernel's release; empty if it has none."""
+    numbers = []
+    for part in kernel.partition("-")[0].split(".")[:2]:
+        if not (part.isascii() and part.isdigit()) or len(part) > 6:
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
+
+
+def _tracker(facts: DiscoveredFacts) -> Check:
+    why = ""
+    if kernel_version(facts.kernel) < OLDEST_KERNEL:
+        why = f"kernel {facts.kernel[:_MAX_SHOWN]} is older than {'.'.join(map(str, OLDEST_KERNEL))}"
+    elif not facts.kernel_types:
+        why = f"kernel {facts.kernel[:_MAX_SHOWN]} does not describe its types (no /sys/kernel/btf/vmlinux)"
+    if not why:
+        return Check("change tracker", Grade.OK, f"ebpf: kernel {facts.kernel[:_MAX_SHOWN]} describes its types")
+    return Check(
+        "change tracker",
+        Grade.WARNING,
+        f"only scan: every epoch reads whole disks; {why}",
+        "boot a newer kernel with BTF if the distribution has one, or expect long epochs",
+    )
+
+
+def _disks(facts: DiscoveredFacts, chosen: Collection[str] | None) -> Iterator[Check]:
+    known = {disk.path for disk in facts.disks}
+    for name in sorted(set(chosen or ()) - known):
+        yield Check(
+            f"disk {name}", Grade.BLOCKER, "the server has no such disk", "`migratectl servers show SERVER` lists them"
+        )
+    selected = [
+        disk for disk in facts.disks if (disk.not_protectable is None if chosen is None else disk.path in chosen)
+    ]
+    if not selected:
+        yield Check(
+            "disks", Grade.BLOCKER, "there is no disk to protect", "`migratectl servers show SERVER` says why not"
+        )
+    if len(selected) > MAX_DISKS:
+        yield Check(
+            "disks", Grade.BLOCKER, f"{len(selected)} disks; at most {MAX_DISKS} can be attached", "choose with --disk"
+        )
+    for disk in selected:
+        yield _disk(disk)
+    for disk in facts.disks:
+        if disk.not_protectable is not None and disk not in selected:
+            yield Check(
+                f"disk {disk.path}",
+                Grade.WARNING,
+                f"left out: {disk.not_protectable}",
+                disk.remedy or "nothing needs to be done",
+            )
+
+
+def _disk(disk: DiscoveredDisk) -> Check:
+    name = f"disk {disk.path}"
+    if disk.not_protectable is not None:
+        return Check(name, Grade.BLOCKER, disk.not_protectable, disk.remedy or "choose other disks with --disk")
+    if disk.size_bytes > MAX_DISK_BYTES:
+        return Check(name, Grade.BLOCKER, f"{disk.size_bytes} bytes are more than a page blob holds", "at most 8 TiB")
+    if not disk.makes_requests:
+        return Check(
+            name,
+            Grade.WARNING,
+            "its driver makes no block requests: only the scan tracker works on it",
+            "expect each epoch to read the whole disk",
+        )
+    if disk.iostats is False:
+        return Check(
+            name,
+            Grade.WARNING,
+            "the kernel does not count its requests (queue/iostats is 0): tracking cannot be checked",
+            f"echo 1 > /sys/block/{disk.path.rpartition('/')[2]}/queue/iostats, also at boot",
+        )
+    return Check(name, Grade.OK, f"{disk.size_bytes / 2**30:.1f} GiB, {', '.join(disk.content) or 'content unknown'}")
+
+
+def _space(facts: DiscoveredFacts) -> Iterator[Check]:
+    for space in facts.free:
+        name, found = f"free space {space.path}", f"{space.free_bytes / 2**20:.0f} MiB free"
+        if space.free_bytes < NEEDED_FREE_BYTES:
+            needed = f"free {NEEDED_FREE_BYTES // 2**20} MiB on the file system of {space.path}"
+            yield Check(name, Grade.BLOCKER, found, needed)
+        elif space.free_bytes < ROOMY_FREE_BYTES and space.path == "/var/lib":
+            yield Check(name, Grade.WARNING, found, "the agent's digest tables take 256 MiB for each TiB of disk")
+        else:
+            yield Check(name, Grade.OK, found)
+
+
+def _reach(reach: Reach) -> Check:
+    name, where = f"port {reach.port}", f"{reach.service} {reach.host}"
+    match reach.result:
+        case "open":
+            return Check(name, Grade.OK, f"the server reaches {where}")
+        case "untested":
+            return Check(
+                name,
+                Grade.WARNING,
+                f"whether the server reaches {where} was not tried: it has neither bash nor nc, or the address is a loopback one",
+                "try it by hand; config_server.url and service_url of the process server must be addresses for servers",
+            )
+        case "unresolved":
+            return Check(
+                name, Grade.BLOCKER, f"the server cannot look up {reach.host}", "give it a name server that knows it"
+            )
+        case "refused" | "timed-out" | "failed":
+            return Check(
+                name,
+                Grade.BLOCKER,
+                f"the server does not reach {where}: {reach.result.replace('-', ' ')}",
+                f"let TCP from the server to {reach.host} port {reach.port} pass the firewall",
+            )

@@ -1,0 +1,1 @@
+"""Servers without an agent, reached over SSH: discovery, installation of the agent."""

@@ -1,0 +1,185 @@
+"""Installations at the configuration server: what may follow what, what is refused, secrets at rest, and the end of waiting."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config_server.agent_installations import ENROLLING_TIMEOUT_S, INSTALLATION_TIMEOUT_S
+from config_server.core.agent_installation import (
+    AT_PROCESS_SERVER,
+    ENDED_STATES,
+    TRANSITIONS,
+    InstallationState,
+    next_installation_state,
+)
+from replication.errors import Conflict
+from replication.remote_access import InstallationOrder
+from replication.tls_identity import Role
+from tests.harness.config_site import Lab, running_lab
+from tests.harness.memory_blob_client import MemoryBlobClient
+from tests.harness.scripted_peers import heartbeat, inventory
+from tests.unit.config_server.test_discovered_readiness import PROBED
+
+PASSWORD = "correct horse battery"
+KEY = "SHA256:" + "k" * 43
+
+
+def test_what_has_ended_stays_and_every_state_can_end() -> None:
+    assert set(TRANSITIONS) == set(InstallationState)
+    for state, wanted in product(InstallationState, InstallationState):
+        if state in ENDED_STATES:
+            with pytest.raises(Conflict):
+                next_installation_state(state, wanted)
+        elif wanted is InstallationState.FAILED:
+            assert next_installation_state(state, wanted) is wanted
+    assert AT_PROCESS_SERVER.isdisjoint(ENDED_STATES)
+    assert InstallationState.SUCCEEDED not in TRANSITIONS[InstallationState.INSTALLING]
+
+
+@dataclass(slots=True)
+class Site:
+    """A lab whose clock the test sets; ``web-1`` is discovered and its host key accepted."""
+
+    lab: Lab
+    clock: list[int]
+
+    async def administer(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        return await self.lab.administer(method, f"/api/v1{path}", body)
+
+    async def ask(self, method: str, path: str, body: Any = None) -> Any:
+        return await self.lab.request(
+            method, f"/api/v1/process-server{path}", body, identity=self.lab.identities["ps-1"]
+        )
+
+    async def begin(self, **more: Any) -> Any:
+        return await self.administer(
+            "POST", "/servers/web-1/installation", {"credentials": {"password": PASSWORD}, **more}
+        )
+
+    async def report(self, installation: str, state: str, **more: Any) -> int:
+        path = f"/installations/{installation}/reports"
+        return int((await self.ask("POST", path, {"state": state, **more})).status)
+
+    async def pass_time(self, seconds: float) -> None:
+        await self.lab.running.reconciler.run_once()
+        self.clock[0] += int(seconds * 1e9)
+        await self.lab.running.reconciler.run_once()
+
+    async def status(self, installation: str) -> Any:
+        return (await self.administer("GET", f"/installations/{installation}")).json
+
+    def secrets(self) -> list[Any]:
+        database = sqlite3.connect(self.lab.settings.state_dir / "state.sqlite")
+        try:
+            return [row[0] for row in database.execute("SELECT secrets FROM agent_installations")]
+        finally:
+            database.close()
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    clock = [time.time_ns()]
+    async with running_lab(tmp_path, MemoryBlobClient(), clock=lambda: clock[0], reconcile=False) as lab:
+        await lab.enrol(Role.PROCESS_SERVER, "ps-1")
+        found = Site(lab, clock)
+        assert (await found.ask("POST", "/heartbeats", heartbeat())).status == 200
+        body = {"hosts": [{"address": "web-1", "host_key": KEY}], "credentials": {"password": "x"}}
+        run = (await found.administer("POST", "/discoveries", body)).json["id"]
+        told = {"ordinal": 1, "state": "found", "offered_host_key": KEY, "facts": PROBED.model_dump(mode="json")}
+        assert (await found.ask("POST", f"/discoveries/{run}/reports", {"reports": [told]})).status == 204
+        yield found
+
+
+async def test_secrets_are_wrapped_at_rest_and_erased_when_installed(site: Site) -> None:
+    begun = await site.begin()
+    assert begun.status == 202, begun.body
+    identifier = begun.json["id"]
+    beat = (await site.ask("POST", "/heartbeats", heartbeat())).json
+    assert beat["remote_orders"] == [{"kind": "installations", "identifier": identifier}]
+    order = InstallationOrder.decode((await site.ask("GET", f"/installations/{identifier}")).body)
+    assert order.credentials.password is not None
+    assert order.credentials.password.get_secret_value() == PASSWORD
+    passphrase = order.passphrase.get_secret_value()
+    for secret in (PASSWORD, passphrase):
+        assert secret not in repr(order)
+        assert secret not in begun.body.decode()
+        files = [path for path in site.lab.settings.state_dir.rglob("*") if path.is_file()]
+        assert not [path for path in files if secret.encode() in path.read_bytes()]
+    assert (order.target.host, order.target.host_key, order.fingerprint) == ("web-1", KEY, site.lab.fingerprint)
+
+    assert await site.report(identifier, "installed", version="1.0.0") == 204
+    assert site.secrets() == [None]
+    assert (await site.ask("GET", f"/installations/{identifier}")).status == 404
+    assert await site.report(identifier, "copying") == 404
+    with pytest.raises(Exception, match="wrong or has expired"):
+        await site.lab.enrol(Role.AGENT, "stranger", passphrase=passphrase)
+
+
+async def test_machine_that_enrols_is_protected_as_was_asked(site: Site) -> None:
+    identifier = (await site.begin(disks=["/dev/sda"])).json["id"]
+    # The lab's agents state fingerprints of their own: the server is learned to be this one.
+    facts = PROBED.model_copy(update={"machine_fingerprint": "fingerprint-of-web-1"})
+    told = {"facts": facts.model_dump(mode="json"), "message": "version 1.0.0", "version": "1.0.0"}
+    assert await site.report(identifier, "installed", **told) == 204
+    await site.pass_time(1)
+    assert (await site.status(identifier))["message"] == "waits for the agent to enrol"
+    await site.lab.enrol(Role.AGENT, "web-1")
+    await site.pass_time(1)
+    assert (await site.status(identifier))["message"] == "waits for the agent's inventory"
+    report = inventory("web-1", clock_unix_ns=site.clock[0])
+    path = "/api/v1/agent/inventory"
+    reply = await site.lab.request("PUT", path, report, identity=site.lab.identities["web-1"])
+    assert reply.status == 204
+    await site.pass_time(1)
+    status = await site.status(identifier)
+    assert status["state"] == "succeeded", status
+    job = (await site.administer("GET", f"/jobs/{status['job']}")).json
+    assert (job["kind"], job["server"], job["actor"]) == ("enable-replication", "web-1", status["actor"])
+
+
+async def test_disk_that_is_not_there_ends_it_with_the_reason(site: Site) -> None:
+    identifier = (await site.begin(disks=["/dev/sdz"])).json["id"]
+    facts = PROBED.model_copy(update={"machine_fingerprint": "fingerprint-of-web-1"}).model_dump(mode="json")
+    assert await site.report(identifier, "installed", facts=facts) == 204
+    await site.lab.enrol(Role.AGENT, "web-1")
+    report = inventory("web-1", clock_unix_ns=site.clock[0])
+    await site.lab.request("PUT", "/api/v1/agent/inventory", report, identity=site.lab.identities["web-1"])
+    await site.pass_time(1)
+    status = await site.status(identifier)
+    assert status["state"] == "failed"
+    assert "/dev/sdz" in status["problem"]["message"]
+    assert (await site.administer("GET", "/protected-items")).json["items"] == []
+
+
+async def test_waiting_has_an_end_with_secrets_erased(site: Site) -> None:
+    identifier = (await site.begin()).json["id"]
+    await site.pass_time(INSTALLATION_TIMEOUT_S + 1)
+    assert (await site.status(identifier))["problem"]["code"] == "not-installed"
+    assert site.secrets() == [None]
+    assert (await site.ask("POST", "/heartbeats", heartbeat())).status == 200
+    identifier = (await site.begin()).json["id"]
+    assert await site.report(identifier, "installed") == 204
+    await site.pass_time(ENROLLING_TIMEOUT_S + 1)
+    assert (await site.status(identifier))["problem"]["code"] == "agent-silent"
+
+
+async def test_what_cannot_be_begun_is_refused(site: Site) -> None:
+    assert (await site.begin(credentials={})).status == 400
+    assert (await site.begin(policy="none such")).status == 404
+    assert (await site.begin(process_server="none such")).status == 404
+    assert (await site.begin()).status == 202
+    assert (await site.begin()).status == 409
+    changed = {"hosts": [{"address": "web-1"}], "credentials": {"password": "x"}}
+    run = (await site.administer("POST", "/discoveries", changed)).json["id"]
+    told = {"ordinal": 1, "state": "host-key-changed", "offered_host_key": KEY.replace("kk", "xx")}
+    assert (await site.ask("POST", f"/discoveries/{run}/reports", {"reports": [told]})).status == 204
+    refused = await site.begin()
+    assert (refused.status, "not accepted" in refused.json["detail"]) == (409, True)

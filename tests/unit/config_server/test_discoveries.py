@@ -1,0 +1,163 @@
+"""Discovery at the configuration server: credentials at rest, reports that come twice, late, or from another, and the end of a run."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config_server.discoveries import MOST_OPEN_RUNS, RUN_TIMEOUT_S
+from replication.remote_access import DiscoveredFacts, DiscoveryOrder
+from replication.tls_identity import Role
+from tests.harness.config_site import Lab, Reply, running_lab
+from tests.harness.memory_blob_client import MemoryBlobClient
+from tests.harness.scripted_peers import heartbeat
+from tests.unit.config_server.test_discovered_readiness import PROBED
+
+PASSWORD = "correct horse battery"
+KEY = "SHA256:" + "k" * 43
+
+
+@dataclass(slots=True)
+class Site:
+    """A lab whose clock is set by the test; ``ask`` is process server ``ps-1`` or ``ps-2``."""
+
+    lab: Lab
+    clock: list[int]
+
+    def advance(self, seconds: float) -> None:
+        self.clock[0] += int(seconds * 1e9)
+
+    async def begin(self, *hosts: str, **more: Any) -> Reply:
+        body = {"hosts": [{"address": host} for host in hosts], "credentials": {"password": PASSWORD}, **more}
+        return await self.lab.administer("POST", "/api/v1/discoveries", body)
+
+    async def ask(self, method: str, path: str, body: Any = None, who: str = "ps-1") -> Reply:
+        identity = self.lab.identities[who]
+        return await self.lab.request(method, f"/api/v1/process-server{path}", body, identity=identity)
+
+    async def report(self, run: str, state: str, *, ordinal: int = 1, who: str = "ps-1", **more: Any) -> int:
+        body = {"reports": [{"ordinal": ordinal, "state": state, **more}]}
+        return (await self.ask("POST", f"/discoveries/{run}/reports", body, who)).status
+
+    async def status(self, run: str) -> Any:
+        return (await self.lab.administer("GET", f"/api/v1/discoveries/{run}")).json
+
+    def stored_credentials(self) -> list[Any]:
+        database = sqlite3.connect(self.lab.settings.state_dir / "state.sqlite")
+        try:
+            return [row[0] for row in database.execute("SELECT credentials FROM discovery_runs")]
+        finally:
+            database.close()
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    clock = [time.time_ns()]
+    async with running_lab(tmp_path, MemoryBlobClient(), clock=lambda: clock[0], reconcile=False) as lab:
+        for number in (1, 2):
+            await lab.enrol(Role.PROCESS_SERVER, f"ps-{number}", service_url=f"https://127.0.0.{number}:9443")
+        found = Site(lab, clock)
+        for number in (1, 2):
+            beat = heartbeat(f"https://127.0.0.{number}:9443")
+            assert (await found.ask("POST", "/heartbeats", beat, f"ps-{number}")).status == 200
+        yield found
+
+
+async def test_credentials_are_wrapped_at_rest_and_handed_to_the_one_that_goes_there(site: Site) -> None:
+    begun = await site.begin("web1", "10.1.2.0/30", user="admin", process_server="ps-1")
+    assert begun.status == 202, begun.body
+    run = begun.json["id"]
+    assert PASSWORD not in begun.body.decode()
+    [stored] = site.stored_credentials()
+    assert len(stored) > 20
+    assert PASSWORD.encode() not in stored
+    for file in site.lab.settings.state_dir.rglob("*"):
+        assert not file.is_file() or PASSWORD.encode() not in file.read_bytes()
+    beat = (await site.ask("POST", "/heartbeats", heartbeat("https://127.0.0.1:9443"))).json
+    assert beat["remote_orders"] == [{"kind": "discoveries", "identifier": run}]
+    beat = (await site.ask("POST", "/heartbeats", heartbeat("https://127.0.0.2:9443"), "ps-2")).json
+    assert beat["remote_orders"] == []
+    assert (await site.ask("GET", f"/discoveries/{run}", who="ps-2")).status == 404
+    order = DiscoveryOrder.decode((await site.ask("GET", f"/discoveries/{run}")).body)
+    assert order.credentials.password is not None
+    assert order.credentials.password.get_secret_value() == PASSWORD
+    assert [(host.target.host, host.target.user) for host in order.hosts] == [
+        ("web1", "admin"),
+        ("10.1.2.1", "admin"),
+        ("10.1.2.2", "admin"),
+    ]
+    assert PASSWORD not in repr(order)
+
+
+async def test_host_that_has_ended_stays_and_the_last_one_ends_the_run(site: Site) -> None:
+    run = (await site.begin("web1", "web2", process_server="ps-1")).json["id"]
+    facts = PROBED.model_dump(mode="json")
+    assert await site.report(run, "found", offered_host_key=KEY, facts=facts) == 204
+    assert await site.report(run, "failed", problem={"code": "x", "message": "late", "hint": None}) == 204
+    assert await site.report(run, "found", who="ps-2") == 404
+    assert await site.report(run, "found", ordinal=9) == 400
+    order = DiscoveryOrder.decode((await site.ask("GET", f"/discoveries/{run}")).body)
+    assert [host.ordinal for host in order.hosts] == [2]
+    assert await site.report(run, "silent", ordinal=2) == 204
+    status = await site.status(run)
+    assert (status["state"], [host["state"] for host in status["hosts"]]) == ("ended", ["found", "silent"])
+    assert site.stored_credentials() == [None]
+    assert await site.report(run, "found", ordinal=2) == 404
+    [listed] = (await site.lab.administer("GET", "/api/v1/servers")).json["items"]
+    assert listed["hostname"] == PROBED.hostname
+    shown = (await site.lab.administer("GET", f"/api/v1/servers/{PROBED.hostname}")).json
+    assert DiscoveredFacts.model_validate_json(json.dumps(shown["discovered"])) == PROBED
+
+
+async def test_credentials_are_erased_when_the_time_is_over(site: Site) -> None:
+    run = (await site.begin("web1", process_server="ps-1")).json["id"]
+    await site.lab.running.reconciler.run_once()
+    site.advance(RUN_TIMEOUT_S + 1)
+    site.lab.running.reconciler.look_around_soon()
+    await site.lab.running.reconciler.run_once()
+    status = await site.status(run)
+    assert status["state"] == "ended"
+    assert status["hosts"][0]["problem"]["code"] == "not-looked-at"
+    assert site.stored_credentials() == [None]
+
+
+async def test_run_waits_openly_for_a_process_server_that_is_away(site: Site) -> None:
+    run = (await site.begin("web1", process_server="ps-1")).json["id"]
+    site.advance(100)
+    assert (await site.status(run))["message"] == "process server ps-1 is not heard"
+    assert (await site.begin("web2")).status == 409
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"hosts": [{"address": "10.0.0.0/8"}]}, 400),
+        ({"hosts": [{"address": "-oProxyCommand=x"}]}, 400),
+        ({"hosts": []}, 400),
+        ({"credentials": {}}, 400),
+        ({"credentials": {"password": 7}}, 400),
+        ({"credentials": {"password": "x" * 100_000}}, 400),
+        ({"user": "a b"}, 400),
+        ({"process_server": "nobody"}, 404),
+    ],
+)
+async def test_what_cannot_be_asked_is_refused(site: Site, change: dict[str, Any], status: int) -> None:
+    good = {"hosts": [{"address": "web1"}], "credentials": {"password": PASSWORD}}
+    reply = await site.lab.administer("POST", "/api/v1/discoveries", {**good, **change})
+    assert reply.status == status
+    assert PASSWORD not in reply.body.decode()
+
+
+async def test_too_many_at_once_are_told_to_wait(site: Site) -> None:
+    for _ in range(MOST_OPEN_RUNS):
+        assert (await site.begin("web1")).status == 202
+    assert (await site.begin("web1")).status == 503
+    listed = (await site.lab.administer("GET", "/api/v1/discoveries")).json["items"]
+    assert len(listed) == MOST_OPEN_RUNS
