@@ -9,7 +9,7 @@ PYTHON := .venv/bin/python
 RULES := tests/test_architecture.py tests/test_documentation.py
 # One worker runs the end-to-end tests in order, one the fault tests, one those of packages, and all wait much; whoever is free runs the rest
 # (tests/conftest.py).
-JOBS ?= 3
+JOBS ?= 4
 PYTEST_ARGS ?=
 UNIT ?= tests/unit tests/property tests/contract
 # Workers must find the same tests in the same order, also where names come out of a set.

@@ -1,6 +1,6 @@
 """Installing the agent on a discovered server, and protecting it: what the operator asks for, the order, the reports, the end.
 
-Called by the API, the heartbeat and the reconciler. A process server does it (docs/decisions/0016); this keeps the state, and, while
+Called by the API, the heartbeat and the reconciler. A process server does it (docs/decisions/0020); this keeps the state, and, while
 the process server needs them and no longer, the login's credentials and a passphrase made for this installation, wrapped by the site's
 key-encryption key. When the process server says *installed*, or the installation ends otherwise, they are erased and the passphrase is
 revoked. Then the machine with the server's fingerprint is waited for, and protected as if the operator had done it.

@@ -1,6 +1,6 @@
 """Discovery: what an operator asks for, a process server's order and its reports. Called by the API, the heartbeat and the reconciler.
 
-The configuration server goes to no server itself (docs/decisions/0016): it keeps the hosts, the pinned host keys and, wrapped by the site's
+The configuration server goes to no server itself (docs/decisions/0020): it keeps the hosts, the pinned host keys and, wrapped by the site's
 key-encryption key and only while the run is open, the credentials. A run ends when every host has, or after ``RUN_TIMEOUT_S``; then the
 credentials are erased. Everything is in the database, so that a restart of either daemon goes on where it was.
 """
