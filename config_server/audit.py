@@ -15,11 +15,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from sqlalchemy import delete, select
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.core.audit_chain import BEGINNING, AuditRecord, digest_of, first_broken, may_be_summed_up
 from config_server.database import Database
+from config_server.postgresql import DatabaseUnavailable
 from config_server.tables import AuditRow
 
 SAME_REFUSAL_EVERY_S: Final = 60.0
@@ -50,6 +51,7 @@ class AuditLog:
         counted = self._counted(record)
         if counted is None:
             return
+        problem = "others append at the same moment again and again"
         for _attempt in range(ATTEMPTS):
             try:
                 async with self._database.write() as session:
@@ -59,11 +61,13 @@ class AuditLog:
                     session.add(AuditRow(**values, previous=previous, digest=digest_of(counted, previous)))
             except IntegrityError:
                 continue  # another server of the site appended at the same moment: after it, then
-            except OperationalError as error:
-                _logger.exception("cannot write the audit log", extra={"fields": {"error": str(error.orig)}})
+            except DatabaseUnavailable as error:
+                problem = str(error)
+                break
             return
         _logger.error(
-            "cannot write the audit log", extra={"fields": {"action": counted.action, "actor": counted.actor}}
+            "cannot write the audit log",
+            extra={"fields": {"action": counted.action, "actor": counted.actor, "error": problem}},
         )
 
     def _counted(self, record: AuditRecord) -> AuditRecord | None:

@@ -15,10 +15,8 @@ from config_server.tables import Base
 from replication.errors import Conflict
 
 ROWS_AT_A_TIME: Final = 500
-_CONTINUE_EVENTS: Final = (
-    "SELECT setval(pg_get_serial_sequence('events', 'id'), max(id)) FROM events HAVING max(id) IS NOT NULL"
-)
-"""Their numbers go on where they ended."""
+_CONTINUE: Final = "SELECT setval(pg_get_serial_sequence('{0}', '{1}'), max({1})) FROM {0} HAVING max({1}) IS NOT NULL"
+"""Numbers that the database counts go on where they ended."""
 
 
 async def copy_database(source: Database, target: Database) -> int:
@@ -44,5 +42,8 @@ async def copy_database(source: Database, target: Database) -> int:
                 await writing.execute(insert(table), [dict(row) for row in some])
                 copied += len(some)
         if target.postgresql is not None:
-            await writing.execute(text(_CONTINUE_EVENTS))
+            for table in tables:
+                counted = table.autoincrement_column
+                if counted is not None:
+                    await writing.execute(text(_CONTINUE.format(table.name, counted.name)))
     return copied

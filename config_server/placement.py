@@ -171,6 +171,7 @@ class Placement:
 
     async def listen(self) -> None:
         """Tick until cancelled: that this process stood still is noticed by its ticks, however long a decision takes."""
+        self._told_waiting = True  # another server of the site may have led meanwhile
         while True:
             self._listening.tick(self._ages.monotonic_s())
             await asyncio.sleep(TICK_S)

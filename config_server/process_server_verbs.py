@@ -5,17 +5,18 @@ Each is one transaction. What a drain moves is the reconciler's work (``placemen
 
 from __future__ import annotations
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
 from config_server.core.placement import Candidate, Hold, PlacedItem, Rules
+from config_server.discovery_tables import AgentInstallationRow, DiscoveredServerRow, DiscoveryHostRow, DiscoveryRunRow
 from config_server.events import Actor, record_event
 from config_server.items import find_item
 from config_server.placement import candidates, give, placed_items
 from config_server.process_servers import item_counts
-from config_server.tables import CertificateRow, MachineRow, ProcessServerRow, ProtectedItemRow
+from config_server.tables import CertificateRow, EnrolmentPassphraseRow, MachineRow, ProcessServerRow, ProtectedItemRow
 from replication.errors import Conflict, NotFound
 
 
@@ -87,6 +88,7 @@ async def remove(
         .where(ProtectedItemRow.process_server_id == server.id)
         .values(process_server_id=None, placement_problem=None)
     )
+    await _forget_work_over_ssh(session, server.id, now_ns)
     certificates = list(await session.scalars(select(CertificateRow).where(CertificateRow.holder_id == server.id)))
     for certificate in certificates:
         certificate.revoked_ns = certificate.revoked_ns or now_ns
@@ -96,6 +98,26 @@ async def remove(
     record_event(session, now_ns, actor, "process-server-removed", message)
     await session.delete(server)
     return [certificate.serial for certificate in certificates]
+
+
+async def _forget_work_over_ssh(session: AsyncSession, server_id: str, now_ns: int) -> None:
+    """What it found stays; its discoveries and installations are forgotten with their credentials, what is under way cannot go on."""
+    await session.execute(
+        update(DiscoveredServerRow)
+        .where(DiscoveredServerRow.process_server_id == server_id)
+        .values(process_server_id=None)
+    )
+    installations = AgentInstallationRow.process_server_id == server_id
+    passphrases = select(AgentInstallationRow.passphrase_id).where(installations)
+    await session.execute(
+        update(EnrolmentPassphraseRow)
+        .where(EnrolmentPassphraseRow.id.in_(passphrases), EnrolmentPassphraseRow.revoked_ns.is_(None))
+        .values(revoked_ns=now_ns)
+    )
+    await session.execute(delete(AgentInstallationRow).where(installations))
+    runs = select(DiscoveryRunRow.id).where(DiscoveryRunRow.process_server_id == server_id)
+    await session.execute(delete(DiscoveryHostRow).where(DiscoveryHostRow.run_id.in_(runs)))
+    await session.execute(delete(DiscoveryRunRow).where(DiscoveryRunRow.process_server_id == server_id))
 
 
 async def switch(

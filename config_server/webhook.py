@@ -26,7 +26,6 @@ from typing import Final
 import aiohttp
 from prometheus_client import CollectorRegistry, Counter
 from sqlalchemy import func, select, update
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.alert_plane import Notification, WebhookTrial
@@ -37,6 +36,7 @@ from config_server.core.delivery import Head, Outcome, Schedule, outcome_of
 from config_server.database import Database
 from config_server.events import SYSTEM, Clock, record_event
 from config_server.operator_plane import WebhookStatus, timestamp
+from config_server.postgresql import DatabaseUnavailable
 from replication import __version__
 
 LOOKS_EVERY_S: Final = 30.0
@@ -122,8 +122,8 @@ class Webhook:
             self._woken.clear()
             try:
                 pause_s = await self.work()
-            except OperationalError:
-                _logger.exception("the database does not answer: notifications wait")
+            except DatabaseUnavailable as error:
+                _logger.warning("notifications wait", extra={"fields": {"error": str(error)}})
                 pause_s = None
             wait_s = LOOKS_EVERY_S if pause_s is None else min(pause_s, LOOKS_EVERY_S)
             try:

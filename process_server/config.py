@@ -49,6 +49,8 @@ DEFAULT_OBSERVABILITY: Final = "127.0.0.1:9882"
 DEFAULT_INTAKE_BUFFER_BYTES: Final = 36 * 2**20
 DEFAULT_UPLOAD_BUFFER_BYTES: Final = 28 * 2**20
 DEFAULT_BATCHES_IN_FLIGHT: Final = 4
+MAX_HEARTBEAT_INTERVAL_S: Final = DEFAULT_INTERVAL_S
+"""A third of the silence after which the configuration server gives the items to others, by default."""
 
 
 def _require(condition: bool, message: str, hint: str | None = None) -> None:
@@ -179,7 +181,11 @@ class ConfigServerSettings:
     def __post_init__(self) -> None:
         check_setting("url", self.url)
         check_standby_urls(self.url, self.standby_urls)
-        _require(0 < self.heartbeat_interval_s <= 60, "use this heartbeat_interval_s", "more than 0, at most 60 s")
+        _require(
+            0 < self.heartbeat_interval_s <= MAX_HEARTBEAT_INTERVAL_S,
+            "use this heartbeat_interval_s",
+            f"more than 0, at most {MAX_HEARTBEAT_INTERVAL_S:g} s: who is silent for three of them is taken over",
+        )
 
     @property
     def urls(self) -> tuple[str, ...]:

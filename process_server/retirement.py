@@ -104,7 +104,8 @@ class Retirement:
         except NotFound:
             self.retire(key, "the configuration server has no such generation any more")
         except AssignedElsewhere:
-            if self._store_answers() or self._backlog.generations[key].next_manifest is None:
+            kept = self._backlog.generations.get(key)  # it may be gone by now
+            if kept is not None and (self._store_answers() or kept.next_manifest is None):
                 self.retire(key, "its item belongs to another process server")
         except BlockferryError as error:  # not answered, not understood: it may still be wanted
             _logger.debug(

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from replication.churn_profile import ProfileObservation, ProfileOrder
 from replication.documents import MAX_BYTE_COUNT, ByteCount, Document, Hash, Uuid
@@ -220,6 +220,12 @@ class AgentDesired(Document):
     item: DesiredItem | None
     profile: ProfileOrder | None = None
 
+    @model_serializer(mode="wrap")
+    def _readable_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """An agent from before there was ``profile`` refuses it: it is left out when there is none."""
+        fields: dict[str, object] = serialize(self)
+        return {name: value for name, value in fields.items() if name != "profile" or value is not None}
+
 
 DiskPhase = Literal["waiting", "seeding", "replicating", "resynchronizing", "paused", "cutting-over", "held", "failed"]
 
@@ -373,3 +379,13 @@ class ProcessServerDesired(Document):
     revoked_serials: list[str] = Field(default_factory=list)
     """Serial numbers of certificates that must be refused, in lower-case hexadecimal without prefix (``format(serial, "x")``)."""
     remote_orders: list[RemoteOrderReference] = Field(default_factory=list)
+
+    @model_serializer(mode="wrap")
+    def _readable_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """A process server from before there were these refuses them: they are left out when they say nothing."""
+        fields: dict[str, object] = serialize(self)
+        if self.upload == NO_LIMITS:
+            del fields["upload"]
+        if not self.remote_orders:
+            del fields["remote_orders"]
+        return fields

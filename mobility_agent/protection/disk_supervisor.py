@@ -160,11 +160,13 @@ class DiskSupervisor:
             self._state_problem(failure)
 
     def _state_problem(self, error: Exception) -> None:
+        before = self._problem
         if isinstance(error, BlockferryError):
             self._problem = Problem(code=error.code, message=error.located, hint=error.hint)
         else:
             self._problem = Problem(code="operating-system", message=str(error))
-        self._on_change()
+        if self._problem != before:  # what fails again and again wakes nobody to fail again at once
+            self._on_change()
 
     async def order_resync(self, order: str, reason: str, *, distrust_digests: bool = False) -> bool:
         """Obey an operator's resync order once; True if the running session must be ended for it.

@@ -14,7 +14,6 @@ from typing import Any, Final
 import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy import select
-from sqlalchemy.exc import OperationalError
 
 from config_server.alert_settings import WebhookSettings
 from config_server.alert_tables import AlertDeliveryRow, AlertRow
@@ -22,6 +21,7 @@ from config_server.alerts import Outbox, forget_alerts, tell
 from config_server.core.alerts import Change
 from config_server.database import Database, sqlite_url
 from config_server.events import SYSTEM
+from config_server.postgresql import DatabaseUnavailable
 from config_server.tables import EventRow
 from config_server.webhook import Webhook, open_webhook, signature
 from replication.errors import SettingsError
@@ -203,7 +203,7 @@ async def test_what_was_taken_and_could_not_be_marked_is_sent_again_under_the_sa
         await site.tell("a", Change.RAISED)
         write, calls = site.database.write, iter((True, False))
         monkeypatch.setattr(site.database, "write", lambda: write() if next(calls, True) else _broken())
-        with pytest.raises(OperationalError):
+        with pytest.raises(DatabaseUnavailable):
             await site.webhook.work()
         assert (await site.states(), len(receiver.seen)) == (["pending"], 1)
         await site.deliver()
@@ -213,7 +213,7 @@ async def test_what_was_taken_and_could_not_be_marked_is_sent_again_under_the_sa
 
 
 def _broken() -> Any:
-    raise OperationalError("", None, OSError("the disk is gone"))
+    raise DatabaseUnavailable("cannot use the database: the disk is gone")
 
 
 async def test_a_receiver_that_hangs_costs_its_timeout_and_then_pauses(receiver: Receiver) -> None:

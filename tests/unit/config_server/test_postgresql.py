@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, text
 
+from config_server.audit import AuditLog
+from config_server.core.audit_chain import AuditRecord
 from config_server.database import Database, sqlite_url
 from config_server.database_copy import copy_database
 from config_server.policies import ensure_default_policy
@@ -28,6 +30,7 @@ from tests.harness.tls import LabAuthority
 pytestmark = pytest.mark.requires("postgresql")
 
 SETTINGS = PostgresqlSettings()
+AUDITED = AuditRecord(1, "administrator:a", None, "10.0.0.1", "POST /policies", "", 200, "")
 
 
 def machine(identifier: str = "a") -> MachineRow:
@@ -176,9 +179,14 @@ async def test_site_moves_from_sqlite_with_everything_and_goes_on_counting_event
             )
         )
         session.add_all(EventRow(time_ns=n, actor="system", kind="test", message="") for n in range(1200))
+    await AuditLog(source).append(AUDITED)
+    await AuditLog(source).append(AUDITED)
     copied = await copy_database(source, target)
     await source.close()
-    assert copied == 1 + 1 + 1 + 1 + 1200
+    assert copied == 1 + 1 + 1 + 1 + 1200 + 2
+    await AuditLog(target).append(AUDITED)
+    assert await AuditLog(target).first_broken() is None
+    assert len(await AuditLog(target).read(after=None, limit=10, actor=None)) == 3
     async with target.write() as session:
         assert (await session.get_one(ProtectedItemRow, "i")).paused is False
         assert (await session.get_one(EnrolmentPassphraseRow, "p")).salt == b"\0s"

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from config_server.core.capacity import GB
 from config_server.core.placement import Hold
+from config_server.discovery_tables import AgentInstallationRow, DiscoveredServerRow, DiscoveryHostRow, DiscoveryRunRow
 from config_server.placement import placed_items
+from config_server.tables import EnrolmentPassphraseRow
 from replication.control_plane import CutoverObservation
 from tests.harness.driven_site import SOURCE, applied, driven_site
 from tests.harness.scripted_peers import DISK, disk_observation
@@ -172,6 +174,57 @@ async def test_dead_one_is_removed_with_its_items_which_others_take(tmp_path: Pa
         await site.add_process_server("ps-2")
         await site.look()
         assert set((await site.where()).values()) == {"ps-2"}
+
+
+async def test_one_that_went_to_servers_over_ssh_is_removed_with_its_credentials(tmp_path: Path) -> None:
+    async with site_of(tmp_path, ("ps-1", "ps-2")) as site:
+        database, number = site.lab.site.database, (await site.order("GET", "/process-servers/ps-1"))["id"]
+        async with database.write() as session:
+            session.add(
+                EnrolmentPassphraseRow(
+                    id="p", role="agent", salt=b"", digest=b"", created_ns=1, created_by="x", expires_ns=2**62
+                )
+            )
+            session.add(
+                DiscoveredServerRow(
+                    id="s",
+                    address="10.0.0.1",
+                    port=22,
+                    user="root",
+                    hostname="db-1",
+                    process_server_id=number,
+                    created_ns=1,
+                )
+            )
+            session.add(DiscoveryRunRow(id="r", process_server_id=number, actor="x", credentials=b"!", created_ns=1))
+            await session.flush()
+            session.add(
+                DiscoveryHostRow(
+                    run_id="r", ordinal=0, address="10.0.0.1", port=22, user="root", of_range=False, state="waiting"
+                )
+            )
+            session.add(
+                AgentInstallationRow(
+                    id="i",
+                    server_id="s",
+                    hostname="db-1",
+                    process_server_id=number,
+                    user="root",
+                    policy="default",
+                    state="waiting",
+                    secrets=b"!",
+                    passphrase_id="p",
+                    actor="x",
+                    created_ns=1,
+                    state_since_ns=1,
+                )
+            )
+        await site.order("DELETE", "/process-servers/ps-1")
+        async with database.read() as session:
+            assert (await session.get_one(DiscoveredServerRow, "s")).process_server_id is None
+            assert await session.get(DiscoveryRunRow, "r") is None
+            assert await session.get(AgentInstallationRow, "i") is None
+            assert (await session.get_one(EnrolmentPassphraseRow, "p")).revoked_ns is not None
 
 
 async def test_operator_switches_an_item_and_refusals_say_why(tmp_path: Path) -> None:
