@@ -3,7 +3,8 @@
 Called by the API, the heartbeat and the reconciler. A process server does it (docs/decisions/0020); this keeps the state, and, while
 the process server needs them and no longer, the login's credentials and a passphrase made for this installation, wrapped by the site's
 key-encryption key. When the process server says *installed*, or the installation ends otherwise, they are erased and the passphrase is
-revoked. Then the machine with the server's fingerprint is waited for, and protected as if the operator had done it.
+revoked. That passphrase is good for one machine: the one whose fingerprint the probe found, else the first that uses it. The machine that
+has enrolled with it is protected as if the operator had done it, and no other: what the probe of a hostile server says leads to none.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from config_server.policies import find_policy
 from config_server.protection import protect
 from config_server.tables import EnrolmentPassphraseRow, MachineRow, ProcessServerRow
 from replication.control_plane import RemoteOrderReference
-from replication.errors import BlockferryError, Conflict, InvalidInput, NotFound
+from replication.errors import BlockferryError, Conflict, InvalidInput, NotFound, Refused
 from replication.remote_access import (
     INSTALLATIONS,
     InstallationOrder,
@@ -203,7 +204,8 @@ async def report(
         server = await session.get(DiscoveredServerRow, row.server_id)
         if server is not None:
             discovered_servers.learn(server, told.facts, row.user, process_server_id, now_ns)
-        row.machine_fingerprint = told.facts.machine_fingerprint or row.machine_fingerprint
+        if row.machine_id is None:  # else the passphrase was used, and is bound
+            row.machine_fingerprint = told.facts.machine_fingerprint or row.machine_fingerprint
     match told.state:
         case "installed":
             _move(row, InstallationState.ENROLLING, now_ns)
@@ -216,6 +218,27 @@ async def report(
             )
         case _:
             _move(row, InstallationState(told.state), now_ns)
+
+
+async def admit(session: AsyncSession, passphrase_id: str, fingerprint: str) -> AgentInstallationRow | None:
+    """The installation that a passphrase was made for, or None; bound to the machine of this fingerprint from now on.
+
+    :raises Refused: if it is over, or bound to another machine.
+    """
+    row: AgentInstallationRow | None = await session.scalar(
+        select(AgentInstallationRow).where(AgentInstallationRow.passphrase_id == passphrase_id)
+    )
+    if row is None:
+        return None
+    if row.secrets is None:
+        raise Refused("cannot enrol: the installation that this passphrase was made for is over")
+    if row.machine_fingerprint not in (None, fingerprint):
+        raise Refused(
+            "cannot enrol: this passphrase was made for installing the agent on another machine",
+            hint="`migratectl create-enrolment-passphrase` makes one for any machine",
+        )
+    row.machine_fingerprint = fingerprint
+    return row
 
 
 def _move(row: AgentInstallationRow, state: InstallationState, now_ns: int) -> None:
@@ -282,12 +305,21 @@ async def follow(session: AsyncSession, identifier: str, heartbeat: HeartbeatSet
             )
             await _fail(session, row, problem, now_ns)
         return
-    machine = None
-    if row.machine_fingerprint is not None:
-        machine = await session.scalar(
+    machine = None if row.machine_id is None else await session.get(MachineRow, row.machine_id)
+    stranger = None
+    if machine is None and row.machine_fingerprint is not None:
+        stranger = await session.scalar(
             select(MachineRow).where(MachineRow.machine_fingerprint == row.machine_fingerprint)
         )
-    if machine is not None and await inventory_of(session, machine.id) is not None:
+    if stranger is not None:
+        problem = JobProblem(
+            code="enrolled-before",
+            message=f"the machine that {row.hostname} says it is has not enrolled by this installation: it is {stranger.hostname}"
+            f" ({stranger.id}), enrolled {timestamp(stranger.enrolled_ns)}",
+            hint=f"if it is that server, `migratectl protect {stranger.id}`; if not, find out why it says so",
+        )
+        await _fail(session, row, problem, now_ns)
+    elif machine is not None and await inventory_of(session, machine.id) is not None:
         await _protect(session, row, machine, heartbeat, ages, now_ns)
     elif age is not None and age.exceeds(ENROLLING_TIMEOUT_S):
         what = "has enrolled, but has sent no inventory" if machine is not None else "has not enrolled"
@@ -309,7 +341,6 @@ async def _protect(
     ages: Ages,
     now_ns: int,
 ) -> None:
-    row.machine_id = machine.id
     disks = None if row.disks is None else json.loads(row.disks)
     try:
         async with session.begin_nested():

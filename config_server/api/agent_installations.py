@@ -19,8 +19,10 @@ MOST_INSTALLATIONS: Final = 200
 
 async def begin_installation(call: Call) -> InstallationStatus:
     site = call.site
-    passphrase = await site.passphrases.create(agent_installations.INSTALLATION_TIMEOUT_S, call.actor)
+    made = await site.passphrases.make()
     async with site.database.write() as session:
+        # In one transaction: what cannot be begun leaves no passphrase behind.
+        passphrase = site.passphrases.issue(session, made, agent_installations.INSTALLATION_TIMEOUT_S, call.actor)
         row = await agent_installations.begin(
             session,
             call.path["server"],
