@@ -68,6 +68,7 @@ async def begin(
     key: KeyEncryptionKey,
     heartbeat: HeartbeatSettings,
     ages: Ages,
+    steady_after_s: float,
     actor: Actor,
     now_ns: int,
 ) -> AgentInstallationRow:
@@ -80,7 +81,7 @@ async def begin(
         raise InvalidInput("cannot log in without a password or a private key")
     server = await _installable(session, text)
     policy = await find_policy(session, request.policy)
-    chosen = await _process_server(session, server, request.process_server, heartbeat, ages)
+    chosen = await _process_server(session, server, request.process_server, heartbeat, ages, steady_after_s)
     row = AgentInstallationRow(
         id=str(uuid.uuid4()),
         server_id=server.id,
@@ -140,14 +141,20 @@ async def _installable(session: AsyncSession, text: str) -> DiscoveredServerRow:
 
 
 async def _process_server(
-    session: AsyncSession, server: DiscoveredServerRow, named: str | None, heartbeat: HeartbeatSettings, ages: Ages
+    session: AsyncSession,
+    server: DiscoveredServerRow,
+    named: str | None,
+    heartbeat: HeartbeatSettings,
+    ages: Ages,
+    steady_after_s: float,
 ) -> ProcessServerRow:
+    """The named one, the one that was handed credentials for this server before, or one that is steady."""
     if named is None and server.process_server_id is not None:
         before = await session.get(ProcessServerRow, server.process_server_id)
         age = None if before is None else process_servers.heard_age(before, ages)
         if before is not None and age is not None and age.is_within(heartbeat.process_server_timeout_s):
             return before
-    return await discovered_servers.process_server_for(session, named, heartbeat, ages)
+    return await discovered_servers.process_server_for(session, named, heartbeat, ages, steady_after_s)
 
 
 def _context(identifier: str) -> str:
@@ -176,14 +183,17 @@ async def _ordered(session: AsyncSession, process_server_id: str, identifier: st
 
 
 async def order(
-    session: AsyncSession, process_server_id: str, identifier: str, key: KeyEncryptionKey, fingerprint: str
+    session: AsyncSession, process_server_id: str, identifier: str, key: KeyEncryptionKey, fingerprint: str, now_ns: int
 ) -> InstallationOrder:
-    """What to do, with the credentials. :raises NotFound: if it is over, or the server was forgotten."""
+    """What to do, with the credentials; the hand-out is recorded. :raises NotFound: it is over, or the server forgotten."""
     row = await _ordered(session, process_server_id, identifier)
     server = await session.get(DiscoveredServerRow, row.server_id)
     if server is None:
         raise NotFound("cannot find the server of this installation: it was forgotten")
     secrets = _Secrets.decode(key.unwrap_secret(row.secrets or b"", _context(row.id)))
+    await discovered_servers.record_hand_out(
+        session, process_server_id, f"the installation on {row.hostname} ({row.id})", now_ns
+    )
     return InstallationOrder(
         installation=row.id,
         target=SshTarget(host=server.address, port=server.port, user=row.user, host_key=server.host_key),

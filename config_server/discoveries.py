@@ -51,13 +51,14 @@ async def begin(
     key: KeyEncryptionKey,
     heartbeat: HeartbeatSettings,
     ages: Ages,
+    steady_after_s: float,
     actor: Actor,
     now_ns: int,
 ) -> DiscoveryRunRow:
     """Keep hosts and credentials, and have a process server look.
 
-    :raises InvalidInput: hosts that cannot be used, or no way to log in. :raises Conflict: no process server is heard, or a given host key
-        is not the pinned one. :raises Overloaded: too many discoveries are under way.
+    :raises InvalidInput: hosts that cannot be used, or no way to log in. :raises Conflict: no process server is heard (for long enough, if
+        none is named), or a given host key is not the pinned one. :raises Overloaded: too many discoveries are under way.
     """
     if request.credentials.password is None and request.credentials.private_key is None:
         raise InvalidInput("cannot log in anywhere without a password or a private key")
@@ -67,7 +68,9 @@ async def begin(
     )
     if (under_way or 0) >= MOST_OPEN_RUNS:
         raise Overloaded(f"cannot begin: {under_way} discoveries are under way", hint="wait for one to end")
-    server = await discovered_servers.process_server_for(session, request.process_server, heartbeat, ages)
+    server = await discovered_servers.process_server_for(
+        session, request.process_server, heartbeat, ages, steady_after_s
+    )
     run = DiscoveryRunRow(id=str(uuid.uuid4()), process_server_id=server.id, actor=actor, message="", created_ns=now_ns)
     run.credentials = key.wrap_secret(request.credentials.encode(), _context(run.id))
     session.add(run)
@@ -152,11 +155,12 @@ async def _hosts(session: AsyncSession, run_id: str) -> list[DiscoveryHostRow]:
 
 
 async def order(
-    session: AsyncSession, process_server_id: str, identifier: str, key: KeyEncryptionKey
+    session: AsyncSession, process_server_id: str, identifier: str, key: KeyEncryptionKey, now_ns: int
 ) -> DiscoveryOrder:
-    """What is left to do of a run, with the credentials. :raises NotFound: if it is over."""
+    """What is left to do of a run, with the credentials; that they are handed out is recorded. :raises NotFound: if it is over."""
     run = await _open_run(session, process_server_id, identifier)
     credentials = SshCredentials.decode(key.unwrap_secret(run.credentials or b"", _context(run.id)))
+    await discovered_servers.record_hand_out(session, process_server_id, f"discovery {run.id}", now_ns)
     return DiscoveryOrder(
         run=run.id,
         credentials=credentials,

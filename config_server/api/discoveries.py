@@ -25,6 +25,7 @@ async def begin_discovery(call: Call) -> DiscoveryStatus:
             call.site.key,
             call.site.heartbeat,
             call.site.ages,
+            call.site.steady_after_s,
             call.actor,
             call.site.clock(),
         )
@@ -71,7 +72,7 @@ async def forget_server(call: Call) -> None:
 
 async def get_discovery_order(call: Call) -> DiscoveryOrder:
     async with call.site.database.write() as session:
-        return await discoveries.order(session, call.peer_id, call.path["discovery"], call.site.key)
+        return await discoveries.order(session, call.peer_id, call.path["discovery"], call.site.key, call.site.clock())
 
 
 async def post_host_reports(call: Call) -> None:
@@ -93,7 +94,7 @@ ROUTES: Final = (
         answer=DiscoveryStatus,
         status=202,
         answers={
-            409: "no process server is heard, or a given host key is not the accepted one",
+            409: "no process server is heard (for long enough, if none is named), or a given host key is not the accepted one",
             503: "too many at once",
         },
     ),

@@ -122,7 +122,11 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         await lab.enrol(Role.PROCESS_SERVER, "ps-1")
         found = Site(lab, clock)
         assert (await found.ask("POST", "/heartbeats", heartbeat())).status == 200
-        body = {"hosts": [{"address": "web-1", "host_key": KEY}], "credentials": {"password": "x"}}
+        body = {
+            "hosts": [{"address": "web-1", "host_key": KEY}],
+            "credentials": {"password": "x"},
+            "process_server": "ps-1",
+        }
         run = (await found.administer("POST", "/discoveries", body)).json["id"]
         told = {"ordinal": 1, "state": "found", "offered_host_key": KEY, "facts": PROBED.model_dump(mode="json")}
         assert (await found.ask("POST", f"/discoveries/{run}/reports", {"reports": [told]})).status == 204
@@ -138,6 +142,9 @@ async def test_secrets_are_wrapped_at_rest_and_erased_when_installed(site: Site)
     order = InstallationOrder.decode((await site.ask("GET", f"/installations/{identifier}")).body)
     assert order.credentials.password is not None
     assert order.credentials.password.get_secret_value() == PASSWORD
+    events = (await site.administer("GET", "/events")).json["items"]
+    [handed] = [event["message"] for event in events if event["kind"] == "credentials-handed-out"]
+    assert handed == f"the credentials of the installation on web-1 ({identifier}) were handed to process server ps-1"
     passphrase = order.passphrase.get_secret_value()
     for secret in (PASSWORD, passphrase):
         assert secret not in repr(order)
@@ -240,7 +247,7 @@ async def test_what_cannot_be_begun_is_refused(site: Site) -> None:
     assert site.passphrases() == before  # none is left behind
     assert (await site.begin()).status == 202
     assert (await site.begin()).status == 409
-    changed = {"hosts": [{"address": "web-1"}], "credentials": {"password": "x"}}
+    changed = {"hosts": [{"address": "web-1"}], "credentials": {"password": "x"}, "process_server": "ps-1"}
     run = (await site.administer("POST", "/discoveries", changed)).json["id"]
     told = {"ordinal": 1, "state": "host-key-changed", "offered_host_key": KEY.replace("kk", "xx")}
     assert (await site.ask("POST", f"/discoveries/{run}/reports", {"reports": [told]})).status == 204
