@@ -48,6 +48,13 @@ async def get_discovery(call: Call) -> DiscoveryStatus:
         return await discoveries.status_of(session, run, call.site.heartbeat, call.site.ages)
 
 
+async def cancel_discovery(call: Call) -> DiscoveryStatus:
+    async with call.site.database.write() as session:
+        run = await discoveries.find_run(session, call.path["discovery"])
+        await discoveries.cancel(session, run, call.actor, call.site.clock())
+        return await discoveries.status_of(session, run, call.site.heartbeat, call.site.ages)
+
+
 async def accept_host_key(call: Call) -> DiscoveredServer:
     async with call.site.database.write() as session:
         server = await discovered_servers.find_discovered(session, call.path["server"])
@@ -116,6 +123,16 @@ ROUTES: Final = (
         "discovery",
         answer=DiscoveryStatus,
         answers={404: "no such discovery"},
+    ),
+    Route(
+        "POST",
+        "/discoveries/{discovery}/cancellation",
+        cancel_discovery,
+        Access.OPERATOR,
+        "End a discovery; its credentials are erased",
+        "discovery",
+        answer=DiscoveryStatus,
+        answers={404: "no such discovery", 409: "it has ended"},
     ),
     Route(
         "PUT",

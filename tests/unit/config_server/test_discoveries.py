@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import time
@@ -129,6 +130,30 @@ async def test_credentials_are_erased_when_the_time_is_over(site: Site) -> None:
     assert site.stored_credentials() == [None]
 
 
+async def test_run_of_which_no_order_can_be_made_ends_with_the_reason(site: Site) -> None:
+    run = (await site.begin("web1", process_server="ps-1")).json["id"]
+    database = sqlite3.connect(site.lab.settings.state_dir / "state.sqlite")
+    with contextlib.closing(database), database:
+        database.execute("UPDATE discovery_hosts SET address = '::1'")  # as an older version took it
+    fetched = await site.ask("GET", f"/discoveries/{run}")
+    assert (fetched.status, DiscoveryOrder.decode(fetched.body).hosts) == (200, [])
+    status = await site.status(run)
+    assert (status["state"], status["message"]) == ("ended", "no host is left that can be looked at")
+    assert "no order can be made of it" in status["hosts"][0]["problem"]["message"]
+    assert site.stored_credentials() == [None]
+
+
+async def test_cancelled_run_is_over_and_its_credentials_are_erased(site: Site) -> None:
+    run = (await site.begin("web1", process_server="ps-1")).json["id"]
+    path = f"/api/v1/discoveries/{run}/cancellation"
+    cancelled = (await site.lab.administer("POST", path)).json
+    assert (cancelled["state"], cancelled["message"]) == ("ended", "cancelled")
+    assert cancelled["hosts"][0]["problem"]["code"] == "cancelled"
+    assert site.stored_credentials() == [None]
+    assert await site.report(run, "connecting") == 404
+    assert (await site.lab.administer("POST", path)).status == 409
+
+
 async def test_run_waits_openly_for_a_process_server_that_is_away(site: Site) -> None:
     run = (await site.begin("web1", process_server="ps-1")).json["id"]
     site.advance(100)
@@ -167,6 +192,9 @@ async def test_every_hand_out_of_credentials_is_an_event(site: Site) -> None:
     [
         ({"hosts": [{"address": "10.0.0.0/8"}]}, 400),
         ({"hosts": [{"address": "-oProxyCommand=x"}]}, 400),
+        ({"hosts": [{"address": "::1"}]}, 400),
+        ({"hosts": [{"address": "[::ffff:10.0.0.1]:22"}]}, 400),
+        ({"hosts": [{"address": "fe80::1%eth0"}]}, 400),
         ({"hosts": []}, 400),
         ({"credentials": {}}, 400),
         ({"credentials": {"password": 7}}, 400),
