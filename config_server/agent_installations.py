@@ -3,7 +3,8 @@
 Called by the API, the heartbeat and the reconciler. A process server does it (docs/decisions/0020); this keeps the state, and, while
 the process server needs them and no longer, the login's credentials and a passphrase made for this installation, wrapped by the site's
 key-encryption key. When the process server says *installed*, or the installation ends otherwise, they are erased and the passphrase is
-revoked. Then the machine with the server's fingerprint is waited for, and protected as if the operator had done it.
+revoked. That passphrase is good for one machine: the one whose fingerprint the probe found, else the first that uses it. The machine that
+has enrolled with it is protected as if the operator had done it, and no other: what the probe of a hostile server says leads to none.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from config_server.policies import find_policy
 from config_server.protection import protect
 from config_server.tables import EnrolmentPassphraseRow, MachineRow, ProcessServerRow
 from replication.control_plane import RemoteOrderReference
-from replication.errors import BlockferryError, Conflict, InvalidInput, NotFound
+from replication.errors import BlockferryError, Conflict, InvalidInput, NotFound, Refused
 from replication.remote_access import (
     INSTALLATIONS,
     InstallationOrder,
@@ -67,6 +68,7 @@ async def begin(
     key: KeyEncryptionKey,
     heartbeat: HeartbeatSettings,
     ages: Ages,
+    steady_after_s: float,
     actor: Actor,
     now_ns: int,
 ) -> AgentInstallationRow:
@@ -79,7 +81,7 @@ async def begin(
         raise InvalidInput("cannot log in without a password or a private key")
     server = await _installable(session, text)
     policy = await find_policy(session, request.policy)
-    chosen = await _process_server(session, server, request.process_server, heartbeat, ages)
+    chosen = await _process_server(session, server, request.process_server, heartbeat, ages, steady_after_s)
     row = AgentInstallationRow(
         id=str(uuid.uuid4()),
         server_id=server.id,
@@ -139,14 +141,20 @@ async def _installable(session: AsyncSession, text: str) -> DiscoveredServerRow:
 
 
 async def _process_server(
-    session: AsyncSession, server: DiscoveredServerRow, named: str | None, heartbeat: HeartbeatSettings, ages: Ages
+    session: AsyncSession,
+    server: DiscoveredServerRow,
+    named: str | None,
+    heartbeat: HeartbeatSettings,
+    ages: Ages,
+    steady_after_s: float,
 ) -> ProcessServerRow:
+    """The named one, the one that was handed credentials for this server before, or one that is steady."""
     if named is None and server.process_server_id is not None:
         before = await session.get(ProcessServerRow, server.process_server_id)
         age = None if before is None else process_servers.heard_age(before, ages)
         if before is not None and age is not None and age.is_within(heartbeat.process_server_timeout_s):
             return before
-    return await discovered_servers.process_server_for(session, named, heartbeat, ages)
+    return await discovered_servers.process_server_for(session, named, heartbeat, ages, steady_after_s)
 
 
 def _context(identifier: str) -> str:
@@ -175,14 +183,17 @@ async def _ordered(session: AsyncSession, process_server_id: str, identifier: st
 
 
 async def order(
-    session: AsyncSession, process_server_id: str, identifier: str, key: KeyEncryptionKey, fingerprint: str
+    session: AsyncSession, process_server_id: str, identifier: str, key: KeyEncryptionKey, fingerprint: str, now_ns: int
 ) -> InstallationOrder:
-    """What to do, with the credentials. :raises NotFound: if it is over, or the server was forgotten."""
+    """What to do, with the credentials; the hand-out is recorded. :raises NotFound: it is over, or the server forgotten."""
     row = await _ordered(session, process_server_id, identifier)
     server = await session.get(DiscoveredServerRow, row.server_id)
     if server is None:
         raise NotFound("cannot find the server of this installation: it was forgotten")
     secrets = _Secrets.decode(key.unwrap_secret(row.secrets or b"", _context(row.id)))
+    await discovered_servers.record_hand_out(
+        session, process_server_id, f"the installation on {row.hostname} ({row.id})", now_ns
+    )
     return InstallationOrder(
         installation=row.id,
         target=SshTarget(host=server.address, port=server.port, user=row.user, host_key=server.host_key),
@@ -203,7 +214,8 @@ async def report(
         server = await session.get(DiscoveredServerRow, row.server_id)
         if server is not None:
             discovered_servers.learn(server, told.facts, row.user, process_server_id, now_ns)
-        row.machine_fingerprint = told.facts.machine_fingerprint or row.machine_fingerprint
+        if row.machine_id is None:  # else the passphrase was used, and is bound
+            row.machine_fingerprint = told.facts.machine_fingerprint or row.machine_fingerprint
     match told.state:
         case "installed":
             _move(row, InstallationState.ENROLLING, now_ns)
@@ -216,6 +228,27 @@ async def report(
             )
         case _:
             _move(row, InstallationState(told.state), now_ns)
+
+
+async def admit(session: AsyncSession, passphrase_id: str, fingerprint: str) -> AgentInstallationRow | None:
+    """The installation that a passphrase was made for, or None; bound to the machine of this fingerprint from now on.
+
+    :raises Refused: if it is over, or bound to another machine.
+    """
+    row: AgentInstallationRow | None = await session.scalar(
+        select(AgentInstallationRow).where(AgentInstallationRow.passphrase_id == passphrase_id)
+    )
+    if row is None:
+        return None
+    if row.secrets is None:
+        raise Refused("cannot enrol: the installation that this passphrase was made for is over")
+    if row.machine_fingerprint not in (None, fingerprint):
+        raise Refused(
+            "cannot enrol: this passphrase was made for installing the agent on another machine",
+            hint="`migratectl create-enrolment-passphrase` makes one for any machine",
+        )
+    row.machine_fingerprint = fingerprint
+    return row
 
 
 def _move(row: AgentInstallationRow, state: InstallationState, now_ns: int) -> None:
@@ -282,12 +315,21 @@ async def follow(session: AsyncSession, identifier: str, heartbeat: HeartbeatSet
             )
             await _fail(session, row, problem, now_ns)
         return
-    machine = None
-    if row.machine_fingerprint is not None:
-        machine = await session.scalar(
+    machine = None if row.machine_id is None else await session.get(MachineRow, row.machine_id)
+    stranger = None
+    if machine is None and row.machine_fingerprint is not None:
+        stranger = await session.scalar(
             select(MachineRow).where(MachineRow.machine_fingerprint == row.machine_fingerprint)
         )
-    if machine is not None and await inventory_of(session, machine.id) is not None:
+    if stranger is not None:
+        problem = JobProblem(
+            code="enrolled-before",
+            message=f"the machine that {row.hostname} says it is has not enrolled by this installation: it is {stranger.hostname}"
+            f" ({stranger.id}), enrolled {timestamp(stranger.enrolled_ns)}",
+            hint=f"if it is that server, `migratectl protect {stranger.id}`; if not, find out why it says so",
+        )
+        await _fail(session, row, problem, now_ns)
+    elif machine is not None and await inventory_of(session, machine.id) is not None:
         await _protect(session, row, machine, heartbeat, ages, now_ns)
     elif age is not None and age.exceeds(ENROLLING_TIMEOUT_S):
         what = "has enrolled, but has sent no inventory" if machine is not None else "has not enrolled"
@@ -309,7 +351,6 @@ async def _protect(
     ages: Ages,
     now_ns: int,
 ) -> None:
-    row.machine_id = machine.id
     disks = None if row.disks is None else json.loads(row.disks)
     try:
         async with session.begin_nested():

@@ -201,6 +201,7 @@ async def running_site(
             feed=feed,
             store_status=store_status,
             heartbeat=settings.heartbeat,
+            steady_after_s=settings.placement.steady_after_s,
             ages=ages,
             own=own,
             clock=clock,

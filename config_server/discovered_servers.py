@@ -20,7 +20,7 @@ from config_server.discovery_tables import DiscoveredServerRow
 from config_server.events import Actor, record_event
 from config_server.items import find_machine
 from config_server.operator_plane import DiscoveryReference, ServerSummary, timestamp
-from config_server.placement import choose
+from config_server.placement import choose, choose_steady
 from config_server.process_server_verbs import find_process_server
 from config_server.tables import MachineRow, ProcessServerRow
 from replication.errors import Conflict, NotFound
@@ -97,18 +97,38 @@ async def find_discovered(session: AsyncSession, text: str) -> DiscoveredServerR
 
 
 async def process_server_for(
-    session: AsyncSession, wanted: str | None, heartbeat: HeartbeatSettings, ages: Ages
+    session: AsyncSession, wanted: str | None, heartbeat: HeartbeatSettings, ages: Ages, steady_after_s: float
 ) -> ProcessServerRow:
-    """Who goes to servers: the process server that an operator named, or the one that is chosen.
+    """Who goes to servers, and is handed credentials: the process server that an operator named, or the one that is chosen. One that has
+    enrolled a moment ago, by whomever, is not chosen.
 
-    :raises NotFound: there is none of this name. :raises Conflict: several have it, or none is heard.
+    :raises NotFound: there is none of this name. :raises Conflict: several have it, none is heard, or none for so long without a gap.
     """
     if wanted is not None:
         return await find_process_server(session, wanted)
-    chosen = await choose(session, heartbeat, ages)
+    chosen = await choose_steady(session, heartbeat, ages, steady_after_s)
+    fresh = None if chosen is not None else await choose(session, heartbeat, ages)
+    if fresh is not None:
+        name = (await session.get_one(ProcessServerRow, fresh)).hostname
+        raise Conflict(
+            f"cannot choose who is handed the credentials: no process server has been heard for {steady_after_s:.0f} s without a gap",
+            hint=f"wait, or name the one that you trust with them: `--process-server {name}`",
+        )
     if chosen is None:
         raise Conflict("cannot go to the servers: no process server is heard", hint="`migratectl process-servers`")
     return await session.get_one(ProcessServerRow, chosen)
+
+
+async def record_hand_out(session: AsyncSession, process_server_id: str, what: str, now_ns: int) -> None:
+    """Each time that a process server is given the credentials of ``what``."""
+    server = await session.get_one(ProcessServerRow, process_server_id)
+    record_event(
+        session,
+        now_ns,
+        Actor(f"process-server:{process_server_id}"),
+        "credentials-handed-out",
+        f"the credentials of {what} were handed to process server {server.hostname}",
+    )
 
 
 async def enrolled_as(session: AsyncSession, server: DiscoveredServerRow) -> MachineRow | None:

@@ -19,11 +19,12 @@ from config_server import discovered_servers, process_servers
 from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
 from config_server.core.discovery import ENDED_STATES, HostState, next_host_state
-from config_server.core.host_list import Host, expand, parse_hosts
+from config_server.core.host_list import Host, expand, parse_hosts, target_of
 from config_server.discovery_plane import DiscoveryHostStatus, DiscoveryRequest, DiscoveryStatus, HostRequest
 from config_server.discovery_tables import DiscoveryHostRow, DiscoveryRunRow
 from config_server.events import SYSTEM, Actor, record_event
 from config_server.job_documents import JobProblem
+from config_server.jobs import problem_from
 from config_server.key_encryption import KeyEncryptionKey
 from config_server.operator_plane import timestamp
 from config_server.tables import ProcessServerRow
@@ -37,7 +38,6 @@ from replication.remote_access import (
     HostReports,
     HostStateName,
     SshCredentials,
-    SshTarget,
 )
 
 RUN_TIMEOUT_S: Final = 2 * 3600.0
@@ -51,23 +51,28 @@ async def begin(
     key: KeyEncryptionKey,
     heartbeat: HeartbeatSettings,
     ages: Ages,
+    steady_after_s: float,
     actor: Actor,
     now_ns: int,
 ) -> DiscoveryRunRow:
     """Keep hosts and credentials, and have a process server look.
 
-    :raises InvalidInput: hosts that cannot be used, or no way to log in. :raises Conflict: no process server is heard, or a given host key
-        is not the pinned one. :raises Overloaded: too many discoveries are under way.
+    :raises InvalidInput: hosts that cannot be used, or no way to log in. :raises Conflict: no process server is heard (for long enough, if
+        none is named), or a given host key is not the pinned one. :raises Overloaded: too many discoveries are under way.
     """
     if request.credentials.password is None and request.credentials.private_key is None:
         raise InvalidInput("cannot log in anywhere without a password or a private key")
     hosts = expand((each for one in request.hosts for each in _hosts_of(one)), user=request.user, port=request.port)
+    for each in hosts:
+        target_of(each)
     under_way = await session.scalar(
         select(func.count()).select_from(DiscoveryRunRow).where(DiscoveryRunRow.ended_ns.is_(None))
     )
     if (under_way or 0) >= MOST_OPEN_RUNS:
         raise Overloaded(f"cannot begin: {under_way} discoveries are under way", hint="wait for one to end")
-    server = await discovered_servers.process_server_for(session, request.process_server, heartbeat, ages)
+    server = await discovered_servers.process_server_for(
+        session, request.process_server, heartbeat, ages, steady_after_s
+    )
     run = DiscoveryRunRow(id=str(uuid.uuid4()), process_server_id=server.id, actor=actor, message="", created_ns=now_ns)
     run.credentials = key.wrap_secret(request.credentials.encode(), _context(run.id))
     session.add(run)
@@ -152,23 +157,25 @@ async def _hosts(session: AsyncSession, run_id: str) -> list[DiscoveryHostRow]:
 
 
 async def order(
-    session: AsyncSession, process_server_id: str, identifier: str, key: KeyEncryptionKey
+    session: AsyncSession, process_server_id: str, identifier: str, key: KeyEncryptionKey, now_ns: int
 ) -> DiscoveryOrder:
-    """What is left to do of a run, with the credentials. :raises NotFound: if it is over."""
+    """What is left to do of a run, with the credentials; that they are handed out is recorded. :raises NotFound: if it is over."""
     run = await _open_run(session, process_server_id, identifier)
     credentials = SshCredentials.decode(key.unwrap_secret(run.credentials or b"", _context(run.id)))
-    return DiscoveryOrder(
-        run=run.id,
-        credentials=credentials,
-        hosts=[
-            DiscoveryHost(
-                ordinal=host.ordinal,
-                target=SshTarget(host=host.address, port=host.port, user=host.user, host_key=host.host_key),
-            )
-            for host in await _hosts(session, run.id)
-            if host.state not in _ENDED
-        ],
-    )
+    await discovered_servers.record_hand_out(session, process_server_id, f"discovery {run.id}", now_ns)
+    hosts = []
+    for host in await _hosts(session, run.id):
+        if host.state in _ENDED:
+            continue
+        try:
+            target = target_of(Host(host.address, host.port, host.user, host.host_key))
+        except InvalidInput as error:  # what an older version took
+            host.state, host.problem = HostState.FAILED.value, problem_from(error).model_dump_json()
+        else:
+            hosts.append(DiscoveryHost(ordinal=host.ordinal, target=target))
+    if not hosts:
+        _end(session, run, SYSTEM, now_ns, "no host is left that can be looked at")
+    return DiscoveryOrder(run=run.id, credentials=credentials, hosts=hosts)
 
 
 async def report(
@@ -191,7 +198,7 @@ async def report(
         .where(DiscoveryHostRow.run_id == run.id, DiscoveryHostRow.state.not_in(_ENDED))
     )
     if not left:
-        _end(session, run, now_ns, "")
+        _end(session, run, SYSTEM, now_ns, "")
 
 
 async def _take(
@@ -220,11 +227,25 @@ async def _take(
         discovered_servers.learn(server, told.facts, host.user, run.process_server_id, now_ns)
 
 
-def _end(session: AsyncSession, run: DiscoveryRunRow, now_ns: int, message: str) -> None:
+def _end(session: AsyncSession, run: DiscoveryRunRow, actor: Actor, now_ns: int, message: str) -> None:
     run.ended_ns, run.message, run.credentials = now_ns, message, None
     record_event(
-        session, now_ns, SYSTEM, "discovery-ended", f"discovery {run.id} ended{': ' if message else ''}{message}"
+        session, now_ns, actor, "discovery-ended", f"discovery {run.id} ended{': ' if message else ''}{message}"
     )
+
+
+async def _fail_rest(session: AsyncSession, run: DiscoveryRunRow, problem: JobProblem) -> None:
+    for host in await _hosts(session, run.id):
+        if host.state not in _ENDED:
+            host.state, host.problem = HostState.FAILED.value, problem.model_dump_json()
+
+
+async def cancel(session: AsyncSession, run: DiscoveryRunRow, actor: Actor, now_ns: int) -> None:
+    """End it and erase its credentials; the process server drops it with its next report. :raises Conflict: if it has ended."""
+    if run.ended_ns is not None:
+        raise Conflict(f"cannot cancel the discovery {run.id}: it has ended")
+    await _fail_rest(session, run, JobProblem(code="cancelled", message="the discovery was cancelled", hint=None))
+    _end(session, run, actor, now_ns, "cancelled")
 
 
 async def end_overdue(session: AsyncSession, ages: Ages, now_ns: int) -> None:
@@ -237,10 +258,8 @@ async def end_overdue(session: AsyncSession, ages: Ages, now_ns: int) -> None:
                 message="the discovery's time was over before the process server had looked at this host",
                 hint="see that the process server is heard, and discover again",
             )
-            for host in await _hosts(session, run.id):
-                if host.state not in _ENDED:
-                    host.state, host.problem = HostState.FAILED.value, problem.model_dump_json()
-            _end(session, run, now_ns, f"not every host was looked at within {RUN_TIMEOUT_S / 3600:.0f} h")
+            await _fail_rest(session, run, problem)
+            _end(session, run, SYSTEM, now_ns, f"not every host was looked at within {RUN_TIMEOUT_S / 3600:.0f} h")
 
 
 async def forget_runs(session: AsyncSession, before_ns: int, most: int) -> int:

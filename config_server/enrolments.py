@@ -2,7 +2,8 @@
 
 R11: an existing machine is never taken over. Who asks again for a machine that is enrolled gets ``Conflict``, unless he proves to hold
 the very key of its newest certificate (his earlier answer was lost on the way) or an administrator has allowed the re-enrolment; then
-the older certificates are revoked. Guessing is limited by caller and altogether; a passphrase for another role is a wrong one.
+the older certificates are revoked. Guessing is limited by caller and altogether; a passphrase for another role is a wrong one, and that of
+an installation over SSH is good for its machine only (``agent_installations.admit``).
 
 A process server's certificate lists the host of the address that agents are told, and nothing else (``core/address_claims.py``).
 """
@@ -17,6 +18,7 @@ from typing import Final
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server import agent_installations
 from config_server.ages import Ages
 from config_server.authority import CERTIFICATE_LIFETIME_S, Authority, ServerNames, TrustStore, read_signing_request
 from config_server.certificates import issue_and_record, key_digest
@@ -72,7 +74,7 @@ class Enrolments:
         ``same_machine``: the connection came from the machine that this server runs on.
 
         :raises Overloaded: too many attempts from ``caller`` (its network address), or altogether.
-        :raises Refused: the passphrase is wrong, has expired or is for another role, or the address is this server's own.
+        :raises Refused: the passphrase is wrong, has expired, is for another role or machine, or the address is this server's own.
         :raises Conflict: the machine is enrolled already, or the address is another process server's.
         :raises InvalidInput: the signing request or the service's address cannot be used.
         """
@@ -85,7 +87,7 @@ class Enrolments:
         address = _service_address(request)
         now_ns = self._clock()
         async with self._database.write() as session:
-            name = await self._holder(session, request, key_digest(public_key), now_ns)
+            name = await self._holder(session, request, key_digest(public_key), identifier, now_ns)
             if address is not None:
                 check_claim(
                     address,
@@ -113,9 +115,12 @@ class Enrolments:
             authorities_pem=self._trust_store.trusted_pem(),
         )
 
-    async def _holder(self, session: AsyncSession, request: EnrolmentRequest, key_digest: str, now_ns: int) -> PeerName:
-        """The new or known holder; checks that a known one may be given a certificate again."""
+    async def _holder(
+        self, session: AsyncSession, request: EnrolmentRequest, key_digest: str, passphrase: str, now_ns: int
+    ) -> PeerName:
+        """The new or known holder; checks that a known one may be given a certificate again, and that the passphrase is for it."""
         role = Role(request.role)
+        installation = await agent_installations.admit(session, passphrase, request.machine_fingerprint)
         row: MachineRow | ProcessServerRow | None
         if role is Role.AGENT:
             row = await session.scalar(
@@ -128,6 +133,8 @@ class Enrolments:
         if row is None:
             identifier = str(uuid.uuid4())
             session.add(_new_row(request, identifier, now_ns))
+            if installation is not None:
+                installation.machine_id = identifier
             return PeerName(role, identifier)
         newest = await session.scalar(
             select(CertificateRow)

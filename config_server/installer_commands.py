@@ -5,16 +5,20 @@ Called by ``cli``. They work on the files alone: a configuration server that run
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import click
 from rich.table import Table
 
+from config_server.api.downloads import install_command
 from config_server.config import DEFAULT_CONFIG, Settings
 from config_server.installation import load_authority
 from config_server.installers import Installers
-from replication.errors import BlockferryError
+from replication.errors import BlockferryError, NotFound
 from replication.service.cli import fail, load_or_exit, make_console
+from replication.service.https import ListenAddress
+from replication.service_address import HTTPS_PORT, ServiceAddress
 
 _config = click.option(
     "--config",
@@ -29,6 +33,11 @@ _config = click.option(
 def _installers(config_path: Path) -> Installers:
     settings = load_or_exit(Settings, config_path, check_only=False)
     return Installers(settings.state_dir, load_authority(settings))
+
+
+def _own_address(settings: Settings) -> str:
+    host = next(iter(settings.names), socket.gethostname())
+    return str(ServiceAddress(host, ListenAddress.parse(settings.listen).port or HTTPS_PORT))
 
 
 @click.command("add-installer")
@@ -59,10 +68,25 @@ def remove_installer(config_path: Path, name: str) -> None:
 @click.command("installers")
 @_config
 @click.option("--json", "as_json", is_flag=True, help="Print the catalogue as it is served.")
-def installers(config_path: Path, as_json: bool) -> None:
-    """List the installers that are offered."""
+@click.option(
+    "--command", "wants_command", is_flag=True, help="Print the line that installs the newest one on a server."
+)
+@click.option("--address", default=None, help="HOST[:PORT] at which servers reach the appliance, for --command.")
+def installers(config_path: Path, as_json: bool, wants_command: bool, address: str | None) -> None:
+    """List the installers that are offered, or print the line that installs one, with the authority's fingerprint in it."""
     try:
-        signed = _installers(config_path).read()
+        settings = load_or_exit(Settings, config_path, check_only=False)
+        authority = load_authority(settings)
+        signed = Installers(settings.state_dir, authority).read()
+        if wants_command:
+            newest = next(iter(signed.catalogue.installers), None)
+            if newest is None:
+                raise NotFound(
+                    "cannot print a line: no installer is offered", hint="`config-server add-installer FILE`"
+                )
+            at = str(ServiceAddress.parse(f"https://{address or _own_address(settings)}"))
+            click.echo(install_command(at, newest.file, authority.fingerprint))
+            return
     except BlockferryError as error:
         fail(error)
     if as_json:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.database import Database
 from config_server.events import Actor, Clock, record_event
 from config_server.secret_text import (
     SALT_BYTES,
+    NewPassphrase,
     new_passphrase,
     passphrase_digest,
     passphrase_identifier,
@@ -50,34 +52,49 @@ class Passphrases:
 
     async def create(self, valid_for_s: float, actor: Actor, role: EnrollingRole = "agent") -> IssuedPassphrase:
         """:raises InvalidInput: unless it shall be valid for a time up to 30 days."""
+        made = await self.make()
+        async with self._database.write() as session:
+            return self.issue(session, made, valid_for_s, actor, role)
+
+    async def make(self) -> NewPassphrase:
+        """One that is good for nothing yet: ``issue`` makes it count."""
+        return await asyncio.to_thread(new_passphrase)
+
+    def issue(
+        self,
+        session: AsyncSession,
+        made: NewPassphrase,
+        valid_for_s: float,
+        actor: Actor,
+        role: EnrollingRole = "agent",
+    ) -> IssuedPassphrase:
+        """Within the caller's transaction: if that fails, there is no passphrase. :raises InvalidInput: as ``create``."""
         if not 0 < valid_for_s <= MAX_VALIDITY_S:
             raise InvalidInput(
                 f"cannot make a passphrase valid for {valid_for_s:.0f} seconds",
                 hint="more than nothing, at most 30 days",
             )
-        made = await asyncio.to_thread(new_passphrase)
         now_ns = self._clock()
         expires_ns = now_ns + int(valid_for_s * 1e9)
-        async with self._database.write() as session:
-            session.add(
-                EnrolmentPassphraseRow(
-                    id=made.identifier,
-                    role=role,
-                    salt=made.salt,
-                    digest=made.digest,
-                    created_ns=now_ns,
-                    created_by=actor,
-                    expires_ns=expires_ns,
-                    used_count=0,
-                )
+        session.add(
+            EnrolmentPassphraseRow(
+                id=made.identifier,
+                role=role,
+                salt=made.salt,
+                digest=made.digest,
+                created_ns=now_ns,
+                created_by=actor,
+                expires_ns=expires_ns,
+                used_count=0,
             )
-            record_event(
-                session,
-                now_ns,
-                actor,
-                "passphrase-created",
-                f"enrolment passphrase {made.identifier} for role {role} created",
-            )
+        )
+        record_event(
+            session,
+            now_ns,
+            actor,
+            "passphrase-created",
+            f"enrolment passphrase {made.identifier} for role {role} created",
+        )
         return IssuedPassphrase(made.text, made.identifier, expires_ns)
 
     async def list_valid(self) -> list[EnrolmentPassphraseRow]:

@@ -136,8 +136,23 @@ def _hold_of(job: JobRow) -> Hold:
 
 async def choose(session: AsyncSession, heartbeat: HeartbeatSettings, ages: Ages) -> str | None:
     """The process server for a new item, or None if none can take one."""
+    return await _choose(session, await candidates(session, ages), heartbeat, ages)
+
+
+async def choose_steady(
+    session: AsyncSession, heartbeat: HeartbeatSettings, ages: Ages, steady_after_s: float
+) -> str | None:
+    """As ``choose``, of those only that have been heard for so long without a gap."""
+    found = await candidates(session, ages)
+    steady = [each for each in found if each.steady is not None and each.steady.exceeds(steady_after_s)]
+    return await _choose(session, steady, heartbeat, ages)
+
+
+async def _choose(
+    session: AsyncSession, found: list[Candidate], heartbeat: HeartbeatSettings, ages: Ages
+) -> str | None:
     rules = Rules(silent_after_s=heartbeat.process_server_timeout_s)
-    return choose_process_server(await candidates(session, ages), await placed_items(session, ages), rules)
+    return choose_process_server(found, await placed_items(session, ages), rules)
 
 
 async def give(

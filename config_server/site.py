@@ -30,7 +30,7 @@ from config_server.webhook import Webhook
 @dataclass(frozen=True, slots=True)
 class Site:
     """The services of one configuration server. ``wake_reconciler`` lets it look at once instead of at its next interval, and for points
-    that an agent names (item, cuts) if it was told them with ``note_points``.
+    that an agent names (item, cuts) if it was told them with ``note_points``. ``steady_after_s``: ``placement``'s.
     """
 
     database: Database
@@ -49,6 +49,7 @@ class Site:
     store_status: StoreStatus
     heartbeat: HeartbeatSettings
     ages: Ages
+    steady_after_s: float
     own: OwnAddresses
     clock: Clock
     wake_reconciler: Callable[[], None]

@@ -23,7 +23,7 @@ from process_server.spool.files import DirectoryFiles
 from process_server.spool.inventory import SpoolInventory, take_inventory
 from replication.enrolment import enrol as enrol_with
 from replication.errors import BlockferryError, InvalidInput, NotFound
-from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, version_option
+from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, make_console, version_option
 from replication.service.installed_folders import paths_command
 from replication.service.logs import configure_logging
 from replication.service.runtime import run_daemon
@@ -126,7 +126,7 @@ def spool_status(config_path: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_as_json(found), indent=2))
     else:
-        _print(found, Console())
+        _print(found, make_console())
 
 
 def _inventory(directory: Path) -> SpoolInventory:

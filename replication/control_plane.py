@@ -19,9 +19,9 @@ plane only to start. Ages are seconds by the sender's own clock, so that no two 
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from replication.churn_profile import ProfileObservation, ProfileOrder
 from replication.documents import MAX_BYTE_COUNT, ByteCount, Document, Hash, Uuid
@@ -67,13 +67,23 @@ EnrollingRole = Literal["agent", "process-server"]
 ENROLLING_ROLES: Final[tuple[EnrollingRole, ...]] = ("agent", "process-server")
 
 
+def _printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("it has a sign that cannot be printed")
+    return name
+
+
+PrintableName = Annotated[str, Field(min_length=1, max_length=253), AfterValidator(_printable)]
+"""A name that others print on a terminal."""
+
+
 class EnrolmentRequest(Document):
     """Sent only after the authority's fingerprint matched (R11). ``machine_fingerprint`` identifies the hardware or installation."""
 
     role: EnrollingRole
     passphrase: str = Field(min_length=1, max_length=200)
     signing_request_pem: str = Field(max_length=16384)
-    hostname: str = Field(min_length=1, max_length=253)
+    hostname: PrintableName
     machine_fingerprint: str = Field(min_length=8, max_length=200)
     service_url: str | None = None
     """Process servers: the address that agents are told to use."""

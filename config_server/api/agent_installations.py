@@ -19,8 +19,10 @@ MOST_INSTALLATIONS: Final = 200
 
 async def begin_installation(call: Call) -> InstallationStatus:
     site = call.site
-    passphrase = await site.passphrases.create(agent_installations.INSTALLATION_TIMEOUT_S, call.actor)
+    made = await site.passphrases.make()
     async with site.database.write() as session:
+        # In one transaction: what cannot be begun leaves no passphrase behind.
+        passphrase = site.passphrases.issue(session, made, agent_installations.INSTALLATION_TIMEOUT_S, call.actor)
         row = await agent_installations.begin(
             session,
             call.path["server"],
@@ -29,6 +31,7 @@ async def begin_installation(call: Call) -> InstallationStatus:
             site.key,
             site.heartbeat,
             site.ages,
+            site.steady_after_s,
             call.actor,
             site.clock(),
         )
@@ -59,7 +62,7 @@ async def get_installation_order(call: Call) -> InstallationOrder:
     authority = fingerprint(call.site.authority.certificate)
     async with call.site.database.write() as session:
         return await agent_installations.order(
-            session, call.peer_id, call.path["installation"], call.site.key, authority
+            session, call.peer_id, call.path["installation"], call.site.key, authority, call.site.clock()
         )
 
 
@@ -84,7 +87,7 @@ ROUTES: Final = (
         status=202,
         answers={
             404: "no such server, policy or process server",
-            409: "it has an agent, or its host key is not accepted",
+            409: "it has an agent, its host key is not accepted, or no process server is heard for long enough and none is named",
         },
     ),
     Route(

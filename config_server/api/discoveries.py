@@ -25,6 +25,7 @@ async def begin_discovery(call: Call) -> DiscoveryStatus:
             call.site.key,
             call.site.heartbeat,
             call.site.ages,
+            call.site.steady_after_s,
             call.actor,
             call.site.clock(),
         )
@@ -44,6 +45,13 @@ async def list_discoveries(call: Call) -> Page[DiscoveryStatus]:
 async def get_discovery(call: Call) -> DiscoveryStatus:
     async with call.site.database.read() as session:
         run = await discoveries.find_run(session, call.path["discovery"])
+        return await discoveries.status_of(session, run, call.site.heartbeat, call.site.ages)
+
+
+async def cancel_discovery(call: Call) -> DiscoveryStatus:
+    async with call.site.database.write() as session:
+        run = await discoveries.find_run(session, call.path["discovery"])
+        await discoveries.cancel(session, run, call.actor, call.site.clock())
         return await discoveries.status_of(session, run, call.site.heartbeat, call.site.ages)
 
 
@@ -71,7 +79,7 @@ async def forget_server(call: Call) -> None:
 
 async def get_discovery_order(call: Call) -> DiscoveryOrder:
     async with call.site.database.write() as session:
-        return await discoveries.order(session, call.peer_id, call.path["discovery"], call.site.key)
+        return await discoveries.order(session, call.peer_id, call.path["discovery"], call.site.key, call.site.clock())
 
 
 async def post_host_reports(call: Call) -> None:
@@ -93,7 +101,7 @@ ROUTES: Final = (
         answer=DiscoveryStatus,
         status=202,
         answers={
-            409: "no process server is heard, or a given host key is not the accepted one",
+            409: "no process server is heard (for long enough, if none is named), or a given host key is not the accepted one",
             503: "too many at once",
         },
     ),
@@ -115,6 +123,16 @@ ROUTES: Final = (
         "discovery",
         answer=DiscoveryStatus,
         answers={404: "no such discovery"},
+    ),
+    Route(
+        "POST",
+        "/discoveries/{discovery}/cancellation",
+        cancel_discovery,
+        Access.OPERATOR,
+        "End a discovery; its credentials are erased",
+        "discovery",
+        answer=DiscoveryStatus,
+        answers={404: "no such discovery", 409: "it has ended"},
     ),
     Route(
         "PUT",

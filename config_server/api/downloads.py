@@ -35,13 +35,20 @@ _STYLE: Final = (
 )
 
 INSTALL_COMMAND: Final = (
-    'A={address} F=FINGERPRINT; umask 077; cd "$(mktemp -d)" && '
-    "curl -fsSk https://$A/downloads/authority.pem -o site.pem && "
-    '[ "$(grep -v -e - site.pem | base64 -d | sha256sum)" = "$(echo $F | tr -d : | tr A-F a-f)  -" ] && '
+    'A={address} F={fingerprint}; umask 077; cd "$(mktemp -d)" && '
+    "curl -fsSk https://$A/downloads/authority.pem | grep -v -e - | base64 -d >site.der && "
+    '[ "$(sha256sum <site.der)" = "$(echo $F | tr -d : | tr A-F a-f)  -" ] && '
+    '{{ echo "-----BEGIN CERTIFICATE-----"; base64 site.der; echo "-----END CERTIFICATE-----"; }} >site.pem && '
     "curl -fsS --cacert site.pem -O https://$A/downloads/{file} && "
     "sudo sh {file} install --appliance https://$A --fingerprint $F"
 )
-"""Nothing is believed of the first connection: what it brings is compared with the fingerprint. The rest goes over a checked one."""
+"""Nothing is believed of the first connection but the bytes whose hash is the fingerprint: ``site.pem`` is written anew from just them, so
+that no second authority comes along. The rest goes over a checked connection."""
+
+
+def install_command(address: str, file: str, fingerprint: str = "FINGERPRINT") -> str:
+    """The line for a server; ``config-server installers --command`` knows the fingerprint, a page must not say it."""
+    return INSTALL_COMMAND.format(address=address, file=file, fingerprint=fingerprint)
 
 
 def add_download_routes(
@@ -104,11 +111,13 @@ def _page(signed: SignedIndex, address: str) -> str:
     if newest is None:
         body = "<p>There is no installer yet. On the appliance: <code>config-server add-installer FILE</code>.</p>"
     else:
-        command = html.escape(INSTALL_COMMAND.format(address=address, file=newest.file))
+        command = html.escape(install_command(address, newest.file))
         body = (
             f"<table><tr><th>File<th>Version<th>Architecture<th>glibc<th>Size<th>SHA-256</tr>{rows}</table>"
             "<h2>On a server, as one line</h2>"
-            "<p>In place of <code>FINGERPRINT</code> write what <code>config-server show-fingerprint</code> prints on the "
+            "<p>This page proves nothing of itself: better let <code>config-server installers --command</code> print the line on the "
+            "appliance, with the fingerprint in it. Else read it before you run it, and in place of "
+            "<code>FINGERPRINT</code> write what <code>config-server show-fingerprint</code> prints on the "
             "appliance. Do not take it from a page: it is what proves that this is the appliance. The passphrase is asked for; "
             "<code>migratectl create-enrolment-passphrase</code> makes one.</p>"
             f"<pre>{command}</pre>"

@@ -40,7 +40,7 @@ ROUTES: Final = (
         answer=EnrolmentAnswer,
         status=201,
         answers={
-            403: "the passphrase is wrong, has expired or is for another role; the address is the configuration server's own",
+            403: "the passphrase is wrong, has expired or is for another role or machine; the address is the configuration server's own",
             409: "the machine is enrolled already; the address is another process server's",
             503: "too many attempts",
         },

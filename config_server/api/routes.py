@@ -219,7 +219,7 @@ async def _audit(site: Site, route: Route, request: web.Request, identity: Ident
                 credential=identity.credential,
                 remote=request.remote or "unknown",
                 action=f"{route.method} {route.path}",
-                target=request.path[:MAX_TARGET],
+                target=request.rel_url.raw_path[:MAX_TARGET],  # encoded as it came: nothing in it moves a cursor
                 status=status,
                 detail=detail[:MAX_DETAIL],
             )

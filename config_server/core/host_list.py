@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from replication.errors import InvalidInput
-from replication.remote_access import MAX_HOSTS
+from replication.remote_access import MAX_HOSTS, SSH_PORT, SshTarget
 from replication.service_address import is_dns_name
 
 _USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@\\-]{0,99}")
@@ -36,7 +36,31 @@ class Host:
 
 
 def parse_hosts(text: str) -> list[Host]:
-    """:raises InvalidInput: if it is no host, network or range, or one of more than ``MAX_HOSTS`` addresses."""
+    """:raises InvalidInput: if it is no host, network or range, one of more than ``MAX_HOSTS`` addresses, or cannot be ordered."""
+    hosts = _parsed(text)
+    for host in hosts:
+        try:
+            SshTarget(host=host.host, user=host.user or "root")
+        except ValueError:
+            # Such as ::1, ::ffff:10.0.0.1 and fe80::1%eth0: the process server's own, another spelling, one of a link only.
+            raise _unusable(
+                text, f"{host.host[:_MAX_SHOWN]} is no name or address under which another machine is reached"
+            ) from None
+    return hosts
+
+
+def target_of(host: Host) -> SshTarget:
+    """What a process server is told of a host that ``expand`` has completed.
+
+    :raises InvalidInput: if it cannot be told.
+    """
+    try:
+        return SshTarget(host=host.host, port=host.port or SSH_PORT, user=host.user or "", host_key=host.host_key)
+    except ValueError:
+        raise _unusable(host.host, f"no order can be made of it with user {host.user!r} and port {host.port}") from None
+
+
+def _parsed(text: str) -> list[Host]:
     rest = text.strip()
     user, at, after = rest.rpartition("@")
     if at:

@@ -63,6 +63,7 @@ for command in (
     site_commands.login,
     site_commands.site,
     discovery_commands.discover,
+    discovery_commands.cancel_discovery,
     site_commands.servers,
     site_commands.check,
     item_commands.protect,

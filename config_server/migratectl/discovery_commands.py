@@ -1,4 +1,4 @@
-"""Commands on servers without an agent: discover, accept a host key, forget. Called by ``cli.py``.
+"""Commands on servers without an agent: discover, cancel that, accept a host key, forget. Called by ``cli.py``.
 
 Secrets come from files or standard input, never from the command line, where every user of the machine could read them.
 """
@@ -145,6 +145,8 @@ def discover(
         async def look(at: list[HostRequest]) -> DiscoveryStatus:
             request = _checked(at, user, port, credentials, process_server)
             run = await server.send("POST", "/discoveries", DiscoveryStatus, request)
+            if not as_json_wanted:
+                console.print(f"discovery {run.id} began")
             return await _until_ended(server, run, None if as_json_wanted else console, deadline)
 
         run = await look(wanted)
@@ -260,10 +262,20 @@ async def _until_ended(
             raise WaitTimedOut(
                 f"cannot wait longer for the discovery {run.id}: {run.done} of {run.total} looked at"
                 + (f"; {run.message}" if run.message else ""),
-                hint="it goes on; `migratectl servers` lists what was found",
+                hint=f"it goes on; `migratectl servers` lists what was found, `migratectl cancel-discovery {run.id}` ends it",
             )
         await asyncio.sleep(POLL_S)
         run = await server.get(f"/discoveries/{run.id}", DiscoveryStatus)
+
+
+@click.command("cancel-discovery")
+@click.argument("discovery")
+@pass_invocation
+def cancel_discovery(invocation: Invocation, discovery: str) -> None:
+    """End DISCOVERY and erase its credentials; what was found stays."""
+    path = f"/discoveries/{path_part(discovery)}/cancellation"
+    run = invocation.run(lambda server: server.send("POST", path, DiscoveryStatus))
+    click.echo(f"discovery {run.id}: {run.message}; {run.total} hosts")
 
 
 @click.command("accept-host-key")

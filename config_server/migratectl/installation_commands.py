@@ -20,6 +20,7 @@ from config_server.migratectl.rendering import Cell, coloured, size, table
 from config_server.migratectl.waiting import WaitTimedOut
 from config_server.operator_plane import JobStatus, Page
 from replication.errors import Refused
+from replication.service.cli import printable
 
 POLL_S = 0.5
 
@@ -142,4 +143,4 @@ def cancel_installation(invocation: Invocation, installation: str) -> None:
     """End INSTALLATION and erase its credentials; what its installer has begun on the server it may still finish."""
     path = f"/installations/{path_part(installation)}/cancellation"
     status = invocation.run(lambda server: server.send("POST", path, InstallationStatus))
-    click.echo(f"installation on {status.server}: {status.state}")
+    click.echo(printable(f"installation on {status.server}: {status.state}"))

@@ -21,7 +21,7 @@ from config_server.migratectl.connection import ConfigServer, Connection, as_jso
 from config_server.migratectl.waiting import WaitTimedOut, wait_for_job
 from config_server.operator_plane import JobStatus
 from replication.errors import BlockferryError, PeerUnavailable, SettingsError
-from replication.service.cli import make_console
+from replication.service.cli import make_console, printable
 from replication.settings import parse_duration
 
 EXIT_FAILED: Final = 1
@@ -71,9 +71,9 @@ def guarded(act: Callable[[], Awaitable[ResultT]]) -> ResultT:
 
 def fail(error: BlockferryError) -> NoReturn:
     """Message and remedy on standard error, then the exit code of this kind of failure."""
-    click.echo(f"error: {error.message}", err=True)
+    click.echo(printable(f"error: {error.message}"), err=True)
     if error.hint:
-        click.echo(f"hint:  {error.hint}", err=True)
+        click.echo(printable(f"hint:  {error.hint}"), err=True)
     if isinstance(error, SettingsError):
         sys.exit(EXIT_USAGE)
     if isinstance(error, PeerUnavailable):

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from config_server.operator_plane import ConfigurationServerStatus, DiskStatus, HealthLevel, ItemStatus
+from replication.service.cli import printable
 
 Cell = str | Text
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -68,7 +69,7 @@ def table(*columns: str, rows: Sequence[Sequence[Cell]]) -> Table:
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
-        made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+        made.add_row(*(Text(printable(cell)) if isinstance(cell, str) else cell for cell in row))
     return made
 
 

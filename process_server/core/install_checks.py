@@ -15,7 +15,8 @@ from replication.remote_access import DiscoveredFacts
 UNPACKED_RATIO: Final = 5
 """An installer's file, what it unpacks to, and the copy that it replaces: so many times its size."""
 STATE_BYTES: Final = 64 * 2**20
-_INSTALL_PATHS: Final = ("/opt", "/var/lib")
+INSTALL_PATHS: Final = ("/usr/lib", "/var/lib")
+"""Programs, and state and the copied installer; ``probe.sh`` looks at these."""
 
 
 class NoSpace(Permanent):
@@ -42,7 +43,7 @@ def check_server(facts: DiscoveredFacts, installer: Installer) -> None:
     """:raises NoSpace: a file system is too full. :raises PortBlocked: the server does not reach a service of the appliance."""
     needed = installer.size_bytes * UNPACKED_RATIO + STATE_BYTES
     for space in facts.free:
-        if space.path in _INSTALL_PATHS and space.free_bytes < needed:
+        if space.path in INSTALL_PATHS and space.free_bytes < needed:
             raise NoSpace(
                 f"cannot install the agent: {space.path} has {space.free_bytes // 2**20} MiB free, and {-(-needed // 2**20)} are needed",
                 hint=f"free some on the file system of {space.path}",

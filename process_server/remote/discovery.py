@@ -12,6 +12,7 @@ from collections import OrderedDict
 from typing import Final, Protocol
 
 from process_server.metrics import ProcessServerMetrics
+from process_server.remote.masking import mask_error
 from process_server.remote.probe import Prober
 from process_server.remote.problems import HostKeyChanged, HostKeyUnknown, NoAnswer, problem_of
 from process_server.remote.ssh_connection import SshConnection
@@ -91,13 +92,15 @@ class Discovery:
             async with await SshConnection.connect(host.target, order.credentials) as connection:
                 reporter.tell(HostReport(ordinal=host.ordinal, state="probing", offered_host_key=host.target.host_key))
                 facts = await self._prober.look(connection)
-        except NoAnswer as error:
-            return _failed(host, "silent", error)
-        except HostKeyUnknown as error:
-            return _failed(host, "host-key-unknown", error, error.offered)
-        except HostKeyChanged as error:
-            return _failed(host, "host-key-changed", error, error.offered)
         except BlockferryError as error:
+            mask_error(error, order.credentials)
+            match error:
+                case NoAnswer():
+                    return _failed(host, "silent", error)
+                case HostKeyUnknown():
+                    return _failed(host, "host-key-unknown", error, error.offered)
+                case HostKeyChanged():
+                    return _failed(host, "host-key-changed", error, error.offered)
             return _failed(host, "failed", error, host.target.host_key)
         except Exception as error:  # what a hostile server provokes in the SSH library harms no other host
             _logger.exception("a host could not be looked at", extra={"fields": {"host": host.target.host}})

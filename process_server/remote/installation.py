@@ -19,6 +19,7 @@ from typing import Final, Protocol
 from process_server.core.install_checks import check_server, choose_installer
 from process_server.metrics import ProcessServerMetrics
 from process_server.remote.installer_cache import InstallerCache, read_pieces
+from process_server.remote.masking import mask_error
 from process_server.remote.probe import Prober
 from process_server.remote.problems import no_sudo, problem_of
 from process_server.remote.ssh_connection import Done, SshConnection
@@ -115,11 +116,13 @@ class Installation:
             try:
                 return await self._install(order, telling)
             except Retryable as error:
+                mask_error(error, order.credentials)
                 if attempt == ATTEMPTS:
                     return _failed(error)
                 telling.step(telling.report.state, f"{error.message}: tried again")
                 await self._clock.sleep(RETRY_AFTER_S)
             except BlockferryError as error:
+                mask_error(error, order.credentials)
                 return _failed(error)
             except Exception as error:  # what a hostile server provokes in the SSH library ends this installation only
                 _logger.exception("an installation failed", extra={"fields": {"host": order.target.host}})

@@ -66,7 +66,7 @@ say_fingerprint() { # made as mobility_agent/block_device/machine_facts.py makes
 }
 
 say_space() {
-    for directory in /opt /var/lib /tmp; do
+    for directory in /usr/lib /var/lib; do
         if [ -d "$directory" ]; then
             say space "$directory $(within 5 df -Pk "$directory" 2>/dev/null | awk 'NR == 2 { print $4 }')"
         fi

@@ -15,6 +15,7 @@ from typing import Final, Self
 
 import asyncssh
 
+from process_server.remote.masking import masked_output, masked_text
 from process_server.remote.problems import (
     HostKeyChanged,
     HostKeyUnknown,
@@ -45,7 +46,7 @@ _KEY_FAMILIES: Final[tuple[tuple[str, ...], ...]] = (
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A command that has ended. Output is what it printed, up to the bound."""
+    """A command that has ended. Output is what it printed, up to the bound, without the login's secrets."""
 
     status: int
     output: bytes
@@ -199,7 +200,8 @@ class SshConnection:
         except (asyncssh.Error, OSError) as error:
             raise broken_off(self._target, error) from error
         status = -1 if done.exit_status is None else done.exit_status
-        return Done(status, output, errors.decode(errors="replace").strip())
+        said = masked_text(errors.decode(errors="replace").strip(), self._credentials)
+        return Done(status, masked_output(output, self._credentials), said)
 
 
 async def _joined(head: bytes, rest: bytes | AsyncIterable[bytes]) -> AsyncIterator[bytes]:

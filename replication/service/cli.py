@@ -6,13 +6,14 @@ Called by each package's ``cli.py`` and by ``migratectl``. Exit codes: 0 done, 1
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from replication import __version__
 from replication.errors import BlockferryError, SettingsError
@@ -20,6 +21,7 @@ from replication.service.runtime import EXIT_FAILED, EXIT_SETTINGS
 from replication.settings import load_settings
 
 PLAIN_WIDTH: Final = 200
+REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 SettingsT = TypeVar("SettingsT")
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -68,10 +70,23 @@ def version_option(program: str) -> Callable[[Command], Command]:
     return click.version_option(__version__, prog_name=program)
 
 
+def printable(text: str) -> str:
+    """``text`` with a sign in place of all that a terminal would obey: host names, models, messages come from others."""
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else REPLACEMENT for sign in text)
+
+
+class _PrintableConsole(Console):
+    """What is printed is shown, not obeyed; colours and the like are the console's own."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
 def make_console() -> Console:
-    """For standard output; a table that goes into a file or a pipe is not cut to 80 columns."""
-    console = Console(highlight=False, markup=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, width=PLAIN_WIDTH)
+    """For standard output; a table that goes into a file or a pipe is not cut to 80 columns. Nothing printed is obeyed by a terminal."""
+    console = _PrintableConsole(highlight=False, markup=False)
+    return console if console.is_terminal else _PrintableConsole(highlight=False, markup=False, width=PLAIN_WIDTH)
 
 
 def load_or_exit(settings_type: type[SettingsT], path: Path, *, check_only: bool) -> SettingsT:
@@ -88,7 +103,7 @@ def load_or_exit(settings_type: type[SettingsT], path: Path, *, check_only: bool
 
 def fail(error: BlockferryError) -> NoReturn:
     """Print what, where and remedy on standard error and exit (2 for unusable input, else 1)."""
-    click.echo(f"error: {error.message}", err=True)
+    click.echo(printable(f"error: {error.message}"), err=True)
     if error.hint:
-        click.echo(f"hint:  {error.hint}", err=True)
+        click.echo(printable(f"hint:  {error.hint}"), err=True)
     sys.exit(EXIT_SETTINGS if isinstance(error, SettingsError) else EXIT_FAILED)

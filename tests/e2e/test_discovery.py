@@ -32,6 +32,7 @@ def request(sshd: SshServer, *addresses: str, **more: Any) -> dict[str, Any]:
         "user": sshd.user,
         "port": sshd.port,
         "credentials": {"private_key": sshd.private_key},
+        "process_server": "ps-1",  # it has enrolled a moment ago, and would not be chosen
         **more,
     }
 
@@ -149,6 +150,7 @@ async def test_operator_discovers_lists_and_checks_by_command(sshd: SshServer, t
     async with remote_site(tmp_path / "site", service_port=1) as site:
         migratectl = site.migratectl
         login = ("--user", sshd.user, "--key-file", str(sshd.directory / "login_key"))
+        login = (*login, "--process-server", "ps-1")
         discover = ("discover", "--file", str(tmp_path / "hosts.csv"), *login)
         status, said = await migratectl(*discover)
         assert status == 1, said

@@ -51,6 +51,7 @@ async def discovered(site: RemoteSite, sshd: SshServer) -> str:
         "user": sshd.user,
         "port": sshd.port,
         "credentials": {"private_key": sshd.private_key},
+        "process_server": "ps-1",
     }
     run = await site.send("POST", "/discoveries", request)
     async with asyncio.timeout(60):

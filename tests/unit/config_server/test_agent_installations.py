@@ -20,7 +20,7 @@ from config_server.core.agent_installation import (
     InstallationState,
     next_installation_state,
 )
-from replication.errors import Conflict
+from replication.errors import Conflict, Refused
 from replication.remote_access import InstallationOrder
 from replication.tls_identity import Role
 from tests.harness.config_site import Lab, running_lab
@@ -42,6 +42,12 @@ def test_what_has_ended_stays_and_every_state_can_end() -> None:
             assert next_installation_state(state, wanted) is wanted
     assert AT_PROCESS_SERVER.isdisjoint(ENDED_STATES)
     assert InstallationState.SUCCEEDED not in TRANSITIONS[InstallationState.INSTALLING]
+
+
+def facts_of(name: str | None) -> Any:
+    """The probe's, of the machine whose agent the lab calls ``name``; None: nobody knows which it is."""
+    told = None if name is None else f"fingerprint-of-{name}"
+    return PROBED.model_copy(update={"machine_fingerprint": told}).model_dump(mode="json")
 
 
 @dataclass(slots=True)
@@ -68,6 +74,25 @@ class Site:
         path = f"/installations/{installation}/reports"
         return int((await self.ask("POST", path, {"state": state, **more})).status)
 
+    async def passphrase(self, installation: str) -> str:
+        """Fetched with the order, as the process server does."""
+        order = InstallationOrder.decode((await self.ask("GET", f"/installations/{installation}")).body)
+        return order.passphrase.get_secret_value()
+
+    async def send_inventory(self, name: str) -> None:
+        report = inventory(name, clock_unix_ns=self.clock[0])
+        identity = self.lab.identities[name]
+        assert (await self.lab.request("PUT", "/api/v1/agent/inventory", report, identity=identity)).status == 204
+
+    def forget_fingerprint(self) -> None:
+        """As if it had been looked at without root."""
+        database = sqlite3.connect(self.lab.settings.state_dir / "state.sqlite")
+        try:
+            with database:
+                database.execute("UPDATE discovered_servers SET machine_fingerprint = NULL")
+        finally:
+            database.close()
+
     async def pass_time(self, seconds: float) -> None:
         await self.lab.running.reconciler.run_once()
         self.clock[0] += int(seconds * 1e9)
@@ -77,9 +102,15 @@ class Site:
         return (await self.administer("GET", f"/installations/{installation}")).json
 
     def secrets(self) -> list[Any]:
+        return self.stored("SELECT secrets FROM agent_installations")
+
+    def passphrases(self) -> list[Any]:
+        return self.stored("SELECT id FROM enrolment_passphrases ORDER BY id")
+
+    def stored(self, query: str) -> list[Any]:
         database = sqlite3.connect(self.lab.settings.state_dir / "state.sqlite")
         try:
-            return [row[0] for row in database.execute("SELECT secrets FROM agent_installations")]
+            return [row[0] for row in database.execute(query)]
         finally:
             database.close()
 
@@ -91,7 +122,11 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         await lab.enrol(Role.PROCESS_SERVER, "ps-1")
         found = Site(lab, clock)
         assert (await found.ask("POST", "/heartbeats", heartbeat())).status == 200
-        body = {"hosts": [{"address": "web-1", "host_key": KEY}], "credentials": {"password": "x"}}
+        body = {
+            "hosts": [{"address": "web-1", "host_key": KEY}],
+            "credentials": {"password": "x"},
+            "process_server": "ps-1",
+        }
         run = (await found.administer("POST", "/discoveries", body)).json["id"]
         told = {"ordinal": 1, "state": "found", "offered_host_key": KEY, "facts": PROBED.model_dump(mode="json")}
         assert (await found.ask("POST", f"/discoveries/{run}/reports", {"reports": [told]})).status == 204
@@ -107,6 +142,9 @@ async def test_secrets_are_wrapped_at_rest_and_erased_when_installed(site: Site)
     order = InstallationOrder.decode((await site.ask("GET", f"/installations/{identifier}")).body)
     assert order.credentials.password is not None
     assert order.credentials.password.get_secret_value() == PASSWORD
+    events = (await site.administer("GET", "/events")).json["items"]
+    [handed] = [event["message"] for event in events if event["kind"] == "credentials-handed-out"]
+    assert handed == f"the credentials of the installation on web-1 ({identifier}) were handed to process server ps-1"
     passphrase = order.passphrase.get_secret_value()
     for secret in (PASSWORD, passphrase):
         assert secret not in repr(order)
@@ -125,19 +163,13 @@ async def test_secrets_are_wrapped_at_rest_and_erased_when_installed(site: Site)
 
 async def test_machine_that_enrols_is_protected_as_was_asked(site: Site) -> None:
     identifier = (await site.begin(disks=["/dev/sda"])).json["id"]
-    # The lab's agents state fingerprints of their own: the server is learned to be this one.
-    facts = PROBED.model_copy(update={"machine_fingerprint": "fingerprint-of-web-1"})
-    told = {"facts": facts.model_dump(mode="json"), "message": "version 1.0.0", "version": "1.0.0"}
-    assert await site.report(identifier, "installed", **told) == 204
-    await site.pass_time(1)
-    assert (await site.status(identifier))["message"] == "waits for the agent to enrol"
-    await site.lab.enrol(Role.AGENT, "web-1")
+    passphrase = await site.passphrase(identifier)
+    assert await site.report(identifier, "checking", facts=facts_of("web-1")) == 204
+    await site.lab.enrol(Role.AGENT, "web-1", passphrase=passphrase)
+    assert await site.report(identifier, "installed", message="version 1.0.0", version="1.0.0") == 204
     await site.pass_time(1)
     assert (await site.status(identifier))["message"] == "waits for the agent's inventory"
-    report = inventory("web-1", clock_unix_ns=site.clock[0])
-    path = "/api/v1/agent/inventory"
-    reply = await site.lab.request("PUT", path, report, identity=site.lab.identities["web-1"])
-    assert reply.status == 204
+    await site.send_inventory("web-1")
     await site.pass_time(1)
     status = await site.status(identifier)
     assert status["state"] == "succeeded", status
@@ -147,16 +179,52 @@ async def test_machine_that_enrols_is_protected_as_was_asked(site: Site) -> None
 
 async def test_disk_that_is_not_there_ends_it_with_the_reason(site: Site) -> None:
     identifier = (await site.begin(disks=["/dev/sdz"])).json["id"]
-    facts = PROBED.model_copy(update={"machine_fingerprint": "fingerprint-of-web-1"}).model_dump(mode="json")
-    assert await site.report(identifier, "installed", facts=facts) == 204
-    await site.lab.enrol(Role.AGENT, "web-1")
-    report = inventory("web-1", clock_unix_ns=site.clock[0])
-    await site.lab.request("PUT", "/api/v1/agent/inventory", report, identity=site.lab.identities["web-1"])
+    assert await site.report(identifier, "installing", facts=facts_of("web-1")) == 204
+    await site.lab.enrol(Role.AGENT, "web-1", passphrase=await site.passphrase(identifier))
+    assert await site.report(identifier, "installed") == 204
+    await site.send_inventory("web-1")
     await site.pass_time(1)
     status = await site.status(identifier)
     assert status["state"] == "failed"
     assert "/dev/sdz" in status["problem"]["message"]
     assert (await site.administer("GET", "/protected-items")).json["items"] == []
+
+
+async def test_passphrase_is_good_for_the_machine_that_was_probed_and_no_other(site: Site) -> None:
+    identifier = (await site.begin()).json["id"]
+    passphrase = await site.passphrase(identifier)
+    assert await site.report(identifier, "checking", facts=facts_of("web-1")) == 204
+    with pytest.raises(Refused, match="another machine"):
+        await site.lab.enrol(Role.AGENT, "stranger", passphrase=passphrase)
+    await site.lab.enrol(Role.AGENT, "web-1", passphrase=passphrase)
+    assert (await site.administer("GET", "/servers/stranger")).status == 404
+
+
+async def test_passphrase_is_bound_to_the_first_that_uses_it_if_the_probe_had_no_fingerprint(site: Site) -> None:
+    site.forget_fingerprint()
+    identifier = (await site.begin()).json["id"]
+    passphrase = await site.passphrase(identifier)
+    assert await site.report(identifier, "installing", facts=facts_of(None)) == 204
+    machine = await site.lab.enrol(Role.AGENT, "web-1", passphrase=passphrase)
+    # What a late report says does not bind it anew.
+    assert await site.report(identifier, "installing", facts=facts_of("stranger")) == 204
+    with pytest.raises(Refused, match="another machine"):
+        await site.lab.enrol(Role.AGENT, "stranger", passphrase=passphrase)
+    assert (await site.status(identifier))["machine"] == machine.identifier
+
+
+async def test_server_that_says_it_is_another_machine_does_not_lead_to_its_protection(site: Site) -> None:
+    identifier = (await site.begin()).json["id"]
+    victim = await site.lab.enrol(Role.AGENT, "victim")
+    await site.send_inventory("victim")
+    assert await site.report(identifier, "installed", facts=facts_of("victim")) == 204
+    await site.pass_time(1)
+    status = await site.status(identifier)
+    assert (status["state"], status["problem"]["code"], status["job"]) == ("failed", "enrolled-before", None)
+    assert f"victim ({victim.identifier})" in status["problem"]["message"]
+    assert f"migratectl protect {victim.identifier}" in status["problem"]["hint"]
+    assert (await site.administer("GET", "/protected-items")).json["items"] == []
+    assert site.secrets() == [None]
 
 
 async def test_waiting_has_an_end_with_secrets_erased(site: Site) -> None:
@@ -172,12 +240,14 @@ async def test_waiting_has_an_end_with_secrets_erased(site: Site) -> None:
 
 
 async def test_what_cannot_be_begun_is_refused(site: Site) -> None:
+    before = site.passphrases()
     assert (await site.begin(credentials={})).status == 400
     assert (await site.begin(policy="none such")).status == 404
     assert (await site.begin(process_server="none such")).status == 404
+    assert site.passphrases() == before  # none is left behind
     assert (await site.begin()).status == 202
     assert (await site.begin()).status == 409
-    changed = {"hosts": [{"address": "web-1"}], "credentials": {"password": "x"}}
+    changed = {"hosts": [{"address": "web-1"}], "credentials": {"password": "x"}, "process_server": "ps-1"}
     run = (await site.administer("POST", "/discoveries", changed)).json["id"]
     told = {"ordinal": 1, "state": "host-key-changed", "offered_host_key": KEY.replace("kk", "xx")}
     assert (await site.ask("POST", f"/discoveries/{run}/reports", {"reports": [told]})).status == 204

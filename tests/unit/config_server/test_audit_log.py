@@ -75,7 +75,7 @@ async def test_a_change_is_recorded_with_who_from_where_what_and_its_outcome(lab
     await lab.administer("POST", "/api/v1/policies", {"name": "gold"})
     await lab.administer("POST", "/api/v1/policies", {"name": "gold"})
     await lab.administer("GET", "/api/v1/policies")
-    await lab.administer("DELETE", "/api/v1/policies/none")
+    await lab.administer("DELETE", "/api/v1/policies/none%1B%5B2J")
     await lab.enrol(Role.AGENT, "web-1")
     found = await records(lab)
     assert [(row.actor, row.remote, row.action, row.status) for row in found] == [
@@ -86,7 +86,7 @@ async def test_a_change_is_recorded_with_who_from_where_what_and_its_outcome(lab
     ]
     assert found[0].credential == lab.token.split("-")[1]
     assert "there is one of this name" in found[1].detail
-    assert found[2].target == "/api/v1/policies/none"
+    assert found[2].target == "/api/v1/policies/none%1B%5B2J"
 
 
 async def test_who_may_not_is_recorded_as_himself_and_who_is_unknown_as_nobody(lab: Lab) -> None:

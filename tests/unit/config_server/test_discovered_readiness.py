@@ -31,7 +31,7 @@ PROBED = DiscoveredFacts(
     privileged=True,
     clock_offset_s=0.4,
     addresses=["10.1.2.3"],
-    free=[FreeSpace(path="/opt", free_bytes=9 * GIB), FreeSpace(path="/var/lib", free_bytes=9 * GIB)],
+    free=[FreeSpace(path="/usr/lib", free_bytes=9 * GIB), FreeSpace(path="/var/lib", free_bytes=9 * GIB)],
     reach=[
         Reach(service="configuration server", host="cs", port=443, result="open"),
         Reach(service="process server", host="ps", port=9443, result="open"),
@@ -109,7 +109,7 @@ def test_server_that_lacks_nothing_is_ready() -> None:
         (disk(makes_requests=False), "disk /dev/sda", Grade.WARNING),
         (disk(not_protectable="it is a zoned device", remedy="copy it"), "disk /dev/sda", Grade.WARNING),
         (changed(disks=["/dev/sdz"]), "disk /dev/sdz", Grade.BLOCKER),
-        (probed(free=[FreeSpace(path="/opt", free_bytes=2**20)]), "free space /opt", Grade.BLOCKER),
+        (probed(free=[FreeSpace(path="/usr/lib", free_bytes=2**20)]), "free space /usr/lib", Grade.BLOCKER),
         (probed(free=[FreeSpace(path="/var/lib", free_bytes=GIB)]), "free space /var/lib", Grade.WARNING),
         (reach("refused"), "port 9443", Grade.BLOCKER),
         (reach("timed-out"), "port 9443", Grade.BLOCKER),

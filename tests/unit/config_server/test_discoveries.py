@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from config_server.config import PlacementSettings
 from config_server.discoveries import MOST_OPEN_RUNS, RUN_TIMEOUT_S
 from replication.remote_access import DiscoveredFacts, DiscoveryOrder
 from replication.tls_identity import Role
@@ -128,6 +130,30 @@ async def test_credentials_are_erased_when_the_time_is_over(site: Site) -> None:
     assert site.stored_credentials() == [None]
 
 
+async def test_run_of_which_no_order_can_be_made_ends_with_the_reason(site: Site) -> None:
+    run = (await site.begin("web1", process_server="ps-1")).json["id"]
+    database = sqlite3.connect(site.lab.settings.state_dir / "state.sqlite")
+    with contextlib.closing(database), database:
+        database.execute("UPDATE discovery_hosts SET address = '::1'")  # as an older version took it
+    fetched = await site.ask("GET", f"/discoveries/{run}")
+    assert (fetched.status, DiscoveryOrder.decode(fetched.body).hosts) == (200, [])
+    status = await site.status(run)
+    assert (status["state"], status["message"]) == ("ended", "no host is left that can be looked at")
+    assert "no order can be made of it" in status["hosts"][0]["problem"]["message"]
+    assert site.stored_credentials() == [None]
+
+
+async def test_cancelled_run_is_over_and_its_credentials_are_erased(site: Site) -> None:
+    run = (await site.begin("web1", process_server="ps-1")).json["id"]
+    path = f"/api/v1/discoveries/{run}/cancellation"
+    cancelled = (await site.lab.administer("POST", path)).json
+    assert (cancelled["state"], cancelled["message"]) == ("ended", "cancelled")
+    assert cancelled["hosts"][0]["problem"]["code"] == "cancelled"
+    assert site.stored_credentials() == [None]
+    assert await site.report(run, "connecting") == 404
+    assert (await site.lab.administer("POST", path)).status == 409
+
+
 async def test_run_waits_openly_for_a_process_server_that_is_away(site: Site) -> None:
     run = (await site.begin("web1", process_server="ps-1")).json["id"]
     site.advance(100)
@@ -135,11 +161,40 @@ async def test_run_waits_openly_for_a_process_server_that_is_away(site: Site) ->
     assert (await site.begin("web2")).status == 409
 
 
+async def test_credentials_go_to_no_process_server_that_came_a_moment_ago_unless_it_is_named(site: Site) -> None:
+    site.advance(PlacementSettings().steady_after_s + 1)
+    await site.lab.enrol(Role.PROCESS_SERVER, "ps-3", service_url="https://127.0.0.3:9443")
+    assert (await site.ask("POST", "/heartbeats", heartbeat("https://127.0.0.3:9443"), "ps-3")).status == 200
+    refused = await site.begin("web1")  # the older two are silent
+    assert refused.status == 409
+    assert "no process server has been heard for 600 s without a gap" in refused.json["detail"]
+    assert "--process-server ps-3" in refused.json["hint"]
+    assert (await site.begin("web1", process_server="ps-3")).status == 202
+    assert (await site.ask("POST", "/heartbeats", heartbeat("https://127.0.0.2:9443"), "ps-2")).status == 200
+    begun = await site.begin("web1")
+    assert (begun.status, begun.json["process_server"]) == (202, "ps-2")
+
+
+async def test_every_hand_out_of_credentials_is_an_event(site: Site) -> None:
+    run = (await site.begin("web1", process_server="ps-1")).json["id"]
+    for _ in range(2):  # it was restarted in between
+        assert (await site.ask("GET", f"/discoveries/{run}")).status == 200
+    assert (await site.ask("GET", f"/discoveries/{run}", who="ps-2")).status == 404
+    events = (await site.lab.administer("GET", "/api/v1/events")).json["items"]
+    handed = [event for event in events if event["kind"] == "credentials-handed-out"]
+    assert [event["message"] for event in handed] == [
+        f"the credentials of discovery {run} were handed to process server ps-1"
+    ] * 2
+
+
 @pytest.mark.parametrize(
     ("change", "status"),
     [
         ({"hosts": [{"address": "10.0.0.0/8"}]}, 400),
         ({"hosts": [{"address": "-oProxyCommand=x"}]}, 400),
+        ({"hosts": [{"address": "::1"}]}, 400),
+        ({"hosts": [{"address": "[::ffff:10.0.0.1]:22"}]}, 400),
+        ({"hosts": [{"address": "fe80::1%eth0"}]}, 400),
         ({"hosts": []}, 400),
         ({"credentials": {}}, 400),
         ({"credentials": {"password": 7}}, 400),
@@ -149,7 +204,7 @@ async def test_run_waits_openly_for_a_process_server_that_is_away(site: Site) ->
     ],
 )
 async def test_what_cannot_be_asked_is_refused(site: Site, change: dict[str, Any], status: int) -> None:
-    good = {"hosts": [{"address": "web1"}], "credentials": {"password": PASSWORD}}
+    good = {"hosts": [{"address": "web1"}], "credentials": {"password": PASSWORD}, "process_server": "ps-1"}
     reply = await site.lab.administer("POST", "/api/v1/discoveries", {**good, **change})
     assert reply.status == status
     assert PASSWORD not in reply.body.decode()
@@ -157,7 +212,7 @@ async def test_what_cannot_be_asked_is_refused(site: Site, change: dict[str, Any
 
 async def test_too_many_at_once_are_told_to_wait(site: Site) -> None:
     for _ in range(MOST_OPEN_RUNS):
-        assert (await site.begin("web1")).status == 202
-    assert (await site.begin("web1")).status == 503
+        assert (await site.begin("web1", process_server="ps-1")).status == 202
+    assert (await site.begin("web1", process_server="ps-1")).status == 503
     listed = (await site.lab.administer("GET", "/api/v1/discoveries")).json["items"]
     assert len(listed) == MOST_OPEN_RUNS

@@ -411,6 +411,20 @@ async def test_signing_request_of_another_kind_is_refused(lab: Lab) -> None:
         assert (await lab.request("POST", "/api/v1/enrolments", request)).status == 400
 
 
+async def test_name_that_a_terminal_would_obey_is_refused(lab: Lab) -> None:
+    request = EnrolmentRequest(
+        role="agent",
+        passphrase=await lab.passphrase(),
+        signing_request_pem=signing_request(new_private_key(), "web-1").decode(),
+        hostname="web-1",
+        machine_fingerprint="fingerprint",
+    )
+    for name in ("web\x1b[2J", "web\nroot", "web\u202e1"):
+        body = request.model_copy(update={"hostname": name})
+        assert (await lab.request("POST", "/api/v1/enrolments", body)).status == 400
+    assert (await lab.request("POST", "/api/v1/enrolments", request)).status == 201
+
+
 async def test_process_server_without_an_address_is_refused(lab: Lab) -> None:
     request = EnrolmentRequest(
         role="process-server",

@@ -47,6 +47,7 @@ def test_host_is_read(text: str, expected: list[Host]) -> None:
             "10.0.0.1-10.9.0.1",
             "a b@web1",
             "10.1.2.0/33",
+            *("::1", "[::ffff:10.0.0.1]:22", "::/126", "fe80::1%eth0", "::"),
         ),
     ],
 )
@@ -116,6 +117,8 @@ def test_csv_yaml_and_text_are_read() -> None:
         ("h.yaml", "- address: web1\n  user: 'a b'\n", "line 2, column 9: 'a b' is no user name"),
         ("h.yaml", f"- address: web1\n  host_key: {KEY}x\n", "line 2, column 13"),
         ("hosts", "web1\n  web 2\n", "line 2, column 3: 'web 2' as a host"),
+        ("hosts", "web1\n ::1\n", "line 2, column 2: '::1' as a host"),
+        ("h.csv", "port,address\n22,fe80::1%eth0\n", "line 2, column 2: 'fe80::1%eth0' as a host"),
         ("hosts", "10.1.0.0/22\n10.2.0.0/22\n", "line 2, column 1: more than 1022 hosts"),
         ("hosts", "\n# nothing\n", "line 1, column 1: it names no host"),
     ],

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import ssl
 import subprocess
+import time
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
 import pytest
+from aiohttp import web
 from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 
-from config_server.api.downloads import INSTALL_COMMAND
-from config_server.authority import Authority
+from config_server.api.downloads import AUTHORITY_PATH, install_command
+from config_server.authority import Authority, ServerNames
 from config_server.cli import main
 from config_server.installers import Installers
 from mobility_agent.installation.upgrade import fetch
 from replication.errors import Conflict, IntegrityError, InvalidInput, NotFound, SettingsError
 from replication.installer_catalogue import INDEX_PATH
-from replication.tls_identity import Role
+from replication.tls_identity import PeerName, Role, TlsIdentity, new_private_key, private_key_pem
 from tests.harness.config_site import Lab, running_lab
 from tests.harness.little_installer import little_installer
 from tests.harness.memory_blob_client import MemoryBlobClient
@@ -160,8 +165,8 @@ async def test_one_line_installs_and_believes_nothing_but_the_fingerprint(lab: L
     (tools / "sudo").write_text('#!/bin/sh\necho "would run: $*"\nsha256sum "$2"\n')
     (tools / "sudo").chmod(0o755)
 
-    async def one_line(fingerprint: str) -> tuple[int, str]:
-        line = INSTALL_COMMAND.format(address=lab.url.removeprefix("https://"), file=added.file)
+    async def one_line(fingerprint: str, port: int = lab.running.port) -> tuple[int, str]:
+        line = install_command(f"127.0.0.1:{port}", added.file)
         process = await asyncio.create_subprocess_exec(
             "sh", "-c", line.replace("FINGERPRINT", fingerprint),
             env={"PATH": f"{tools}:/usr/bin:/bin", "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -176,6 +181,42 @@ async def test_one_line_installs_and_believes_nothing_but_the_fingerprint(lab: L
     assert added.sha256 in said
     code, said = await one_line(Authority.create(NOW_NS).fingerprint)
     assert (code != 0, said) == (True, "")
+    # Somebody in between brings the right authority, and his own after a line at which the decoding stops.
+    right = lab.running.site.authority.certificate.public_bytes(serialization.Encoding.PEM).decode()
+    for between in ("", "!\n", "=\n", "not base64\n", "\0\n"):
+        async with somebody_in_between(tmp_path / "in-between", right + between, added.file) as port:
+            code, said = await one_line(fingerprint, port)
+            assert (code != 0, said) == (True, ""), between
+
+
+@contextlib.asynccontextmanager
+async def somebody_in_between(directory: Path, authorities: str, file: str) -> AsyncIterator[int]:
+    """A server of another authority, which it appends to ``authorities``; yields the port."""
+    own, key = Authority.create(time.time_ns()), new_private_key()
+    name = PeerName(Role.CONFIG_SERVER, str(uuid.uuid4()))
+    issued = own.issue(key.public_key(), name, now_ns=time.time_ns(), names=ServerNames.parse(["127.0.0.1"]))
+    identity = TlsIdentity(directory)
+    identity.store(key_pem=private_key_pem(key), certificate_pem=issued.pem.encode(), authorities_pem=b"")
+    brought = authorities + own.certificate.public_bytes(serialization.Encoding.PEM).decode()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(identity.certificate_path, identity.key_path)
+
+    async def authority(_request: web.Request) -> web.Response:
+        return web.Response(text=brought)
+
+    async def installer(_request: web.Request) -> web.Response:
+        return web.Response(text="something else")
+
+    application = web.Application()
+    application.add_routes([web.get(AUTHORITY_PATH, authority), web.get(f"/downloads/{file}", installer)])
+    runner = web.AppRunner(application)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
+        await site.start()
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
 
 
 async def test_agent_fetches_what_runs_on_its_machine_and_refuses_what_is_not_as_listed(
@@ -215,5 +256,10 @@ async def test_commands_add_list_and_remove(lab: Lab, tmp_path: Path) -> None:
     code, said = await asyncio.to_thread(command, "installers", "--json")
     assert said.strip().encode() == offered(lab).read().index
     assert path.name in (await asyncio.to_thread(command, "installers"))[1]
+    code, said = await asyncio.to_thread(command, "installers", "--command", "--address", "appliance.example")
+    expected = install_command("appliance.example:443", path.name, lab.running.site.authority.fingerprint)
+    assert (code, said.strip()) == (0, expected)
     assert (await asyncio.to_thread(command, "remove-installer", path.name))[0] == 0
     assert (await asyncio.to_thread(command, "remove-installer", path.name))[0] == 1
+    code, said = await asyncio.to_thread(command, "installers", "--command")
+    assert (code, "no installer is offered" in said) == (1, True)

@@ -150,7 +150,7 @@ def output(**changes: str | None) -> bytes:
         (output(block='NAME="a" KNAME="a" SIZE="99999999999999999999" TYPE="disk"'), "size"),
         (output(queue="sda 1"), "queue"),
         (output(reach="cs.lab 443 maybe"), "reach"),
-        (output(space="/opt x"), "space"),
+        (output(space="/usr/lib x"), "space"),
         (b"blockferry-probe=1\ncpus=1\ncpus=2\nend=1\n", "twice"),
     ],
 )

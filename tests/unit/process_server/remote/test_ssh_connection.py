@@ -52,6 +52,15 @@ async def test_command_runs_and_says_how_it_ended(sshd: SshServer) -> None:
     assert (done.status, done.output, done.errors) == (3, b"taken", "bad")
 
 
+async def test_secret_that_the_server_prints_is_left_out(sshd: SshServer) -> None:
+    credentials = sshd.credentials.model_copy(update={"sudo_password": SecretStr(PASSWORD)})
+    async with await connect(sshd, credentials) as connection:
+        done = await connection.run(
+            "tee /dev/stderr", deadline_s=20, most_bytes=100, stdin=f"it is {PASSWORD}!".encode()
+        )
+    assert (done.output, done.errors) == (b"it is ***!", "it is ***!")
+
+
 async def test_server_met_for_the_first_time_is_sent_nothing(sshd: SshServer) -> None:
     with pytest.raises(HostKeyUnknown) as caught:
         await connect(sshd, host_key=None)

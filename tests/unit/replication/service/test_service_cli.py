@@ -8,10 +8,12 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from rich.table import Table
+from rich.text import Text
 
 from replication import __version__
 from replication.errors import InvalidInput, PeerUnavailable, SettingsError
-from replication.service.cli import daemon_options, fail, load_or_exit, version_option
+from replication.service.cli import daemon_options, fail, load_or_exit, make_console, version_option
 
 
 @dataclass(frozen=True)
@@ -77,3 +79,25 @@ def test_failure_is_told_on_standard_error(
         fail(error)
     assert ended.value.code == code
     assert capsys.readouterr() == ("", text)
+
+
+HOSTILE = "web\x1b[2J\x1b]0;t\x07\r\x9b31m\u202e-1"
+SHOWN = "web\N{REPLACEMENT CHARACTER}[2J"
+
+
+def test_what_comes_from_others_is_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("NAME")
+    table.add_row(HOSTILE)
+    console = make_console()
+    console.print(table)
+    console.print(Text(HOSTILE, style="red"))
+    console.print(HOSTILE, soft_wrap=True)
+    console.print("a\tb\nc")
+    with pytest.raises(SystemExit):
+        fail(InvalidInput(f"cannot use {HOSTILE}\nat all", hint=HOSTILE))
+    said, complaint = capsys.readouterr()
+    assert (said.count(SHOWN), complaint.count(SHOWN)) == (3, 2)
+    for sign in "\x1b\x07\r\x9b\u202e":
+        assert sign not in said + complaint
+    assert "\nc\n" in said
+    assert "\nat all\n" in complaint
