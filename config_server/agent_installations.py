@@ -121,6 +121,11 @@ async def _installable(session: AsyncSession, text: str) -> DiscoveredServerRow:
             f"cannot install the agent on {server.hostname}: it has one that has enrolled",
             hint=f"`migratectl protect {server.hostname}` without a login",
         )
+    if not discovered_servers.is_what_operator_called(server, text):
+        raise Conflict(
+            f"cannot send a login to {text[:100]}: that is only what the server at {server.address} port {server.port} calls itself",
+            hint=f"if you mean that one, name its address: `migratectl protect {server.address}`",
+        )
     if server.host_key is None or server.offered_host_key is not None:
         shown = server.offered_host_key or "none yet"
         raise Conflict(

@@ -6,6 +6,7 @@ state the same fingerprint; that is looked up when somebody asks, so that nothin
 
 from __future__ import annotations
 
+import ipaddress
 import uuid
 from dataclasses import dataclass
 from typing import Final
@@ -62,11 +63,16 @@ async def list_all(session: AsyncSession, after: str, limit: int) -> list[Listed
 
 
 async def find_server(session: AsyncSession, text: str) -> MachineRow | DiscoveredServerRow:
-    """A machine by identifier or host name, else a discovered server by identifier, host name or address; one that has enrolled since is
-    the machine.
+    """A machine by identifier or host name, else a discovered server by identifier, address or host name; one that has enrolled since is
+    the machine. An address is an address first: no machine that calls itself so comes before the one that was met there.
 
     :raises NotFound: if there is none. :raises Conflict: if the name is not unique.
     """
+    met_there = await _met_at(session, text)
+    if len(met_there) == 1:
+        machine = await enrolled_as(session, met_there[0])
+        if machine is not None or _is_address(text):
+            return machine or met_there[0]
     try:
         return await find_machine(session, text)
     except NotFound:
@@ -75,16 +81,15 @@ async def find_server(session: AsyncSession, text: str) -> MachineRow | Discover
 
 
 async def find_discovered(session: AsyncSession, text: str) -> DiscoveredServerRow:
-    """:raises NotFound: if there is none. :raises Conflict: if the name is not unique."""
+    """By identifier, by what the operator called it when it was discovered, or else by what it calls itself.
+
+    :raises NotFound: if there is none. :raises Conflict: if the name is not unique.
+    """
     row = await session.get(DiscoveredServerRow, text)
     if row is not None:
         return row
-    named = list(
-        await session.scalars(
-            select(DiscoveredServerRow)
-            .where((DiscoveredServerRow.hostname == text) | (DiscoveredServerRow.address == text))
-            .limit(2)
-        )
+    named = await _met_at(session, text) or list(
+        await session.scalars(select(DiscoveredServerRow).where(DiscoveredServerRow.hostname == text).limit(2))
     )
     if len(named) > 1:
         raise Conflict(
@@ -94,6 +99,25 @@ async def find_discovered(session: AsyncSession, text: str) -> DiscoveredServerR
     if not named:
         raise NotFound(f"cannot find the server {text[:_MAX_SHOWN]!r}", hint="`migratectl servers` lists them")
     return named[0]
+
+
+def is_what_operator_called(server: DiscoveredServerRow, text: str) -> bool:
+    """Whether ``text`` is not only the name that the server told of itself."""
+    return text == server.id or text.lower() == server.address.lower()
+
+
+async def _met_at(session: AsyncSession, text: str) -> list[DiscoveredServerRow]:
+    """At most two, as one address may have several ports."""
+    found = select(DiscoveredServerRow).where(func.lower(DiscoveredServerRow.address) == text.lower()).limit(2)
+    return list(await session.scalars(found))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 async def process_server_for(

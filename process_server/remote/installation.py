@@ -47,14 +47,15 @@ _RECEIVE: Final = (
     '[ "$(sha256sum <"$2.part" | cut -c1-64)" = "$3" ] || { echo "the copy differs" >&2; exit 1; }; '
     'chmod 700 "$2.part" && mv "$2.part" "$2"'
 )
-# $1 the directory, $2 the file, $3 the appliance, $4 the fingerprint; the passphrase is the input. An installer of a connection that broke
-# may still run: it is waited for, and since it takes the directory with it, the copy is made again then.
+# $1 the directory, $2 the file, $3 the appliance, $4 the fingerprint; the passphrase is the input. By sh, as /var may be
+# noexec. An installer of a connection that broke may still run: it is waited for, and since it takes the directory with it, the copy is
+# made again then.
 _INSTALL: Final = (
     f'umask 077; [ -f "$1/$2" ] || exit {_COPY_AGAIN}; '
     f'if command -v flock >/dev/null 2>&1; then exec 9<"${{1%/*}}"; flock -w 600 9 || exit {_COPY_AGAIN}; fi; '
     f'cd "$1" 2>/dev/null && [ -f "$2" ] || exit {_COPY_AGAIN}; '
     "trap 'cd /; rm -rf \"$1\"; rmdir \"${1%/*}\" 2>/dev/null' EXIT; trap 'exit 1' HUP INT TERM; cat >passphrase; "
-    '"./$2" install --unattended --appliance "$3" --fingerprint "$4" --passphrase-file "$1/passphrase" </dev/null'
+    'sh "./$2" install --unattended --appliance "$3" --fingerprint "$4" --passphrase-file "$1/passphrase" </dev/null'
 )
 _CLEAN_UP: Final = 'rm -rf "$1"; rmdir "${1%/*}" 2>/dev/null'
 

@@ -150,8 +150,7 @@ async def test_operator_discovers_lists_and_checks_by_command(sshd: SshServer, t
     async with remote_site(tmp_path / "site", service_port=1) as site:
         migratectl = site.migratectl
         login = ("--user", sshd.user, "--key-file", str(sshd.directory / "login_key"))
-        login = (*login, "--process-server", "ps-1")
-        discover = ("discover", "--file", str(tmp_path / "hosts.csv"), *login)
+        discover = ("discover", "--file", str(tmp_path / "hosts.csv"), *login, "--process-server", "ps-1")
         status, said = await migratectl(*discover)
         assert status == 1, said
         assert f"migratectl servers accept-host-key 127.0.0.1 {sshd.host_key}\n" in said

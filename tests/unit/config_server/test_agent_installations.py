@@ -213,6 +213,31 @@ async def test_passphrase_is_bound_to_the_first_that_uses_it_if_the_probe_had_no
     assert (await site.status(identifier))["machine"] == machine.identifier
 
 
+async def test_login_goes_to_no_server_for_the_name_that_it_tells_of_itself(site: Site) -> None:
+    hosts = [{"address": name, "host_key": KEY} for name in ("10.0.0.7", "db-1")]
+    body = {"hosts": hosts, "credentials": {"password": "x"}, "process_server": "ps-1"}
+    run = (await site.administer("POST", "/discoveries", body)).json["id"]
+    lies = {1: "db-1", 2: "mail-1"}  # the one at 10.0.0.7 calls itself what the operator calls another
+    for ordinal, hostname in lies.items():
+        facts = {**facts_of(hostname), "hostname": hostname}
+        told = {"ordinal": ordinal, "state": "found", "offered_host_key": KEY, "facts": facts}
+        assert (await site.ask("POST", f"/discoveries/{run}/reports", {"reports": [told]})).status == 204
+    assert (await site.administer("GET", "/servers/db-1")).json["server"]["discovery"]["address"] == "db-1"
+    assert (await site.administer("GET", "/servers/mail-1")).json["server"]["discovery"]["address"] == "db-1"
+    login = {"credentials": {"password": PASSWORD}}
+    refused = await site.administer("POST", "/servers/mail-1/installation", login)
+    assert (refused.status, "what the server at db-1 port 22 calls itself" in refused.json["detail"]) == (409, True)
+    assert "migratectl protect db-1" in refused.json["hint"]
+    begun = await site.administer("POST", "/servers/DB-1/installation", login)
+    assert begun.status == 202, begun.body
+    order = InstallationOrder.decode((await site.ask("GET", f"/installations/{begun.json['id']}")).body)
+    assert order.target.host == "db-1"
+    # Nor does an agent that is called like an address come before the server that was met there.
+    await site.lab.enrol(Role.AGENT, "10.0.0.7")
+    shown = (await site.administer("GET", "/servers/10.0.0.7")).json["server"]
+    assert (shown["enrolled_at"], shown["discovery"]["address"]) == (None, "10.0.0.7")
+
+
 async def test_server_that_says_it_is_another_machine_does_not_lead_to_its_protection(site: Site) -> None:
     identifier = (await site.begin()).json["id"]
     victim = await site.lab.enrol(Role.AGENT, "victim")

@@ -178,7 +178,7 @@ async def test_dead_one_is_removed_with_its_items_which_others_take(tmp_path: Pa
 
 async def test_one_that_went_to_servers_over_ssh_is_removed_with_its_credentials(tmp_path: Path) -> None:
     async with site_of(tmp_path, ("ps-1", "ps-2")) as site:
-        database, number = site.lab.site.database, (await site.order("GET", "/process-servers/ps-1"))["id"]
+        database, number = site.lab.running.site.database, (await site.order("GET", "/process-servers/ps-1"))["id"]
         async with database.write() as session:
             session.add(
                 EnrolmentPassphraseRow(
