@@ -34,6 +34,11 @@ async def get_process_server(call: Call) -> ProcessServerStatus:
         return (await statuses(session, call.site.ages, server.id))[0]
 
 
+def _committed(call: Call) -> None:
+    reached("config.order.committed")
+    call.site.changed()
+
+
 async def _change(
     call: Call, verb: Callable[[AsyncSession, str, Actor, int], Awaitable[ProcessServerRow]]
 ) -> ProcessServerStatus:
@@ -41,8 +46,7 @@ async def _change(
         server = await verb(session, call.path["server"], call.actor, call.site.clock())
         await session.flush()
         status = (await statuses(session, call.site.ages, server.id))[0]
-    reached("config.order.committed")
-    call.site.changed()
+    _committed(call)
     return status
 
 
@@ -58,9 +62,8 @@ async def remove(call: Call) -> None:
     site = call.site
     async with site.database.write() as session:
         revoked = await verbs.remove(session, call.path["server"], site.heartbeat, site.ages, call.actor, site.clock())
-    reached("config.order.committed")
+    _committed(call)
     site.certificates.on_revoked(frozenset(revoked))
-    site.changed()
 
 
 async def switch(call: Call) -> ItemStatus:
@@ -69,8 +72,7 @@ async def switch(call: Call) -> ItemStatus:
         item = await verbs.switch(session, call.path["item"], to, site.heartbeat, site.ages, call.actor, site.clock())
         await session.flush()
         status = await status_of(session, item, site.heartbeat, site.store_status.problem, site.ages, site.clock())
-    reached("config.order.committed")
-    site.changed()
+    _committed(call)
     return status
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -22,8 +23,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
-
-import pip
 
 from deploy.packaging.elf import OF_GLIBC, elf_files, needed_libraries, oldest_glibc
 from deploy.packaging.failure import PackagingFailure
@@ -236,7 +235,7 @@ def _install_wheels(directory: Path) -> None:
 
 def _pip(directory: Path, *arguments: str) -> None:
     """The pip of the virtual environment, on the tree's interpreter, whose wheels it then chooses."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(pip.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(_directory_of_pip()), "PYTHONDONTWRITEBYTECODE": "1"}
     command = (
         str(directory / "bin" / "python3"),
         "-s",
@@ -306,3 +305,11 @@ def _copy_shared_files(directory: Path) -> None:
     shutil.copytree(REPOSITORY / "deploy" / "systemd", share / "systemd")
     shutil.copytree(REPOSITORY / "deploy" / "config", share / "config", ignore=shutil.ignore_patterns("invalid"))
     shutil.copy2(REPOSITORY / "LICENSE", share / "LICENSE")
+
+
+def _directory_of_pip() -> Path:
+    """Where this environment's pip lies, which the other interpreter runs."""
+    found = importlib.util.find_spec("pip")
+    if found is None or found.origin is None:
+        raise PackagingFailure("cannot install packages: there is no pip in this environment", hint="run `make venv`")
+    return Path(found.origin).parents[1]

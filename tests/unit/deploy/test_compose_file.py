@@ -21,7 +21,9 @@ from tests.harness.source_tree import REPOSITORY
 COMPOSE: Final = REPOSITORY / "deploy" / "compose"
 DOCUMENT: Final[dict[str, Any]] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())
 SERVICES: Final[dict[str, dict[str, Any]]] = DOCUMENT["services"]
-DAEMONS: Final = ("sink", "config-server", "process-server", "lab-server")
+PROCESS_SERVERS: Final = ("process-server-1", "process-server-2")
+LAB_SERVERS: Final = ("lab-server-1", "lab-server-2")
+DAEMONS: Final = ("sink", "config-server", *PROCESS_SERVERS, *LAB_SERVERS)
 SETTINGS: Final[dict[str, type[Any]]] = {
     "agent": mobility_agent.config.AgentSettings,
     "azure-sink": azure_sink.config.Settings,
@@ -42,11 +44,12 @@ def _volumes(service: str) -> list[tuple[str, Path]]:
 
 
 def test_agents_cannot_reach_the_sink() -> None:
-    assert not _networks("lab-server") & _networks("sink")
+    for server in LAB_SERVERS:
+        assert not _networks(server) & _networks("sink")
     assert DOCUMENT["networks"]["store"]["internal"] is True
     assert _networks("sink") == {"store"}
-    for appliance in ("config-server", "process-server"):
-        assert _networks(appliance) & _networks("lab-server")
+    for appliance in ("config-server", *PROCESS_SERVERS):
+        assert _networks(appliance) & _networks("lab-server-1") & _networks("lab-server-2")
         assert _networks(appliance) & _networks("sink")
 
 
@@ -72,7 +75,7 @@ def test_daemon_has_a_health_check_of_its_observability_port(name: str) -> None:
 def test_configurations_can_be_used_and_keep_everything_in_volumes(name: str) -> None:
     path = COMPOSE / "config" / f"{name}.yaml"
     load_settings(SETTINGS[name], path)
-    service = {"agent": "lab-server", "azure-sink": "sink"}.get(name, name)
+    service = {"agent": "lab-server-2", "azure-sink": "sink", "process-server": "process-server-2"}.get(name, name)
     mounted = {place for _, place in _volumes(service)}
     for used in map(Path, re.findall(r"/site/[\w./-]+", path.read_text())):
         assert mounted & {used, *used.parents}, f"{service} has no {used}"
@@ -82,16 +85,22 @@ def test_every_volume_is_declared_and_given_to_its_owner_by_the_preparation() ->
     used = {source for service in SERVICES for source, _ in _volumes(service) if not source.startswith(".")}
     assert used == DOCUMENT["volumes"].keys()
     assert used == {source for source, _ in _volumes("prepare") if not source.startswith(".")}
-    made = set(re.findall(r"^directory ([\w-]+) ", (COMPOSE / "prepare-site.sh").read_text(), re.MULTILINE))
+    script = (COMPOSE / "prepare-site.sh").read_text()
+    made = set(re.findall(r"^directory ([\w-]+) ", script, re.MULTILINE))
+    for numbered in re.findall(r'^ +directory "([\w$-]+)" ', script, re.MULTILINE):
+        made |= {numbered.replace("$number", number) for number in ("1", "2")}
     assert {place.name for source, place in _volumes("prepare") if not source.startswith(".")} == made
 
 
 def test_volumes_are_at_the_same_place_everywhere() -> None:
-    places = dict(_volumes("prepare"))
+    """What is one of two has the same place in each of them: their configuration is one file."""
     for service in SERVICES:
         for source, place in _volumes(service):
             if not source.startswith("."):
-                assert place == places[source], f"{source} in {service}"
+                common = (
+                    source if service == "prepare" else re.sub(r"-[12]\b", "", source).replace("lab-server", "agent")
+                )
+                assert place == Path("/site") / common, f"{source} in {service}"
 
 
 def test_users_are_those_that_the_preparation_makes_the_volumes_for() -> None:
@@ -99,8 +108,9 @@ def test_users_are_those_that_the_preparation_makes_the_volumes_for() -> None:
     group = re.search(r"DAEMONS_GROUP:-(\d+)", script)
     numbers = dict(re.findall(r"\$\{(\w+)_USER:-(\d+)\}", script))
     assert group is not None
-    users = {"sink": "SINK", "config-server": "CONFIG_SERVER", "process-server": "PROCESS_SERVER"}
-    users |= {"lab-server": "AGENT", "lab-workload": "AGENT", "operator": "OPERATOR"}
+    users = {"sink": "SINK", "config-server": "CONFIG_SERVER", "operator": "OPERATOR"}
+    users |= dict.fromkeys(PROCESS_SERVERS, "PROCESS_SERVER")
+    users |= dict.fromkeys((*LAB_SERVERS, "lab-workload-1", "lab-workload-2"), "AGENT")
     for service, user in users.items():
         assert SERVICES[service]["user"] == f"{numbers[user]}:{group[1]}"
     assert len(set(numbers.values())) == len(numbers)
