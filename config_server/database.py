@@ -24,7 +24,7 @@ import aiosqlite
 import alembic.command
 import alembic.config
 import alembic.util
-from sqlalchemy import Connection, event, make_url
+from sqlalchemy import Connection, event, make_url, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as NoConnectionLeft
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
@@ -48,6 +48,7 @@ BUSY_TIMEOUT_S: Final = 30.0
 WORKER_STOP_S: Final = 5.0
 ROLLBACK_S: Final = 5.0
 _WRITING: Final = "blockferry_writing"
+_UPGRADE_STEP: Final = "120s"
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _PASSING_IN_SQLITE: Final = frozenset(
     {
@@ -135,6 +136,11 @@ class Database:
         try:
             with _translated_errors(opening=True):
                 async with self._writer.begin() as connection:
+                    if self.postgresql is not None:
+                        # Between two steps this process may have much to do; a leader's lease is shorter than that.
+                        await connection.execute(
+                            text(f"SET LOCAL idle_in_transaction_session_timeout = '{_UPGRADE_STEP}'")
+                        )
                     await connection.run_sync(_upgrade_schema)
         except alembic.util.CommandError as error:
             raise SettingsError(

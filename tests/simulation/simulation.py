@@ -27,6 +27,7 @@ from tests.simulation.workload import Habits
 from tests.simulation.world import Shape, TracingHandler, World, as_text
 
 REST_DEADLINE_S: Final = 900.0
+OPERATOR_PATIENCE_S: Final = 120.0
 TOLD_EVENTS: Final = 60
 
 
@@ -126,10 +127,21 @@ async def _prune(world: World, random: Random) -> None:
 
 
 async def _rest(world: World) -> None:
-    """Until everything is applied, and a recovery point was made since."""
+    """Until everything is applied, and a recovery point was made since.
+
+    Where the store was put back, a segment may be gone whose manifest came later: nobody has it any more, and the operator does what the
+    documents say of a *segment-missing* that does not pass.
+    """
     deadline_s = world.loop.time() + REST_DEADLINE_S
+    patient_until_s = world.loop.time() + OPERATOR_PATIENCE_S
     since_s: float | None = None
     while True:
+        if world.oracle.store.put_back and world.loop.time() > patient_until_s:
+            patient_until_s = float("inf")
+            for each, supervisor in {} if world.agent.item is None else world.agent.item.supervisors.items():
+                if supervisor.problem is not None and supervisor.problem.code == "segment-missing":
+                    world.note("operator", f"resync of {each[:8]} is ordered, whose segment is missing for good")
+                    world.agent.order_resync(each, world.new_id())
         if all(bytes(disk.medium) == world.oracle.bytes_or_none(each) for each, disk in world.disks.items()):
             since_s = world.loop.time() if since_s is None else since_s
             made = [taken.flip_s for cut in world.oracle.points for taken in world.oracle.cuts[cut]]
