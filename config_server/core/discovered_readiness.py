@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from config_server.core.readiness import (
-    MAX_DISK_BYTES,
-    MAX_DISKS,
     Check,
     Grade,
     ProcessServerReadiness,
     Readiness,
     clock_check,
+    disk_checks,
     process_server_check,
     store_check,
 )
@@ -179,28 +178,10 @@ def _disks(facts: DiscoveredFacts, chosen: Collection[str] | None) -> Iterator[C
         yield Check(
             "disks", Grade.BLOCKER, "there is no disk to protect", "`migratectl servers show SERVER` says why not"
         )
-    if len(selected) > MAX_DISKS:
-        yield Check(
-            "disks", Grade.BLOCKER, f"{len(selected)} disks; at most {MAX_DISKS} can be attached", "choose with --disk"
-        )
-    for disk in selected:
-        yield _disk(disk)
-    for disk in facts.disks:
-        if disk.not_protectable is not None and disk not in selected:
-            yield Check(
-                f"disk {disk.path}",
-                Grade.WARNING,
-                f"left out: {disk.not_protectable}",
-                disk.remedy or "nothing needs to be done",
-            )
+    yield from disk_checks(facts.disks, selected, _trackable)
 
 
-def _disk(disk: DiscoveredDisk) -> Check:
-    name = f"disk {disk.path}"
-    if disk.not_protectable is not None:
-        return Check(name, Grade.BLOCKER, disk.not_protectable, disk.remedy or "choose other disks with --disk")
-    if disk.size_bytes > MAX_DISK_BYTES:
-        return Check(name, Grade.BLOCKER, f"{disk.size_bytes} bytes are more than a page blob holds", "at most 8 TiB")
+def _trackable(name: str, disk: DiscoveredDisk) -> Check | None:
     if not disk.makes_requests:
         return Check(
             name,
@@ -215,7 +196,7 @@ def _disk(disk: DiscoveredDisk) -> Check:
             "the kernel does not count its requests (queue/iostats is 0): tracking cannot be checked",
             f"echo 1 > /sys/block/{disk.path.rpartition('/')[2]}/queue/iostats, also at boot",
         )
-    return Check(name, Grade.OK, f"{disk.size_bytes / 2**30:.1f} GiB, {', '.join(disk.content) or 'content unknown'}")
+    return None
 
 
 def _space(facts: DiscoveredFacts) -> Iterator[Check]:

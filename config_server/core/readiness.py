@@ -8,12 +8,13 @@ up to 64 data disks and the operating system's (Azure, "Sizes for virtual machin
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from config_server.core.age import Age
 from replication.control_plane import InventoryDisk, MachineInventory
+from replication.remote_access import DiscoveredDisk
 
 MAX_DISK_BYTES: Final = 8 * 2**40 - 2**20
 MAX_DISKS: Final = 65
@@ -21,6 +22,9 @@ CLOCK_SKEW_WARNING_S: Final = 30.0
 CLOCK_SKEW_BLOCKER_S: Final = 900.0
 SPOOL_FREE_BLOCKER: Final = 0.20
 SPOOL_FREE_WARNING: Final = 0.30
+
+DiskT = TypeVar("DiskT", InventoryDisk, DiscoveredDisk)
+"""As the agent sees it, or as it was found over SSH."""
 
 
 class Grade(enum.StrEnum):
@@ -161,35 +165,51 @@ def _disks(inventory: MachineInventory, chosen: Collection[str] | None) -> Itera
     selected = chosen_disks(inventory, chosen)
     if not selected:
         yield Check("disks", Grade.BLOCKER, "there is no disk to protect", "`mobility-agent disks` says why")
+    yield from disk_checks(inventory.disks, selected, _tracked)
+
+
+def disk_checks(
+    disks: Sequence[DiskT], selected: Sequence[DiskT], judge: Callable[[str, DiskT], Check | None]
+) -> Iterator[Check]:
+    """Of the selected disks whether they can be replicated, of the others why they are left out.
+
+    ``judge`` is asked about a selected disk that nothing else speaks against; its first argument names the check. None: it is good.
+    """
     if len(selected) > MAX_DISKS:
         yield Check(
             "disks", Grade.BLOCKER, f"{len(selected)} disks; at most {MAX_DISKS} can be attached", "choose with --disk"
         )
     for disk in selected:
-        yield _disk(disk)
-    left_out = [disk for disk in inventory.disks if disk.not_protectable is not None and disk not in selected]
-    for disk in left_out:
-        yield Check(
-            f"disk {disk.path}",
-            Grade.WARNING,
-            f"left out: {disk.not_protectable}",
-            disk.remedy or "nothing needs to be done",
-        )
+        yield _disk(disk, judge)
+    for disk in disks:
+        if disk.not_protectable is not None and disk not in selected:
+            yield Check(
+                f"disk {disk.path}",
+                Grade.WARNING,
+                f"left out: {disk.not_protectable}",
+                disk.remedy or "nothing needs to be done",
+            )
 
 
-def _disk(disk: InventoryDisk) -> Check:
+def _disk(disk: DiskT, judge: Callable[[str, DiskT], Check | None]) -> Check:
     name = f"disk {disk.path}"
     if disk.not_protectable is not None:
         return Check(name, Grade.BLOCKER, disk.not_protectable, disk.remedy or "choose other disks with --disk")
     if disk.size_bytes > MAX_DISK_BYTES:
         return Check(name, Grade.BLOCKER, f"{disk.size_bytes} bytes are more than a page blob holds", "at most 8 TiB")
+    return judge(name, disk) or Check(
+        name, Grade.OK, f"{disk.size_bytes / 2**30:.1f} GiB, {', '.join(disk.content) or 'content unknown'}"
+    )
+
+
+def _tracked(name: str, disk: InventoryDisk) -> Check | None:
     if not disk.trackers:
         return Check(name, Grade.BLOCKER, "no change tracker works on it", "see the agent's log")
     if "ebpf" not in disk.trackers:
         return Check(
             name, Grade.WARNING, "only the scan tracker works on it", "expect each epoch to read the whole disk"
         )
-    return Check(name, Grade.OK, f"{disk.size_bytes / 2**30:.1f} GiB, {', '.join(disk.content) or 'content unknown'}")
+    return None
 
 
 def process_server_check(servers: Sequence[ProcessServerReadiness]) -> Check:

@@ -1,6 +1,6 @@
 """A configuration server in a thread of its own, whose scripted agent, process servers and writer answer as soon as they are asked.
 
-Called by the tests of ``migratectl``, which runs an event loop of its own.
+Called by the tests of ``migratectl``, which runs an event loop of its own; their fixtures are here, too.
 """
 
 from __future__ import annotations
@@ -8,10 +8,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+from click.testing import CliRunner, Result
+
+from config_server.migratectl.cli import main
 from replication.control_plane import CutoverObservation
 from replication.tls_identity import Role
 from tests.harness.config_site import Lab, running_lab
@@ -28,6 +32,9 @@ from tests.harness.scripted_peers import (
 )
 
 SOURCE = {DISK: b"the only disk" * 50}
+
+Ctl = Callable[..., Result]
+"""``migratectl`` with these words, as ``ctl`` runs it."""
 
 
 class Server:
@@ -124,3 +131,31 @@ class Server:
         return CutoverObservation(
             job=job, state="applied", cut=job, source_hashes=source_hashes(SOURCE), identity_claimed=True
         )
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = Server(tmp_path_factory.mktemp("migratectl"))
+    made.start()
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def ctl(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ctl:
+    """Run ``migratectl`` with the server's address, token and authority in the environment."""
+    (tmp_path / "token").write_text(server.lab.token)
+    (tmp_path / "authority.pem").write_text(server.lab.authority_pem)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    environment = {
+        "BLOCKFERRY_URL": server.lab.url,
+        "BLOCKFERRY_TOKEN_FILE": str(tmp_path / "token"),
+        "BLOCKFERRY_AUTHORITY": str(tmp_path / "authority.pem"),
+    }
+
+    def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
+        return CliRunner().invoke(main, list(arguments), env=environment if env is None else env)
+
+    return run

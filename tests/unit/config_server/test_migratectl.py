@@ -4,52 +4,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from config_server.migratectl.cli import main
 from config_server.migratectl.rendering import duration, percent, rate, size
 from replication.tls_identity import Role
-from tests.harness.migratectl_server import SOURCE, Server
+from tests.harness.migratectl_server import SOURCE, Ctl, Server
 from tests.harness.scripted_peers import (
     new_id,
     source_hashes,
 )
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = Server(tmp_path_factory.mktemp("migratectl"))
-    made.start()
-    try:
-        yield made
-    finally:
-        made.stop()
-
-
 @pytest.fixture
-def ctl(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Run ``migratectl`` with the server's address, token and authority in the environment."""
-    (tmp_path / "token").write_text(server.lab.token)
-    (tmp_path / "authority.pem").write_text(server.lab.authority_pem)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    environment = {
-        "BLOCKFERRY_URL": server.lab.url,
-        "BLOCKFERRY_TOKEN_FILE": str(tmp_path / "token"),
-        "BLOCKFERRY_AUTHORITY": str(tmp_path / "authority.pem"),
-    }
-
-    def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
-        return CliRunner().invoke(main, list(arguments), env=environment if env is None else env)
-
-    return run
-
-
-@pytest.fixture
-def protected(server: Server, ctl: Callable[..., Result]) -> Iterator[None]:
+def protected(server: Server, ctl: Ctl) -> Iterator[None]:
     """The server is protected and replicates; the protection is given up at the end."""
     server.phase, server.answering = "replicating", True
     done = ctl("protect", "web-1", "--wait", "--timeout", "60 s")
@@ -64,9 +36,6 @@ def protected(server: Server, ctl: Callable[..., Result]) -> Iterator[None]:
         ctl("cancel", "web-1", "--delete-disks", "--yes")
     stopped = ctl("stop-replication", "web-1", "--yes", "--wait", "--timeout", "60 s")
     assert stopped.exit_code == 0, stopped.output
-
-
-Ctl = Callable[..., Result]
 
 
 def test_login_compares_the_fingerprint_and_stores_the_connection(server: Server, ctl: Ctl, tmp_path: Path) -> None:

@@ -3,47 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
-from click.testing import CliRunner, Result
-
 from config_server.events import COMMAND_LINE
-from config_server.migratectl.cli import main
 from replication.tls_identity import Role
-from tests.harness.migratectl_server import Server
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = Server(tmp_path_factory.mktemp("migratectl"))
-    made.start()
-    try:
-        yield made
-    finally:
-        made.stop()
-
-
-@pytest.fixture
-def ctl(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Run ``migratectl`` with the server's address, token and authority in the environment."""
-    (tmp_path / "token").write_text(server.lab.token)
-    (tmp_path / "authority.pem").write_text(server.lab.authority_pem)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    environment = {
-        "BLOCKFERRY_URL": server.lab.url,
-        "BLOCKFERRY_TOKEN_FILE": str(tmp_path / "token"),
-        "BLOCKFERRY_AUTHORITY": str(tmp_path / "authority.pem"),
-    }
-
-    def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
-        return CliRunner().invoke(main, list(arguments), env=environment if env is None else env)
-
-    return run
-
-
-Ctl = Callable[..., Result]
+from tests.harness.migratectl_server import Ctl, Server
 
 
 def test_the_one_time_secret_in_a_file_is_exchanged_there_at_its_first_use(
