@@ -5,7 +5,7 @@ is not implemented (no snapshots of the source); lines that only another defect 
 writer verifies once more, the lease beside the sequence number,
 forgetting an interrupted update of a table whose granules are all unconfirmed still; distrust after a diverged history, which ``_leads_to`` decides
 too); syncs whose loss costs sending again and no promise (the digest table's name, a spool file's header); passthrough commands, void manifests and
-forged ones, which the model has none of; the Blob service's own syncs, which this simulation does not run (``tests/fault``).
+forged ones, which the model has none of; syncs of what an operator's command makes and can make again (exports, installers, backups).
 """
 
 # ruff: noqa: E501  the planted lines are as long as the code that they replace
@@ -57,6 +57,8 @@ _REPLICA: Final = "azure_sink/replica_writer/replica_blob.py"
 _FOLLOWER: Final = "azure_sink/replica_writer/disk_follower.py"
 _APPLICATION: Final = "azure_sink/replica_writer/epoch_application.py"
 _RECEIPT_BLOB: Final = "azure_sink/replica_writer/receipt_blob.py"
+_ARENAS: Final = "azure_sink/blob_store/arenas.py"
+_CATALOG: Final = "azure_sink/blob_store/schema.py"
 _KERNEL: Final = "tests/simulation/source_disk.py"
 
 _AGENTS: Final = "tests/unit/mobility_agent/protection"
@@ -64,6 +66,8 @@ _TABLES: Final = "tests/unit/mobility_agent/shipping/test_digest_table.py"
 _SPOOLS: Final = "tests/unit/process_server/spool"
 _COURIER: Final = "tests/unit/process_server/uploader/test_manifest_courier.py"
 _WRITERS: Final = "tests/unit/azure_sink/replica_writer"
+_SYNCS_FAIL: Final = "tests/fault/test_blob_store_when_syncs_fail.py"
+_COMMITTERS: Final = "tests/unit/azure_sink/blob_store/test_committer.py"
 
 MUTANTS: Final = (
     # ---- R1: digests
@@ -254,6 +258,9 @@ MUTANTS: Final = (
            "            raise\n        sync_directory(self.path.parent)", "            raise"),
     Mutant("fsync", "a name that is read after a crash", _DURABLE,
            "            return None\n        sync_directory(self.path.parent)", "            return None", under="agent scan"),
+    Mutant("fsync", "a removal", _DURABLE,
+           "        with contextlib.suppress(FileNotFoundError):\n            sync_directory(self.path.parent)", "",
+           test="tests/unit/replication/test_durable_file.py::test_a_removal_is_durable"),
     Mutant("fsync", "a directory that is made", _DURABLE, "            sync_directory(path.parent)", "            pass"),
     Mutant("fsync", "the digest table's header", _TABLE,
            "_CHECKSUM.pack(xxhash.xxh3_64_intdigest(header)), 0)\n        os.fsync(self._descriptor)",
@@ -276,4 +283,24 @@ MUTANTS: Final = (
            test=f"{_SPOOLS}/test_spool_failing_disks.py::test_what_recovery_found_torn_does_not_count_after_the_next_power_cut_either"),
     Mutant("fsync", "fdatasync of the spool", _FILES, "        os.fdatasync(self._descriptor)", "        pass"),
     Mutant("fsync", "the spool's directory", _FILES, "        sync_directory(self._directory)", "        pass"),
+    # Those of the Blob service, which the simulation does not run.
+    Mutant("fsync", "the store's bodies", _ARENAS, "                    os.fdatasync(self._handle(number).descriptor)", "                    pass",
+           test=f"{_SYNCS_FAIL}::test_a_body_that_could_not_be_synced_is_refused_and_the_store_goes_on"),
+    Mutant("fsync", "an arena's name", _ARENAS, "            sync_directory(self._directory)", "            pass",
+           test=f"{_SYNCS_FAIL}::test_an_arena_whose_entry_could_not_be_synced_is_never_used"),
+    Mutant("fsync", "the catalog's log", _CATALOG, "PRAGMA synchronous = FULL", "PRAGMA synchronous = NORMAL",
+           test=f"{_SYNCS_FAIL}::test_what_a_failed_sync_of_the_log_left_reads_back_whole[blob-kill]"),
+    Mutant("fsync", "the catalog, before its log is folded", _CATALOG, "PRAGMA synchronous = FULL", "PRAGMA synchronous = OFF",
+           test=f"{_SYNCS_FAIL}::test_a_fold_of_the_log_that_fails_to_sync_ends_the_store_and_loses_nothing"),
+    Mutant("fsync", "what the catalog's log shows at the start", _CATALOG, "        os.fsync(descriptor)\n    except", "    except",
+           test=f"{_COMMITTERS}::test_a_log_that_cannot_be_written_again_is_not_believed"),
+    Mutant("fsync", "the catalog's name", _CATALOG, "    sync_directory(path.parent)", "    pass",
+           test=f"{_COMMITTERS}::test_a_catalog_whose_name_cannot_be_synced_is_not_opened"),
+    # The configuration server's, and those of every daemon's identity.
+    Mutant("fsync", "the configuration server's commits", "config_server/database.py", '"synchronous=FULL"', '"synchronous=NORMAL"',
+           test="tests/unit/config_server/test_database.py::test_every_connection_is_durable_and_checks_references[sqlite]"),
+    Mutant("fsync", "the name of a renewed key", "replication/tls_identity.py",
+           "            self.next_key_path.replace(self.key_path)\n            sync_directory(self.directory)",
+           "            self.next_key_path.replace(self.key_path)",
+           test="tests/unit/replication/test_renewal.py::test_a_renewed_key_whose_name_cannot_be_synced_is_told"),
 )  # fmt: skip

@@ -164,6 +164,14 @@ def test_what_is_read_is_made_durable(tmp_path: Path) -> None:
     assert "fsync" in recorder.calls
 
 
+def test_a_removal_is_durable(tmp_path: Path) -> None:
+    """What was removed and comes back when the power fails would be believed."""
+    DurableFile(tmp_path / "state").replace(b"x")
+    with interrupted(10**6, crash=True) as recorder:
+        DurableFile(tmp_path / "state").remove()
+    assert "fsync" in recorder.calls[recorder.calls.index("unlink") :]
+
+
 # -- directories -----------------------------------------------------------------------------------------------------
 
 

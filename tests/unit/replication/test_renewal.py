@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from replication import tls_identity
 from replication.clock import Clock
 from replication.control_plane import EnrolmentAnswer, RenewalRequest
 from replication.errors import PeerUnavailable, SettingsError
@@ -143,6 +144,20 @@ async def test_a_crash_between_certificate_and_key_is_finished_at_the_next_start
     assert not place.identity.next_key_path.exists()
     assert place.identity.key().public_key() == place.identity.certificate().public_key()
     place.identity.settle()  # idempotent
+
+
+async def test_a_renewed_key_whose_name_cannot_be_synced_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut could leave the new certificate beside the old key's name, and nobody would have been warned."""
+
+    def failing(_directory: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    place.after_its_moment()
+    with monkeypatch.context() as patched:
+        patched.setattr(tls_identity, "sync_directory", failing)
+        await place.renewal().turn()
+    [check] = place.board.checks
+    assert "Input/output error" in check.reason
 
 
 @pytest.mark.parametrize("wrong", ["another key", "another role", "unknown authorities"])

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from azure_sink.blob_store import arenas, containers
+from azure_sink.blob_store import arenas, containers, schema
 from azure_sink.blob_store.arenas import ArenaSet
 from azure_sink.blob_store.blob_rows import find_container
 from azure_sink.blob_store.committer import MAX_WAITING, Committer
@@ -355,3 +355,16 @@ def test_a_log_that_cannot_be_written_again_is_not_believed(tmp_path: Path, monk
     assert calls == ["write", "sync"]
     assert (copied / LOG_NAME).read_bytes() == written
     open_for_writing(copied).close()
+
+
+def test_a_catalog_whose_name_cannot_be_synced_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ext4 makes a file's name durable with the file; that is no promise of every file system."""
+
+    def failing(directory: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), os.fspath(directory))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(schema, "sync_directory", failing)
+        with pytest.raises(OSError, match="Input/output error"):
+            open_for_writing(tmp_path)
+    open_for_writing(tmp_path).close()
