@@ -14,6 +14,8 @@ PYTEST_ARGS ?=
 UNIT ?= tests/unit tests/property tests/contract
 # Workers must find the same tests in the same order, also where names come out of a set.
 export PYTHONHASHSEED ?= 0
+# Tests of whole machines and sites (tests/conftest.py) would double a run's time.
+export BLOCKFERRY_HEAVY ?= $(HEAVY)
 # Daemons are started hundreds of times: whoever forbids the cache of compiled modules has each of them compiled every time.
 export PYTHONDONTWRITEBYTECODE :=
 
@@ -28,7 +30,7 @@ venv: ## Make or update .venv from requirements.lock
 demo: venv ## Replicate a live disk and cut it over; KEEP=1 leaves the site running
 	@$(PYTHON) -m deploy.demo $(DEMO_ARGS)
 
-test: venv packages ## Everything that CI runs: lint beside all tests
+test: venv packages ## Lint beside the tests; HEAVY=1 adds those that take minutes each, as CI does
 	@$(MAKE) -j2 lint tests
 
 tests: venv ## The tests alone, without lint (which takes one core for a minute while many tests wait for others)

@@ -1,6 +1,6 @@
 """What holds for every test: requirements of the machine, hypothesis profiles, and that nothing is left behind.
 
-Called by pytest. Markers: ``requires("root", "loop", "fio", ...)`` (see ``tests/harness/requirements.py``) and ``fresh``.
+Called by pytest. Markers: ``requires("root", "loop", "fio", ...)`` (see ``tests/harness/requirements.py``), ``heavy`` and ``fresh``.
 A test that leaves a process, mount or loop device under its temporary directory fails the run (``tests/harness/leftovers.py``).
 """
 
@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "requires(*names): what the machine must have: root, loop, mount, ebpf, fuse, systemd or a program"
     )
+    config.addinivalue_line("markers", f"heavy(what): takes minutes for {{what}}; runs only with {HEAVY}=1, as in CI")
     config.addinivalue_line("markers", "fresh: builds and tests the project on a bare Debian root (network, root)")
 
 
@@ -40,6 +41,9 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
 
+
+HEAVY = "BLOCKFERRY_HEAVY"
+"""Environment variable of the Makefile's ``HEAVY=1`` and of ``.ci/run``."""
 
 # What takes long begins first, so that no worker ends alone with it.
 _IN_ORDER = ("tests/e2e/", "tests/fault/", "tests/packages/")
@@ -73,6 +77,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _RealSite
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("heavy"):
+        if os.environ.get(HEAVY) != "1":
+            pytest.skip(f"heavy: {marker.args[0]}; `make test HEAVY=1` runs it, and so does CI")
     for marker in item.iter_markers("requires"):
         reason = first_lacking(marker.args)
         if reason is not None:

@@ -95,6 +95,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeSite]:
         assert engine.docker("volume", "ls", "--quiet") == ""
 
 
+@pytest.mark.heavy("a whole site in containers, image built")
 @pytest.mark.requires("root", "mount", "debootstrap", "unshare", "dockerd", "docker-compose")
 @pytest.mark.timeout(900)
 def test_servers_in_containers_are_migrated_through_a_killed_process_server_and_a_cut_network(

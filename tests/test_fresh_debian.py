@@ -19,6 +19,7 @@ SCRIPT = REPOSITORY / "deploy" / "setup" / "prove-fresh-debian.sh"
 
 
 @pytest.mark.fresh
+@pytest.mark.heavy("set-up and demo on a bare Debian")
 @pytest.mark.requires("root", "mount", "debootstrap")
 @pytest.mark.timeout(900)
 def test_clone_on_a_bare_debian_builds_and_walks_the_demo(tmp_path: Path) -> None:

@@ -19,7 +19,11 @@ MIB = 2**20
 AGENTS = 8
 FIRST, SECOND, THIRD, FOURTH = PROCESS_SERVER, f"{PROCESS_SERVER}-2", f"{PROCESS_SERVER}-3", f"{PROCESS_SERVER}-4"
 
-pytestmark = [pytest.mark.timeout(1200), pytest.mark.requires("root", "loop", "ebpf")]
+pytestmark = [
+    pytest.mark.heavy("three process servers and eight agents under load"),
+    pytest.mark.timeout(1200),
+    pytest.mark.requires("root", "loop", "ebpf"),
+]
 
 
 def _events(site: Scaled, kind: str) -> list[str]:

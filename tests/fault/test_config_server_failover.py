@@ -46,7 +46,11 @@ from tests.harness.scripted_peers import (
     observation,
 )
 
-pytestmark = [pytest.mark.requires("postgresql"), pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.heavy("two configuration servers are killed and stand still under load"),
+    pytest.mark.requires("postgresql"),
+    pytest.mark.timeout(240),
+]
 
 CONTENT: Final = b"a disk" * 1000
 LEADER_TIMEOUT_S: Final = 4

@@ -20,6 +20,7 @@ from tests.harness.built_packages import Built
 from tests.harness.loop_disk import LoopDisk, loop_disk, run
 
 pytestmark = [
+    pytest.mark.heavy("installer and packages, built twice, on a Debian that boots with systemd"),
     pytest.mark.requires(
         "root", "loop", "mount", "ebpf", "debootstrap", "patchelf", "dpkg-deb", "systemd-nspawn", "nsenter", "mkfs.ext4"
     ),
