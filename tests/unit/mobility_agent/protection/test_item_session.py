@@ -178,9 +178,9 @@ async def test_a_request_is_answered_by_its_name_and_by_hooks_if_it_asks_for_the
 async def test_a_point_that_takes_too_long_gives_up_and_nothing_else_does(
     site: SessionSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(item_session, "POINT_DEADLINE_S", 0.05)
     async with running(site, desired_item()) as scene:
         await scene.until(lambda: len(site.sink.points) == 1)
+        monkeypatch.setattr(item_session, "POINT_DEADLINE_S", 0.05)
         site.sink.failures = 10**9
         scene.item.update(desired_item(point_request=PointRequest(request=str(uuid.uuid4()))))
         site.disk.write(0, b"y" * 512)
