@@ -38,9 +38,9 @@ from replication.upload_limits import (
     MIN_LIMIT_BITS_PER_S,
     MIN_THREADS_PER_MACHINE,
     UploadLimits,
-    Weekday,
     WorkHours,
 )
+from replication.work_hours import Weekday
 
 DEFAULT_CONFIG: Final = "/etc/blockferry/process-server.yaml"
 DEFAULT_LISTEN: Final = f"0.0.0.0:{DEFAULT_PORT}"

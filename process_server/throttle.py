@@ -11,9 +11,9 @@ import asyncio
 from collections import deque
 from typing import Final
 
-from process_server.core.token_bucket import TokenBucket
 from replication.blob_client.transport import SLICE_BYTES
 from replication.clock import Clock
+from replication.token_bucket import TokenBucket
 
 MEASURED_OVER_S: Final = 10.0
 BITS_PER_BYTE: Final = 8
@@ -53,7 +53,7 @@ class Throttle:
     @property
     def slice_bytes(self) -> int:
         """The most that may be taken at a time, so that every ten seconds keep to the limit."""
-        return min(SLICE_BYTES, self._bucket.largest_amount_bytes or SLICE_BYTES)
+        return min(SLICE_BYTES, self._bucket.largest_amount or SLICE_BYTES)
 
     def try_take(self, amount_bytes: int) -> bool:
         """Take ``amount_bytes`` if they may be sent at once and nobody waits already."""

@@ -18,14 +18,13 @@ from replication.upload_limits import (
     LIMIT_RANGE,
     MAX_THREADS_PER_MACHINE,
     MIN_THREADS_PER_MACHINE,
-    WEEKDAYS,
     UploadInForce,
     UploadLimits,
-    Weekday,
     WorkHours,
     limits_text,
     rate_text,
 )
+from replication.work_hours import WEEKDAYS, Weekday
 
 WORKING_DAYS: Final[list[Weekday]] = ["mon", "tue", "wed", "thu", "fri"]
 

@@ -20,7 +20,8 @@ from typing import Final
 from replication.control_plane import ProcessServerDesired
 from replication.identifiers import MachineId
 from replication.tls_identity import Role
-from replication.upload_limits import WEEKDAYS, UploadLimits, WorkHours, rate_text
+from replication.upload_limits import UploadLimits, WorkHours, rate_text
+from replication.work_hours import WEEKDAYS
 from tests.bench.measure import Figures
 from tests.harness.blob_process import BlobProcess
 from tests.harness.epochs import new_uuid

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from process_server.core.upload_hours import Regime, both, lower_limit, regime_at
-from replication.upload_limits import WEEKDAYS, UploadLimits, WorkHours, minute_of_day
+from process_server.core.upload_hours import Regime, both, regime_at
+from replication.upload_limits import UploadLimits, WorkHours
+from replication.work_hours import WEEKDAYS, lower_limit, minute_of_day
 
 WORK, ELSE = 1_000_000, 50_000_000
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Australia/Lord_Howe", "America/St_Johns")
@@ -100,8 +101,8 @@ def test_a_zone_that_is_not_known_has_the_lower_limit_at_all_hours() -> None:
 
 
 def test_of_two_limits_the_lower_counts_and_the_earlier_change() -> None:
-    assert lower_limit([None, None]) is None
-    assert lower_limit([None, 5, 3]) == 3
+    assert lower_limit(None, None) is None
+    assert lower_limit(None, 5, 3) == 3
     assert both(Regime(5, True, 10.0), Regime(None, False, 7.0)) == Regime(5, True, 7.0)
     assert both(Regime(None, False, None), Regime(7, False, None)) == Regime(7, False, None)
 

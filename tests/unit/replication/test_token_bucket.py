@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from process_server.core.token_bucket import BURST_S, TokenBucket
+from replication.token_bucket import BURST_S, TokenBucket
 
 
 @given(
@@ -54,7 +54,7 @@ def test_a_changed_rate_keeps_the_debt_in_bytes_and_no_limit_forgives_it() -> No
     bucket.set_rate(1000.0, 0.0)
     assert bucket.delay_s(0.0) == pytest.approx(1)
     bucket.set_rate(None, 0.0)
-    assert bucket.rate_bytes_per_s is None
+    assert bucket.rate_per_s is None
     bucket.take(10**12, 0.0)
     assert bucket.delay_s(0.0) == 0
     bucket.set_rate(100.0, 0.0)
