@@ -5,10 +5,23 @@ Called by ``cli`` (load) and ``daemon`` (compose).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
+from pydantic import ValidationError
+
+from mobility_agent.core.memory_plan import MIN_MEMORY_BYTES, MemoryPlan, fitted
+from replication.agent_limits import (
+    CPU_RANGE,
+    MAX_CPU_CORES,
+    MAX_READ_BYTES_PER_S,
+    MIN_CPU_CORES,
+    MIN_READ_BYTES_PER_S,
+    READ_RANGE,
+    AgentLimits,
+    LimitedHours,
+)
 from replication.batch_frame import MAX_BATCH_DATA_BYTES
 from replication.config_server_urls import check_standby_urls
 from replication.dirty_bitmap import DEFAULT_GRANULARITY_BYTES, Geometry
@@ -16,6 +29,8 @@ from replication.errors import InvalidInput, SettingsError
 from replication.service.logs import LogSettings
 from replication.service.observability import ObservabilitySettings
 from replication.service_address import check_setting
+from replication.time_zones import time_zone
+from replication.work_hours import Weekday
 
 DEFAULT_CONFIG_PATH: Final = "/etc/blockferry/agent.yaml"
 DEFAULT_STATE_DIR: Final = Path("/var/lib/blockferry/agent")
@@ -124,6 +139,84 @@ class QuiesceSettings:
         _require(0 < self.hook_timeout_s <= 3600, f"use hook_timeout_s {self.hook_timeout_s:g}", "up to 1 h")
 
 
+def _require_limits(read_bytes_per_s: int | None, cpu_cores: float | None) -> None:
+    _require(
+        read_bytes_per_s is None or MIN_READ_BYTES_PER_S <= read_bytes_per_s <= MAX_READ_BYTES_PER_S,
+        f"use a read_bytes_per_s of {read_bytes_per_s}",
+        f"{READ_RANGE}; leave it out for no limit",
+    )
+    _require(
+        cpu_cores is None or MIN_CPU_CORES <= cpu_cores <= MAX_CPU_CORES,
+        f"use cpu_cores {cpu_cores}",
+        f"{CPU_RANGE}; leave it out for no limit",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LimitedHoursSettings:
+    """The hours in which other limits hold; what a day's hours are ``Hours`` says. What is left out is not limited in them."""
+
+    days: tuple[Weekday, ...]
+    start: str
+    end: str
+    time_zone: str
+    read_bytes_per_s: int | None = None
+    cpu_cores: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_limits(self.read_bytes_per_s, self.cpu_cores)
+        try:
+            _ = self.hours
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field_name = ".".join(str(part) for part in first["loc"]) or "these hours"
+            raise SettingsError(
+                f"cannot use {field_name}: {first['msg']}",
+                hint="days: [mon, tue], start: 08:00, end: 18:00, time_zone: Europe/Berlin",
+            ) from error
+        time_zone(self.time_zone)
+
+    @property
+    def hours(self) -> LimitedHours:
+        return LimitedHours(
+            days=list(self.days),
+            start=self.start,
+            end=self.end,
+            time_zone=self.time_zone,
+            read_bytes_per_s=self.read_bytes_per_s,
+            cpu_cores=self.cpu_cores,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsSettings:
+    """How much of the server the agent may use; of two limits, this file's and the configuration server's, the lower one counts.
+
+    ``memory_bytes`` makes the buffers of ``shipping`` and ``quiesce`` smaller where they would not fit.
+    """
+
+    read_bytes_per_s: int | None = None
+    cpu_cores: float | None = None
+    memory_bytes: int | None = None
+    work_hours: LimitedHoursSettings | None = None
+
+    def __post_init__(self) -> None:
+        _require_limits(self.read_bytes_per_s, self.cpu_cores)
+        _require(
+            self.memory_bytes is None or self.memory_bytes >= MIN_MEMORY_BYTES,
+            f"use a memory_bytes of {self.memory_bytes}",
+            f"at least {MIN_MEMORY_BYTES // 2**20} MiB; leave it out for no limit",
+        )
+
+    @property
+    def of_agent(self) -> AgentLimits:
+        return AgentLimits(
+            read_bytes_per_s=self.read_bytes_per_s,
+            cpu_cores=self.cpu_cores,
+            work_hours=None if self.work_hours is None else self.work_hours.hours,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
     """The whole file. ``disk_files``: plain files to offer as disks, besides the block devices that are found.
@@ -139,6 +232,7 @@ class AgentSettings:
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
     shipping: ShippingSettings = field(default_factory=ShippingSettings)
     quiesce: QuiesceSettings = field(default_factory=QuiesceSettings)
+    limits: LimitsSettings = field(default_factory=LimitsSettings)
     observability: ObservabilitySettings = field(
         default_factory=lambda: ObservabilitySettings(listen=DEFAULT_OBSERVABILITY)
     )
@@ -156,6 +250,32 @@ class AgentSettings:
             0 <= self.keep_unprotected_s <= 30 * 86400,
             f"use keep_unprotected_s {self.keep_unprotected_s:g}",
             "up to 30 d",
+        )
+        _ = self.memory_plan
+
+    @property
+    def memory_plan(self) -> MemoryPlan:
+        """The buffers as configured, or as small as ``limits.memory_bytes`` asks for."""
+        shipping = self.shipping
+        configured = MemoryPlan(
+            shipping.batch_bytes, shipping.buffers, shipping.batches_in_flight, self.quiesce.last_round_bytes
+        )
+        if self.limits.memory_bytes is None:
+            return configured
+        return fitted(configured, self.limits.memory_bytes, self.tracker.granularity_bytes)
+
+    def within_memory(self) -> AgentSettings:
+        """These settings with the buffers of ``memory_plan``."""
+        plan = self.memory_plan
+        return replace(
+            self,
+            shipping=replace(
+                self.shipping,
+                batch_bytes=plan.batch_bytes,
+                buffers=plan.buffers,
+                batches_in_flight=plan.batches_in_flight,
+            ),
+            quiesce=replace(self.quiesce, last_round_bytes=plan.last_round_bytes),
         )
 
     @property

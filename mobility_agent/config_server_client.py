@@ -14,6 +14,7 @@ from typing import Final
 import aiohttp
 
 from replication import control_plane
+from replication.agent_limits import ObservationAnswer
 from replication.config_server_urls import ConfigServerUrls
 from replication.control_plane import (
     AgentDesired,
@@ -57,8 +58,10 @@ class ConfigServerClient:
     async def put_inventory(self, inventory: MachineInventory) -> None:
         await self._call("PUT", control_plane.AGENT_INVENTORY_PATH, inventory)
 
-    async def post_observation(self, observation: AgentObservation) -> None:
-        await self._call("POST", control_plane.AGENT_OBSERVATIONS_PATH, observation)
+    async def post_observation(self, observation: AgentObservation) -> ObservationAnswer | None:
+        """What the configuration server answers; None: it is from before it answered anything."""
+        body = await self._call("POST", control_plane.AGENT_OBSERVATIONS_PATH, observation)
+        return ObservationAnswer.decode(body) if body else None
 
     async def desired(self, after_revision: int, wait_s: float) -> AgentDesired | None:
         """Desired state newer than ``after_revision``, or None after ``wait_s`` without one."""

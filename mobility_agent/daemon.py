@@ -1,7 +1,7 @@
 """Composition root of the agent: builds the real objects, hands them inward, and follows the desired state until asked to stop.
 
-Called by ``cli``. Six tasks: report the inventory, report observations, wait for desired state, run the protected item accordingly,
-discard what is kept of disks that are not protected any more, and renew the certificate. The newest desired state is kept on disk, so that
+Called by ``cli``. Its tasks: report the inventory, report observations, wait for desired state, run the protected item accordingly, keep
+to the limits, discard what is kept of disks that are not protected any more, and renew the certificate. The newest desired state is kept on disk, so that
 replication goes on after a restart while the configuration server is down. An error that nobody expected ends the agent: recovery is the
 normal start.
 """
@@ -34,7 +34,9 @@ from mobility_agent.core.own_writes import StateWrites
 from mobility_agent.desired_memory import DesiredMemory
 from mobility_agent.disk_memory import DISKS_DIRECTORY, DiskMemory
 from mobility_agent.inventory import locate_disk, take_inventory
+from mobility_agent.limits_in_force import LimitsInForce, open_memory
 from mobility_agent.observations import DiskMetrics, observe_item, standing
+from mobility_agent.pace import Pace
 from mobility_agent.protection.disk_session import DiskSession, SessionLimits
 from mobility_agent.protection.disk_supervisor import DiskEnvironment
 from mobility_agent.protection.item_session import ItemEnvironment, ItemSession, ended, runs, structure_of
@@ -99,7 +101,7 @@ async def run(settings: AgentSettings, lifecycle: Lifecycle) -> None:
     with contextlib.ExitStack() as held:
         held.callback(os.close, _lock_state(settings.state_dir))
         held.callback(hold_machine(identity.name().identifier).close)
-        agent = Agent(settings, identity, held)
+        agent = Agent(settings.within_memory(), identity, held)
         await agent.run(lifecycle)
 
 
@@ -136,6 +138,15 @@ class Agent:
         held.callback(self._freeze_guard.close)
         self._memory = _reserve(settings.quiesce.last_round_bytes)
         self._state_writes = StateWrites(time.monotonic)
+        self._pace = Pace(Clock())
+        self._limits = LimitsInForce(
+            settings.limits.of_agent,
+            open_memory(settings.state_dir),
+            self._pace,
+            Clock(),
+            memory_bytes=settings.limits.memory_bytes,
+            note_write=self._state_writes.note,
+        )
         self._heard_desired = False
         self._incarnation = str(uuid.uuid4())
         self._refused = ""
@@ -156,6 +167,7 @@ class Agent:
     async def run(self, lifecycle: Lifecycle) -> None:
         registry = make_registry()
         registry.register(self._metrics)
+        registry.register(self._limits)
         observability = await start_observability(self._settings.observability, self._board, registry)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -168,6 +180,7 @@ class Agent:
                     tasks.create_task(self._discard_unprotected()),
                     tasks.create_task(self._renewal().run()),
                     tasks.create_task(self._profiler.run()),
+                    tasks.create_task(self._limits.run()),
                 ]
                 lifecycle.ready()
                 await lifecycle.stopping.wait()
@@ -218,7 +231,9 @@ class Agent:
         while True:
             told = self._standing()
             try:
-                await self._control.post_observation(self._observe())
+                answer = await self._control.post_observation(self._observe())
+                if answer is not None:
+                    self._limits.tell(answer.limits)
                 self._board.report("config-server", HealthState.OK)
                 self._refused = ""
             except BlockferryError as error:
@@ -250,6 +265,7 @@ class Agent:
             disks=[] if item is None else observe_item(item),
             cutover=None if item is None else item.cutover,
             profile=self._profiler.observe(),
+            limits=self._limits.observe(),
         )
 
     def _report_health(self) -> None:
@@ -362,7 +378,7 @@ class Agent:
             state_dir=settings.state_dir,
             granularity_bytes=tracker.granularity_bytes,
             locate=self._locate,
-            open_tracker=functools.partial(open_tracker, tracker),
+            open_tracker=functools.partial(open_tracker, tracker, self._pace),
             config_server=self._control,
             buffers=ShippingBuffers(shipping.buffers, shipping.batch_bytes),
             batches_in_flight=shipping.batches_in_flight,
@@ -377,10 +393,11 @@ class Agent:
             holds_state=functools.partial(lies_on, settings.state_dir),
             echo_wait_s=ECHO_WAIT_INTERVALS * wanted.timing.recovery_point_interval_s,
             hold_disk=hold_disk,
+            pace=self._pace,
         )
         return ItemEnvironment(
             disks=disks,
-            coordinator=PointCoordinator(self._freeze_guard, self._memory, self._mounts_of),
+            coordinator=PointCoordinator(self._freeze_guard, self._memory, self._mounts_of, self._pace.lifted),
             quiesced=None if hooks is None else hooks.quiesced,
             claim=_claim,
             changes=self._changes,

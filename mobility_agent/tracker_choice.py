@@ -21,6 +21,7 @@ from mobility_agent.change_tracker.interface import ChangeTracker
 from mobility_agent.change_tracker.scan import ScanTracker
 from mobility_agent.config import TrackerSettings
 from mobility_agent.interruption import Interruption
+from mobility_agent.pace import Pace
 from mobility_agent.shipping.digest_table import DigestTable
 from replication.control_plane import TrackerAvailability, TrackerKind
 from replication.dirty_bitmap import Geometry
@@ -51,13 +52,15 @@ def trackers_for(path: Path) -> list[TrackerKind]:
 
 def open_tracker(
     settings: TrackerSettings,
+    pace: Pace,
     disk: DiskId,
     reader: DiskReader,
     geometry: Geometry,
     table: DigestTable,
     interruption: Interruption,
 ) -> ChangeTracker:
-    """Attach the tracker that the settings ask for; ``auto`` falls back to ``scan``, whose scans ``interruption`` ends early.
+    """Attach the tracker that the settings ask for; ``auto`` falls back to ``scan``, whose scans ``interruption`` ends early
+    and which keep to ``pace``.
 
     :raises Unsupported: if ``ebpf`` was asked for and does not work here.
     :raises Refused: if it lacks the privilege.
@@ -76,7 +79,13 @@ def open_tracker(
                 "writes cannot be tracked in the kernel: the disk is scanned",
                 extra={"fields": {"disk": disk, "reason": str(error)}},
             )
-    return ScanTracker(reader, geometry, table, is_cancelled=interruption.is_interrupted)
+    return ScanTracker(
+        reader,
+        geometry,
+        table,
+        is_cancelled=interruption.is_interrupted,
+        before_read=lambda length_bytes: pace.wait_in_thread(length_bytes, interruption.is_interrupted),
+    )
 
 
 def prepare_tracking(settings: TrackerSettings) -> None:

@@ -41,7 +41,6 @@ from process_server.intake.manifest_intake import ManifestIntake
 from process_server.intake.peers import Peers
 from process_server.intake.sealing import Sealing
 from process_server.intake.warm_connections import WarmConnections
-from process_server.limits_memory import LimitsMemory
 from process_server.metrics import ProcessServerMetrics
 from process_server.observation import Observation
 from process_server.rebuild import damage_of, rebuild_backlog
@@ -58,7 +57,7 @@ from process_server.spool.files import DirectoryFiles, SpoolFiles
 from process_server.spool.spool import Spool
 from process_server.store_inquiry import StoreInquiry
 from process_server.throttle import Throttle
-from process_server.upload_limits import LimitsInForce
+from process_server.upload_limits import FILE_NAME, LimitsInForce
 from process_server.uploader.manifest_courier import ManifestCourier
 from process_server.uploader.segment_uploader import SegmentUploader
 from replication import __version__
@@ -73,6 +72,7 @@ from replication.data_plane import Hello
 from replication.durable_file import make_directory_durably
 from replication.errors import InvalidInput, SettingsError
 from replication.identifiers import BatchKey, GenerationKey, MachineId
+from replication.limits_memory import LimitsMemory
 from replication.remote_access import DISCOVERIES, INSTALLATIONS
 from replication.renewal import Renewal
 from replication.service.health import HealthBoard
@@ -182,7 +182,7 @@ async def running_process_server(
             make_directory_durably(settings.spool_directory)
             stack.enter_context(locked(settings.spool_directory))
             files = around.open_files(settings.spool_directory)
-            memory = LimitsMemory(settings.state_dir)
+            memory = LimitsMemory(settings.state_dir / FILE_NAME, UploadLimits)
         throttle = Throttle(None, around.clock)
         bulk = await stack.enter_async_context(around.open_store(settings.store, throttle))
         small_requests = dataclasses.replace(settings.store, connections=SMALL_REQUEST_CONNECTIONS)
@@ -209,7 +209,7 @@ class _Site:
         store: BlobClient,
         config_server: ConfigServer,
         throttle: Throttle,
-        memory: LimitsMemory,
+        memory: LimitsMemory[UploadLimits],
         watch: SettingsWatch | None,
     ) -> None:
         clock = around.clock

@@ -17,16 +17,18 @@ from typing import Final
 
 from process_server.core.upload_hours import Regime, both, regime_at
 from process_server.core.upload_schedule import DEFAULT_THREADS_PER_MACHINE, UploadSchedule
-from process_server.limits_memory import LimitsMemory
 from process_server.settings_watch import SettingsWatch
 from process_server.throttle import BITS_PER_BYTE, Throttle
 from replication.clock import Clock
 from replication.errors import BlockferryError, InvalidInput
+from replication.limits_memory import LimitsMemory
 from replication.service.health import HealthBoard, HealthState
 from replication.time_zones import time_zone
 from replication.upload_limits import MIN_LIMIT_BITS_PER_S, UploadInForce, UploadLimits, limits_text, rate_text
 
 CHECK: Final = "upload-limits"
+FILE_NAME: Final = "upload-limits.json"
+"""In the state directory: what was told last."""
 LOOK_AT_CLOCK_EVERY_S: Final = 1.0
 """So soon is it noticed that somebody has set the clock."""
 LOOK_AT_FILE_EVERY_S: Final = 2.0
@@ -65,7 +67,7 @@ class LimitsInForce:
     def __init__(
         self,
         file: UploadLimits,
-        memory: LimitsMemory,
+        memory: LimitsMemory[UploadLimits],
         watch: SettingsWatch | None,
         throttle: Throttle,
         schedule: UploadSchedule,

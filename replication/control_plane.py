@@ -9,7 +9,7 @@ plane only to start. Ages are seconds by the sender's own clock, so that no two 
     POST /api/v1/process-server/certificate                  RenewalRequest → EnrolmentAnswer
     POST /api/v1/certificates/recoveries                     RecoveryRequest → EnrolmentAnswer (no client certificate: it has ended)
     PUT  /api/v1/agent/inventory                             MachineInventory
-    POST /api/v1/agent/observations                          AgentObservation
+    POST /api/v1/agent/observations                          AgentObservation → ObservationAnswer
     GET  /api/v1/agent/desired?after_revision=R&wait_s=N     → AgentDesired with a newer revision, or 204 after N seconds
     POST /api/v1/agent/disks/DISK/generations                GenerationRequest → GenerationGrant (503 while the old one is closed)
     GET  /api/v1/agent/disks/DISK/generations/G              → GenerationGrant
@@ -23,6 +23,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
+from replication.agent_limits import AgentLimitsInForce
 from replication.churn_profile import ProfileObservation, ProfileOrder
 from replication.documents import MAX_BYTE_COUNT, ByteCount, Document, Hash, Uuid
 from replication.errors import Refused
@@ -305,6 +306,13 @@ class AgentObservation(Document):
     spent_freezes_s: list[float] = Field(default_factory=list)
     problem: Problem | None = None
     profile: ProfileObservation | None = None
+    limits: AgentLimitsInForce | None = None
+
+    @model_serializer(mode="wrap")
+    def _readable_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """A configuration server from before there were ``limits`` refuses them: they are left out when there are none."""
+        fields: dict[str, object] = serialize(self)
+        return {name: value for name, value in fields.items() if name != "limits" or value is not None}
 
 
 class GenerationRequest(Document):

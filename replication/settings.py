@@ -5,7 +5,8 @@ A section validates itself in ``__post_init__`` by raising ``SettingsError`` (wi
 
 Supported field types: str, int, float, bool, Path, nested dataclass, ``X | None``, ``tuple[X, ...]`` and
 ``Literal["a", "b"]``. Sizes (``*_bytes``) accept ``300 GB``/``64 MiB``; durations (``*_s``) accept ``5 min``, ``250 ms``, ``24 h``;
-rates (``*_bits_per_s``) accept ``512 Kbps``, ``100 Mbps``. These three are never negative, whichever way they are written.
+rates (``*_bits_per_s``) accept ``512 Kbps``, ``100 Mbps``, those in bytes (``*_bytes_per_s``) ``100 MB/s``, ``16 MiB/s``. These four are never
+negative, whichever way they are written.
 A key given twice is refused: YAML would take the last in silence.
 """
 
@@ -28,7 +29,7 @@ from replication.errors import InvalidInput, SettingsError
 
 MAX_SETTINGS_FILE_BYTES: Final = 1024 * 1024
 
-_QUANTITY: Final = re.compile(r"\s*([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)\s*")
+_QUANTITY: Final = re.compile(r"\s*([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*(?:/s)?)\s*")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,6 +59,14 @@ _UNITS: Final[Mapping[str, _Units]] = {
         | {f"{prefix}BPS": Fraction(1000**n) for n, prefix in enumerate("KMG", 1)},
         "a rate such as 512 Kbps or 100 Mbps",
         re.compile(r"|[KkMmGg]?bps"),
+    ),
+    "_bytes_per_s": _Units(
+        {"": Fraction(1), "B/S": Fraction(1)}
+        | {f"{prefix}B/S": Fraction(1000**power) for power, prefix in enumerate("KMGT", 1)}
+        | {f"{prefix}IB/S": Fraction(1024**power) for power, prefix in enumerate("KMGT", 1)},
+        "a rate such as 100 MB/s or 16 MiB/s",
+        # a large B: 100 Mb/s would be an eighth of 100 MB/s
+        re.compile(r"|(?:[KkMmGgTt]i?)?B/s"),
     ),
     "_s": _Units(
         {"": Fraction(1)} | _fractions(MS="0.001", S="1", MIN="60", H="3600", D="86400"),
@@ -284,6 +293,32 @@ def parse_rate(text: str, option: str) -> int:
     except SettingsError as error:
         raise SettingsError(
             f"cannot use {text[:64]!r} for {option}", hint="a number with its unit, such as 512 Kbps, 100 Mbps, 1 Gbps"
+        ) from error
+
+
+def parse_byte_rate(text: str, option: str) -> int:
+    """Bytes per second of a rate such as ``100 MB/s``, for command lines; ``option`` is where it was given.
+
+    :raises SettingsError: if it is none.
+    """
+    try:
+        return _parse_int(text, "rate_bytes_per_s")
+    except SettingsError as error:
+        raise SettingsError(
+            f"cannot use {text[:64]!r} for {option}", hint="a number with its unit, such as 100 MB/s or 16 MiB/s"
+        ) from error
+
+
+def parse_size(text: str, option: str) -> int:
+    """Bytes of a size such as ``256 MiB``, for command lines; ``option`` is where it was given.
+
+    :raises SettingsError: if it is none.
+    """
+    try:
+        return _parse_int(text, "size_bytes")
+    except SettingsError as error:
+        raise SettingsError(
+            f"cannot use {text[:64]!r} for {option}", hint="a number with its unit, such as 256 MiB or 1 GB"
         ) from error
 
 

@@ -49,8 +49,11 @@ class ScanTracker:
         *,
         progress: Callable[[ScanProgress], None] = lambda _: None,
         is_cancelled: Callable[[], bool] = lambda: False,
+        before_read: Callable[[int], None] = lambda _bytes: None,
     ) -> None:
-        """``progress`` and ``is_cancelled`` are called between slices, in the thread that harvests."""
+        """``progress`` and ``is_cancelled`` are called between slices, in the thread that harvests; ``before_read`` before each read of so
+        many bytes: it may wait.
+        """
         if geometry.size_bytes > reader.size_bytes:
             raise InvalidInput(
                 f"cannot scan {reader.path}: it has {reader.size_bytes} bytes, {geometry.size_bytes} are expected"
@@ -60,6 +63,7 @@ class ScanTracker:
         self._reference = reference
         self._progress = progress
         self._is_cancelled = is_cancelled
+        self._before_read = before_read
         self._pool = BufferPool(1, max(SLICE_BYTES, geometry.granularity_bytes))
         self._marked = DirtyBitmap(geometry.granules)
         self._late: list[GranuleRuns] = []
@@ -118,6 +122,7 @@ class ScanTracker:
                     changed = self._reference.changed_in_hole(first, count)
                 else:
                     view = buffer.view[: extent.length_bytes]
+                    self._before_read(extent.length_bytes)
                     self._reader.read_into(view, extent)
                     changed = self._reference.changed_in(first, view)
                     read += extent.length_bytes

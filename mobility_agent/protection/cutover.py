@@ -6,6 +6,8 @@ A hash counts as proof material only if it is known that nothing was written fro
 hashed: the claim watches the disk, whatever its tracker can tell, and goes on watching while the disks are held. Where it cannot tell, the
 cutover fails and says why (P6): equal hashes alone prove nothing of what was written behind the hash. A final epoch that had to be
 opened again (a spool lost) is final no more: another one is cut, under another cut's name, while the disks stay claimed.
+
+From the claim until identity is proved the agent's limits are lifted: the workload is down and waits for nothing else.
 """
 
 from __future__ import annotations
@@ -136,10 +138,11 @@ class Cutover:
             self._tell("the disks are claimed", disks=len(self._claims))
             async with AsyncExitStack() as gaps:
                 self._note(state="shipping")
-                for disk in sorted(self.sessions):
-                    await gaps.enter_async_context(self.sessions[disk].gap)
-                while not await self._finish():
-                    pass
+                with self._coordinator.limits_lifted():  # also for the epoch that is still under way
+                    for disk in sorted(self.sessions):
+                        await gaps.enter_async_context(self.sessions[disk].gap)
+                    while not await self._finish():
+                        pass
                 while True:
                     # The tracker is not asked: the sessions may be over.
                     for disk in sorted(self._claims):

@@ -358,7 +358,7 @@ class DiskSession:
             lambda: EpochReader(source, epoch.granules, self.parts.table, not_to_skip, self.require_alive)
         )
         try:
-            shipped = await self._shipper.ship(key, epoch.attempt, reader)
+            shipped = await self._shipper.ship(key, epoch.attempt, reader, paced=source is self.parts.reader)
         except (ResyncRequired, KeyConflict) as error:
             self._kept.fail(error)
             raise

@@ -23,6 +23,7 @@ from mobility_agent.change_tracker.interface import ChangeTracker
 from mobility_agent.core.epoch_ledger import HistoryDiverged
 from mobility_agent.core.own_writes import EchoRule, StateWrites
 from mobility_agent.interruption import Interruption
+from mobility_agent.pace import Pace
 from mobility_agent.protection.disk_session import DiskParts, DiskSession, SessionLimits
 from mobility_agent.protection.epoch_journal import EpochJournal
 from mobility_agent.protection.ledger_opening import open_ledger, settle_attach
@@ -86,6 +87,8 @@ class DiskEnvironment:
     """How long a change that may be the agent's own doing waits at most on such a disk (R10)."""
     hold_disk: Callable[[DiskId], Closable]
     """Be the machine's only agent that replicates this disk until what is returned is closed (R11); raises Refused."""
+    pace: Pace | None = None
+    """What all disks together keep to; None: no limits."""
 
 
 class DiskSupervisor:
@@ -209,6 +212,7 @@ class DiskSupervisor:
             self.figures,
             window=environment.batches_in_flight,
             on_peer=self._note_peer,
+            pace=environment.pace,
         )
         self.session = session = DiskSession(
             parts, shipper, environment.limits, environment.seeding_slots, self._on_change
@@ -260,7 +264,7 @@ class DiskSupervisor:
         environment = self._environment
         await self._in_executor(lambda: _entered(opened, environment.hold_disk(self.disk)))
         path = await self._in_executor(lambda: environment.locate(self.disk))
-        reader = await self._in_executor(lambda: _entered(opened, DiskReader(path, self.figures.note_read)))
+        reader = await self._in_executor(lambda: _entered(opened, DiskReader(path, self._note_read)))
         geometry = Geometry(reader.size_bytes, environment.granularity_bytes)
         record = await self._in_executor(self._opened_record)
         journal = await self._in_executor(lambda: EpochJournal(self._directory))
@@ -323,6 +327,11 @@ class DiskSupervisor:
             echo=echo,
             interruption=interruption,
         )
+
+    def _note_read(self, length_bytes: int) -> None:
+        self.figures.note_read(length_bytes)
+        if self._environment.pace is not None:
+            self._environment.pace.note_read(length_bytes)
 
     async def _obtain_generation(
         self, record: ProtectionRecord, geometry: Geometry

@@ -8,6 +8,9 @@ harvested is pending again and the rounds go on, up to ``MAX_ATTEMPTS``.
 
 A tracker that reads the disk to harvest is not asked under a freeze: it would last for the whole scan. Its points rest on hooks alone
 that stopped the writers, or on a claim; the scan runs in the disk's executor and the event loop goes on.
+
+The agent's limits hold for the rounds before. Nothing waits for them from the freeze to the thaw: what is read then is read past the
+shipper, and a scan between hooks has them lifted.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import logging
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
 
@@ -125,9 +128,16 @@ class PointCoordinator:
     """Cuts points of one item's disks, one at a time."""
 
     def __init__(
-        self, freezer: Freezer, memory: memoryview, find_mounts: Callable[[Sequence[DiskId]], Sequence[Mount]]
+        self,
+        freezer: Freezer,
+        memory: memoryview,
+        find_mounts: Callable[[Sequence[DiskId]], Sequence[Mount]],
+        limits_lifted: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
-        """:param memory: locked in memory and page-aligned; bounds what the last round may hold."""
+        """:param memory: locked in memory and page-aligned; bounds what the last round may hold.
+        :param limits_lifted: entered while a workload stands still and waits (``Pace.lifted``).
+        """
+        self.limits_lifted = limits_lifted
         self._freezer = freezer
         self._memory = memory
         self._find_mounts = find_mounts
@@ -229,10 +239,11 @@ class PointCoordinator:
     async def _scan_and_read(self, rounds: list[_DiskRound], *, quiesced: bool) -> tuple[str, int]:
         """(why it is no point or "", cut time). The writers are stopped meanwhile; the event loop is not."""
         cut_time_ns = time.time_ns()
-        for part in rounds:
-            await part.session.in_executor_interruptibly(part.harvest_now)
-        # In an executor that is waited for even when cancelled: the memory is the next point's too.
-        reason = await rounds[0].session.in_executor_interruptibly(lambda: self._read(rounds, lambda: 1.0))
+        with self.limits_lifted():
+            for part in rounds:
+                await part.session.in_executor_interruptibly(part.harvest_now)
+            # In an executor that is waited for even when cancelled: the memory is the next point's too.
+            reason = await rounds[0].session.in_executor_interruptibly(lambda: self._read(rounds, lambda: 1.0))
         return reason or _seen_writing(rounds, quiesced=quiesced) or _in_doubt(rounds), cut_time_ns
 
     def _read(self, rounds: list[_DiskRound], remaining_s: Callable[[], float]) -> str:

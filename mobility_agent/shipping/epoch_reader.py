@@ -1,7 +1,7 @@
 """Reads one attempt of an epoch and fills batches: reads past the page cache, drops equal rewrites, tells zeros from data.
 
 Called by ``epoch_shipper`` in the disk's executor thread: one call fills one buffer, so that reading runs ahead of sending by the
-number of buffers and no more. A granule is left out only if its digest equals the digest table's and it is in no other unconfirmed
+number of buffers and no more; under a limit of what may be read (``pace``) several calls do, and the batches are the same. A granule is left out only if its digest equals the digest table's and it is in no other unconfirmed
 epoch (R1). Zero granules travel as runs without data, whatever their length.
 """
 
@@ -36,8 +36,12 @@ class FilledBatch:
     digests: Digests
 
 
+class Unfinished:
+    """The buffer is not full yet: as much as allowed was read."""
+
+
 class EpochReader:
-    """One attempt's reading. ``next_batch`` returns None when every granule was read."""
+    """One attempt's reading. ``next_batch`` returns None when every granule was read; ``read_bytes`` counts what was read so far."""
 
     def __init__(
         self,
@@ -56,28 +60,41 @@ class EpochReader:
         self._table = table
         self._not_to_skip = _Union(not_to_skip)
         self._runs = deque(runs)
+        self._filling: _Filling | None = None
+        """The batch that the last call has left unfinished."""
+        self.read_bytes = 0
 
-    def next_batch(self, buffer: memoryview) -> FilledBatch | None:
+    def next_batch(self, buffer: memoryview, at_most_bytes: int | None = None) -> FilledBatch | Unfinished | None:
         """Read until ``buffer`` (whole granules, page-aligned) holds no further granule of data or the epoch ends.
 
+        :param at_most_bytes: read no more in this call, but a granule in any case. If that is not enough the answer is ``Unfinished``:
+            the next call goes on, with the same buffer.
         :raises Retryable: if the device reports an error; ``offset_bytes`` says where.
         :raises ResyncRequired: if the disk was made smaller. Raises what ``require_open`` does.
         """
-        if not self._runs:
+        filling, self._filling = self._filling, None
+        if not self._runs and filling is None:
             return None
         self._require_open()
         granularity = self._geometry.granularity_bytes
-        filling = _Filling()
-        used = 0
-        while self._runs and used + granularity <= buffer.nbytes and len(filling.extents) < MAX_EXTENTS:
+        filling = filling or _Filling()
+        left = None if at_most_bytes is None else max(1, at_most_bytes // granularity)
+        while self._runs and filling.used_bytes + granularity <= buffer.nbytes and len(filling.extents) < MAX_EXTENTS:
+            if left == 0:
+                self._filling = filling
+                return Unfinished()
             start, count = self._runs.popleft()
-            taken = min(count, (buffer.nbytes - used) // granularity)
+            taken = min(count, (buffer.nbytes - filling.used_bytes) // granularity)
+            if left is not None:
+                taken = min(taken, left)
+                left -= taken
             if taken < count:
                 self._runs.appendleft((start + taken, count - taken))
             extent = self._geometry.run_extent(start, taken)
-            window = buffer[used : used + extent.length_bytes]
+            window = buffer[filling.used_bytes : filling.used_bytes + extent.length_bytes]
             self._source.read_into(window, extent)
-            used += self._sort_window(filling, start, extent, window)
+            self.read_bytes += extent.length_bytes
+            filling.used_bytes += self._sort_window(filling, start, extent, window)
         return FilledBatch(
             tuple(filling.extents),
             np.concatenate(filling.indices),
@@ -135,6 +152,8 @@ class _Filling:
     """A batch being filled: adjacent zero extents are merged, whatever windows they come from."""
 
     def __init__(self) -> None:
+        self.used_bytes = 0
+        """Of the buffer, in whole granules."""
         self.extents: list[BatchExtent] = []
         self.indices: list[Indices] = [np.empty(0, dtype=np.int64)]
         self.digests: list[Digests] = [np.empty((0, DIGEST_BYTES), dtype=np.uint8)]

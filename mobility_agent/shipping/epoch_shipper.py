@@ -17,9 +17,10 @@ from typing import Final, Protocol, TypeVar
 import numpy as np
 
 from mobility_agent.block_device.buffers import AlignedBuffer, BufferPool
+from mobility_agent.pace import Pace, Step, unlimited
 from mobility_agent.shipping.digest_table import DIGEST_BYTES, Digests, Indices
 from mobility_agent.shipping.disk_figures import DiskFigures
-from mobility_agent.shipping.epoch_reader import EpochReader, FilledBatch
+from mobility_agent.shipping.epoch_reader import EpochReader, FilledBatch, Unfinished
 from mobility_agent.task_groups import Crew
 from replication.batch_frame import BatchFrame, encode_batch
 from replication.data_plane import BatchAcknowledgement
@@ -136,23 +137,30 @@ class EpochShipper:
         *,
         window: int,
         on_peer: Callable[[BlockferryError | None], None],
+        pace: Pace | None = None,
     ) -> None:
-        """:param on_peer: told of each failure to reach the process server and of the first success after it."""
+        """:param on_peer: told of each failure to reach the process server and of the first success after it.
+        :param pace: of all the agent's disks; None: no limits.
+        """
         self.uplink = uplink
         self._buffers = buffers
         self._executor = executor
         self._figures = figures
         self._window = window
         self._on_peer = on_peer
+        self._pace = unlimited() if pace is None else pace
 
-    async def ship(self, key: EpochKey, attempt: AttemptNumber, reader: EpochReader) -> ShippedAttempt:
+    async def ship(
+        self, key: EpochKey, attempt: AttemptNumber, reader: EpochReader, *, paced: bool = True
+    ) -> ShippedAttempt:
         """Return when every batch is durable at the process server. Waits for as long as it is unreachable.
 
+        :param paced: reading keeps to the agent's limits. False: nothing is read of a disk.
         :raises BlockferryError: for what no retry mends: a read error, a refusal, a key conflict.
         On cancel nothing is lost: the attempt is void and the next one reads again.
         """
         crew = Crew()
-        reading = crew.start(self._read_and_send(key, attempt, reader, crew))
+        reading = crew.start(self._read_and_send(key, attempt, reader, crew, paced=paced))
         await crew.finish()
         sent = reading.result()
         return ShippedAttempt(
@@ -162,7 +170,9 @@ class EpochShipper:
             sent.logical_bytes,
         )
 
-    async def _read_and_send(self, key: EpochKey, attempt: AttemptNumber, reader: EpochReader, crew: Crew) -> _Sent:
+    async def _read_and_send(
+        self, key: EpochKey, attempt: AttemptNumber, reader: EpochReader, crew: Crew, *, paced: bool
+    ) -> _Sent:
         """Read to the end, each batch sent by a task of ``crew``: ``segments`` is complete when they have ended."""
         sent = _Sent()
         slots = asyncio.Semaphore(self._window)
@@ -172,7 +182,7 @@ class EpochShipper:
             buffer = await self._buffers.acquire()
             try:
                 batch = BatchKey(key.disk, key.generation, key.epoch, attempt, BatchNumber(number))
-                filled = await finished_in(self._executor, functools.partial(self._fill, reader, buffer, batch))
+                filled = await self._filled(reader, buffer, batch, paced=paced)
             except BaseException:
                 self._buffers.release(buffer)
                 raise
@@ -191,13 +201,27 @@ class EpochShipper:
             sending.add_done_callback(functools.partial(self._give_back, buffer, slots))
             number += 1
 
+    async def _filled(
+        self, reader: EpochReader, buffer: AlignedBuffer, key: BatchKey, *, paced: bool
+    ) -> tuple[FilledBatch, BatchFrame | None] | None:
+        """In one step, or under a limit in as many as it takes: the executor is free in between."""
+        while True:
+            step = await self._pace.step() if paced else Step(None, 0)
+            before_bytes = reader.read_bytes
+            fill = functools.partial(self._fill, reader, buffer, key, step.at_most_bytes)
+            filled = await finished_in(self._executor, fill)
+            if paced:
+                self._pace.read(step, reader.read_bytes - before_bytes)
+            if not isinstance(filled, Unfinished):
+                return filled
+
     @staticmethod
     def _fill(
-        reader: EpochReader, buffer: AlignedBuffer, key: BatchKey
-    ) -> tuple[FilledBatch, BatchFrame | None] | None:
-        filled = reader.next_batch(buffer.view)
-        if filled is None:
-            return None
+        reader: EpochReader, buffer: AlignedBuffer, key: BatchKey, at_most_bytes: int | None
+    ) -> tuple[FilledBatch, BatchFrame | None] | Unfinished | None:
+        filled = reader.next_batch(buffer.view, at_most_bytes)
+        if filled is None or isinstance(filled, Unfinished):
+            return filled
         return filled, encode_batch(key, filled.extents) if filled.extents else None
 
     def _give_back(self, buffer: AlignedBuffer, slots: asyncio.Semaphore, _sent: asyncio.Task[None]) -> None:

@@ -14,7 +14,7 @@ from random import Random
 import pytest
 
 from process_server.daemon import Surroundings
-from process_server.limits_memory import FILE_NAME
+from process_server.upload_limits import FILE_NAME
 from process_server.spool.files import DirectoryFiles, SpoolFile
 from process_server.spool.record import RECORD_HEADER_BYTES, RecordKind
 from process_server.spool.recovery import RecoveredRecord, Recovery

@@ -18,6 +18,7 @@ from typing import cast
 from mobility_agent.block_device.reader import DiskReader
 from mobility_agent.core.epoch_ledger import EpochLedger
 from mobility_agent.core.own_writes import EchoRule, StateWrites
+from mobility_agent.pace import Pace
 from mobility_agent.protection.disk_session import DiskParts, DiskSession, SessionLimits
 from mobility_agent.protection.epoch_journal import EpochJournal
 from mobility_agent.quiesce.interface import Freeze, FreezeResult, Mount
@@ -78,6 +79,7 @@ class SessionSite:
     doubts: list[str] = field(default_factory=list)
     state_writes: StateWrites = field(default_factory=lambda: StateWrites(time.monotonic))
     echo: EchoRule | None = None
+    pace: Pace | None = None
     _task: asyncio.Task[None] | None = None
     _parts: DiskParts | None = None
 
@@ -119,7 +121,13 @@ class SessionSite:
             echo=self.echo,
         )
         shipper = EpochShipper(
-            self.sink, ShippingBuffers(3, 4 * GRANULARITY_BYTES), executor, figures, window=2, on_peer=_ignore
+            self.sink,
+            ShippingBuffers(3, 4 * GRANULARITY_BYTES),
+            executor,
+            figures,
+            window=2,
+            on_peer=_ignore,
+            pace=self.pace,
         )
         limits = SessionLimits(
             epoch_bytes=self.epoch_bytes, unconfirmed_epochs=3, epoch_interval_s=0.0, scan_interval_s=0.0

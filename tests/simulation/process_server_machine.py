@@ -18,7 +18,6 @@ from process_server.config import ConfigServerSettings, Settings
 from process_server.core.backlog import SegmentState
 from process_server.daemon import ConfigServer, Surroundings, _Site
 from process_server.intake.body import Body
-from process_server.limits_memory import LimitsMemory
 from process_server.rebuild import rebuild_backlog
 from process_server.spool.files import DirectoryFiles
 from process_server.throttle import Throttle
@@ -29,9 +28,10 @@ from replication.data_plane import MAX_RECEIPT_WAIT_S, BatchAcknowledgement
 from replication.epoch_manifest import decode_unverified_manifest, manifest_hash
 from replication.errors import PeerUnavailable
 from replication.identifiers import BatchKey, EpochId, EpochKey, GenerationKey
+from replication.limits_memory import LimitsMemory
 from replication.service.health import HealthBoard
 from replication.store_layout import REPLICATION_CONTAINER, manifest_name, segment_name
-from replication.upload_limits import NO_LIMITS
+from replication.upload_limits import NO_LIMITS, UploadLimits
 from tests.simulation.agent_machine import Intake
 from tests.simulation.control_model import MACHINE
 from tests.simulation.network import Network, StoreClient
@@ -143,7 +143,7 @@ class ProcessServerMachine(Intake):
             client,
             cast("ConfigServer", _ConfigServer(process, self._ask_key)),
             Throttle(None, around.clock),
-            LimitsMemory(self._settings.state_dir),
+            LimitsMemory(self._settings.state_dir / FILE_NAME, UploadLimits),
             None,
         )
         site.limits.tell(NO_LIMITS)  # as its first heartbeat would

@@ -23,6 +23,7 @@ from mobility_agent.protection.item_session import ItemSession
 from mobility_agent.shipping.process_server_client import ProcessServerClient
 from mobility_agent.sole_agent import hold_machine
 from mobility_agent.unprotected_disks import UnprotectedDisks
+from replication.agent_limits import AgentLimits, ObservationAnswer
 from replication.churn_profile import ProfileOrder
 from replication.control_plane import (
     AgentDesired,
@@ -54,6 +55,8 @@ class ConfigServer:
         self.observations: list[AgentObservation] = []
         self.inventories = 0
         self.contexts: list[ssl.SSLContext] = []
+        self.limits: AgentLimits | None = None
+        """None: it is from before there were limits."""
 
     def _answer(self) -> None:
         if self.is_away:
@@ -63,9 +66,10 @@ class ConfigServer:
         self._answer()
         self.inventories += 1
 
-    async def post_observation(self, observation: AgentObservation) -> None:
+    async def post_observation(self, observation: AgentObservation) -> ObservationAnswer | None:
         self._answer()
         self.observations.append(observation)
+        return None if self.limits is None else ObservationAnswer(limits=self.limits)
 
     async def desired(self, _: int, wait_s: float) -> AgentDesired | None:
         self._answer()

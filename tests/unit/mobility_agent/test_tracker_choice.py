@@ -17,6 +17,7 @@ from mobility_agent.config import TrackerSettings
 from mobility_agent.interruption import Interruption
 from mobility_agent.shipping.digest_table import DigestTable
 from mobility_agent.tracker_choice import discard_tracking, open_tracker, tracker_availability, trackers_for
+from mobility_agent.pace import unlimited
 from replication.dirty_bitmap import Geometry
 from replication.errors import Conflict, Refused, Retryable, Unsupported
 from replication.identifiers import DiskId
@@ -32,11 +33,12 @@ class Parts:
         self.reader = DiskReader(path)
         self.table = DigestTable(directory / "digests", DISK, GEOMETRY, bytes(32))
         self.interruption = Interruption()
+        self.pace = unlimited()
         self.pin_root = directory / "pins"
 
     def open(self, kind: str):  # type: ignore[no-untyped-def]  # noqa: ANN201  a ChangeTracker
         settings = TrackerSettings(kind=kind, pin_root=self.pin_root)  # type: ignore[arg-type]  # a test's parameter
-        return open_tracker(settings, DISK, self.reader, GEOMETRY, self.table, self.interruption)
+        return open_tracker(settings, self.pace, DISK, self.reader, GEOMETRY, self.table, self.interruption)
 
 
 @pytest.fixture

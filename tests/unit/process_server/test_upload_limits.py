@@ -14,11 +14,11 @@ import yaml
 from process_server.config import Settings
 from process_server.core.backlog import Backlog
 from process_server.core.upload_schedule import UploadSchedule
-from process_server.limits_memory import FILE_NAME, LimitsMemory
 from process_server.settings_watch import SettingsWatch
 from process_server.throttle import Throttle
-from process_server.upload_limits import CHECK, REMEMBER_AGAIN_S, LimitsInForce
+from process_server.upload_limits import CHECK, FILE_NAME, REMEMBER_AGAIN_S, LimitsInForce
 from replication.clock import Clock
+from replication.limits_memory import LimitsMemory
 from replication.service.health import HealthBoard, HealthState
 from replication.settings import load_settings
 from replication.upload_limits import MIN_LIMIT_BITS_PER_S, NO_LIMITS, UploadLimits, WorkHours
@@ -43,7 +43,7 @@ class Rig:
         self.board, self.changes = HealthBoard(), 0
         self.throttle = Throttle(None, clock)
         self.schedule = UploadSchedule(Backlog())
-        self.memory = LimitsMemory(directory)
+        self.memory = LimitsMemory(directory / FILE_NAME, UploadLimits)
         self.limits = LimitsInForce(
             file, self.memory, watch, self.throttle, self.schedule, self.board, clock, self._changed
         )
@@ -123,7 +123,7 @@ async def test_a_limit_that_cannot_be_remembered_holds_is_said_and_is_tried_agai
             assert rig.health() is HealthState.DEGRADED
         await asyncio.sleep(REMEMBER_AGAIN_S + 2)
         assert rig.health() is HealthState.OK
-    assert LimitsMemory(tmp_path).limits == TEN
+    assert LimitsMemory(tmp_path / FILE_NAME, UploadLimits).limits == TEN
 
 
 @in_virtual_time

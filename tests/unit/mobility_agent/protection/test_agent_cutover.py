@@ -7,18 +7,21 @@ import hashlib
 import itertools
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from mobility_agent.block_device.standstill import QUIET, Standstill
+from mobility_agent.pace import Pace, Step
 from mobility_agent.protection import cutover as cutover_module
 from mobility_agent.protection.cutover import Cutover, HeldClaim
 from mobility_agent.protection.disk_session import DiskSession
 from mobility_agent.protection.point_coordinator import PointCoordinator
 from mobility_agent.quiesce.interface import Mount
+from replication.agent_limits import MIN_READ_BYTES_PER_S
+from replication.clock import Clock
 from replication.control_plane import SOURCE_WRITTEN, CutoverMode, DesiredCutover
 from replication.epoch_manifest import EpochFlag, decode_manifest
 from replication.errors import Conflict
@@ -105,9 +108,10 @@ async def cutting_over(
     claims: Claims,
     mode: CutoverMode = "offline-disk",
     find_mounts: Callable[[Sequence[DiskId]], Sequence[Mount]] = lambda _: [],
+    limits_lifted: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> AsyncIterator[Scene]:
     sessions = {site.disk_id: site.session for site in sites if site.session is not None}
-    coordinator = PointCoordinator(FakeFreezer(), memoryview(bytearray(2**20)), find_mounts)
+    coordinator = PointCoordinator(FakeFreezer(), memoryview(bytearray(2**20)), find_mounts, limits_lifted)
     cutover = Cutover(DesiredCutover(job=str(uuid.uuid4()), mode=mode), ITEM, sessions, coordinator, claims.claim)
     task = asyncio.create_task(cutover.run())
     try:
@@ -415,3 +419,23 @@ async def test_a_disk_that_cannot_be_read_fails_with_the_operating_system_s_word
         problem = scene.cutover.observation.problem
         assert problem is not None
         assert problem.code == "operating-system"
+
+
+async def test_once_the_disks_are_claimed_no_limit_makes_the_downtime_longer(
+    sites: list[SessionSite], tmp_path: Path
+) -> None:
+    """Not even for the epoch that was being read at its slow pace when the order came; when the source is let go they hold again."""
+    pace = Pace(Clock(), lambda: 0.0)
+    slow = SessionSite(tmp_path / "slow", DiskId("22222222-2222-4222-8222-222222222229"), pace=pace)
+    slow.start()
+    await slow.settle()
+    pace.set_limits(MIN_READ_BYTES_PER_S, None)
+    pace.read(Step(None, 0), 10**12)
+    slow.disk.write(0, b"s" * slow.geometry.size_bytes)
+    while not pace.waited_s["read"]:
+        await asyncio.sleep(0.001)
+    async with cutting_over([*sites, slow], Claims(), limits_lifted=pace.lifted) as scene:
+        await scene.applied_and_hashed()
+        assert slow.replica_matches
+        assert not pace.is_lifted
+    await slow.crash()

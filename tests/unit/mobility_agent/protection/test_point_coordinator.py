@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from mobility_agent.change_tracker.interface import Harvest
+from mobility_agent.pace import Pace, Step
 from mobility_agent.protection import point_coordinator
 from mobility_agent.protection.disk_session import DiskSession
 from mobility_agent.protection.point_coordinator import PAGE_BYTES, PointCoordinator, PointImage, PointOutcome
 from mobility_agent.quiesce.interface import Mount
+from replication.agent_limits import MIN_CPU_CORES, MIN_READ_BYTES_PER_S
+from replication.clock import Clock
 from replication.dirty_bitmap import DirtyBitmap
 from replication.epoch_manifest import EpochFlag, decode_manifest
 from replication.errors import BlockferryError, ResyncRequired
@@ -337,3 +340,34 @@ def test_an_image_is_read_where_it_was_copied_and_nowhere_else() -> None:
     for extent in (Extent(0, 512), Extent(8192 + 3584, 1024), Extent(40960, 2048)):
         with pytest.raises(BlockferryError, match="outside"):
             image.read_into(memoryview(bytearray(extent.length_bytes)), extent)
+
+
+async def test_no_limit_delays_what_is_read_while_frozen_nor_what_is_shipped_of_it(tmp_path: Path) -> None:
+    """From the freeze on the limits are used up for days; the same limits hold up the next ordinary epoch."""
+    pace = Pace(Clock(), lambda: 0.0)
+    site = SessionSite(tmp_path, DISKS[0], pace=pace)
+    fill(site, 0, 64, 1)
+    site.start()
+    await site.settle()
+    images: list[bytes] = []
+
+    def use_limits_up() -> None:
+        images.append(bytes(site.disk.content))
+        pace.set_limits(MIN_READ_BYTES_PER_S, MIN_CPU_CORES)
+        pace.read(Step(None, 0), 10**12)
+
+    fill(site, 5, 2, 9)
+    outcome = await cut_point([site], freezer=FakeFreezer(use_limits_up))
+    assert outcome.made
+    while outcome.cut not in site.sink.points:
+        await asyncio.sleep(0.001)
+    assert site.sink.points[outcome.cut] == images[-1]
+    assert pace.waited_s == {"read": 0.0, "cpu": 0.0}
+    fill(site, 7, 1, 3)
+    while not pace.waited_s["read"]:
+        await asyncio.sleep(0.001)
+    assert not site.replica_matches
+    with pace.lifted():
+        await site.settle()
+    assert site.replica_matches
+    await site.crash()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mobility_agent.shipping import epoch_reader
 from mobility_agent.shipping.digest_table import DigestTable
-from mobility_agent.shipping.epoch_reader import EpochReader, FilledBatch
+from mobility_agent.shipping.epoch_reader import EpochReader, FilledBatch, Unfinished
 from replication.batch_frame import DataExtent, ZeroExtent
 from replication.dirty_bitmap import Geometry, GranuleRuns
 from replication.errors import Retryable
@@ -50,8 +50,23 @@ def read_all(reader: EpochReader, buffer_granules: int = 4) -> list[FilledBatch]
     """Each batch with a buffer of its own, since its extents are views."""
     batches = []
     while (batch := reader.next_batch(memoryview(bytearray(buffer_granules * STEP)))) is not None:
+        assert not isinstance(batch, Unfinished)
         batches.append(batch)
     return batches
+
+
+def read_in_steps(reader: EpochReader, buffer_granules: int, step_bytes: int) -> list[FilledBatch]:
+    """As ``read_all``, under a limit."""
+    batches, buffer = [], memoryview(bytearray(buffer_granules * STEP))
+    while True:
+        before = reader.read_bytes
+        filled = reader.next_batch(buffer, step_bytes)
+        assert reader.read_bytes - before <= max(STEP, step_bytes)
+        if filled is None:
+            return batches
+        if isinstance(filled, FilledBatch):
+            batches.append(filled)
+            buffer = memoryview(bytearray(buffer_granules * STEP))
 
 
 def learn(table: DigestTable, disk: FakeDisk, *granules: int) -> None:
@@ -155,4 +170,38 @@ def test_the_sink_has_every_granule_of_the_epoch_as_it_was_read(
         for granule, digest in zip(batch.indices.tolist(), batch.digests, strict=True):
             extent = GEOMETRY.run_extent(granule, 1)
             assert digest.tobytes() == table.digest(memoryview(disk.content)[extent.offset_bytes : extent.end_bytes])
+    table.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, GRANULES - 1), st.integers(1, 12)), max_size=12),
+    zeros=st.sets(st.integers(0, GRANULES - 1)),
+    equal=st.sets(st.integers(0, GRANULES - 1)),
+    buffer_granules=st.integers(1, 9),
+    step_bytes=st.integers(1, 12 * STEP),
+)
+def test_under_a_limit_the_batches_have_the_same_granules(
+    pairs: list[tuple[int, int]],
+    zeros: set[int],
+    equal: set[int],
+    buffer_granules: int,
+    step_bytes: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """But for where one ends: a window that is read in parts leaves less of the buffer unused."""
+    table = DigestTable(tmp_path_factory.mktemp("table") / "digests", DISK, GEOMETRY, bytes(32))
+    disk = FakeDisk(GEOMETRY)
+    disk.content[:] = os.urandom(GEOMETRY.size_bytes)
+    for granule in zeros:
+        extent = GEOMETRY.run_extent(granule, 1)
+        disk.content[extent.offset_bytes : extent.end_bytes] = bytes(extent.length_bytes)
+    learn(table, disk, *sorted(equal))
+    chosen = runs(*((start, min(count, GRANULES - start)) for start, count in pairs))
+    reader = EpochReader(disk, chosen, table, NOTHING)
+    stepped = read_in_steps(reader, buffer_granules, step_bytes)
+    whole = read_all(EpochReader(disk, chosen, table, NOTHING), buffer_granules)
+    assert sent(stepped) == sent(whole)
+    assert replayed(stepped, bytearray(GEOMETRY.size_bytes)) == replayed(whole, bytearray(GEOMETRY.size_bytes))
+    assert reader.read_bytes == chosen.byte_count(GEOMETRY)
     table.close()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from mobility_agent.pace import Pace
 from mobility_agent.shipping.digest_table import DigestTable
 from mobility_agent.shipping.disk_figures import DiskFigures
 from mobility_agent.shipping.epoch_reader import EpochReader
@@ -24,6 +25,7 @@ from mobility_agent.shipping.epoch_shipper import (
     finished_in,
 )
 from replication.batch_frame import BatchFrame
+from replication.clock import Clock
 from replication.data_plane import BatchAcknowledgement
 from replication.dirty_bitmap import Geometry, GranuleRuns
 from replication.errors import BlockferryError, KeyConflict, PeerUnavailable
@@ -216,3 +218,57 @@ async def test_a_key_conflict_is_never_retried(rig: Rig) -> None:
     with pytest.raises(KeyConflict):
         await rig.shipper.ship(KEY, AttemptNumber(1), rig.reader())
     assert not any(frame.key.batch == 0 for frame in rig.uplink.frames)
+
+
+async def test_a_limit_holds_for_what_is_read_of_a_disk_and_leaves_the_executor_free(rig: Rig) -> None:
+    """In steps of a granule here, so that what waits is the shipper and nobody else."""
+    pauses: list[float] = []
+    time_s = 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal time_s
+        pauses.append(seconds)
+        time_s += seconds
+        # Whoever else needs the executor gets it meanwhile.
+        await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(rig.executor, lambda: None), 10)
+
+    pace = Pace(Clock(monotonic_s=lambda: time_s, sleep=sleep), lambda: 0.0)
+    pace.set_limits(1_000_000, None)
+    shipper = EpochShipper(
+        rig.uplink, rig.buffers, rig.executor, DiskFigures(), window=2, on_peer=rig.peers.append, pace=pace
+    )
+    shipped = await shipper.ship(KEY, AttemptNumber(1), rig.reader())
+    assert shipped.indices.tolist() == list(range(GEOMETRY.granules))
+    assert time_s == pytest.approx(GEOMETRY.size_bytes / 1_000_000, abs=0.1)
+    assert pauses
+    assert len(rig.uplink.frames) == GEOMETRY.granules // 4, "batches are as large as without a limit"
+
+
+async def test_who_waits_for_a_limit_can_be_cancelled_and_no_buffer_is_lost(rig: Rig) -> None:
+    async def sleep(_: float) -> None:
+        await asyncio.Event().wait()
+
+    pace = Pace(Clock(monotonic_s=lambda: 0.0, sleep=sleep), lambda: 0.0)
+    pace.set_limits(1_000_000, None)
+    pace.read(await pace.step(), 10**9)
+    shipper = EpochShipper(
+        rig.uplink, rig.buffers, rig.executor, DiskFigures(), window=2, on_peer=rig.peers.append, pace=pace
+    )
+    shipping = asyncio.create_task(shipper.ship(KEY, AttemptNumber(1), rig.reader()))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not rig.uplink.frames
+    shipping.cancel()
+    await asyncio.wait([shipping])
+    assert await rig.free_buffers(3)
+
+
+async def test_what_is_no_disk_is_shipped_whatever_the_limits(rig: Rig) -> None:
+    pace = Pace(Clock(monotonic_s=lambda: 0.0), lambda: 0.0)
+    pace.set_limits(1_000_000, 0.05)
+    pace.read(await pace.step(), 10**9)
+    shipper = EpochShipper(
+        rig.uplink, rig.buffers, rig.executor, DiskFigures(), window=2, on_peer=rig.peers.append, pace=pace
+    )
+    shipped = await shipper.ship(KEY, AttemptNumber(1), rig.reader(), paced=False)
+    assert shipped.indices.tolist() == list(range(GEOMETRY.granules))
