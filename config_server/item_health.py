@@ -7,10 +7,12 @@ from typing import Final
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.agent_limits import in_force
 from config_server.ages import Ages
 from config_server.certificate_ages import conditions_of
 from config_server.config import HeartbeatSettings
 from config_server.core.age import Age, at_least_s, known_s
+from config_server.core.agent_limits import limit_reached
 from config_server.core.health import DiskFacts, HealthFacts, Verdict, assess
 from config_server.core.job import JobKind
 from config_server.core.point_times import TOLERANCE_S
@@ -139,5 +141,6 @@ async def assess_item(
             wrong_times=await _points_with_a_wrong_time(session, item.id, now_ns),
             clock_offset_s=(machine.clock_offset_ns or 0) / 1e9,
             repair_ordered=bool(await open_jobs(session, item.id, JobKind.RESYNC)),
+            limit_reached=limit_reached(in_force(machine)),
         )
     )

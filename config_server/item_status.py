@@ -7,6 +7,7 @@ from typing import cast
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.agent_limits import in_force
 from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
 from config_server.core.forecast import SeedingDisk, seeding_forecast
@@ -97,6 +98,7 @@ async def status_of(
         cutover=None if context is None else context.seen_since or context.cutover,
         disks=disks,
         open_jobs=[job.id for job in await open_jobs(session, item.id)],
+        agent_limits=in_force(machine),
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.agent_limits import note_limits_of_file as note_limits_of_agents_file
 from config_server.ages import Ages
 from config_server.churn import follow_churn
 from config_server.churn_history import note_churn
@@ -59,6 +60,7 @@ async def report_agent(
             machine_id=machine.id,
         )
     machine.connected, machine.heard_ns = True, now_ns
+    note_limits_of_agents_file(session, machine, observation, now_ns)
     machine.observation = observation.model_dump_json()
     await follow_profile(session, machine, observation.profile, now_ns)
     item = await active_item(session, machine.id)

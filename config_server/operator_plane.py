@@ -17,6 +17,7 @@ from config_server.job_documents import (
     RecoveryPointResult,
     TestMigrationResult,
 )
+from replication.agent_limits import AgentLimits, AgentLimitsInForce
 from replication.control_plane import (
     AgentDesired,
     CutoverMode,
@@ -190,6 +191,8 @@ class ItemStatus(Document):
     cutover: CutoverObservation | None
     disks: list[DiskStatus]
     open_jobs: list[Uuid]
+    agent_limits: AgentLimitsInForce | None = None
+    """What its agent obeys and measures; null: nothing ever limited it."""
 
 
 class RecoveryPointRequest(Document):
@@ -353,6 +356,14 @@ class UploadLimitsStatus(Document):
     process_server: str
     limits: UploadLimits
     in_force: UploadInForce | None
+
+
+class AgentLimitsStatus(Document):
+    """``limits``: what a server's agent is told; ``in_force``: what it said of itself last, None if nothing ever limited it."""
+
+    server: str
+    limits: AgentLimits
+    in_force: AgentLimitsInForce | None
 
 
 class SwitchRequest(Document):

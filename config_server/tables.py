@@ -44,7 +44,7 @@ class Base(DeclarativeBase):
 class MachineRow(Base):
     """A server with an agent. ``desired`` is the newest document for it, ``desired_revision`` counts its changes.
 
-    ``incarnations``: of its agent (``incarnations.py``).
+    ``incarnations``: of its agent (``incarnations.py``). ``agent_limits``: ``AgentLimits``; None: none were ever set.
     """
 
     __tablename__ = "machines"
@@ -61,6 +61,7 @@ class MachineRow(Base):
     desired_revision: Mapped[int] = mapped_column(BigInteger, default=0)
     desired: Mapped[str | None] = mapped_column(Text)
     incarnations: Mapped[str | None] = mapped_column(Text)
+    agent_limits: Mapped[str | None] = mapped_column(Text)
 
 
 class InventoryRow(Base):

@@ -1,9 +1,9 @@
 """Composition root of the agent: builds the real objects, hands them inward, and follows the desired state until asked to stop.
 
 Called by ``cli``. Its tasks: report the inventory, report observations, wait for desired state, run the protected item accordingly, keep
-to the limits, discard what is kept of disks that are not protected any more, and renew the certificate. The newest desired state is kept on disk, so that
-replication goes on after a restart while the configuration server is down. An error that nobody expected ends the agent: recovery is the
-normal start.
+to the limits, discard what is kept of disks that are not protected any more, and renew the certificate. The newest desired state is kept
+on disk, so that replication goes on after a restart while the configuration server is down. An error that nobody expected ends the agent:
+recovery is the normal start.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ from replication.token_bucket import TokenBucket
 
 CPU_STEP_BYTES: Final = 1024 * 1024
 """Read at a time under a CPU limit: some milliseconds of work."""
+LONGEST_EPOCH_S: Final = 20.0
+"""To read an epoch under a read limit, if one disk is read: what would begin sooner (a point, a cutover) waits for it."""
 LONGEST_SLEEP_S: Final = 0.25
 """So soon does a changed or lifted limit reach those that wait already."""
 
@@ -73,6 +75,12 @@ class Pace:
     @property
     def cpu_cores(self) -> float | None:
         return self._cpu.rate_per_s
+
+    @property
+    def largest_epoch_bytes(self) -> int | None:
+        """An epoch is shown, confirmed and given way to as a whole: it should not take minutes to read. None: it does not."""
+        rate = self._reads.rate_per_s
+        return None if rate is None or self.is_lifted else int(rate * LONGEST_EPOCH_S)
 
     @property
     def is_limited(self) -> bool:

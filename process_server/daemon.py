@@ -81,6 +81,7 @@ from replication.service.observability import make_registry, start_observability
 from replication.service.runtime import Lifecycle
 from replication.service_address import ServiceAddress
 from replication.tls_identity import Role, TlsIdentity
+from replication.upload_limits import UploadLimits
 
 SMALL_REQUEST_CONNECTIONS: Final = 4
 """To the store, for manifests, receipts and questions: apart from the segments', which would hold them up."""

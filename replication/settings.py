@@ -5,8 +5,8 @@ A section validates itself in ``__post_init__`` by raising ``SettingsError`` (wi
 
 Supported field types: str, int, float, bool, Path, nested dataclass, ``X | None``, ``tuple[X, ...]`` and
 ``Literal["a", "b"]``. Sizes (``*_bytes``) accept ``300 GB``/``64 MiB``; durations (``*_s``) accept ``5 min``, ``250 ms``, ``24 h``;
-rates (``*_bits_per_s``) accept ``512 Kbps``, ``100 Mbps``, those in bytes (``*_bytes_per_s``) ``100 MB/s``, ``16 MiB/s``. These four are never
-negative, whichever way they are written.
+rates (``*_bits_per_s``) accept ``512 Kbps``, ``100 Mbps``, those in bytes (``*_bytes_per_s``) ``100 MB/s``, ``16 MiB/s``. These four
+are never negative, whichever way they are written.
 A key given twice is refused: YAML would take the last in silence.
 """
 

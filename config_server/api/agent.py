@@ -6,6 +6,7 @@ from typing import Final
 
 from pydantic import Field
 
+from config_server.agent_limits import limits_of
 from config_server.api.routes import Access, Answer, Call, Query, Route
 from config_server.desired import publish
 from config_server.incarnations import SupersededIncarnation, admit
@@ -13,6 +14,7 @@ from config_server.incidents import record_incident
 from config_server.inventory import report_inventory
 from config_server.observations import report_agent
 from config_server.tables import MachineRow
+from replication.agent_limits import ObservationAnswer
 from replication.control_plane import MAX_DESIRED_WAIT_S, AgentDesired, AgentObservation, MachineInventory
 from replication.errors import Conflict, Refused
 from replication.failpoint import reached
@@ -41,7 +43,7 @@ async def put_inventory(call: Call) -> None:
     call.site.wake_reconciler()
 
 
-async def post_observation(call: Call) -> None:
+async def post_observation(call: Call) -> ObservationAnswer:
     observation = call.body(AgentObservation)
     try:
         async with call.site.database.write() as session:
@@ -50,6 +52,7 @@ async def post_observation(call: Call) -> None:
             # Afterwards: a report from another machine must not supersede the agent of the right one.
             admit(machine, observation.incarnation, call.site.clock())
             published = await publish(session, machine.id)
+            answer = ObservationAnswer(limits=limits_of(machine))
     except SupersededIncarnation as error:
         if not error.is_late:
             await record_incident(
@@ -68,6 +71,7 @@ async def post_observation(call: Call) -> None:
     if published:
         call.site.feed.wake()
     call.site.wake_reconciler()
+    return answer
 
 
 async def get_desired(call: Call) -> AgentDesired | Answer:
@@ -93,10 +97,10 @@ ROUTES: Final = (
         "/agent/observations",
         post_observation,
         Access.AGENT,
-        "Report how replication goes; also the heartbeat",
+        "Report how replication goes; also the heartbeat. Answered with the agent's limits",
         "agent",
         body=AgentObservation,
-        status=204,
+        answer=ObservationAnswer,
         answers={403: "reported by another installation, or by an agent beside which another was started"},
     ),
     Route(

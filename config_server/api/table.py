@@ -10,6 +10,7 @@ from config_server.api import (
     agent,
     agent_generations,
     agent_installations,
+    agent_limits,
     alerts,
     audit,
     certificates,
@@ -49,6 +50,7 @@ _RESOURCES: Final[tuple[Route, ...]] = (
     *tokens.ROUTES,
     *audit.ROUTES,
     *upload_limits.ROUTES,
+    *agent_limits.ROUTES,
     *sizing.ROUTES,
 )
 

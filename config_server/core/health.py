@@ -150,6 +150,8 @@ class HealthFacts:
     """Why the item should have another process server and has not."""
     source_hold: SourceHold = "held"
     """Of a migrated item: whether its source still was what was proved when its agent was last heard."""
+    limit_reached: str | None = None
+    """The limit of its own that the agent works at (``agent_limits.py``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,12 +380,15 @@ def _of_disk(facts: HealthFacts, disk: DiskFacts) -> Iterator[Condition]:
             "compare churn with bandwidth",
         )
     if disk.falling_behind_s is not None and disk.falling_behind_s > NOT_CONVERGING_S:
+        why = "" if facts.limit_reached is None else f": {facts.limit_reached}"
         yield Condition(
             "not-converging",
             Health.WARNING,
             f"{name} changes at {observed.churn_bytes_per_s / 1e6:.1f} MB/s but ships at "
-            f"{observed.send_rate_bytes_per_s / 1e6:.1f} MB/s",
-            "more bandwidth, a higher throttle, or fewer writes",
+            f"{observed.send_rate_bytes_per_s / 1e6:.1f} MB/s{why}",
+            "a higher limit of the agent (`migratectl set-agent-limits`), or fewer writes"
+            if why
+            else "more bandwidth, a higher throttle, or fewer writes",
         )
 
 

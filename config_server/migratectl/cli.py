@@ -9,6 +9,7 @@ import click
 
 from config_server.migratectl import (
     access_commands,
+    agent_limits_commands,
     alert_commands,
     discovery_commands,
     installation_commands,
@@ -95,6 +96,8 @@ for command in (
     sizing_commands.plan,
     upload_limits_commands.upload_limits,
     upload_limits_commands.set_upload_limits,
+    agent_limits_commands.agent_limits,
+    agent_limits_commands.set_agent_limits,
     site_commands.create_enrolment_passphrase,
     site_commands.enrolment_passphrases,
     site_commands.revoke_enrolment_passphrase,

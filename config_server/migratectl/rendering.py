@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from config_server.operator_plane import ConfigurationServerStatus, DiskStatus, HealthLevel, ItemStatus
+from replication.agent_limits import AgentLimitsInForce, cores_text, read_rate_text
 from replication.service.cli import printable
 
 Cell = str | Text
@@ -120,6 +121,9 @@ def item_tables(items: Sequence[ItemStatus]) -> list[Table]:
         rows=[_disk_row(item.server, disk) for item in items for disk in item.disks],
     )
     tables = [servers, disks]
+    limited = [_limits_row(item.server, item.agent_limits) for item in items if item.agent_limits is not None]
+    if limited:
+        tables.append(table("SERVER", "READING", "READ LIMIT", "CPU", "CPU LIMIT", "MEMORY LIMIT", rows=limited))
     reasons: list[list[Cell]] = [
         [item.server, coloured(condition.health), condition.message, condition.remedy]
         for item in items
@@ -128,6 +132,19 @@ def item_tables(items: Sequence[ItemStatus]) -> list[Table]:
     if reasons:
         tables.append(table("SERVER", "HEALTH", "WHY", "REMEDY", rows=reasons))
     return tables
+
+
+def _limits_row(server: str, limits: AgentLimitsInForce) -> list[Cell]:
+    rest = " (lifted)" if limits.lifted else " (work hours)" if limits.work_hours else ""
+    rest += " (!)" if limits.problem else ""
+    return [
+        server,
+        read_rate_text(limits.measured_read_bytes_per_s),
+        read_rate_text(limits.read_bytes_per_s) + rest,
+        cores_text(limits.measured_cpu_cores),
+        cores_text(limits.cpu_cores) + rest,
+        "no limit" if limits.memory_bytes is None else size(limits.memory_bytes),
+    ]
 
 
 def _item_row(item: ItemStatus) -> list[Cell]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final, cast
+from typing import Final
 
 import click
-from pydantic import ValidationError
 from rich.console import Console
 
 from config_server.migratectl.connection import ConfigServer, path_part
 from config_server.migratectl.invocation import Invocation, json_option, pass_invocation, show
 from config_server.migratectl.rendering import Cell, duration, table
+from config_server.migratectl.work_hours_options import changed_hours, checked
 from config_server.operator_plane import Page, ProcessServerStatus, UploadLimitsStatus
 from replication.errors import SettingsError
 from replication.settings import parse_rate
@@ -24,9 +24,8 @@ from replication.upload_limits import (
     limits_text,
     rate_text,
 )
-from replication.work_hours import WEEKDAYS, Weekday
 
-WORKING_DAYS: Final[list[Weekday]] = ["mon", "tue", "wed", "thu", "fri"]
+_COMMAND: Final = "set-upload-limits"
 
 
 def limit_cells(server: ProcessServerStatus) -> list[Cell]:
@@ -96,7 +95,7 @@ def _tell_rest(console: Console, status: UploadLimitsStatus, observed: UploadInF
         console.print(f"{status.process_server}: {observed.problem}")
 
 
-@click.command("set-upload-limits")
+@click.command(_COMMAND)
 @click.argument("process_server")
 @click.option("--limit", help=f"At all hours, or outside of work hours: {LIMIT_RANGE}, or off.")
 @click.option("--work-limit", help=f"In work hours: {LIMIT_RANGE}, or off.")
@@ -150,42 +149,24 @@ def changed_limits(
     values: dict[str, object] = {
         "limit_bits_per_s": present.limit_bits_per_s if limit is None else _rate(limit, "--limit"),
         "threads_per_machine": present.threads_per_machine if threads is None else _threads(threads),
-        "work_hours": _changed_hours(present.work_hours, work_limit, work_hours, work_days, time_zone),
+        "work_hours": changed_hours(
+            WorkHours,
+            present.work_hours,
+            {"limit_bits_per_s": (work_limit, lambda text: _rate(text, "--work-limit"))},
+            work_hours,
+            work_days,
+            time_zone,
+            example="--work-limit 20 Mbps, or off",
+            check=lambda kind, hours: checked(
+                kind, hours, {"limit_bits_per_s": ("--work-limit", LIMIT_RANGE)}, _COMMAND
+            ),
+        ),
     }
-    return cast("UploadLimits", _checked(UploadLimits, values))
-
-
-def _changed_hours(
-    present: WorkHours | None, limit: str | None, hours: str | None, days: str | None, zone: str | None
-) -> WorkHours | None:
-    if hours == "off":
-        if any(text is not None for text in (limit, days, zone)):
-            raise SettingsError(
-                "cannot set work hours and take them away at once",
-                hint="--work-hours off stands alone, or with --limit and --threads",
-            )
-        return None
-    if limit is hours is days is zone is None:
-        return present
-    if present is None and limit is None:
-        raise SettingsError("cannot have work hours without a limit for them", hint="--work-limit 20 Mbps, or off")
-    values: dict[str, object] = (
-        {"days": WORKING_DAYS, "start": "08:00", "end": "18:00", "time_zone": "UTC"}
-        if present is None
-        else present.model_dump()
-    )
-    if limit is not None:
-        values["limit_bits_per_s"] = _rate(limit, "--work-limit")
-    if hours is not None:
-        start, dash, end = hours.replace(" ", "").partition("-")
-        if not dash:
-            raise SettingsError(f"cannot use {hours[:64]!r} for --work-hours", hint="such as 08:00-18:00")
-        values |= {"start": start.zfill(5), "end": end.zfill(5)}
-    if days is not None:
-        values["days"] = _days(days)
-    if zone is not None:
-        values["time_zone"] = zone
-    return cast("WorkHours", _checked(WorkHours, values))
+    options = {
+        "limit_bits_per_s": ("--limit", LIMIT_RANGE),
+        "threads_per_machine": ("--threads", f"{MIN_THREADS_PER_MACHINE} to {MAX_THREADS_PER_MACHINE}, or default"),
+    }
+    return checked(UploadLimits, values, options, _COMMAND)
 
 
 def _rate(text: str, option: str) -> int | None:
@@ -198,43 +179,3 @@ def _threads(text: str) -> int | None:
     if not text.isascii() or not text.isdigit():
         raise SettingsError(f"cannot use {text[:64]!r} for --threads", hint="a number, or default")
     return int(text)
-
-
-def _days(text: str) -> list[Weekday]:
-    """``mon-fri``, ``mon,wed``, ``fri-mon``; in the order of the week."""
-    chosen: set[int] = set()
-    names = [str(day) for day in WEEKDAYS]
-    for part in text.lower().replace(" ", "").split(","):
-        first, dash, last = part.partition("-")
-        if first not in names or (dash and last not in names):
-            raise SettingsError(
-                f"cannot use {text[:64]!r} for --work-days", hint=f"such as mon-fri or mon,wed; of {', '.join(names)}"
-            )
-        begin, end = names.index(first), names.index(last if dash else first)
-        chosen |= {number % 7 for number in range(begin, end + 1 if end >= begin else end + 8)}
-    return [WEEKDAYS[number] for number in sorted(chosen)]
-
-
-_OPTIONS: Final = {
-    "threads_per_machine": "--threads",
-    "start": "--work-hours",
-    "end": "--work-hours",
-    "time_zone": "--time-zone",
-    "days": "--work-days",
-}
-
-
-def _checked(kind: type[UploadLimits | WorkHours], values: dict[str, object]) -> UploadLimits | WorkHours:
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = str(first["loc"][0]) if first["loc"] else ""
-        if field == "limit_bits_per_s":
-            option, hint = ("--limit" if kind is UploadLimits else "--work-limit"), LIMIT_RANGE
-        else:
-            option, hint = (
-                _OPTIONS.get(field, "these hours"),
-                "`migratectl set-upload-limits --help` says what each takes",
-            )
-        raise SettingsError(f"cannot use {option}: {first['msg']}", hint=hint) from error

@@ -264,7 +264,8 @@ class DiskSession:
             if not urgent and self._is_echo(harvest):
                 return None  # not committed: the tracker keeps it
             self._absorb(harvest)
-        limit = max(1, self.limits.epoch_bytes // ledger.geometry.granularity_bytes)
+        epoch_bytes = min(self.limits.epoch_bytes, self._shipper.pace.largest_epoch_bytes or self.limits.epoch_bytes)
+        limit = max(1, epoch_bytes // ledger.geometry.granularity_bytes)
         epoch = ledger.cut(limit_granules=limit, harvest_time_ns=cut_time_ns if is_harvested else None)
         if epoch is not None:
             self._kept.save()

@@ -1,8 +1,9 @@
 """Reads one attempt of an epoch and fills batches: reads past the page cache, drops equal rewrites, tells zeros from data.
 
 Called by ``epoch_shipper`` in the disk's executor thread: one call fills one buffer, so that reading runs ahead of sending by the
-number of buffers and no more; under a limit of what may be read (``pace``) several calls do, and the batches are the same. A granule is left out only if its digest equals the digest table's and it is in no other unconfirmed
-epoch (R1). Zero granules travel as runs without data, whatever their length.
+number of buffers and no more; under a limit of what may be read (``pace``) several calls do, and the batches are the same. A granule is
+left out only if its digest equals the digest table's and it is in no other unconfirmed epoch (R1). Zero granules travel as runs without
+data, whatever their length.
 """
 
 from __future__ import annotations

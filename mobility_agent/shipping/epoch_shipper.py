@@ -148,7 +148,7 @@ class EpochShipper:
         self._figures = figures
         self._window = window
         self._on_peer = on_peer
-        self._pace = unlimited() if pace is None else pace
+        self.pace = unlimited() if pace is None else pace
 
     async def ship(
         self, key: EpochKey, attempt: AttemptNumber, reader: EpochReader, *, paced: bool = True
@@ -206,12 +206,12 @@ class EpochShipper:
     ) -> tuple[FilledBatch, BatchFrame | None] | None:
         """In one step, or under a limit in as many as it takes: the executor is free in between."""
         while True:
-            step = await self._pace.step() if paced else Step(None, 0)
+            step = await self.pace.step() if paced else Step(None, 0)
             before_bytes = reader.read_bytes
             fill = functools.partial(self._fill, reader, buffer, key, step.at_most_bytes)
             filled = await finished_in(self._executor, fill)
             if paced:
-                self._pace.read(step, reader.read_bytes - before_bytes)
+                self.pace.read(step, reader.read_bytes - before_bytes)
             if not isinstance(filled, Unfinished):
                 return filled
 

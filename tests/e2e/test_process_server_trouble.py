@@ -14,10 +14,10 @@ from random import Random
 import pytest
 
 from process_server.daemon import Surroundings
-from process_server.upload_limits import FILE_NAME
 from process_server.spool.files import DirectoryFiles, SpoolFile
 from process_server.spool.record import RECORD_HEADER_BYTES, RecordKind
 from process_server.spool.recovery import RecoveredRecord, Recovery
+from process_server.upload_limits import FILE_NAME
 from replication.blob_client.failures import failure_from_answer
 from replication.control_plane import ProcessServerDesired
 from replication.data_plane import SegmentsMissing

@@ -69,7 +69,7 @@ class DrivenSite:
         seen = revision if revision is not None else (await self.desired())["revision"]
         body = observation("web-1", both if disks is None else disks, cutover=cutover, revision=seen)
         reply = await self.agent("POST", "/agent/observations", body)
-        assert reply.status == 204, reply.body
+        assert reply.status == 200, reply.body
 
     async def desired(self) -> Any:
         return (await self.agent("GET", "/agent/desired")).json

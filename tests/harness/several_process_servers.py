@@ -92,7 +92,7 @@ class Site:
                     [disk_observation(self.disk(name), size_bytes=DISK_BYTES)],
                     revision=(await self.desired(name))["revision"],
                 )
-                assert (await self.agent(name, "POST", "/agent/observations", body)).status == 204
+                assert (await self.agent(name, "POST", "/agent/observations", body)).status == 200
 
     async def desired(self, name: str) -> Any:
         return (await self.agent(name, "GET", "/agent/desired")).json

@@ -21,6 +21,7 @@ from process_server.intake.body import Body
 from process_server.rebuild import rebuild_backlog
 from process_server.spool.files import DirectoryFiles
 from process_server.throttle import Throttle
+from process_server.upload_limits import FILE_NAME
 from replication.blob_client.settings import BlobEndpointSettings
 from replication.clock import Clock
 from replication.control_plane import DataKeyGrant

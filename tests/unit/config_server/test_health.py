@@ -200,3 +200,14 @@ def test_seeding_item_is_told_as_initial_sync() -> None:
     verdict = assess(facts(state=State.SEEDING, disks=[seeding], seeded_age_s=None, point_age_s=None))
     assert (verdict.health, verdict.going) == (Health.WARNING, Going.INITIAL_SYNC)
     assert [condition.code for condition in verdict.conditions] == ["not-protected-yet"]
+
+
+def test_a_limit_that_makes_a_disk_fall_behind_is_named_as_the_cause() -> None:
+    behind = facts(disks=[disk(falling_behind_s=301.0)])
+    (free,) = [each for each in assess(behind).conditions if each.code == "not-converging"]
+    limited = dataclasses.replace(behind, limit_reached="its agent may read no faster than 50 MB/s")
+    (held,) = [each for each in assess(limited).conditions if each.code == "not-converging"]
+    assert held.message == f"{free.message}: its agent may read no faster than 50 MB/s"
+    assert "set-agent-limits" in held.remedy
+    assert "set-agent-limits" not in free.remedy
+    assert not assess(facts(limit_reached="its agent may read no faster than 50 MB/s")).conditions

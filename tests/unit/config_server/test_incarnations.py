@@ -96,32 +96,32 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 
 async def test_a_second_agent_is_an_event_and_the_superseded_one_is_told_what_to_do(site: Site) -> None:
     original, copy = new_id(), new_id()
-    assert await site.report(original) == 204
-    assert await site.report(copy) == 204
+    assert await site.report(original) == 200
+    assert await site.report(copy) == 200
     assert await site.report(original) == 403
     assert not await site.events(), "so far it may have been a report that was under way"
     site.wait(LATE_S + 1)
     assert await site.report(original) == 403
     assert "another agent reports as web-1" in site.detail
-    assert await site.report(copy) == 204
+    assert await site.report(copy) == 200
     (event,) = await site.events()
     assert "stop one of them" in event
 
 
 async def test_a_clone_on_another_machine_supersedes_nobody(site: Site) -> None:
     original, clone = new_id(), new_id()
-    assert await site.report(original) == 204
+    assert await site.report(original) == 200
     assert await site.report(clone, fingerprint="fingerprint-of-another") == 403
     site.wait(LATE_S + 1)
-    assert await site.report(original) == 204
+    assert await site.report(original) == 200
 
 
 async def test_a_configuration_server_that_forgot_everything_refuses_no_agent_that_runs_alone(site: Site) -> None:
     running = new_id()
-    assert await site.report(new_id()) == 204
-    assert await site.report(running) == 204
+    assert await site.report(new_id()) == 200
+    assert await site.report(running) == 200
     async with site.driven.lab.running.site.database.write() as session:
         await session.execute(update(MachineRow).values(incarnations=None))
     site.wait(LATE_S + 1)
-    assert await site.report(running) == 204
-    assert await site.report(new_id()) == 204
+    assert await site.report(running) == 200
+    assert await site.report(new_id()) == 200

@@ -286,6 +286,17 @@ def test_quantities_are_told_in_plain_words() -> None:
     assert [percent(f) for f in (0.0, 0.9999, 1.0)] == ["0.0 %", "99.9 %", "100 %"]
 
 
+def test_agent_limits_are_set_and_shown(ctl: Ctl) -> None:
+    assert ctl("set-agent-limits", "web-1", "--work-read-rate", "100 MB/s", "--work-cpu", "0.5").exit_code == 0
+    shown = json.loads(ctl("agent-limits", "web-1", "--json").output)
+    assert shown["limits"]["work_hours"]["read_bytes_per_s"] == 100_000_000
+    assert "its agent has not said that it obeys" in ctl("agent-limits", "web-1").output.replace("\n", " ")
+    assert ctl("set-agent-limits", "web-1").exit_code == 2
+    assert ctl("set-agent-limits", "web-1", "--read-rate", "800 Mbps").exit_code == 2
+    cleared = json.loads(ctl("set-agent-limits", "web-1", "--work-hours", "off", "--json").output)
+    assert cleared["limits"] == {"read_bytes_per_s": None, "cpu_cores": None, "work_hours": None}
+
+
 def test_upload_limits_are_set_and_shown(ctl: Ctl) -> None:
     made = ctl(
         "set-upload-limits", "ps-1", "--work-limit", "20 Mbps", "--time-zone", "Europe/Berlin", "--limit", "100 Mbps"

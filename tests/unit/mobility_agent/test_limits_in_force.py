@@ -21,7 +21,6 @@ from replication.agent_limits import (
     LimitedHours,
     agent_limits_text,
 )
-from replication.clock import Clock
 from replication.service.observability import make_registry
 from tests.harness.process_time import START_UNIX_NS, in_virtual_time, virtual_clock
 
@@ -64,7 +63,6 @@ class Rig:
             task.cancel()
             await asyncio.wait([task])
 
-    @property
     def held(self) -> tuple[float | None, float | None]:
         return self.pace.read_bytes_per_s, self.pace.cpu_cores
 
@@ -72,13 +70,13 @@ class Rig:
 @in_virtual_time
 async def test_of_two_limits_the_lower_counts_for_each_resource_by_itself(tmp_path: Path) -> None:
     rig = Rig(tmp_path, FAST)
-    assert rig.held == (200 * MB, None)
+    assert rig.held() == (200 * MB, None)
     rig.limits.tell(AgentLimits(read_bytes_per_s=300 * MB, cpu_cores=0.5))
-    assert rig.held == (200 * MB, 0.5)
+    assert rig.held() == (200 * MB, 0.5)
     rig.limits.tell(SLOW)
-    assert rig.held == (50 * MB, None)
+    assert rig.held() == (50 * MB, None)
     rig.limits.tell(NO_AGENT_LIMITS)
-    assert rig.held == (200 * MB, None)
+    assert rig.held() == (200 * MB, None)
 
 
 @in_virtual_time
@@ -92,7 +90,7 @@ async def test_what_was_told_holds_after_a_restart_before_anybody_answers(tmp_pa
         rig.limits.tell(SLOW)
         await asyncio.sleep(10)
         assert rig.writes == 1, "what is known already is not written again"
-    assert Rig(tmp_path).held == (50 * MB, None)
+    assert Rig(tmp_path).held() == (50 * MB, None)
 
 
 @in_virtual_time
@@ -109,15 +107,15 @@ async def test_that_there_never_were_limits_is_neither_written_nor_shown(tmp_pat
 async def test_what_was_remembered_and_cannot_be_read_is_not_no_limit(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b'{"read_bytes_per_s": nu')
     rig = Rig(tmp_path)
-    assert rig.held == (MIN_READ_BYTES_PER_S, MIN_CPU_CORES)
+    assert rig.held() == (MIN_READ_BYTES_PER_S, MIN_CPU_CORES)
     observed = rig.limits.observe()
     assert observed is not None
     assert observed.problem is not None
     rig.limits.tell(NO_AGENT_LIMITS)
-    assert rig.held == (None, None)
+    assert rig.held() == (None, None)
     async with rig.running():
         await asyncio.sleep(1)
-    assert Rig(tmp_path).held == (None, None)
+    assert Rig(tmp_path).held() == (None, None)
 
 
 @in_virtual_time
@@ -134,12 +132,12 @@ async def test_a_disk_that_takes_nothing_is_said_and_tried_again(
     async with rig.running():
         rig.limits.tell(SLOW)
         await asyncio.sleep(1)
-        assert rig.held == (50 * MB, None)
+        assert rig.held() == (50 * MB, None)
         assert "No space left" in str(rig.limits.problem)
         monkeypatch.setattr(rig.memory, "remember", real)
         await asyncio.sleep(10)
         assert rig.limits.problem is None
-    assert Rig(tmp_path).held == (50 * MB, None)
+    assert Rig(tmp_path).held() == (50 * MB, None)
 
 
 @in_virtual_time
@@ -149,22 +147,22 @@ async def test_the_hour_changes_the_limit_without_anybody_telling(tmp_path: Path
     rig = Rig(tmp_path)
     rig.limits.tell(in_hours(f"{begin:%H:%M}", f"{end:%H:%M}", read_bytes_per_s=100 * MB, cpu_cores=0.5))
     async with rig.running():
-        assert rig.held == (500 * MB, None)
+        assert rig.held() == (500 * MB, None)
         await asyncio.sleep(130)
-        assert rig.held == (100 * MB, 0.5)
+        assert rig.held() == (100 * MB, 0.5)
         observed = rig.limits.observe()
         assert observed is not None
         assert observed.work_hours
         assert observed.changes_in_s == pytest.approx(3600, abs=70)
         await asyncio.sleep(3660)
-        assert rig.held == (500 * MB, None)
+        assert rig.held() == (500 * MB, None)
 
 
 @in_virtual_time
 async def test_a_zone_that_only_this_server_does_not_know_has_the_lower_limits_at_all_hours(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     rig.limits.tell(in_hours("08:00", "18:00", zone="Mars/Olympus", cpu_cores=0.5))
-    assert rig.held == (500 * MB, 0.5)
+    assert rig.held() == (500 * MB, 0.5)
     assert "Mars/Olympus" in str(rig.limits.problem)
 
 

@@ -19,7 +19,7 @@ async def read(pace: Pace, amount_bytes: int) -> None:
 
 async def test_without_limits_nobody_waits_and_no_clock_is_asked() -> None:
     asked = [0.0, 0.0]
-    pace = Pace(Clock(monotonic_s=lambda: asked.pop(), sleep=lambda _: asyncio.sleep(0)), lambda: asked.pop())
+    pace = Pace(Clock(monotonic_s=asked.pop, sleep=lambda _: asyncio.sleep(0)), asked.pop)
     for _ in range(100):
         step = await pace.step()
         assert step.at_most_bytes is None

@@ -15,9 +15,9 @@ from mobility_agent.change_tracker.ebpf.pins import ensure_bpf_file_system
 from mobility_agent.change_tracker.ebpf.tracker import EbpfTracker
 from mobility_agent.config import TrackerSettings
 from mobility_agent.interruption import Interruption
+from mobility_agent.pace import unlimited
 from mobility_agent.shipping.digest_table import DigestTable
 from mobility_agent.tracker_choice import discard_tracking, open_tracker, tracker_availability, trackers_for
-from mobility_agent.pace import unlimited
 from replication.dirty_bitmap import Geometry
 from replication.errors import Conflict, Refused, Retryable, Unsupported
 from replication.identifiers import DiskId

@@ -57,7 +57,8 @@ def read_all(reader: EpochReader, buffer_granules: int = 4) -> list[FilledBatch]
 
 def read_in_steps(reader: EpochReader, buffer_granules: int, step_bytes: int) -> list[FilledBatch]:
     """As ``read_all``, under a limit."""
-    batches, buffer = [], memoryview(bytearray(buffer_granules * STEP))
+    batches: list[FilledBatch] = []
+    buffer = memoryview(bytearray(buffer_granules * STEP))
     while True:
         before = reader.read_bytes
         filled = reader.next_batch(buffer, step_bytes)
