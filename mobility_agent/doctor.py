@@ -26,6 +26,7 @@ from mobility_agent.core.diagnosis import (
     judge_certificate,
     judge_clock,
     judge_free_space,
+    judge_limits,
     ok,
     warning,
 )
@@ -33,6 +34,7 @@ from mobility_agent.desired_memory import DesiredMemory
 from mobility_agent.disk_memory import DISKS_DIRECTORY, DiskMemory
 from mobility_agent.inventory import REPLICABLE_KINDS, find_disks
 from replication import control_plane
+from replication.agent_limits import agent_limits_text
 from replication.errors import BlockferryError
 from replication.service_address import ServiceAddress
 from replication.tls_identity import ExpectedPeer, Role, TlsIdentity
@@ -40,13 +42,21 @@ from replication.tls_identity import ExpectedPeer, Role, TlsIdentity
 REACH_TIMEOUT_S: Final = 10.0
 DATA_PORT: Final = 9443
 _DESIRED_FILE: Final = "desired.json"
+_UNIT_GROUP: Final = "system.slice/blockferry-agent.service"
+_THROTTLES: Final = {
+    "cpu.max": (Path("/sys/fs/cgroup", _UNIT_GROUP, "cpu.max"), "max"),
+    "memory.high": (Path("/sys/fs/cgroup", _UNIT_GROUP, "memory.high"), "max"),
+    "cpu.cfs_quota_us": (Path("/sys/fs/cgroup/cpu", _UNIT_GROUP, "cpu.cfs_quota_us"), "-1"),
+}
+"""Setting of a control group (both versions) → where the unit's is, and its value that throttles nothing."""
 _SCAN_REMEDY: Final = "without it disks are read to find changes (tracker scan)"
 
 
 def examine(settings: AgentSettings) -> list[Finding]:
     """All findings, in the order in which one would look. Blocks."""
     identity = TlsIdentity(settings.identity_dir)
-    findings = [*_privileges(), *_kernel(), *_service(), *_disks(settings), *_certificate(identity)]
+    findings = [*_privileges(), *_kernel(), *_service(), _limits(settings), *_disks(settings)]
+    findings += _certificate(identity)
     findings += asyncio.run(_servers(settings, identity))
     return findings
 
@@ -73,6 +83,26 @@ def _service() -> Iterator[Finding]:
         yield ok("service", "the agent runs")
     else:
         yield failed("service", "no agent runs", "systemctl start blockferry-agent; journalctl -u blockferry-agent")
+
+
+def _limits(settings: AgentSettings) -> Finding:
+    memory_bytes = settings.limits.memory_bytes
+    text = f"in the configuration: {agent_limits_text(settings.limits.of_agent)}"
+    if memory_bytes is not None:
+        text += f", memory {memory_bytes // 2**20} MiB"
+    throttles = {
+        name: value
+        for name, (path, unlimited) in _THROTTLES.items()
+        if (value := _first_word(path)) is not None and value != unlimited
+    }
+    return judge_limits(text, throttles)
+
+
+def _first_word(path: Path) -> str | None:
+    try:
+        return path.read_text().split()[0]
+    except (OSError, IndexError):
+        return None  # no such group, or no such controller: nothing of the kind throttles it
 
 
 def _disks(settings: AgentSettings) -> Iterator[Finding]:

@@ -11,22 +11,24 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import click
 
-from mobility_agent.config import AgentSettings
+from mobility_agent.config import AgentSettings, LimitsSettings
 from mobility_agent.installation.install import Wanted, is_enrolled
 from mobility_agent.installation.install import install as install_tree
 from mobility_agent.installation.places import CONFIGURATION, TREES, own_tree, require_own_ground
 from mobility_agent.installation.uninstall import uninstall as remove
 from mobility_agent.installation.upgrade import activate, fetch
 from mobility_agent.passphrase_file import read_passphrase
+from replication.agent_limits import CPU_RANGE, READ_RANGE
 from replication.errors import BlockferryError, InvalidInput, NotFound
 from replication.service.cli import fail
 from replication.service_address import ServiceAddress
-from replication.settings import load_settings
+from replication.settings import load_settings, parse_byte_rate, parse_size
 from replication.tls_identity import Role, TlsIdentity
 
 _UNATTENDED: Final = "ask nothing: what is missing is an error."
@@ -41,9 +43,25 @@ _UNATTENDED: Final = "ask nothing: what is missing is an error."
     help="File with the enrolment passphrase; `-` reads standard input. Not needed where the agent is enrolled already.",
 )
 @click.option("--unattended", is_flag=True, help=f"For scripts: {_UNATTENDED}")
-def install(appliance: str | None, fingerprint: str | None, passphrase_file: Path | None, unattended: bool) -> None:
+@click.option("--read-rate", help=f"How much may be read of all disks: {READ_RANGE}.")
+@click.option("--cpu-limit", type=float, help=f"Processor time: {CPU_RANGE}, such as 0.5 for half a core.")
+@click.option("--memory-limit", help="Such as 256 MiB.")
+def install(
+    appliance: str | None,
+    fingerprint: str | None,
+    passphrase_file: Path | None,
+    unattended: bool,
+    read_rate: str | None,
+    cpu_limit: float | None,
+    memory_limit: str | None,
+) -> None:
     """Install the unpacked version as a service, enrol it, and start it. May be repeated."""
     try:
+        limits = LimitsSettings(
+            None if read_rate is None else parse_byte_rate(read_rate, "--read-rate"),
+            cpu_limit,
+            None if memory_limit is None else parse_size(memory_limit, "--memory-limit"),
+        )
         require_own_ground()
         tree = own_tree()
         enrolled = is_enrolled()
@@ -53,12 +71,13 @@ def install(appliance: str | None, fingerprint: str | None, passphrase_file: Pat
             _given(appliance, "--appliance", "Appliance (https://HOST[:PORT])", asks=asks),
             _given(fingerprint, "--fingerprint", "Fingerprint of the site's authority", asks=asks),
             passphrase,
+            limits,
         )
         if passphrase_file is not None:
             passphrase = read_passphrase(passphrase_file)
         elif not enrolled:
             passphrase = _given(None, "--passphrase-file", "Enrolment passphrase", asks=asks, secret=True)
-        install_tree(tree, Wanted(wanted.appliance, wanted.fingerprint, passphrase), click.echo)
+        install_tree(tree, replace(wanted, passphrase=passphrase), click.echo)
     except BlockferryError as error:
         fail(error)
 

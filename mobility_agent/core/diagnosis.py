@@ -7,7 +7,7 @@ should be seen to. Limits of the clock are those of the enrolment and of certifi
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,6 +51,20 @@ def failed(check: str, what: str, remedy: str) -> Finding:
 def worst(findings: Iterable[Finding]) -> Verdict:
     order = list(Verdict)
     return max((finding.verdict for finding in findings), key=order.index, default=Verdict.OK)
+
+
+def judge_limits(limits: str, throttles: Mapping[str, str]) -> Finding:
+    """:param limits: what the agent's file says, in words.
+    :param throttles: settings of the unit's control group that throttle whatever runs in it, with their values.
+    """
+    if not throttles:
+        return ok("limits", limits)
+    found = ", ".join(f"{name} is {value}" for name, value in throttles.items())
+    return warning(
+        "limits",
+        f"the control group of the agent's unit is throttled ({found}): so is a freeze, and its watchdog",
+        "take CPUQuota= and MemoryHigh= away from the unit; limit the agent as docs/operations/agent-limits.md says",
+    )
 
 
 def judge_clock(offset_s: float) -> Finding:

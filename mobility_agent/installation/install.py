@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
 from mobility_agent.block_device.machine_facts import MACHINE_ID_FILE, read_machine_facts
-from mobility_agent.config import DEFAULT_STATE_DIR, AgentSettings
+from mobility_agent.config import DEFAULT_STATE_DIR, AgentSettings, LimitsSettings
 from mobility_agent.installation import system
 from mobility_agent.installation.places import CONFIGURATION, Tree, current_tree, installed_trees
 from replication.enrolment import enrol
@@ -30,11 +30,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the administrator gives. ``passphrase`` is only needed, and only used, where the agent is not enrolled yet."""
+    """What the administrator gives. ``passphrase`` is only needed, and only used, where the agent is not enrolled yet.
+
+    ``limits``: what is to stand in the configuration from the first start on; for the configuration that is there already, see ``install``.
+    """
 
     appliance: str
     fingerprint: str
     passphrase: str | None
+    limits: LimitsSettings = field(default_factory=LimitsSettings)
 
     def __post_init__(self) -> None:
         ServiceAddress.parse(self.appliance)
@@ -56,7 +60,7 @@ def is_enrolled() -> bool:
 def install(tree: Tree, wanted: Wanted, say: Say) -> None:
     """The agent of ``tree`` runs, enrolled with ``wanted.appliance``, on return.
 
-    :raises Conflict: if the configuration that is there names another configuration server.
+    :raises Conflict: if the configuration that is there names another configuration server, or has other limits than are wanted.
     :raises BlockferryError: what enrolment and starting raise; what was done until then stays.
     """
     _check_configuration(tree, wanted)
@@ -94,18 +98,33 @@ def _is_untouched(tree: Tree) -> bool:
 def _check_configuration(tree: Tree, wanted: Wanted) -> None:
     if _is_untouched(tree):
         return
-    there = load_settings(AgentSettings, CONFIGURATION).config_server.url
+    settings = load_settings(AgentSettings, CONFIGURATION)
+    there = settings.config_server.url
     if ServiceAddress.parse(there) != ServiceAddress.parse(wanted.url):
         raise Conflict(
             f"cannot install for {wanted.url}: {CONFIGURATION} names the configuration server {there}",
             hint="mobility-agent uninstall --purge leaves that site; or change the file",
         )
+    given = _given_limits(wanted.limits)
+    if any(getattr(settings.limits, name) != value for name, value in given.items()):
+        raise Conflict(
+            f"cannot set {', '.join(given)}: {CONFIGURATION} is there already, with other limits",
+            hint="change `limits` in the file and restart the agent",
+        )
+
+
+def _given_limits(limits: LimitsSettings) -> dict[str, int | float]:
+    names = ("read_bytes_per_s", "cpu_cores", "memory_bytes")
+    return {name: value for name in names if (value := getattr(limits, name)) is not None}
 
 
 def _write_configuration(tree: Tree, wanted: Wanted) -> None:
     """In place of the sample, which has the right owner and mode."""
     if _is_untouched(tree):
-        text = yaml.safe_dump({"config_server": {"url": wanted.url}})
+        document: dict[str, object] = {"config_server": {"url": wanted.url}}
+        if given := _given_limits(wanted.limits):
+            document["limits"] = given
+        text = yaml.safe_dump(document)
         unfinished = CONFIGURATION.with_name(f".{CONFIGURATION.name}.new")
         shutil.copy2(CONFIGURATION, unfinished)
         shutil.chown(unfinished, CONFIGURATION.owner(), CONFIGURATION.group())

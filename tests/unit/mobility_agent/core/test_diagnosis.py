@@ -11,6 +11,7 @@ from mobility_agent.core.diagnosis import (
     judge_certificate,
     judge_clock,
     judge_free_space,
+    judge_limits,
     ok,
     warning,
     worst,
@@ -64,3 +65,11 @@ def test_space_must_hold_the_digest_tables_that_are_not_there_yet() -> None:
         (LEAST_FREE_BYTES - 1, table_bytes, Verdict.FAILED),
     ):
         assert judge_free_space("/state", free_bytes, TIB, tables_bytes).verdict is verdict
+
+
+def test_a_unit_that_is_throttled_from_outside_is_warned_of() -> None:
+    assert judge_limits("in the configuration: CPU 0.5 cores", {}).verdict is Verdict.OK
+    finding = judge_limits("in the configuration: no limit", {"cpu.max": "50000"})
+    assert finding.verdict is Verdict.WARNING
+    assert "cpu.max is 50000" in finding.what
+    assert "CPUQuota=" in finding.remedy
