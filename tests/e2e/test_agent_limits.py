@@ -23,6 +23,7 @@ from tests.harness.loop_disk import loop_disk, mounted, run
 from tests.harness.running_site import RunningSite, running_site
 
 pytestmark = [
+    pytest.mark.heavy("a site, and a disk that is read at its limit"),
     pytest.mark.timeout(300),
     pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4"),
 ]
