@@ -22,6 +22,7 @@ from mobility_agent.quiesce.interface import Mount
 from mobility_agent.quiesce.locked_memory import LockedBuffer
 from replication.errors import Conflict, InvalidInput, NotFound, Unsupported
 from tests.harness.loop_disk import LoopDisk, loop_disk, mounted, run
+from tests.harness.memory_group import memory_group
 from tests.harness.waiting import has_ended, wait_until
 
 pytestmark = [pytest.mark.requires("root", "loop", "mount", "mkfs.ext4", "mkfs.xfs")]
@@ -146,6 +147,7 @@ def test_an_error_inside_thaws(ext4: tuple[LoopDisk, Path], guard: FreezeGuard) 
 
 
 FREEZING_AGENT = """
+import os
 import sys
 from pathlib import Path
 from mobility_agent.quiesce.file_systems import file_systems_on
@@ -155,7 +157,8 @@ guard.start()
 with guard.frozen(file_systems_on([Path(sys.argv[1])]), float(sys.argv[2])):
     sys.stdout.write(f"{guard.watchdog_process_id}\\n")
     sys.stdout.flush()
-    sys.stdin.readline()
+    hoards = sys.stdin.readline() == "hoard\\n"
+    hoarded = [os.urandom(2**20) for _ in range(1024) if hoards]
 """
 
 
@@ -188,6 +191,22 @@ def test_an_agent_killed_while_frozen_leaves_nothing_frozen(
         agent.wait()
     wait_until(lambda: not is_frozen(mount_point))
     wait_until(lambda: not Path(f"/proc/{process_id}").exists())
+
+
+@pytest.mark.requires("memory-group")
+def test_an_agent_killed_for_its_memory_while_frozen_leaves_nothing_frozen(ext4: tuple[LoopDisk, Path]) -> None:
+    """As with ``MemoryMax=`` on the unit: the watchdog is in the group that has no memory left, and thaws."""
+    disk, mount_point = ext4
+    with memory_group(128 * 2**20) as members, freezing_agent(disk, GENEROUS_S) as (agent, watchdog_id):
+        for process_id in (agent.pid, watchdog_id):
+            members.write_text(str(process_id))
+        assert is_frozen(mount_point)
+        assert agent.stdin is not None
+        agent.stdin.write("hoard\n")
+        agent.stdin.flush()
+        assert agent.wait(GENEROUS_S) == -signal.SIGKILL
+        wait_until(lambda: not is_frozen(mount_point))
+        wait_until(lambda: not Path(f"/proc/{watchdog_id}").exists())
 
 
 def test_a_stopped_agent_is_frozen_no_longer_than_its_budget(ext4: tuple[LoopDisk, Path]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from tests.harness.memory_group import lacking_memory_group
 from tests.harness.postgresql_cluster import lacking_postgresql
 
 WITHHELD: Final = "not even root has here: "
@@ -78,6 +79,7 @@ PROBES: Final[Mapping[str, Callable[[], str | None]]] = {
     "fuse": _fuse,
     "postgresql": lacking_postgresql,
     "systemd": _systemd,
+    "memory-group": lacking_memory_group,
 }
 """Name → why this machine lacks it, or None."""
 
