@@ -6,6 +6,8 @@ set once is not forgotten when it is protected anew. An agent learns of a change
 
 from __future__ import annotations
 
+from typing import Final
+
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.events import Actor, record_event
@@ -15,7 +17,7 @@ from replication.agent_limits import NO_AGENT_LIMITS, AgentLimits, AgentLimitsIn
 from replication.control_plane import AgentObservation
 from replication.time_zones import time_zone
 
-CHANGED = "agent-limits-changed"
+CHANGED: Final = "agent-limits-changed"
 
 
 def limits_of(machine: MachineRow) -> AgentLimits:
@@ -24,8 +26,8 @@ def limits_of(machine: MachineRow) -> AgentLimits:
 
 def in_force(machine: MachineRow) -> AgentLimitsInForce | None:
     """What the agent said last; None: it was never told any limits and has none of its own, or it is from before there were limits."""
-    if machine.observation is None:
-        return None
+    if machine.observation is None or '"limits":' not in machine.observation:
+        return None  # asked of every server all the time: most observations need not be parsed for it
     return AgentObservation.decode(machine.observation.encode()).limits
 
 

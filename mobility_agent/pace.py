@@ -6,7 +6,7 @@ has used, whatever for: reading is what makes the agent's work (zeros, digests, 
 
 The limit is not a control group's (docs/decisions/0021): what must not wait is simply not asked here. That is the last round of a point,
 which is read while file systems are frozen; the freeze watchdog, which is a process of its own; and what is shipped of a point's image.
-``lifted`` while a workload stands still and waits for the agent: a cutover once the disks are claimed, a scan between quiesce hooks.
+``lifted`` while a workload stands still and waits for the agent: a cutover once the disks are claimed, a point between quiesce hooks.
 
 On one event loop, but for the ``scan`` tracker's ``wait_in_thread``; the clocks are injected.
 """

@@ -200,7 +200,8 @@ class ItemSession:
         if quiesced is None:
             return PointOutcome(due.cut, {}, "this point needs quiesce hooks, and none are configured")
         async with quiesced():
-            return await self._cut_now(sessions, due, EpochFlag.APP_CONSISTENT, quiesced=True)
+            with self._environment.coordinator.limits_lifted():  # the applications are at rest until this is over
+                return await self._cut_now(sessions, due, EpochFlag.APP_CONSISTENT, quiesced=True)
 
     async def _cut_now(
         self, sessions: dict[DiskId, DiskSession], due: DuePoint, flags: EpochFlag, *, quiesced: bool = False

@@ -9,8 +9,8 @@ harvested is pending again and the rounds go on, up to ``MAX_ATTEMPTS``.
 A tracker that reads the disk to harvest is not asked under a freeze: it would last for the whole scan. Its points rest on hooks alone
 that stopped the writers, or on a claim; the scan runs in the disk's executor and the event loop goes on.
 
-The agent's limits hold for the rounds before. Nothing waits for them from the freeze to the thaw: what is read then is read past the
-shipper, and a scan between hooks has them lifted.
+The agent's limits hold for the rounds before, unless hooks or a claim stop the writers already: then the caller has them lifted. Nothing
+waits for them from the freeze to the thaw: what is read then is read past the shipper.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class PointCoordinator:
         limits_lifted: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         """:param memory: locked in memory and page-aligned; bounds what the last round may hold.
-        :param limits_lifted: entered while a workload stands still and waits (``Pace.lifted``).
+        :param limits_lifted: for callers, to be entered while a workload stands still and waits (``Pace.lifted``).
         """
         self.limits_lifted = limits_lifted
         self._freezer = freezer
@@ -239,11 +239,10 @@ class PointCoordinator:
     async def _scan_and_read(self, rounds: list[_DiskRound], *, quiesced: bool) -> tuple[str, int]:
         """(why it is no point or "", cut time). The writers are stopped meanwhile; the event loop is not."""
         cut_time_ns = time.time_ns()
-        with self.limits_lifted():
-            for part in rounds:
-                await part.session.in_executor_interruptibly(part.harvest_now)
-            # In an executor that is waited for even when cancelled: the memory is the next point's too.
-            reason = await rounds[0].session.in_executor_interruptibly(lambda: self._read(rounds, lambda: 1.0))
+        for part in rounds:
+            await part.session.in_executor_interruptibly(part.harvest_now)
+        # In an executor that is waited for even when cancelled: the memory is the next point's too.
+        reason = await rounds[0].session.in_executor_interruptibly(lambda: self._read(rounds, lambda: 1.0))
         return reason or _seen_writing(rounds, quiesced=quiesced) or _in_doubt(rounds), cut_time_ns
 
     def _read(self, rounds: list[_DiskRound], remaining_s: Callable[[], float]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from mobility_agent import daemon
-from mobility_agent.config import AgentSettings, ConfigServerSettings, TrackerSettings
+from mobility_agent.config import AgentSettings, ConfigServerSettings, LimitsSettings, TrackerSettings
 from mobility_agent.daemon import Agent
 from mobility_agent.desired_memory import DesiredMemory
 from mobility_agent.protection.item_session import ItemSession
@@ -189,6 +189,35 @@ async def test_each_start_is_an_incarnation_of_its_own_that_every_report_names(s
     first, second = await reported(), await reported()
     assert None not in (first, second)
     assert first != second
+
+
+async def test_limits_that_are_told_with_an_answer_are_obeyed_reported_and_remembered(settings: AgentSettings) -> None:
+    server, slow = ConfigServer(), AgentLimits(read_bytes_per_s=5_000_000, cpu_cores=0.5)
+    file = dataclasses.replace(settings, limits=LimitsSettings(cpu_cores=0.25, memory_bytes=2**28))
+    async with running(file, server) as agent:
+        await agent.until(lambda: bool(server.observations))
+        assert agent.agent._pace.cpu_cores == 0.25
+        server.limits = slow
+        await agent.until(
+            lambda: server.observations[-1].limits is not None and server.observations[-1].limits.told == slow
+        )
+        seen = server.observations[-1].limits
+        assert seen is not None
+        assert (seen.read_bytes_per_s, seen.cpu_cores, seen.memory_bytes) == (5_000_000, 0.25, 2**28)
+        await agent.until((settings.state_dir / "limits.json").exists)
+    server.is_away = True
+    async with running(settings, server) as agent:
+        assert (agent.agent._pace.read_bytes_per_s, agent.agent._pace.cpu_cores) == (5_000_000, 0.5)
+
+
+async def test_a_configuration_server_from_before_there_were_limits_is_reported_to_as_ever(
+    settings: AgentSettings,
+) -> None:
+    server = ConfigServer()
+    async with running(settings, server) as agent:
+        await agent.until(lambda: len(server.observations) > 1)
+        assert agent.health("config-server") is HealthState.OK
+    assert not any(b'"limits"' in observation.encode() for observation in server.observations)
 
 
 async def test_without_a_configuration_server_it_runs_on_what_it_remembers(settings: AgentSettings) -> None:

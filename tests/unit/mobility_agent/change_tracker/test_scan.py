@@ -12,6 +12,9 @@ import pytest
 from mobility_agent.block_device.reader import DiskReader
 from mobility_agent.change_tracker.interface import TrackerState
 from mobility_agent.change_tracker.scan import SLICE_BYTES, ScanProgress, ScanTracker
+from mobility_agent.interruption import Interruption
+from mobility_agent.pace import Pace, Step
+from replication.clock import Clock
 from replication.dirty_bitmap import Geometry, GranuleRuns
 from replication.errors import InvalidInput, ResyncRequired, Retryable
 
@@ -107,3 +110,32 @@ def test_a_disk_that_shrinks_during_the_scan_is_noticed(path: Path, reader: Disk
 def test_a_geometry_larger_than_the_disk_is_refused(reader: DiskReader) -> None:
     with pytest.raises(InvalidInput, match="are expected"):
         ScanTracker(reader, Geometry(GEOMETRY.size_bytes + GRANULE, GRANULE), ZeroDigests())
+
+
+def test_a_scan_keeps_to_the_pace_and_ends_while_it_waits_for_it(path: Path, reader: DiskReader) -> None:
+    """A pace that is used up for days: nothing is read before the wait, and no more than a slice after its end."""
+    write(path, 0, bytes(GEOMETRY.size_bytes - GRANULE) + b"x")
+    waited: list[float] = []
+    interruption = Interruption()
+
+    def sleep(seconds: float) -> None:
+        assert not digests.compared
+        waited.append(seconds)
+        if len(waited) == 3:
+            interruption.interrupt()
+
+    pace = Pace(Clock(monotonic_s=lambda: 0.0), lambda: 0.0, sleep)
+    pace.set_limits(1_000_000, None)
+    pace.read(Step(None, 0), 10**12)
+    digests = ZeroDigests()
+    tracker = ScanTracker(
+        reader,
+        GEOMETRY,
+        digests,
+        is_cancelled=interruption.is_interrupted,
+        before_read=lambda length_bytes: pace.wait_in_thread(length_bytes, interruption.is_interrupted),
+    )
+    with pytest.raises(Retryable, match="cancelled"):
+        tracker.begin_harvest()
+    assert len(waited) == 3
+    assert len(digests.compared) == 1

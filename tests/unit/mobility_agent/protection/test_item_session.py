@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -107,7 +107,7 @@ class Scene:
         self.claims: list[str] = []
         self.hooks: list[str] = []
         self.freezer = FakeFreezer()
-        coordinator = PointCoordinator(self.freezer, memoryview(bytearray(2**20)), lambda _: [])
+        coordinator = PointCoordinator(self.freezer, memoryview(bytearray(2**20)), lambda _: [], self._limits_lifted)
         environment = ItemEnvironment(
             disks=cast("DiskEnvironment", _Environment(site.directory)),
             coordinator=coordinator,
@@ -123,6 +123,12 @@ class Scene:
         self.hooks.append("pre")
         yield
         self.hooks.append("post")
+
+    @contextmanager
+    def _limits_lifted(self) -> Iterator[None]:
+        self.hooks.append("limits lifted")
+        yield
+        self.hooks.append("limits hold")
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
@@ -172,7 +178,8 @@ async def test_a_request_is_answered_by_its_name_and_by_hooks_if_it_asks_for_the
         request = PointRequest(request=str(uuid.uuid4()), consistency="app")
         scene.item.update(desired_item(point_request=request))
         await scene.until(lambda: request.request in site.sink.points)
-        assert scene.hooks == ["pre", "post"]
+        # The applications are at rest between the hooks: nothing waits for a limit there, and only there.
+        assert scene.hooks == ["pre", "limits lifted", "limits hold", "post"]
 
 
 async def test_a_point_that_takes_too_long_gives_up_and_nothing_else_does(
