@@ -92,7 +92,7 @@ CATALOGUE: Final[dict[str, Rule]] = {
     ),
     "not-converging": _rule(
         "server",
-        "The disk changes faster than the bandwidth or the throttle lets through.",
+        "The disk changes faster than the bandwidth, the throttle or the limits of its agent let through.",
         hold_s=10 * MINUTE_S,
         calm_s=SUSTAINED_S,
     ),

@@ -45,6 +45,7 @@ _READER: Final = "mobility_agent/shipping/epoch_reader.py"
 _HALVES: Final = "mobility_agent/change_tracker/ebpf/halves.py"
 _TRACKER: Final = "mobility_agent/change_tracker/ebpf/tracker.py"
 _COORDINATOR: Final = "mobility_agent/protection/point_coordinator.py"
+_CUTOVER: Final = "mobility_agent/protection/cutover.py"
 _DURABLE: Final = "replication/durable_file.py"
 _LOG: Final = "process_server/spool/log.py"
 _RECOVERY: Final = "process_server/spool/recovery.py"
@@ -245,6 +246,12 @@ MUTANTS: Final = (
            test=f"{_AGENTS}/test_point_coordinator.py::test_what_is_still_pending_after_the_rounds_before_it_is_in_the_last_round"),
     Mutant("R9", "an attempt that is no point is kept as one", _COORDINATOR,
            "return None if reason or part.runs is None else", "return None if part.runs is None else"),
+    Mutant("R9", "what was read while frozen waits for the agent's limits", _SESSION,
+           "paced=source is self.parts.reader", "paced=True",
+           test=f"{_AGENTS}/test_point_coordinator.py::test_no_limit_delays_what_is_read_while_frozen_nor_what_is_shipped_of_it"),
+    Mutant("R9", "a cutover waits for the agent's limits", _CUTOVER,
+           "with self._coordinator.limits_lifted():", "with ExitStack():",
+           test=f"{_AGENTS}/test_agent_cutover.py::test_once_the_disks_are_claimed_no_limit_makes_the_downtime_longer"),
     # ---- P1: acknowledgement
     Mutant("P1", "a batch is acknowledged before it is durable", _BATCHES, "        await self._spool.durable(sealed.written)\n", ""),
     Mutant("P1", "a manifest is acknowledged before it is durable", _MANIFESTS, "            await self._spool.durable(written)\n", ""),
