@@ -166,6 +166,7 @@ class LimitsInForce(Collector):
         before, self._now = self._now, both(self._told.now(now_s), self._file.now(now_s))
         if (before.read_bytes_per_s, before.cpu_cores) != (self._now.read_bytes_per_s, self._now.cpu_cores):
             self._pace.set_limits(self._now.read_bytes_per_s, self._now.cpu_cores)
+        self._pace.settle()
 
     async def _follow_clock(self) -> None:
         while True:

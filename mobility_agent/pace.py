@@ -59,7 +59,7 @@ class Pace:
         now_s = clock.monotonic_s()
         self._reads = TokenBucket(None, now_s)
         self._cpu = TokenBucket(None, now_s)
-        self._cpu_seen_s = cpu_s()
+        self._cpu_seen_s, self._charged_at_s = cpu_s(), now_s
         self._guard = threading.Lock()
         self._turn = asyncio.Lock()
         self._lifts = 0
@@ -97,6 +97,14 @@ class Pace:
             self._charge_cpu(now_s)
             self._reads.set_rate(read_bytes_per_s, now_s)
             self._cpu.set_rate(cpu_cores, now_s)
+
+    def settle(self) -> None:
+        """Set what was used against what was allowed. Called every second, so that a burst is not forgotten while nothing is read."""
+        if self._cpu.rate_per_s is not None:
+            with self._guard:
+                now_s = self._clock.monotonic_s()
+                self._charge_cpu(now_s)
+                self._cpu.delay_s(now_s)
 
     @contextlib.contextmanager
     def lifted(self) -> Iterator[None]:
@@ -172,8 +180,9 @@ class Pace:
             self._forget_cpu()
             return
         used_s = self._cpu_s()
-        self._cpu.take(used_s - self._cpu_seen_s, now_s)
-        self._cpu_seen_s = used_s
+        # As of when it was looked at last: what the time since then allowed is set against it, not only what a bucket saves up.
+        self._cpu.take(used_s - self._cpu_seen_s, self._charged_at_s)
+        self._cpu_seen_s, self._charged_at_s = used_s, now_s
 
     def _forget_cpu(self) -> None:
         self._cpu_seen_s = self._cpu_s()

@@ -65,6 +65,30 @@ async def test_what_the_whole_process_uses_delays_reading() -> None:
 
 
 @in_virtual_time
+async def test_hours_without_anything_to_read_are_no_debt_however_long_they_last() -> None:
+    used_s = 0.0
+    pace = Pace(virtual_clock(), lambda: used_s)
+    pace.set_limits(None, 0.1)
+    await read(pace, MB)
+    await asyncio.sleep(3600)
+    used_s += 0.02 * 3600  # heartbeats, say
+    await read(pace, MB)
+    assert now_s() == 3600
+    for _ in range(3600):
+        await asyncio.sleep(1)
+        used_s += 0.02
+        pace.settle()
+    await read(pace, MB)
+    assert now_s() == 7200
+    used_s += 5  # a burst, and then a moment of rest: it is made good all the same
+    for _ in range(10):
+        await asyncio.sleep(1)
+        pace.settle()
+    await read(pace, MB)
+    assert now_s() == pytest.approx(7200 + 50, abs=2)
+
+
+@in_virtual_time
 async def test_a_changed_limit_reaches_those_that_wait() -> None:
     pace = Pace(virtual_clock(), lambda: 0.0)
     pace.set_limits(MB, None)
