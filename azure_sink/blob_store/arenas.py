@@ -25,8 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from azure_sink.blob_store.values import StoredRange
 from replication.durable_file import make_directory_durably, sync_directory
 from replication.errors import Overloaded, Permanent, Retryable
@@ -72,12 +70,6 @@ def punch_hole(descriptor: int, offset: int, length: int) -> bool:
 
 MOST_PIECES: Final = 1024
 """IOV_MAX of Linux: more at a time are refused."""
-
-
-def lies_aligned(view: memoryview) -> bool:
-    """Whether ``view`` is whole blocks at a multiple of a block in memory: what a direct write takes from every device."""
-    address: int = np.frombuffer(view, dtype=np.uint8).__array_interface__["data"][0]
-    return not (address % BLOCK_BYTES or view.nbytes % BLOCK_BYTES)
 
 
 class _OpenArena:

@@ -2,17 +2,23 @@
 
 Called by ``log`` and ``recovery`` only. *Written* is what ``write_at`` leaves, *durable* what ``sync`` leaves: between the two a
 crash may keep any part of it. A created file is durable only after ``sync_directory``. All calls block; all may raise ``OSError``.
+
+Whole blocks that lie aligned in memory go past the page cache (O_DIRECT) into files made here, unless the file system or the device
+refuses that (EINVAL): then everything goes through the page cache as before. What is read is not read ahead: the page cache must not
+hold a block that is still to be written directly, or the kernel could report a failed write-back where none was.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from replication.aligned_memory import BLOCK_BYTES, lies_aligned
 from replication.durable_file import sync_directory
 
 
@@ -71,11 +77,17 @@ class SpoolFiles(Protocol):
 
 
 class _OpenFile:
-    """A file descriptor."""
+    """A file descriptor, and a second one for direct writes where they are possible."""
 
-    def __init__(self, descriptor: int, *, is_writable: bool = True) -> None:
+    def __init__(self, descriptor: int, direct: int | None = None, *, is_writable: bool = True) -> None:
         self._descriptor = descriptor
+        self._direct = direct
         self._is_writable = is_writable
+
+    @property
+    def writes_directly(self) -> bool:
+        """Until a direct write was refused."""
+        return self._direct is not None
 
     def _require_writable(self) -> None:
         if not self._is_writable:
@@ -84,13 +96,15 @@ class _OpenFile:
     def write_at(self, offset: int, views: Sequence[memoryview]) -> None:
         self._require_writable()
         pending = [view for view in views if view.nbytes]
-        while pending:
-            written = os.pwritev(self._descriptor, pending, offset)
-            offset += written
-            while pending and written >= pending[0].nbytes:
-                written -= pending.pop(0).nbytes
-            if pending and written:
-                pending[0] = pending[0][written:]
+        if self._direct is not None and not offset % BLOCK_BYTES and all(map(lies_aligned, pending)):
+            try:
+                _write_all(self._direct, pending, offset)
+                return
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._close_direct()
+        _write_all(self._descriptor, pending, offset)
 
     def read_at(self, offset: int, buffer: memoryview) -> int:
         filled = 0
@@ -114,8 +128,44 @@ class _OpenFile:
     def size_bytes(self) -> int:
         return os.fstat(self._descriptor).st_size
 
+    def _close_direct(self) -> None:
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            os.close(direct)
+
     def close(self) -> None:
+        self._close_direct()
         os.close(self._descriptor)
+
+
+def _write_all(descriptor: int, views: Sequence[memoryview], offset: int) -> None:
+    pending = list(views)
+    while pending:
+        written = os.pwritev(descriptor, pending, offset)
+        offset += written
+        while pending and written >= pending[0].nbytes:
+            written -= pending.pop(0).nbytes
+        if pending and written:
+            pending[0] = pending[0][written:]
+
+
+def _opened_for_direct_writes(path: Path) -> int | None:
+    if (
+        mmap.PAGESIZE > BLOCK_BYTES
+    ):  # records of one page of the cache could be read and written directly at the same time
+        return None
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return None
+
+
+def _opened_for_reading(path: Path, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+    return descriptor
 
 
 class DirectoryFiles:
@@ -132,22 +182,22 @@ class DirectoryFiles:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, size_bytes)
+            return _OpenFile(descriptor, _opened_for_direct_writes(path))
         except OSError:
             os.close(descriptor)
             with contextlib.suppress(OSError):
                 path.unlink()
             raise
-        return _OpenFile(descriptor)
 
     def open(self, name: str) -> SpoolFile:
         path = self._directory / name
         try:
-            return _OpenFile(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+            return _OpenFile(_opened_for_reading(path, os.O_RDWR))
         except OSError as error:
             if error.errno != errno.EROFS:
                 raise
             # A file system that an error has made read-only still gives back what was acknowledged; a write will say what is wrong.
-            return _OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC), is_writable=False)
+            return _OpenFile(_opened_for_reading(path, os.O_RDONLY), is_writable=False)
 
     def remove(self, name: str) -> None:
         (self._directory / name).unlink()

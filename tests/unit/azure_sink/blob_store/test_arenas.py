@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from azure_sink.blob_store.arenas import BLOCK_BYTES, ArenaSet, StoreFull, lies_aligned
+from azure_sink.blob_store.arenas import BLOCK_BYTES, ArenaSet, StoreFull
 from replication.errors import Permanent, Retryable
 from tests.harness.blob_store_tools import data_blocks
 
@@ -151,13 +151,6 @@ def aligned(content: bytes) -> memoryview:
     memory = memoryview(mmap.mmap(-1, len(content)))
     memory[:] = content
     return memory
-
-
-def test_memory_is_aligned_if_it_is_whole_blocks_at_whole_blocks() -> None:
-    memory = aligned(bytes(4 * BLOCK_BYTES))
-    assert lies_aligned(memory[BLOCK_BYTES : 3 * BLOCK_BYTES])
-    assert not lies_aligned(memory[512 : 512 + BLOCK_BYTES])
-    assert not lies_aligned(memory[: BLOCK_BYTES + 512])
 
 
 def test_direct_bodies_have_arenas_of_their_own_and_come_back(tmp_path: Path) -> None:
