@@ -14,9 +14,10 @@ import pytest
 from process_server.core.spool_budget import SpoolBudget
 from process_server.spool.files import FileSystemSpace, SpoolFile, SpoolFiles
 from process_server.spool.log import Written
+from process_server.spool.kept_segments import segment_record_bytes
 from process_server.spool.record import RecordHeader, RecordKind, record_bytes
 from process_server.spool.recovery import RecoveredMarks, RecoveredRecord, Recovery
-from process_server.spool.spool import Spool, segment_record_bytes
+from process_server.spool.spool import Spool
 from replication.errors import BlockferryError, NotFound, Overloaded, Retryable
 from tests.harness.process_time import in_virtual_time
 from tests.harness.simulated_disk import SimulatedDisk
