@@ -3,9 +3,9 @@
 Called by ``log`` and ``recovery`` only. *Written* is what ``write_at`` leaves, *durable* what ``sync`` leaves: between the two a
 crash may keep any part of it. A created file is durable only after ``sync_directory``. All calls block; all may raise ``OSError``.
 
-Whole blocks that lie aligned in memory go past the page cache (O_DIRECT) into files made here, unless the file system or the device
-refuses that (EINVAL): then everything goes through the page cache as before. What is read is not read ahead: the page cache must not
-hold a block that is still to be written directly, or the kernel could report a failed write-back where none was.
+Whole blocks that lie aligned in memory go past the page cache (O_DIRECT) into files made here and out of files opened here, unless the
+file system or the device refuses that (EINVAL): then everything goes through the page cache as before. What is read through it is not
+read ahead: it must not hold a block that is still to be written directly, or the kernel could report a failed write-back where none was.
 """
 
 from __future__ import annotations
@@ -77,17 +77,18 @@ class SpoolFiles(Protocol):
 
 
 class _OpenFile:
-    """A file descriptor, and a second one for direct writes where they are possible."""
+    """A file descriptor, and a second one past the page cache where that is possible: for writes if it was made, else for reads."""
 
-    def __init__(self, descriptor: int, direct: int | None = None, *, is_writable: bool = True) -> None:
+    def __init__(self, descriptor: int, direct: int | None, *, made: bool, is_writable: bool = True) -> None:
         self._descriptor = descriptor
         self._direct = direct
+        self._made = made
         self._is_writable = is_writable
 
     @property
     def writes_directly(self) -> bool:
         """Until a direct write was refused."""
-        return self._direct is not None
+        return self._made and self._direct is not None
 
     def _require_writable(self) -> None:
         if not self._is_writable:
@@ -96,7 +97,7 @@ class _OpenFile:
     def write_at(self, offset: int, views: Sequence[memoryview]) -> None:
         self._require_writable()
         pending = [view for view in views if view.nbytes]
-        if self._direct is not None and not offset % BLOCK_BYTES and all(map(lies_aligned, pending)):
+        if self._made and self._may_go_directly(offset, pending) and self._direct is not None:
             try:
                 _write_all(self._direct, pending, offset)
                 return
@@ -106,8 +107,18 @@ class _OpenFile:
                 self._close_direct()
         _write_all(self._descriptor, pending, offset)
 
+    def _may_go_directly(self, offset: int, views: Sequence[memoryview]) -> bool:
+        return self._direct is not None and not offset % BLOCK_BYTES and all(map(lies_aligned, views))
+
     def read_at(self, offset: int, buffer: memoryview) -> int:
         filled = 0
+        if not self._made and self._may_go_directly(offset, [buffer]) and self._direct is not None:
+            try:
+                filled = os.preadv(self._direct, [buffer], offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._close_direct()
         while filled < buffer.nbytes:
             count = os.preadv(self._descriptor, [buffer[filled:]], offset + filled)
             if not count:
@@ -149,23 +160,28 @@ def _write_all(descriptor: int, views: Sequence[memoryview], offset: int) -> Non
             pending[0] = pending[0][written:]
 
 
-def _opened_for_direct_writes(path: Path) -> int | None:
+def _opened_directly(path: Path, flags: int) -> int | None:
     if (
         mmap.PAGESIZE > BLOCK_BYTES
     ):  # records of one page of the cache could be read and written directly at the same time
         return None
     try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT)
+        return os.open(path, flags | os.O_CLOEXEC | os.O_DIRECT)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
         return None
 
 
-def _opened_for_reading(path: Path, flags: int) -> int:
+def _opened(path: Path, flags: int, *, is_writable: bool) -> _OpenFile:
     descriptor = os.open(path, flags | os.O_CLOEXEC)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-    return descriptor
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        direct = _opened_directly(path, os.O_RDONLY)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return _OpenFile(descriptor, direct, made=False, is_writable=is_writable)
 
 
 class DirectoryFiles:
@@ -182,7 +198,7 @@ class DirectoryFiles:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, size_bytes)
-            return _OpenFile(descriptor, _opened_for_direct_writes(path))
+            return _OpenFile(descriptor, _opened_directly(path, os.O_RDWR), made=True)
         except OSError:
             os.close(descriptor)
             with contextlib.suppress(OSError):
@@ -192,12 +208,12 @@ class DirectoryFiles:
     def open(self, name: str) -> SpoolFile:
         path = self._directory / name
         try:
-            return _OpenFile(_opened_for_reading(path, os.O_RDWR))
+            return _opened(path, os.O_RDWR, is_writable=True)
         except OSError as error:
             if error.errno != errno.EROFS:
                 raise
             # A file system that an error has made read-only still gives back what was acknowledged; a write will say what is wrong.
-            return _OpenFile(_opened_for_reading(path, os.O_RDONLY), is_writable=False)
+            return _opened(path, os.O_RDONLY, is_writable=False)
 
     def remove(self, name: str) -> None:
         (self._directory / name).unlink()

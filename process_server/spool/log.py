@@ -32,7 +32,7 @@ from process_server.spool.record import (
     payload_digest,
     record_bytes,
 )
-from replication.aligned_memory import aligned_memory
+from replication.aligned_memory import BLOCK_BYTES, aligned_memory
 from replication.data_plane import RETRY_AFTER_SPOOL_FULL_S
 from replication.errors import BlockferryError, IntegrityError, NotFound, Overloaded, Retryable
 from replication.failpoint import reached
@@ -316,16 +316,31 @@ class SpoolLog:
         :raises IntegrityError: if it is not byte for byte what was appended.
         :raises Retryable: if the disk fails.
         """
+        return self._read(place, memoryview(bytearray(RECORD_HEADER_BYTES)), buffer[: place.payload_bytes], None)
+
+    def read_record(self, place: RecordPlace, room: memoryview) -> RecordHeader:
+        """As ``read``, the whole record into the start of ``room``: ``record_bytes`` of aligned memory. The payload is where ``append`` has
+        it; the page cache is passed by where that can be done.
+        """
+        payload = room[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + place.payload_bytes]
+        whole = None if place.offset % BLOCK_BYTES else room[: record_bytes(place.payload_bytes)]
+        return self._read(place, room[:RECORD_HEADER_BYTES], payload, whole)
+
+    def _read(
+        self, place: RecordPlace, header: memoryview, payload: memoryview, whole: memoryview | None
+    ) -> RecordHeader:
         name = self._names.get(place.file)
         if name is None:
             raise NotFound(f"cannot read record {place.number} of the spool: its file {place.file} is gone")
-        header = bytearray(RECORD_HEADER_BYTES)
-        payload = buffer[: place.payload_bytes]
+        length = RECORD_HEADER_BYTES + place.payload_bytes
         try:
             file = self._files.open(str(name))
             try:
-                filled = file.read_at(place.offset, memoryview(header))
-                filled += file.read_at(place.offset + RECORD_HEADER_BYTES, payload)
+                if whole is not None:
+                    filled = min(length, file.read_at(place.offset, whole))
+                else:
+                    filled = file.read_at(place.offset, header)
+                    filled += file.read_at(place.offset + RECORD_HEADER_BYTES, payload)
             finally:
                 file.close()
         except FileNotFoundError as error:
@@ -336,9 +351,9 @@ class SpoolLog:
                     f"cannot read record {place.number} of the spool: {error.strerror}", offset_bytes=place.offset
                 ) from error
             raise spool_failure(error, "read the spool") from error
-        stored = decode_record_header(memoryview(header), name)
+        stored = decode_record_header(header, name)
         if (
-            filled != RECORD_HEADER_BYTES + place.payload_bytes
+            filled != length
             or stored is None
             or (stored.header.number, stored.header.payload_bytes) != (place.number, place.payload_bytes)
             or stored.payload_digest != payload_digest(payload, name)

@@ -195,6 +195,10 @@ class Spool:
         """Read and verify a record's payload; raises as ``SpoolLog.read`` does. On cancel the buffer is the caller's again."""
         return await finished_in(self._reading, lambda: self._opened.read(place, buffer))
 
+    async def read_record(self, place: RecordPlace, room: memoryview) -> RecordHeader:
+        """As ``read``, the whole record into ``room``, as ``SpoolLog.read_record`` has it."""
+        return await finished_in(self._reading, lambda: self._opened.read_record(place, room))
+
     def release(self, place: RecordPlace, kind: RecordKind) -> None:
         """The record is durable at the store (``UPLOADED``) or can never count (``DISCARDED``). Its file goes with its last record."""
         self._opened.release(place)

@@ -20,7 +20,7 @@ from process_server.core.backoff import SLOW_RETRY_S, Failure, StoreGate, classi
 from process_server.core.upload_schedule import UploadJob, UploadSchedule, uploads_at_once
 from process_server.metrics import ProcessServerMetrics
 from process_server.spool.kept_segments import KeptSegment
-from process_server.spool.record import RecordKind
+from process_server.spool.record import RECORD_HEADER_BYTES, RecordKind, record_bytes
 from process_server.spool.spool import Spool
 from process_server.store_inquiry import StoreInquiry
 from process_server.throttle import Throttle
@@ -123,7 +123,9 @@ class SegmentUploader:
             job = self._schedule.peek(now_s)
             if job is None:
                 return
-            held = self._spool.kept.take(job.entry.place) or self._arena.try_lease(job.entry.segment_bytes)
+            held = self._spool.kept.take(job.entry.place) or self._arena.try_lease(
+                record_bytes(job.entry.segment_bytes)
+            )
             if held is None:
                 return
             ticket = self._gate.begin(now_s)
@@ -140,8 +142,7 @@ class SegmentUploader:
                 self._metrics.segments_from_memory.inc()
             else:
                 with held:
-                    await self._read(job, held.view)
-                    state = await self._send(job, held.view)
+                    state = await self._send(job, await self._read(job, held.view))
         except IntegrityError as error:
             self._lost(job, error)
         except BlockferryError as error:
@@ -162,13 +163,14 @@ class SegmentUploader:
             extra={"fields": {"batch": str(job.key), "error": str(error)}},
         )
 
-    async def _read(self, job: UploadJob, buffer: memoryview) -> None:
+    async def _read(self, job: UploadJob, room: memoryview) -> memoryview:
         try:
-            await self._spool.read(job.entry.place, buffer)
+            await self._spool.read_record(job.entry.place, room)
         except (
             NotFound
         ) as error:  # discarded meanwhile, and its file removed; else the file was taken away from outside
             raise IntegrityError(error.message) from error
+        return room[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + job.entry.segment_bytes]
 
     async def _send(self, job: UploadJob, content: memoryview) -> SegmentState:
         entry = job.entry

@@ -13,9 +13,9 @@ import pytest
 
 from process_server.spool.files import DirectoryFiles, SpoolFile
 from process_server.spool.log import SpoolLog
-from process_server.spool.record import RecordHeader, RecordKind
+from process_server.spool.record import RECORD_HEADER_BYTES, RecordHeader, RecordKind, record_bytes
 from replication.aligned_memory import BLOCK_BYTES, aligned_memory
-from replication.errors import Retryable
+from replication.errors import IntegrityError, Retryable
 
 FILE_BYTES = 256 * 1024
 _WRITTEN = os.pwritev
@@ -160,4 +160,48 @@ def test_a_record_whose_direct_write_failed_is_written_over(tmp_path: Path, monk
     writes.refusal = None
     second = log.append(header, memoryview(b"second")).place
     assert (second.number, second.offset) == (first.number + 1, first.offset + BLOCK_BYTES)
+    log.close()
+
+
+def test_a_record_is_read_back_past_the_page_cache_and_through_it_where_that_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path).close()
+    (tmp_path / "a.spool").unlink()
+    log = SpoolLog(DirectoryFiles(tmp_path), file_bytes=FILE_BYTES, new_seed=lambda: 1)
+    payloads = [bytes([batch]) * (batch * 5000 + 1) for batch in range(4)]
+    places = [log.append(RecordHeader(RecordKind.SEGMENT, 0, 0, 0), memoryview(each)).place for each in payloads]
+    log.sync()
+    really, ways = os.preadv, list[bool]()
+
+    def noting(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+        ways.append(_is_direct(descriptor))
+        if ways[-1] and refused:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return really(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", noting)
+    for refused in (False, True):
+        ways.clear()
+        for place, payload in zip(places, payloads, strict=True):
+            room = aligned_memory(record_bytes(place.payload_bytes))
+            assert log.read_record(place, room).number == place.number
+            assert bytes(room[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + len(payload)]) == payload
+        assert ways == ([True, False] * 4 if refused else [True] * 4)
+    log.close()
+
+
+def test_a_disk_that_cannot_be_read_directly_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path).close()
+    (tmp_path / "a.spool").unlink()
+    log = SpoolLog(DirectoryFiles(tmp_path), file_bytes=FILE_BYTES, new_seed=lambda: 1)
+    place = log.append(RecordHeader(RecordKind.SEGMENT, 0, 0, 0), memoryview(b"payload")).place
+    log.sync()
+
+    def failing(_descriptor: int, _buffers: Sequence[memoryview], _offset: int) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", failing)
+    with pytest.raises(IntegrityError, match="cannot read record"):
+        log.read_record(place, aligned_memory(BLOCK_BYTES))
     log.close()

@@ -13,8 +13,8 @@ import pytest
 
 from process_server.core.spool_budget import SpoolBudget
 from process_server.spool.files import FileSystemSpace, SpoolFile, SpoolFiles
-from process_server.spool.log import Written
 from process_server.spool.kept_segments import segment_record_bytes
+from process_server.spool.log import Written
 from process_server.spool.record import RecordHeader, RecordKind, record_bytes
 from process_server.spool.recovery import RecoveredMarks, RecoveredRecord, Recovery
 from process_server.spool.spool import Spool

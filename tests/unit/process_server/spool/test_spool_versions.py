@@ -13,6 +13,7 @@ from process_server.spool.record import (
     FILE_HEADER_BYTES,
     FILE_HEADERS_BYTES,
     FORMAT_VERSION,
+    RECORD_HEADER_BYTES,
     UNALIGNED_VERSION,
     FileName,
     RecordHeader,
@@ -23,7 +24,7 @@ from process_server.spool.record import (
     record_bytes,
 )
 from process_server.spool.recovery import RecoveredRecord, Recovery, RecoveryReport
-from replication.aligned_memory import BLOCK_BYTES
+from replication.aligned_memory import BLOCK_BYTES, aligned_memory
 from replication.identifiers import DiskId, MachineId
 from tests.harness.simulated_disk import SimulatedDisk
 
@@ -112,6 +113,9 @@ def test_an_old_spool_is_read_and_new_records_follow_in_a_file_of_their_own() ->
         buffer = bytearray(place.payload_bytes)
         assert log.read(place, memoryview(buffer)).number == place.number
         assert bytes(buffer) == content(place.number - 1)
+        room = aligned_memory(record_bytes(place.payload_bytes))
+        assert log.read_record(place, room).number == place.number
+        assert bytes(room[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + place.payload_bytes]) == bytes(buffer)
     new = log.append(draft(50), memoryview(b"new")).place
     assert (new.number, new.file, new.offset) == (10, 2, FILE_HEADER_BYTES)
     log.sync()

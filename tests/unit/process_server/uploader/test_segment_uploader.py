@@ -17,7 +17,7 @@ from process_server.core.backoff import MAX_RETRY_S, SLOW_RETRY_S, StoreGate
 from process_server.core.spool_budget import SpoolBudget
 from process_server.core.upload_schedule import UploadSchedule
 from process_server.metrics import ProcessServerMetrics
-from process_server.spool.record import RECORD_HEADER_BYTES, RecordHeader, RecordKind
+from process_server.spool.record import RECORD_HEADER_BYTES, RecordHeader, RecordKind, record_bytes
 from process_server.spool.spool import Spool
 from process_server.store_inquiry import StoreInquiry
 from process_server.throttle import Throttle
@@ -65,7 +65,7 @@ class Rig:
             self.spool,
             self.store,
             StoreInquiry(self.store),
-            BufferArena(arena_segments * SIZE, most_leases=parallel),
+            BufferArena(arena_segments * record_bytes(SIZE), most_leases=parallel),
             self.throttle,
             self.gate,
             clock,
