@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from azure_sink.blob_service.error_table import answer_for
-from azure_sink.blob_store.arenas import lies_aligned
 from azure_sink.blob_store.blobs import (
     AcquireLease,
     Address,
@@ -35,6 +34,7 @@ from azure_sink.core import lease as leases
 from azure_sink.core.conditions import ANY, Conditions, SequenceConditions
 from azure_sink.core.page_map import changes, merged_ranges
 from azure_sink.core.storage_fault import NotModified, StorageFault
+from replication.aligned_memory import lies_aligned
 from replication.blob_client.api import (
     MAX_PUT_PAGES_BYTES,
     BlobClient,

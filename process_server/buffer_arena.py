@@ -1,8 +1,8 @@
 """A bounded arena of memory, leased in contiguous pieces: what is on its way through the process server never takes more.
 
-Called by the intake (a frame while it is received and sealed) and the uploader (a segment while it is sent), each with an arena of its
-own, so that neither can starve the other. Small pieces leave room for many at once, large ones for few. Pages are touched as they
-are used and used again, lowest addresses first, so a quiet server holds little.
+Called by the intake (a frame while it is received and sealed), the spool (segments that are sealed and not uploaded yet) and the uploader
+(a segment while it is sent), each with an arena of its own, so that none can starve another. Small pieces leave room for many at once,
+large ones for few. Pages are touched as they are used and used again, lowest addresses first, so a quiet server holds little.
 """
 
 from __future__ import annotations
@@ -31,6 +31,14 @@ class Lease:
         self._start = start
         self._length = length
         self.view = view
+
+    def shrink(self, length: int) -> None:
+        """Give back what is behind the first ``length`` bytes, in whole pages; ``view`` becomes as short."""
+        kept, given = _rounded(length), self._length
+        if self._arena is not None and kept < given:
+            self._length = kept
+            self._arena._cut(self._start + kept, given - kept)
+        self.view = self.view[:length]
 
     def close(self) -> None:
         arena, self._arena = self._arena, None
@@ -119,8 +127,11 @@ class BufferArena:
         return None
 
     def _give_back(self, start: int, size: int) -> None:
-        self.leased_bytes -= size
         self._leases -= 1
+        self._cut(start, size)
+
+    def _cut(self, start: int, size: int) -> None:
+        self.leased_bytes -= size
         index = bisect.bisect(self._free, (start, 0))
         if index < len(self._free) and start + size == self._free[index][0]:
             size += self._free.pop(index)[1]

@@ -38,6 +38,9 @@ class ProcessServerMetrics:
             "Generations of which the store knew less than before: it was put back to an older state.",
         )
         self.segments_uploaded = counter("segments_uploaded", "Segments that the store has taken.")
+        self.segments_from_memory = counter(
+            "segments_from_memory", "Segments sent while they were still in memory: the spool was not read for them."
+        )
         self.uploaded_bytes = counter("uploaded_bytes", "Bytes of segments and manifests that the store has taken.")
         self.upload_failures = counter("upload_failures", "Failed calls to the store, by the error's code.", "code")
         self.discarded_records = counter("discarded_records", "Spooled records given up because they can never count.")

@@ -14,11 +14,11 @@ import uuid
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 import zstandard
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from replication.aligned_memory import BLOCK_BYTES, aligned_memory
 from replication.batch_frame import HEADER_BYTES as FRAME_HEADER_BYTES
 from replication.batch_frame import MAX_FRAME_BYTES, data_offset
 from replication.errors import IntegrityError, InvalidInput, PeerProtocolError
@@ -29,14 +29,21 @@ SEGMENT_VERSION: Final = 1
 SUITE_ZSTD_AES256GCM: Final = 1
 TAG_BYTES: Final = 16
 DEFAULT_COMPRESSION_LEVEL: Final = 1
-DATA_ALIGNMENT_BYTES: Final = 4096
+DATA_ALIGNMENT_BYTES: Final = BLOCK_BYTES
 
 _MAGIC: Final = b"BFS1"
 _SALT_BYTES: Final = 32
 _HEADER: Final = struct.Struct("<4sHH16sIIQIIQQ16s32s")
 HEADER_BYTES: Final = _HEADER.size
 _COMPRESSION_SLACK_BYTES: Final = 64 * 1024
-MAX_SEGMENT_BYTES: Final = HEADER_BYTES + MAX_FRAME_BYTES + _COMPRESSION_SLACK_BYTES + TAG_BYTES
+
+
+def most_segment_bytes(frame_bytes: int) -> int:
+    """The most that a frame of ``frame_bytes`` can take when it is sealed: if it does not compress at all."""
+    return HEADER_BYTES + frame_bytes + _COMPRESSION_SLACK_BYTES + TAG_BYTES
+
+
+MAX_SEGMENT_BYTES: Final = most_segment_bytes(MAX_FRAME_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +125,20 @@ class SegmentSealer:
     def __init__(self, level: int = DEFAULT_COMPRESSION_LEVEL) -> None:
         self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=False, write_content_size=True)
 
-    def seal(self, key: BatchKey, batch_digest: bytes, frame: memoryview, data_key: bytes) -> SealedSegment:
-        """Seal a verified frame. The result holds no reference to ``frame``."""
+    def seal(
+        self, key: BatchKey, batch_digest: bytes, frame: memoryview, data_key: bytes, room: memoryview | None = None
+    ) -> SealedSegment:
+        """Seal a verified frame into the start of ``room``, or into memory of its own. The result holds no reference to ``frame``.
+
+        :param room: at least ``most_segment_bytes(frame.nbytes)``.
+        """
         compressed = self._compressor.compress(frame)
         header = SegmentHeader(key, frame.nbytes, len(compressed), batch_digest, os.urandom(_SALT_BYTES))
         associated = header.encode()
         segment_key, nonce = segment_key_and_nonce(data_key, header.salt, associated)
-        content = np.empty(header.segment_bytes, dtype=np.uint8).data  # not zeroed: every byte is written
+        if room is None:
+            room = aligned_memory(header.segment_bytes)
+        content = room[: header.segment_bytes]
         content[:HEADER_BYTES] = associated
         AESGCM(segment_key).encrypt_into(nonce, compressed, associated, content[HEADER_BYTES:])
         return SealedSegment(key, batch_digest, content.toreadonly())
@@ -139,10 +153,8 @@ class SegmentOpener:
 
     def __init__(self) -> None:
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=2**24)
-        # np.empty and not bytearray: only what segments really fill becomes resident.
-        self._compressed = np.empty(MAX_SEGMENT_BYTES, dtype=np.uint8).data
-        room = np.empty(MAX_FRAME_BYTES + 2 * DATA_ALIGNMENT_BYTES, dtype=np.uint8)
-        self._frame = room[-room.ctypes.data % DATA_ALIGNMENT_BYTES :].data
+        self._compressed = aligned_memory(MAX_SEGMENT_BYTES)
+        self._frame = aligned_memory(MAX_FRAME_BYTES + DATA_ALIGNMENT_BYTES)
 
     def open(self, content: memoryview, data_key: bytes, *, expected: BatchKey, expected_tag: bytes) -> memoryview:
         """Return the batch frame inside ``content``: a view into this opener, valid until the next call.

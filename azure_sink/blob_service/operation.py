@@ -70,8 +70,9 @@ class Operation:
         length = self.request.body_length(most)
         claimed = self.request.md5("Content-MD5")
         digest = md5() if with_md5 or claimed is not None else None
-        async with self.store.receive(length, digest) as writer:
-            if length >= DIRECT_FROM_BYTES:
+        in_large_pieces = length >= DIRECT_FROM_BYTES
+        async with self.store.receive(length, digest, direct=in_large_pieces) as writer:
+            if in_large_pieces:
                 await self._receive_directly(writer, length)
             else:
                 async for piece in self._pieces():

@@ -1,8 +1,8 @@
 """Memory that large bodies are received into: pairs of buffers, of which one fills while the other is written.
 
 Called by the HTTP handlers. A few pairs are large and kept for the next body: each piece costs a change of threads and back, so a
-quarter of the pieces is a quarter of that. Beyond them a body gets a small pair of its own, so that memory stays bounded
-with as many bodies as there may be at once.
+quarter of the pieces is a quarter of that. Beyond them a body gets a small pair of its own, so that memory stays bounded with as many
+bodies as there may be at once. Buffers lie aligned, so that bodies can be written past the page cache.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Final
 
-import numpy as np
-
 from azure_sink.blob_store.body_writer import BATCH_BYTES
+from replication.aligned_memory import aligned_memory
 
 LARGE_BYTES: Final = 4 * BATCH_BYTES
 MOST_LARGE_PAIRS: Final = 6
@@ -22,9 +21,7 @@ Pair = tuple[memoryview, memoryview]
 
 
 def _made(length: int) -> Pair:
-    # np.empty and not bytearray: only what is really filled becomes resident.
-    first, second = np.empty((2, length), dtype=np.uint8)
-    return first.data, second.data
+    return aligned_memory(length), aligned_memory(length)
 
 
 class BodyBuffers:

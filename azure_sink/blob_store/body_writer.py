@@ -44,7 +44,7 @@ class BodyWriter:
     def __init__(
         self, arenas: ArenaSet, executor: Executor, length: int, digest: Digest | None, *, direct: bool = False
     ) -> None:
-        """:param direct: every piece will be whole blocks and lie aligned (``arenas.lies_aligned``)."""
+        """:param direct: every piece will lie aligned and, but for the last one, be whole blocks (``aligned_memory.lies_aligned``)."""
         self._arenas = arenas
         self._executor = executor
         self._length = length

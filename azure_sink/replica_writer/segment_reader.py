@@ -12,9 +12,8 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-import numpy as np
-
 from azure_sink.replica_writer.failures import SegmentMissing, patiently
+from replication.aligned_memory import aligned_memory
 from replication.batch_frame import ParsedBatch, parse_batch
 from replication.blob_client.api import BlobClient
 from replication.blob_client.failures import BlobNotFound
@@ -34,8 +33,7 @@ class SegmentSlot:
     """Room for one segment on its way from the store to the replica. Its batch's data stays valid until the slot is used again."""
 
     def __init__(self) -> None:
-        # np.empty and not bytearray: only what segments really fill becomes resident.
-        self.buffer = np.empty(MAX_SEGMENT_BYTES, dtype=np.uint8).data
+        self.buffer = aligned_memory(MAX_SEGMENT_BYTES)
         self._opener = SegmentOpener()
 
     def open(self, key: BatchKey, named: ManifestSegment, data_key: bytes) -> ParsedBatch:

@@ -143,9 +143,16 @@ class BatchIntake:
         frame_bytes = lease.view.nbytes
         sealed = await self._sealing.seal(key, lease.view, grant)
         lease.close()  # the next body need not wait for the disk
-        reached("process.batch.appended")
-        await self._spool.durable(sealed.written)
-        reached("process.batch.durable")
+        try:
+            reached("process.batch.appended")
+            await self._spool.durable(sealed.written)
+            reached("process.batch.durable")
+        except BaseException:
+            if sealed.memory is not None:
+                sealed.memory.close()
+            raise
+        if sealed.memory is not None:
+            self._spool.kept.keep(sealed.written.place, sealed.memory)
         self._note(key, grant, sealed)
         self._metrics.received_bytes.inc(frame_bytes)
         self._metrics.sealed_bytes.inc(sealed.entry.segment_bytes)

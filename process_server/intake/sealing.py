@@ -1,7 +1,8 @@
 """Verify, compress, encrypt, append to the spool: the processor-bound part of a batch's way, in a few threads.
 
 Called by ``batch_intake``. zstd, AES-GCM and writes release the interpreter lock; each thread keeps its own ``SegmentSealer``. A segment is
-appended in the same thread that sealed it, so no more than one per thread is in memory, however many agents ship.
+sealed where it will lie in its record, and appended in the same thread, so that nothing is copied. It stays in memory for the uploader
+if the spool has room for that (``kept_segments``); else no more than one per thread is in memory, however many agents ship.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
+from process_server.buffer_arena import Lease
 from process_server.core.backlog import SegmentEntry, SegmentState
 from process_server.intake.grants import Grant
+from process_server.spool.kept_segments import segment_record_bytes
 from process_server.spool.log import Written
-from process_server.spool.record import RecordHeader, RecordKind
+from process_server.spool.record import RECORD_HEADER_BYTES, RecordHeader, RecordKind, record_bytes
 from process_server.spool.spool import Spool
+from replication.aligned_memory import aligned_memory
 from replication.batch_frame import parse_batch
 from replication.errors import InvalidInput
 from replication.identifiers import BatchKey
@@ -28,10 +32,11 @@ DEFAULT_THREADS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class SealedBatch:
-    """A segment that is written to the spool and not durable yet."""
+    """A segment that is written to the spool and not durable yet; ``memory`` has its record if it can be kept, and is to be closed."""
 
     entry: SegmentEntry
     written: Written
+    memory: Lease | None = None
 
 
 class Sealing:
@@ -56,14 +61,24 @@ class Sealing:
 
     async def seal(self, key: BatchKey, frame: memoryview, grant: Grant) -> SealedBatch:
         """Check a frame, seal it, append the segment to the spool; raises as ``verify`` and ``Spool.append`` do."""
-        return await finished_in(self.pool, lambda: self._seal(key, frame, grant))
+        memory = self._spool.kept.room(frame.nbytes)
+        try:
+            sealed = await finished_in(self.pool, lambda: self._seal(key, frame, grant, memory))
+        except BaseException:
+            if memory is not None:
+                memory.close()
+            raise
+        if memory is not None:
+            memory.shrink(record_bytes(sealed.entry.segment_bytes))
+        return sealed
 
-    def _seal(self, key: BatchKey, frame: memoryview, grant: Grant) -> SealedBatch:
+    def _seal(self, key: BatchKey, frame: memoryview, grant: Grant, memory: Lease | None) -> SealedBatch:
         digest = _verified_digest(key, frame, grant)
         sealer: SegmentSealer | None = getattr(self._local, "sealer", None)
         if sealer is None:
             sealer = self._local.sealer = SegmentSealer(self._level)
-        segment = sealer.seal(key, digest, frame, grant.data_key)
+        room = aligned_memory(segment_record_bytes(frame.nbytes)) if memory is None else memory.view
+        segment = sealer.seal(key, digest, frame, grant.data_key, room[RECORD_HEADER_BYTES:])
         accepted_unix_ns = self._unix_ns()
         draft = RecordHeader(
             RecordKind.SEGMENT,
@@ -79,11 +94,11 @@ class Sealing:
             batch=key.batch,
             content_id=digest + segment.tag,
         )
-        written = self._spool.append(draft, segment.content)
+        written = self._spool.append(draft, segment.content, room)
         entry = SegmentEntry(
             digest, segment.tag, segment.content.nbytes, SegmentState.WAITING, written.place, accepted_unix_ns
         )
-        return SealedBatch(entry, written)
+        return SealedBatch(entry, written, memory)
 
 
 def _verified_digest(key: BatchKey, frame: memoryview, grant: Grant) -> bytes:

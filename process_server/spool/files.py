@@ -2,17 +2,23 @@
 
 Called by ``log`` and ``recovery`` only. *Written* is what ``write_at`` leaves, *durable* what ``sync`` leaves: between the two a
 crash may keep any part of it. A created file is durable only after ``sync_directory``. All calls block; all may raise ``OSError``.
+
+Whole blocks that lie aligned in memory go past the page cache (O_DIRECT) into files made here and out of files opened here, unless the
+file system or the device refuses that (EINVAL): then everything goes through the page cache as before. What is read through it is not
+read ahead: it must not hold a block that is still to be written directly, or the kernel could report a failed write-back where none was.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from replication.aligned_memory import BLOCK_BYTES, lies_aligned
 from replication.durable_file import sync_directory
 
 
@@ -71,11 +77,18 @@ class SpoolFiles(Protocol):
 
 
 class _OpenFile:
-    """A file descriptor."""
+    """A file descriptor, and a second one past the page cache where that is possible: for writes if it was made, else for reads."""
 
-    def __init__(self, descriptor: int, *, is_writable: bool = True) -> None:
+    def __init__(self, descriptor: int, direct: int | None, *, made: bool, is_writable: bool = True) -> None:
         self._descriptor = descriptor
+        self._direct = direct
+        self._made = made
         self._is_writable = is_writable
+
+    @property
+    def writes_directly(self) -> bool:
+        """Until a direct write was refused."""
+        return self._made and self._direct is not None
 
     def _require_writable(self) -> None:
         if not self._is_writable:
@@ -84,16 +97,28 @@ class _OpenFile:
     def write_at(self, offset: int, views: Sequence[memoryview]) -> None:
         self._require_writable()
         pending = [view for view in views if view.nbytes]
-        while pending:
-            written = os.pwritev(self._descriptor, pending, offset)
-            offset += written
-            while pending and written >= pending[0].nbytes:
-                written -= pending.pop(0).nbytes
-            if pending and written:
-                pending[0] = pending[0][written:]
+        if self._made and self._may_go_directly(offset, pending) and self._direct is not None:
+            try:
+                _write_all(self._direct, pending, offset)
+                return
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._close_direct()
+        _write_all(self._descriptor, pending, offset)
+
+    def _may_go_directly(self, offset: int, views: Sequence[memoryview]) -> bool:
+        return self._direct is not None and not offset % BLOCK_BYTES and all(map(lies_aligned, views))
 
     def read_at(self, offset: int, buffer: memoryview) -> int:
         filled = 0
+        if not self._made and self._may_go_directly(offset, [buffer]) and self._direct is not None:
+            try:
+                filled = os.preadv(self._direct, [buffer], offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._close_direct()
         while filled < buffer.nbytes:
             count = os.preadv(self._descriptor, [buffer[filled:]], offset + filled)
             if not count:
@@ -114,8 +139,49 @@ class _OpenFile:
     def size_bytes(self) -> int:
         return os.fstat(self._descriptor).st_size
 
+    def _close_direct(self) -> None:
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            os.close(direct)
+
     def close(self) -> None:
+        self._close_direct()
         os.close(self._descriptor)
+
+
+def _write_all(descriptor: int, views: Sequence[memoryview], offset: int) -> None:
+    pending = list(views)
+    while pending:
+        written = os.pwritev(descriptor, pending, offset)
+        offset += written
+        while pending and written >= pending[0].nbytes:
+            written -= pending.pop(0).nbytes
+        if pending and written:
+            pending[0] = pending[0][written:]
+
+
+def _opened_directly(path: Path, flags: int) -> int | None:
+    if (
+        mmap.PAGESIZE > BLOCK_BYTES
+    ):  # records of one page of the cache could be read and written directly at the same time
+        return None
+    try:
+        return os.open(path, flags | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return None
+
+
+def _opened(path: Path, flags: int, *, is_writable: bool) -> _OpenFile:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        direct = _opened_directly(path, os.O_RDONLY)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return _OpenFile(descriptor, direct, made=False, is_writable=is_writable)
 
 
 class DirectoryFiles:
@@ -132,22 +198,22 @@ class DirectoryFiles:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, size_bytes)
+            return _OpenFile(descriptor, _opened_directly(path, os.O_RDWR), made=True)
         except OSError:
             os.close(descriptor)
             with contextlib.suppress(OSError):
                 path.unlink()
             raise
-        return _OpenFile(descriptor)
 
     def open(self, name: str) -> SpoolFile:
         path = self._directory / name
         try:
-            return _OpenFile(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+            return _opened(path, os.O_RDWR, is_writable=True)
         except OSError as error:
             if error.errno != errno.EROFS:
                 raise
             # A file system that an error has made read-only still gives back what was acknowledged; a write will say what is wrong.
-            return _OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC), is_writable=False)
+            return _opened(path, os.O_RDONLY, is_writable=False)
 
     def remove(self, name: str) -> None:
         (self._directory / name).unlink()

@@ -29,10 +29,10 @@ from process_server.spool.record import (
     RecordKind,
     decode_record_header,
     encode_file_header,
-    padding_bytes,
     payload_digest,
     record_bytes,
 )
+from replication.aligned_memory import BLOCK_BYTES, aligned_memory
 from replication.data_plane import RETRY_AFTER_SPOOL_FULL_S
 from replication.errors import BlockferryError, IntegrityError, NotFound, Overloaded, Retryable
 from replication.failpoint import reached
@@ -141,18 +141,27 @@ class SpoolLog:
 
     # -- writing ----------------------------------------------------------------------------------------------
 
-    def append(self, draft: RecordHeader, payload: memoryview, *, urgent: bool = False) -> Written:
+    def append(
+        self, draft: RecordHeader, payload: memoryview, *, urgent: bool = False, room: memoryview | None = None
+    ) -> Written:
         """Write one record; number and watermark are filled in. *Written* on return, not durable.
 
         :param urgent: for what lets the spool drain (manifests, marks): make do with a small file if there is no room for a whole one.
+        :param room: aligned memory for the whole record, in which ``payload`` lies already, behind room for the header. Without it
+            the payload is copied.
         :raises Overloaded: if the file system is full; the log is as before.
         :raises Retryable: if it fails otherwise; the log is as before.
         """
-        size = record_bytes(payload.nbytes)
+        size, end = record_bytes(payload.nbytes), RECORD_HEADER_BYTES + payload.nbytes
+        if room is None:
+            room = aligned_memory(size)
+            room[RECORD_HEADER_BYTES:end] = payload
+        room[end:size] = bytes(size - end)
         with self._lock:
             try:
                 current = self._with_room_for(size, urgent=urgent)
-                current.file.write_at(current.end_bytes, self._encoded(current.name, draft, payload))
+                room[:RECORD_HEADER_BYTES] = self._header(current.name, draft, payload)
+                current.file.write_at(current.end_bytes, [room[:size]])
             except OSError as error:
                 raise spool_failure(error, "write to the spool") from error
             place = RecordPlace(current.name.number, current.end_bytes, payload.nbytes, self._next_number)
@@ -165,12 +174,11 @@ class SpoolLog:
                 self._dirty.append(current)
             return Written(place, self._incarnation)
 
-    def _encoded(self, name: FileName, draft: RecordHeader, payload: memoryview) -> list[memoryview]:
+    def _header(self, name: FileName, draft: RecordHeader, payload: memoryview) -> bytes:
         header = dataclasses.replace(
             draft, number=self._next_number, durable_through=self._durable_through, payload_bytes=payload.nbytes
         )
-        encoded = header.encode(name, payload_digest(payload, name))
-        return [memoryview(encoded), payload, memoryview(bytes(padding_bytes(payload.nbytes)))]
+        return header.encode(name, payload_digest(payload, name))
 
     def _with_room_for(self, size: int, *, urgent: bool) -> _OpenLogFile:
         current = self._current
@@ -200,7 +208,9 @@ class SpoolLog:
         try:
             file = self._files.create(str(name), allocated_bytes)
             try:
-                file.write_at(0, [memoryview(encode_file_header(name))])
+                header = aligned_memory(FILE_HEADER_BYTES)
+                header[:] = encode_file_header(name)
+                file.write_at(0, [header])
                 reached("process.spool-file.created")
                 file.sync()
                 self._files.sync_directory()
@@ -306,16 +316,31 @@ class SpoolLog:
         :raises IntegrityError: if it is not byte for byte what was appended.
         :raises Retryable: if the disk fails.
         """
+        return self._read(place, memoryview(bytearray(RECORD_HEADER_BYTES)), buffer[: place.payload_bytes], None)
+
+    def read_record(self, place: RecordPlace, room: memoryview) -> RecordHeader:
+        """As ``read``, the whole record into the start of ``room``: ``record_bytes`` of aligned memory. The payload is where ``append`` has
+        it; the page cache is passed by where that can be done.
+        """
+        payload = room[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + place.payload_bytes]
+        whole = None if place.offset % BLOCK_BYTES else room[: record_bytes(place.payload_bytes)]
+        return self._read(place, room[:RECORD_HEADER_BYTES], payload, whole)
+
+    def _read(
+        self, place: RecordPlace, header: memoryview, payload: memoryview, whole: memoryview | None
+    ) -> RecordHeader:
         name = self._names.get(place.file)
         if name is None:
             raise NotFound(f"cannot read record {place.number} of the spool: its file {place.file} is gone")
-        header = bytearray(RECORD_HEADER_BYTES)
-        payload = buffer[: place.payload_bytes]
+        length = RECORD_HEADER_BYTES + place.payload_bytes
         try:
             file = self._files.open(str(name))
             try:
-                filled = file.read_at(place.offset, memoryview(header))
-                filled += file.read_at(place.offset + RECORD_HEADER_BYTES, payload)
+                if whole is not None:
+                    filled = min(length, file.read_at(place.offset, whole))
+                else:
+                    filled = file.read_at(place.offset, header)
+                    filled += file.read_at(place.offset + RECORD_HEADER_BYTES, payload)
             finally:
                 file.close()
         except FileNotFoundError as error:
@@ -326,9 +351,9 @@ class SpoolLog:
                     f"cannot read record {place.number} of the spool: {error.strerror}", offset_bytes=place.offset
                 ) from error
             raise spool_failure(error, "read the spool") from error
-        stored = decode_record_header(memoryview(header), name)
+        stored = decode_record_header(header, name)
         if (
-            filled != RECORD_HEADER_BYTES + place.payload_bytes
+            filled != length
             or stored is None
             or (stored.header.number, stored.header.payload_bytes) != (place.number, place.payload_bytes)
             or stored.payload_digest != payload_digest(payload, name)

@@ -1,7 +1,10 @@
 """The spool's format: a file's name and header, a record's header and checksums. Byte offsets: ``docs/spool-format.md``.
 
-Called by ``log`` (writes) and ``recovery`` (reads). Integers are little-endian; records start at multiples of 8. Both checksums of a
-record are seeded with its file's random seed, so that neither an older file's blocks nor anything inside a payload passes for a record.
+Called by ``log`` (writes) and ``recovery`` (reads). Integers are little-endian. Both checksums of a record are seeded with its file's
+random seed, so that neither an older file's blocks nor anything inside a payload passes for a record.
+
+Version 2 is written: file header and records fill whole blocks, so that they can be written past the page cache. Version 1, in which
+they began at multiples of 8, is read.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import Final, NamedTuple
 
 import xxhash
 
+from replication.aligned_memory import BLOCK_BYTES
 from replication.epoch_manifest import MAX_MANIFEST_BYTES
 from replication.identifiers import (
     AttemptNumber,
@@ -29,14 +33,20 @@ from replication.identifiers import (
 )
 from replication.sealed_segment import MAX_SEGMENT_BYTES
 
-FORMAT_VERSION: Final = 1
-ALIGNMENT_BYTES: Final = 8
+FORMAT_VERSION: Final = 2
+UNALIGNED_VERSION: Final = 1
+"""Read, and written over what recovery finds lost: a gap may have any length."""
+LEAST_ALIGNMENT_BYTES: Final = 8
+_ALIGNMENTS: Final = {UNALIGNED_VERSION: LEAST_ALIGNMENT_BYTES, FORMAT_VERSION: BLOCK_BYTES}
 MAX_PAYLOAD_BYTES: Final = max(MAX_SEGMENT_BYTES, MAX_MANIFEST_BYTES)
 MAX_MARKS: Final = 4096
 
 _FILE_MAGIC: Final = b"BFSPOOL\0"
 _FILE_HEADER: Final = struct.Struct("<8sIIQQ24x")
-FILE_HEADER_BYTES: Final = _FILE_HEADER.size + 8
+_FILE_HEADER_CONTENT_BYTES: Final = _FILE_HEADER.size + 8
+FILE_HEADER_BYTES: Final = BLOCK_BYTES
+"""Of version 2; what follows the checksum are zeros."""
+FILE_HEADERS_BYTES: Final = {UNALIGNED_VERSION: _FILE_HEADER_CONTENT_BYTES, FORMAT_VERSION: FILE_HEADER_BYTES}
 _FILE_NAME: Final = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.spool")
 
 RECORD_MAGIC: Final = b"BFSR"
@@ -76,13 +86,18 @@ class FileName(NamedTuple):
         return None if match is None else cls(int(match[1], 16), int(match[2], 16))
 
 
-def encode_file_header(name: FileName) -> bytes:
-    prefix = _FILE_HEADER.pack(_FILE_MAGIC, FORMAT_VERSION, FILE_HEADER_BYTES, name.number, name.seed)
-    return prefix + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(prefix, seed=name.seed))
+def encode_file_header(name: FileName, version: int = FORMAT_VERSION) -> bytes:
+    length = FILE_HEADERS_BYTES[version]
+    prefix = _FILE_HEADER.pack(_FILE_MAGIC, version, length, name.number, name.seed)
+    return (prefix + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(prefix, seed=name.seed))).ljust(length, b"\0")
 
 
-def file_header_is_intact(content: bytes, name: FileName) -> bool:
-    return content == encode_file_header(name)
+def file_version(content: bytes, name: FileName) -> int | None:
+    """The version of the file that begins with ``content``; None unless its header is as it was written."""
+    for version in FILE_HEADERS_BYTES:
+        if content[:_FILE_HEADER_CONTENT_BYTES] == encode_file_header(name, version)[:_FILE_HEADER_CONTENT_BYTES]:
+            return version
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +147,10 @@ class RecordHeader:
     def epoch_key(self) -> EpochKey:
         return EpochKey(self.disk, GenerationId(self.generation), EpochId(self.epoch))
 
-    def encode(self, name: FileName, payload_digest: bytes) -> bytes:
+    def encode(self, name: FileName, payload_digest: bytes, version: int = FORMAT_VERSION) -> bytes:
         prefix = _RECORD.pack(
             RECORD_MAGIC,
-            FORMAT_VERSION,
+            version,
             self.kind,
             RECORD_HEADER_BYTES,
             self.payload_bytes,
@@ -160,6 +175,12 @@ class StoredHeader(NamedTuple):
 
     header: RecordHeader
     payload_digest: bytes
+    version: int
+
+    @property
+    def record_bytes(self) -> int:
+        """What the record takes in its file."""
+        return record_bytes(self.header.payload_bytes, self.version)
 
 
 def payload_digest(payload: memoryview, name: FileName) -> bytes:
@@ -176,7 +197,7 @@ def decode_record_header(content: memoryview, name: FileName) -> StoredHeader | 
      disk, generation, attempt, epoch, content_id, digest) = _RECORD.unpack(prefix)  # fmt: skip
     if (
         magic != RECORD_MAGIC
-        or version != FORMAT_VERSION
+        or version not in _ALIGNMENTS
         or header_bytes != RECORD_HEADER_BYTES
         or file_number != name.number
         or (payload_bytes > MAX_PAYLOAD_BYTES and kind != RecordKind.GAP)
@@ -198,16 +219,13 @@ def decode_record_header(content: memoryview, name: FileName) -> StoredHeader | 
         batch=batch,
         content_id=content_id,
     )
-    return StoredHeader(header, digest)
+    return StoredHeader(header, digest, version)
 
 
-def padding_bytes(payload_bytes: int) -> int:
-    return -(RECORD_HEADER_BYTES + payload_bytes) % ALIGNMENT_BYTES
-
-
-def record_bytes(payload_bytes: int) -> int:
+def record_bytes(payload_bytes: int, version: int = FORMAT_VERSION) -> int:
     """What a record takes in its file: header, payload, padding."""
-    return RECORD_HEADER_BYTES + payload_bytes + padding_bytes(payload_bytes)
+    unpadded = RECORD_HEADER_BYTES + payload_bytes
+    return unpadded + -unpadded % _ALIGNMENTS[version]
 
 
 def encode_marks(numbers: Iterable[int]) -> bytes:

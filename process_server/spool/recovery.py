@@ -20,11 +20,13 @@ from process_server.core.places import RecordPlace
 from process_server.spool.files import SpoolFile, SpoolFiles
 from process_server.spool.log import FileOnDisk
 from process_server.spool.record import (
-    ALIGNMENT_BYTES,
     FILE_HEADER_BYTES,
+    FILE_HEADERS_BYTES,
+    LEAST_ALIGNMENT_BYTES,
     MAX_PAYLOAD_BYTES,
     RECORD_HEADER_BYTES,
     RECORD_MAGIC,
+    UNALIGNED_VERSION,
     FileName,
     RecordHeader,
     RecordKind,
@@ -32,9 +34,8 @@ from process_server.spool.record import (
     decode_marks,
     decode_record_header,
     encode_file_header,
-    file_header_is_intact,
+    file_version,
     payload_digest,
-    record_bytes,
 )
 
 _CHUNK_BYTES: Final = 1024 * 1024
@@ -150,8 +151,9 @@ class Recovery:
         size = file.size_bytes()
         start = bytearray(FILE_HEADER_BYTES)
         _read_what_can_be_read(file, 0, memoryview(start))
-        header_intact = file_header_is_intact(bytes(start), name)
-        position, found = FILE_HEADER_BYTES, 0
+        version = file_version(bytes(start), name)
+        begin = FILE_HEADERS_BYTES[version or self._version_without_header(file, name, size)]
+        position, found = begin, 0
         end, previous = position, self._last_before(name)
         while True:
             stored = self._header_at(file, name, position, size)
@@ -170,17 +172,24 @@ class Recovery:
                 self._explain_file_before(name, stored.header.covers[0])
             header = stored.header
             place = RecordPlace(name.number, position, header.payload_bytes, header.number)
-            position += record_bytes(header.payload_bytes)
+            position += stored.record_bytes
             end, previous, found = position, header.number, found + 1
             yield _Scanned(stored, place, name)
-        if not header_intact and found:
-            self._note_gap(_Gap(name, 0, FILE_HEADER_BYTES, range(0)))
+        if version is None and found:
+            self._note_gap(_Gap(name, 0, begin, range(0)))
         content = self._content_bytes(file, end, size)
         self.report.torn_bytes += content
         if self._repair and size > end:
             file.truncate(end)
         self.report.files.append(FileOnDisk(name, end))
         self._behind = _Behind(name, end, previous, unreadable=not found and content > 0)
+
+    def _version_without_header(self, file: SpoolFile, name: FileName, size: int) -> int:
+        """What the version of a file with a damaged header was, by where its first record begins."""
+        for version, length in FILE_HEADERS_BYTES.items():
+            if self._header_at(file, name, length, size) is not None:
+                return version
+        return UNALIGNED_VERSION
 
     def _last_before(self, name: FileName) -> int | None:
         """The last number of the file before, if that file is there: numbers go on from one file to the next."""
@@ -221,14 +230,14 @@ class Recovery:
 
     def _next_header(self, file: SpoolFile, name: FileName, position: int, size: int) -> int | None:
         """The offset of the next intact header behind a place that holds none."""
-        position += ALIGNMENT_BYTES
+        position += LEAST_ALIGNMENT_BYTES
         while position + RECORD_HEADER_BYTES <= size:
             view = memoryview(self._buffer)[: min(_CHUNK_BYTES, size - position)]
             content = bytes(view[: _read_what_can_be_read(file, position, view)])
             at = content.find(RECORD_MAGIC)
             while at >= 0:
                 candidate = position + at
-                if candidate % ALIGNMENT_BYTES == 0 and self._header_at(file, name, candidate, size) is not None:
+                if candidate % LEAST_ALIGNMENT_BYTES == 0 and self._header_at(file, name, candidate, size) is not None:
                     return candidate
                 at = content.find(RECORD_MAGIC, at + 1)
             if position + len(content) >= size:
@@ -258,7 +267,7 @@ class Recovery:
                     if self._is_intact(file, scanned):
                         whole.append(scanned)
                     else:
-                        self.report.torn_bytes += record_bytes(scanned.place.payload_bytes)
+                        self.report.torn_bytes += scanned.stored.record_bytes
                         self._note_gap(_gap_of(scanned))
             finally:
                 file.close()
@@ -332,8 +341,9 @@ class Recovery:
 
     @staticmethod
     def _fill(file: SpoolFile, gap: _Gap) -> None:
-        if gap.offset < FILE_HEADER_BYTES:
-            file.write_at(0, [memoryview(encode_file_header(gap.name))])
+        if not gap.offset:
+            versions = {length: version for version, length in FILE_HEADERS_BYTES.items()}
+            file.write_at(0, [memoryview(encode_file_header(gap.name, versions[gap.length]))])
         elif gap.lost:
             filler = RecordHeader(
                 RecordKind.GAP,
@@ -342,7 +352,7 @@ class Recovery:
                 payload_bytes=max(0, gap.length - RECORD_HEADER_BYTES),
                 epoch=gap.lost[0],
             )
-            file.write_at(gap.offset, [memoryview(filler.encode(gap.name, bytes(16)))])
+            file.write_at(gap.offset, [memoryview(filler.encode(gap.name, bytes(16), UNALIGNED_VERSION))])
 
 
 def _read_what_can_be_read(file: SpoolFile, offset: int, buffer: memoryview) -> int:
@@ -371,4 +381,4 @@ def _read_what_can_be_read(file: SpoolFile, offset: int, buffer: memoryview) -> 
 def _gap_of(scanned: _Scanned, *, reported: bool = True) -> _Gap:
     place = scanned.place
     numbers = range(place.number, place.number + 1)
-    return _Gap(scanned.name, place.offset, record_bytes(place.payload_bytes), numbers, reported)
+    return _Gap(scanned.name, place.offset, scanned.stored.record_bytes, numbers, reported)

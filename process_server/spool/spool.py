@@ -18,18 +18,16 @@ from typing import Final
 from process_server.core.places import RecordPlace
 from process_server.core.spool_budget import Reservation, SpoolBudget, SpoolUse
 from process_server.spool.files import FileSystemSpace, SpoolFiles
+from process_server.spool.kept_segments import KeptSegments, segment_record_bytes
 from process_server.spool.log import Durable, SpoolLog, Written, spool_failure
 from process_server.spool.record import MAX_MARKS, RecordHeader, RecordKind, encode_marks, record_bytes
 from process_server.spool.recovery import RecoveredMarks, RecoveredRecord, Recovery, RecoveryReport
 from replication.errors import BlockferryError, Retryable
 from replication.failpoint import reached
-from replication.sealed_segment import HEADER_BYTES as SEGMENT_HEADER_BYTES
-from replication.sealed_segment import TAG_BYTES
 from replication.threads import finished, finished_in
 
 MARKS_WITHIN_S: Final = 1.0
 """Marks are written with the next group, or after this time if there is none: they only save repeated uploads."""
-_COMPRESSION_SLACK_BYTES: Final = 64 * 1024
 _READING_THREADS: Final = 2
 
 _logger = logging.getLogger(__name__)
@@ -37,11 +35,6 @@ _logger = logging.getLogger(__name__)
 
 def _random_seed() -> int:
     return int.from_bytes(os.urandom(8), "little")
-
-
-def segment_record_bytes(frame_bytes: int) -> int:
-    """The most that a frame of ``frame_bytes`` can take in the spool, sealed, when it does not compress at all."""
-    return record_bytes(SEGMENT_HEADER_BYTES + frame_bytes + _COMPRESSION_SLACK_BYTES + TAG_BYTES)
 
 
 class Spool:
@@ -58,6 +51,7 @@ class Spool:
     ) -> None:
         """:param index_bytes: memory that the backlog takes now. ``on_group`` is told how many appends one sync answered."""
         self.budget = budget
+        self.kept = KeptSegments()
         self._files = files
         self._index_bytes = index_bytes
         self._on_group = on_group
@@ -161,13 +155,14 @@ class Spool:
         """
         return self.budget.reserve_manifest(self.use, record_bytes(manifest_bytes))
 
-    def append(self, draft: RecordHeader, payload: memoryview) -> Written:
+    def append(self, draft: RecordHeader, payload: memoryview, room: memoryview | None = None) -> Written:
         """Write a record; blocks, for any thread. It counts only once ``durable`` has returned.
 
+        :param room: as ``SpoolLog.append`` has it.
         :raises Overloaded, Retryable: nothing was written.
         """
         try:
-            written = self._opened.append(draft, payload, urgent=draft.kind is RecordKind.MANIFEST)
+            written = self._opened.append(draft, payload, urgent=draft.kind is RecordKind.MANIFEST, room=room)
         except BlockferryError as error:
             self._write_problem = error
             raise
@@ -200,9 +195,14 @@ class Spool:
         """Read and verify a record's payload; raises as ``SpoolLog.read`` does. On cancel the buffer is the caller's again."""
         return await finished_in(self._reading, lambda: self._opened.read(place, buffer))
 
+    async def read_record(self, place: RecordPlace, room: memoryview) -> RecordHeader:
+        """As ``read``, the whole record into ``room``, as ``SpoolLog.read_record`` has it."""
+        return await finished_in(self._reading, lambda: self._opened.read_record(place, room))
+
     def release(self, place: RecordPlace, kind: RecordKind) -> None:
         """The record is durable at the store (``UPLOADED``) or can never count (``DISCARDED``). Its file goes with its last record."""
         self._opened.release(place)
+        self.kept.release(place)
         self._marks[kind].append(place.number)
 
     # -- group commit -----------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""From the spool to the store: reads segments, sends them in parallel, each put conditional, nothing given up before it is stored.
+"""From the spool to the store: segments go out in parallel, each put conditional, nothing given up before it is stored.
 
 Built by ``daemon``; ``run`` in a task, ``wake`` when something new waits. Which segment is next is ``UploadSchedule``'s decision, how
-many may be under way is bounded by the arena, by ``parallel`` and by the limit's speed. How fast they go the connections themselves are
-told by ``Throttle``. A put that finds the blob there already is a
+many may be under way is bounded by the arena, by ``parallel`` and by the limit's speed. One that the spool still has in memory is sent
+from there, others are read back. How fast they go the connections themselves are told by ``Throttle``. A put that finds the blob there is a
 success only if digest *and* tag are equal: the same batch sealed twice has two tags, and manifests name tags (R4). And only if it reads
 back byte for byte, for that is the last moment at which a damaged blob can be replaced: afterwards the spooled record is gone (P1).
 """
@@ -19,7 +19,8 @@ from process_server.core.backlog import Backlog, SegmentState
 from process_server.core.backoff import SLOW_RETRY_S, Failure, StoreGate, classify
 from process_server.core.upload_schedule import UploadJob, UploadSchedule, uploads_at_once
 from process_server.metrics import ProcessServerMetrics
-from process_server.spool.record import RecordKind
+from process_server.spool.kept_segments import KeptSegment
+from process_server.spool.record import RECORD_HEADER_BYTES, RecordKind, record_bytes
 from process_server.spool.spool import Spool
 from process_server.store_inquiry import StoreInquiry
 from process_server.throttle import Throttle
@@ -120,18 +121,28 @@ class SegmentUploader:
         parallel = uploads_at_once(self._throttle.limit_bits_per_s, self._parallel)
         while self._schedule.in_flight < parallel and self._gate.permits(now_s):
             job = self._schedule.peek(now_s)
-            lease = None if job is None else self._arena.try_lease(job.entry.segment_bytes)
-            if job is None or lease is None:
+            if job is None:
+                return
+            held = self._spool.kept.take(job.entry.place) or self._arena.try_lease(
+                record_bytes(job.entry.segment_bytes)
+            )
+            if held is None:
                 return
             ticket = self._gate.begin(now_s)
-            tasks.create_task(self._upload(self._schedule.next_job(job), lease, ticket))
+            tasks.create_task(self._upload(self._schedule.next_job(job), held, ticket))
 
     # -- one segment ------------------------------------------------------------------------------------------
 
-    async def _upload(self, job: UploadJob, lease: Lease, ticket: int) -> None:
+    async def _upload(self, job: UploadJob, held: KeptSegment | Lease, ticket: int) -> None:
+        """:param held: the segment in memory, or room to read it into."""
         try:
-            with lease:
-                state = await self._send(job, lease.view)
+            if isinstance(held, KeptSegment):
+                with held.lease:
+                    state = await self._send(job, held.content)
+                self._metrics.segments_from_memory.inc()
+            else:
+                with held:
+                    state = await self._send(job, await self._read(job, held.view))
         except IntegrityError as error:
             self._lost(job, error)
         except BlockferryError as error:
@@ -152,19 +163,22 @@ class SegmentUploader:
             extra={"fields": {"batch": str(job.key), "error": str(error)}},
         )
 
-    async def _send(self, job: UploadJob, buffer: memoryview) -> SegmentState:
-        entry = job.entry
+    async def _read(self, job: UploadJob, room: memoryview) -> memoryview:
         try:
-            await self._spool.read(entry.place, buffer)
+            await self._spool.read_record(job.entry.place, room)
         except (
             NotFound
         ) as error:  # discarded meanwhile, and its file removed; else the file was taken away from outside
             raise IntegrityError(error.message) from error
+        return room[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + job.entry.segment_bytes]
+
+    async def _send(self, job: UploadJob, content: memoryview) -> SegmentState:
+        entry = job.entry
         metadata = {SEGMENT_DIGEST_METADATA: entry.digest.hex(), SEGMENT_TAG_METADATA: entry.tag.hex()}
         try:
-            await put_first(self._client, segment_name(job.key), buffer, metadata)
+            await put_first(self._client, segment_name(job.key), content, metadata)
         except Conflict as conflict:
-            return await self._compare(job, buffer, conflict)
+            return await self._compare(job, content, conflict)
         reached("process.segment.stored")
         self._metrics.segments_uploaded.inc()
         self._metrics.uploaded_bytes.inc(entry.segment_bytes)

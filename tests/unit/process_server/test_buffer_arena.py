@@ -55,6 +55,39 @@ def test_what_is_larger_than_the_arena_is_refused_at_once() -> None:
         BufferArena(PAGE).try_lease(PAGE + 1)
 
 
+def test_what_a_lease_does_not_need_is_others_at_once_and_the_rest_is_kept() -> None:
+    arena = BufferArena(4 * PAGE)
+    lease = taken(arena, 4 * PAGE)
+    lease.view[:] = b"a" * (4 * PAGE)
+    lease.shrink(PAGE + 1)
+    assert (len(lease.view), arena.leased_bytes) == (PAGE + 1, 2 * PAGE)
+    other = taken(arena, 2 * PAGE)
+    other.view[:] = b"b" * (2 * PAGE)
+    assert bytes(lease.view) == b"a" * (PAGE + 1)
+    assert arena.try_lease(1) is None
+    lease.close()
+    other.close()
+    assert arena.leased_bytes == 0
+    assert len(taken(arena, 4 * PAGE).view) == 4 * PAGE, "the free pieces are joined again"
+
+
+async def test_whoever_waits_gets_what_a_lease_gives_back_of_itself() -> None:
+    arena = BufferArena(4 * PAGE)
+    held = taken(arena, 4 * PAGE)
+    waiter = await waiting(arena, 2 * PAGE)
+    held.shrink(2 * PAGE)
+    assert len((await waiter).view) == 2 * PAGE
+
+
+def test_a_lease_that_is_over_gives_nothing_back_when_it_shrinks() -> None:
+    arena = BufferArena(4 * PAGE)
+    lease = taken(arena, 4 * PAGE)
+    lease.close()
+    lease.shrink(PAGE)
+    assert arena.leased_bytes == 0
+    assert len(taken(arena, 4 * PAGE).view) == 4 * PAGE
+
+
 def test_closing_twice_gives_back_once() -> None:
     arena = BufferArena(2 * PAGE)
     first, second = taken(arena, PAGE), taken(arena, PAGE)

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from process_server.cli import main
 from process_server.spool.files import DirectoryFiles
 from process_server.spool.log import SpoolLog
-from process_server.spool.record import RecordHeader, RecordKind
+from process_server.spool.record import FILE_HEADER_BYTES, RecordHeader, RecordKind
 from replication.identifiers import DiskId, MachineId
 
 DISK = DiskId("11111111-1111-4111-8111-111111111111")
@@ -75,7 +75,7 @@ def test_the_spool_is_shown_as_text_and_as_json(config: Path, tmp_path: Path) ->
 def test_a_damaged_spool_is_shown_as_it_is(config: Path, tmp_path: Path) -> None:
     (path,) = spooled(tmp_path)
     content = bytearray(path.read_bytes())
-    content[64 + 3] ^= 1
+    content[FILE_HEADER_BYTES + 3] ^= 1
     path.write_bytes(content)
     shown = json.loads(run("spool-status", "--config", config, "--json").output)
     assert shown["waiting_segments"] == 2

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 from pathlib import Path
 
 import pytest
 
-from azure_sink.blob_store.arenas import BLOCK_BYTES, ArenaSet, StoreFull, lies_aligned
+from azure_sink.blob_store.arenas import BLOCK_BYTES, ArenaSet, StoreFull, blocks_of
+from replication.aligned_memory import aligned_memory
 from replication.errors import Permanent, Retryable
 from tests.harness.blob_store_tools import data_blocks
 
@@ -153,13 +155,6 @@ def aligned(content: bytes) -> memoryview:
     return memory
 
 
-def test_memory_is_aligned_if_it_is_whole_blocks_at_whole_blocks() -> None:
-    memory = aligned(bytes(4 * BLOCK_BYTES))
-    assert lies_aligned(memory[BLOCK_BYTES : 3 * BLOCK_BYTES])
-    assert not lies_aligned(memory[512 : 512 + BLOCK_BYTES])
-    assert not lies_aligned(memory[: BLOCK_BYTES + 512])
-
-
 def test_direct_bodies_have_arenas_of_their_own_and_come_back(tmp_path: Path) -> None:
     arenas = make(tmp_path)
     content = os.urandom(3 * BLOCK_BYTES)
@@ -188,6 +183,56 @@ def test_direct_writes_go_past_the_page_cache(tmp_path: Path, monkeypatch: pytes
     assert not any(flags & os.O_DIRECT for flags in opened)
     arenas.write(arenas.allocate(BLOCK_BYTES, direct=True), 0, [aligned(bytes(BLOCK_BYTES))])
     assert any(flags & os.O_DIRECT for flags in opened)
+
+
+@pytest.mark.parametrize(
+    "length", [1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 3 * BLOCK_BYTES + 100, 5 * BLOCK_BYTES]
+)
+def test_a_body_may_end_within_a_block_and_is_read_back_whichever_way(tmp_path: Path, length: int) -> None:
+    arenas = make(tmp_path)
+    before, content = os.urandom(BLOCK_BYTES), os.urandom(length)
+    first, place = arenas.allocate(BLOCK_BYTES, direct=True), arenas.allocate(length, direct=True)
+    behind = arenas.allocate(BLOCK_BYTES, direct=True)
+    arenas.write(first, 0, [aligned(before)])
+    arenas.write(behind, 0, [aligned(before)])
+    arenas.write(place, 0, [aligned(content)])
+    assert arenas.writes_directly
+    for start in (0, 1):  # memory that lies aligned and memory that does not
+        buffer = aligned_memory(length + BLOCK_BYTES)[start : start + length]
+        arenas.read_into(place.arena, place.offset, buffer)
+        assert bytes(buffer) == content
+    assert arenas.read(place.arena, place.offset, length) == content
+    assert arenas.read(first.arena, first.offset, BLOCK_BYTES) == before
+    assert arenas.read(behind.arena, behind.offset, BLOCK_BYTES) == before
+    padding = arenas.read(place.arena, place.offset, blocks_of(length))[length:]
+    assert not any(padding), "nothing of another body is behind it"
+
+
+def test_aligned_memory_is_read_past_the_page_cache_and_through_it_where_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arenas = make(tmp_path)
+    content = os.urandom(2 * BLOCK_BYTES + 10)
+    place = arenas.allocate(len(content), direct=True)
+    arenas.write(place, 0, [aligned(content)])
+    really, ways = os.preadv, []
+
+    def noting(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        direct = bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
+        ways.append(direct)
+        if direct and len(ways) > 1:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return really(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", noting)
+    for expected in ([True], [True, False]):
+        buffer = aligned_memory(len(content))
+        arenas.read_into(place.arena, place.offset, buffer)
+        assert bytes(buffer) == content
+        assert ways[-len(expected) :] == expected
+    buffer = aligned_memory(4 * BLOCK_BYTES)
+    with pytest.raises(Permanent, match="ends before"):
+        arenas.read_into(place.arena, place.offset, buffer)
 
 
 def test_where_direct_writes_are_refused_bodies_are_written_all_the_same(

@@ -21,6 +21,8 @@ from process_server.intake.grants import Grants
 from process_server.intake.manifest_intake import MANIFESTS_AT_ONCE, SLOT_WAIT_S, STORE_LOOKUP_S, ManifestIntake
 from process_server.intake.sealing import Sealing
 from process_server.metrics import ProcessServerMetrics
+from process_server.spool.kept_segments import KeptSegments
+from process_server.spool.record import RecordKind
 from process_server.spool.spool import Spool
 from process_server.store_inquiry import StoreInquiry
 from replication.batch_frame import BatchFrame, DataExtent, encode_batch
@@ -236,6 +238,61 @@ async def test_a_failed_disk_and_a_full_one_accept_nothing() -> None:
         assert rig.holds_nothing
         rig.files.capacity_bytes = 2**40
         assert (await rig.put(rig.disk.frame(1, 1))).created
+
+
+@in_virtual_time
+async def test_what_was_sealed_stays_in_memory_as_it_is_in_the_spool() -> None:
+    async with running() as rig:
+        frames = [rig.disk.frame(1, batch) for batch in range(3)]
+        for frame in frames:
+            await rig.put(frame)
+        for frame in frames:
+            entry = rig.backlog.find(frame.key)
+            assert entry is not None
+            kept = rig.spool.kept.take(entry.place)
+            assert kept is not None
+            spooled = bytearray(entry.segment_bytes)
+            await rig.spool.read(entry.place, memoryview(spooled))
+            assert bytes(kept.content) == bytes(spooled)
+            kept.lease.close()
+        assert rig.spool.kept.kept_bytes == 0
+
+
+@in_virtual_time
+async def test_with_no_memory_left_a_batch_is_sealed_all_the_same() -> None:
+    async with running() as rig:
+        rig.spool.kept = KeptSegments(4096)
+        frame = rig.disk.frame(1, 0)
+        assert (await rig.put(frame)).created
+        entry = rig.backlog.find(frame.key)
+        assert entry is not None
+        assert rig.spool.kept.take(entry.place) is None
+        await rig.spool.read(entry.place, memoryview(bytearray(entry.segment_bytes)))
+
+
+@in_virtual_time
+async def test_nothing_stays_in_memory_of_what_failed_or_can_never_count() -> None:
+    async with running() as rig:
+        frame = rig.disk.frame(1, 0)
+        rig.files.failing_syncs = 1
+        with pytest.raises(Retryable):
+            await rig.put(frame)
+        assert rig.spool.kept.kept_bytes == 0, "its sync failed"
+        rig.files.failing_writes = 1
+        with pytest.raises(Retryable):
+            await rig.put(frame)
+        assert rig.spool.kept.kept_bytes == 0, "its write failed"
+        content = bytearray(b"".join((frame.head, *frame.data)))
+        content[-1] ^= 1
+        with pytest.raises(IntegrityError):
+            await rig.batches.put(frame.key, rig.disk.machine, Content(bytes(content)).as_body())
+        assert rig.spool.kept.kept_bytes == 0, "it is not what it says"
+        await rig.put(frame)
+        assert rig.spool.kept.kept_bytes > 0
+        entry = rig.backlog.find(frame.key)
+        assert entry is not None
+        rig.spool.release(entry.place, RecordKind.DISCARDED)
+        assert rig.spool.kept.kept_bytes == 0, "its epoch was given up"
 
 
 @in_virtual_time

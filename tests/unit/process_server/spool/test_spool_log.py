@@ -15,6 +15,7 @@ from process_server.spool.log import SpoolLog, Written
 from process_server.spool.record import (
     FILE_HEADER_BYTES,
     RECORD_HEADER_BYTES,
+    UNALIGNED_VERSION,
     FileName,
     RecordHeader,
     RecordKind,
@@ -25,6 +26,7 @@ from process_server.spool.record import (
     record_bytes,
 )
 from process_server.spool.recovery import RecoveredMarks, RecoveredRecord, Recovery, RecoveryReport
+from replication.aligned_memory import BLOCK_BYTES
 from replication.errors import IntegrityError, NotFound, Overloaded, Retryable
 from replication.identifiers import DiskId, MachineId
 from tests.harness.simulated_disk import SimulatedDisk
@@ -101,9 +103,11 @@ def test_file_names_sort_by_age_and_foreign_names_are_left_alone() -> None:
     assert FileName.parse("lock") is None
 
 
-def test_records_start_at_multiples_of_eight() -> None:
-    assert all(record_bytes(length) % 8 == 0 for length in range(64))
-    assert FILE_HEADER_BYTES % 8 == 0
+def test_records_fill_whole_blocks_and_those_of_old_files_multiples_of_eight() -> None:
+    assert all(record_bytes(length) % BLOCK_BYTES == 0 for length in (0, 1, BLOCK_BYTES - 152, BLOCK_BYTES, 10**6))
+    assert record_bytes(BLOCK_BYTES - RECORD_HEADER_BYTES) == BLOCK_BYTES
+    assert FILE_HEADER_BYTES % BLOCK_BYTES == 0
+    assert all(record_bytes(length, UNALIGNED_VERSION) % 8 == 0 for length in range(64))
 
 
 # -- appending ------------------------------------------------------------------------------------------------
@@ -155,7 +159,7 @@ def test_a_full_file_system_means_patience_and_the_log_goes_on_when_space_is_bac
 
 
 def test_what_lets_the_spool_drain_makes_do_with_a_small_file() -> None:
-    disk = SimulatedDisk(capacity_bytes=FILE_BYTES + 10_000)
+    disk = SimulatedDisk(capacity_bytes=FILE_BYTES + FILE_HEADER_BYTES + record_bytes(6_000))
     log = make_log(disk)
     append(log, 0, b"a" * 60_000)
     with pytest.raises(Overloaded):
@@ -325,13 +329,13 @@ def test_a_tail_that_was_written_and_not_torn_counts_from_now_on() -> None:
 @pytest.mark.parametrize("victim", range(8))
 def test_damage_to_a_header_is_reported_and_what_follows_is_recovered(victim: int) -> None:
     disk = SimulatedDisk()
-    places = filled(disk, 9)
+    places = filled(disk, 9, 3000)
     disk.damage(disk.names()[0], places[victim].offset + 20, 4)
     records, _, report = recover(disk)
     assert [record.place for record in records] == [place for place in places if place != places[victim]]
     (damage,) = report.damages
     assert damage.offset_bytes == places[victim].offset
-    assert damage.length_bytes == record_bytes(5000)
+    assert damage.length_bytes == record_bytes(3000)
     assert damage.acknowledged
     assert list(damage.lost) == [places[victim].number]
 

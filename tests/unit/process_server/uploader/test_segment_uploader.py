@@ -17,7 +17,7 @@ from process_server.core.backoff import MAX_RETRY_S, SLOW_RETRY_S, StoreGate
 from process_server.core.spool_budget import SpoolBudget
 from process_server.core.upload_schedule import UploadSchedule
 from process_server.metrics import ProcessServerMetrics
-from process_server.spool.record import RecordHeader, RecordKind
+from process_server.spool.record import RECORD_HEADER_BYTES, RecordHeader, RecordKind, record_bytes
 from process_server.spool.spool import Spool
 from process_server.store_inquiry import StoreInquiry
 from process_server.throttle import Throttle
@@ -65,7 +65,7 @@ class Rig:
             self.spool,
             self.store,
             StoreInquiry(self.store),
-            BufferArena(arena_segments * SIZE, most_leases=parallel),
+            BufferArena(arena_segments * record_bytes(SIZE), most_leases=parallel),
             self.throttle,
             self.gate,
             clock,
@@ -75,12 +75,18 @@ class Rig:
             on_settled=self.settled.append,
         )
 
-    def add(self, count: int = 1) -> list[BatchKey]:
+    def add(self, count: int = 1, *, kept: bool = False) -> list[BatchKey]:
+        """:param kept: the segments are in the spool and in memory, as intake leaves them."""
         keys = []
         for _ in range(count):
             key = self.disk.batch_key(1, next(self.serial))
             content = self.contents[key] = RANDOM.randbytes(SIZE)
             written = self.spool.append(RecordHeader(RecordKind.SEGMENT, 0, 0, 0), memoryview(content))
+            if kept:
+                room = self.spool.kept.room(SIZE)
+                assert room is not None
+                room.view[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + SIZE] = content
+                self.spool.kept.keep(written.place, room)
             entry = SegmentEntry(content[:16], content[-16:], SIZE, SegmentState.WAITING, written.place, 0)
             assert self.backlog.add_segment(key, self.disk.machine, entry)
             self.schedule.added(self.backlog.generations[key.generation_key])
@@ -139,6 +145,40 @@ async def test_every_segment_arrives_byte_for_byte_with_digest_and_tag() -> None
             assert rig.state(key) is SegmentState.STORED
         assert sorted(rig.settled) == sorted(keys)
         assert list(rig.backlog.places()) == []
+
+
+@in_virtual_time
+async def test_what_is_still_in_memory_is_sent_without_reading_the_spool() -> None:
+    async with running(Rig()) as rig:
+        keys = rig.add(20, kept=True)
+        for name in rig.files.names():
+            rig.files.make_unreadable(name, 0, 2**20)
+        await rig.until_settled()
+        assert [await rig.stored(key) for key in keys] == [rig.contents[key] for key in keys]
+        assert rig.spool.kept.kept_bytes == 0
+
+
+@in_virtual_time
+async def test_a_segment_that_could_not_be_sent_from_memory_is_read_back_for_the_next_try() -> None:
+    async with running(Rig()) as rig:
+        (refused, *others) = rig.add(5, kept=True)
+        rig.store.refused_names[segment_name(refused)] = failure_from_answer(409, "SomeCode", "put blob")
+        await asyncio.sleep(5)
+        assert {rig.state(key) for key in others} == {SegmentState.STORED}
+        assert rig.spool.kept.kept_bytes == 0, "memory is not held for what waits for its next try"
+        rig.store.refused_names.clear()
+        await rig.until_settled()
+        assert await rig.stored(refused) == rig.contents[refused]
+
+
+@in_virtual_time
+async def test_what_is_in_memory_and_what_is_not_take_turns() -> None:
+    """Memory is full for some: they are read back, and all arrive."""
+    async with running(Rig(parallel=2, arena_segments=1)) as rig:
+        keys = [key for _ in range(10) for key in (*rig.add(1, kept=True), *rig.add(2))]
+        await rig.until_settled()
+        assert [await rig.stored(key) for key in keys] == [rig.contents[key] for key in keys]
+        assert rig.store.most_in_flight <= 2
 
 
 @in_virtual_time
