@@ -82,13 +82,15 @@ class _OpenFile:
     def __init__(self, descriptor: int, direct: int | None, *, made: bool, is_writable: bool = True) -> None:
         self._descriptor = descriptor
         self._direct = direct
+        self._is_refused = False
+        """The descriptor stays open all the same: other threads may be using it, and its number must not become another file's."""
         self._made = made
         self._is_writable = is_writable
 
     @property
     def writes_directly(self) -> bool:
         """Until a direct write was refused."""
-        return self._made and self._direct is not None
+        return self._made and self._direct is not None and not self._is_refused
 
     def _require_writable(self) -> None:
         if not self._is_writable:
@@ -97,28 +99,25 @@ class _OpenFile:
     def write_at(self, offset: int, views: Sequence[memoryview]) -> None:
         self._require_writable()
         pending = [view for view in views if view.nbytes]
-        if self._made and self._may_go_directly(offset, pending) and self._direct is not None:
+        if self.writes_directly and self._direct is not None and _is_aligned(offset, pending):
             try:
                 _write_all(self._direct, pending, offset)
                 return
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
-                self._close_direct()
+                self._is_refused = True
         _write_all(self._descriptor, pending, offset)
-
-    def _may_go_directly(self, offset: int, views: Sequence[memoryview]) -> bool:
-        return self._direct is not None and not offset % BLOCK_BYTES and all(map(lies_aligned, views))
 
     def read_at(self, offset: int, buffer: memoryview) -> int:
         filled = 0
-        if not self._made and self._may_go_directly(offset, [buffer]) and self._direct is not None:
+        if not self._made and self._direct is not None and not self._is_refused and _is_aligned(offset, [buffer]):
             try:
                 filled = os.preadv(self._direct, [buffer], offset)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
-                self._close_direct()
+                self._is_refused = True
         while filled < buffer.nbytes:
             count = os.preadv(self._descriptor, [buffer[filled:]], offset + filled)
             if not count:
@@ -139,14 +138,14 @@ class _OpenFile:
     def size_bytes(self) -> int:
         return os.fstat(self._descriptor).st_size
 
-    def _close_direct(self) -> None:
-        direct, self._direct = self._direct, None
-        if direct is not None:
-            os.close(direct)
-
     def close(self) -> None:
-        self._close_direct()
+        if self._direct is not None:
+            os.close(self._direct)
         os.close(self._descriptor)
+
+
+def _is_aligned(offset: int, views: Sequence[memoryview]) -> bool:
+    return not offset % BLOCK_BYTES and all(map(lies_aligned, views))
 
 
 def _write_all(descriptor: int, views: Sequence[memoryview], offset: int) -> None:
@@ -161,9 +160,7 @@ def _write_all(descriptor: int, views: Sequence[memoryview], offset: int) -> Non
 
 
 def _opened_directly(path: Path, flags: int) -> int | None:
-    if (
-        mmap.PAGESIZE > BLOCK_BYTES
-    ):  # records of one page of the cache could be read and written directly at the same time
+    if mmap.PAGESIZE > BLOCK_BYTES:  # one page of the cache could hold a record that is read and one that is written directly
         return None
     try:
         return os.open(path, flags | os.O_CLOEXEC | os.O_DIRECT)
