@@ -160,7 +160,8 @@ def _write_all(descriptor: int, views: Sequence[memoryview], offset: int) -> Non
 
 
 def _opened_directly(path: Path, flags: int) -> int | None:
-    if mmap.PAGESIZE > BLOCK_BYTES:  # one page of the cache could hold a record that is read and one that is written directly
+    # A larger page of the cache could hold a record that is read and one that is written directly.
+    if mmap.PAGESIZE > BLOCK_BYTES:
         return None
     try:
         return os.open(path, flags | os.O_CLOEXEC | os.O_DIRECT)
