@@ -33,6 +33,7 @@ from config_server.events import Clock
 from config_server.generations import Generations
 from config_server.installation import site_key_file
 from config_server.installers import Installers
+from config_server.job_feed import JobFeed
 from config_server.key_encryption import KeyEncryptionKey
 from config_server.leadership import (
     DESIRED,
@@ -111,6 +112,7 @@ async def running_site(
             leadership = SharedLeadership(database, database.postgresql, own_name, board, clock, monotonic)
         passphrases = Passphrases(database, clock)
         feed = DesiredFeed(database, monotonic, lambda: leadership.ring(DESIRED))
+        jobs = JobFeed(database, monotonic)
         store_status = StoreStatus()
         ages = Ages(clock, monotonic)
         own = OwnAddresses(settings.server_names().texts(), ListenAddress.parse(settings.listen).port)
@@ -148,10 +150,15 @@ async def running_site(
             ages=ages,
             leadership=leadership,
             alarms=alarms,
+            job_ended=jobs.wake,
         )
 
         def wake_reconciler() -> None:
             reconciler.wake()
+            leadership.ring(WORK)
+
+        def wake_for_jobs() -> None:
+            reconciler.wake_for_jobs()
             leadership.ring(WORK)
 
         async def lead() -> None:
@@ -199,6 +206,7 @@ async def running_site(
             generations=Generations(database, store, site_key, writer, clock),
             leadership=leadership,
             feed=feed,
+            jobs=jobs,
             store_status=store_status,
             heartbeat=settings.heartbeat,
             steady_after_s=settings.placement.steady_after_s,
@@ -206,6 +214,7 @@ async def running_site(
             own=own,
             clock=clock,
             wake_reconciler=wake_reconciler,
+            wake_for_jobs=wake_for_jobs,
             alarms=alarms,
             outbox=outbox,
             webhook=webhook,
@@ -232,6 +241,7 @@ async def running_site(
         )
         stack.push_async_callback(server.close)
         stack.callback(feed.release_waiters)
+        stack.callback(jobs.release_waiters)
         site.certificates.on_revoked = functools.partial(_end_connections_of, server)
         # After the service, so that whoever waits for /healthz finds the service there.
         observability = await start_observability(settings.observability, board, registry)

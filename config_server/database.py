@@ -3,8 +3,9 @@
 Called by ``daemon.py`` and ``cli.py``, which hand it to the services. ``read`` and ``write`` are transactions that commit at the end
 of the block and roll back on an exception or on cancellation. They mean the same on both: a reading one sees one state of the database
 (on PostgreSQL REPEATABLE READ, READ ONLY); writing ones of the whole site run one after the other, in order. On SQLite a writing one takes
-the write lock at its start (BEGIN IMMEDIATE); on PostgreSQL an advisory lock, before its first statement and under READ COMMITTED, so that
-all its statements see what the writer before it committed. So no row is ever locked for itself. Committed means durable (P1).
+the write lock with its first statement, whatever that is (BEGIN IMMEDIATE, ``sqlite_connection.py``); on PostgreSQL an advisory lock before
+it, and under READ COMMITTED, so that all its statements see what the writer before it committed. So no row is ever locked for itself.
+Committed means durable (P1).
 
 A database that does not answer is ``DatabaseUnavailable``, to be tried again; what it cannot keep is ``InvalidInput``.
 """
@@ -39,6 +40,7 @@ from config_server.postgresql import (
     is_postgresql,
     meaning_of,
 )
+from config_server.sqlite_connection import SqliteConnection
 from replication.errors import BlockferryError, SettingsError
 
 DATABASE_FILE: Final = "state.sqlite"
@@ -159,7 +161,7 @@ class Database:
 
     async def _connect_sqlite(self) -> aiosqlite.Connection:
         """A connection whose thread is known here: a cancelled or failed one is given up by SQLAlchemy without waiting for it."""
-        connection = aiosqlite.connect(self._file, timeout=BUSY_TIMEOUT_S)
+        connection = SqliteConnection(self._file, BUSY_TIMEOUT_S)
         worker: threading.Thread = connection._thread
         worker.daemon = True
         self._workers = [*(known for known in self._workers if known.is_alive()), worker]

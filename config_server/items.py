@@ -5,6 +5,7 @@ Called by the verbs, by ``observations.py`` and by the reconciler inside their t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from sqlalchemy import select
@@ -105,13 +106,15 @@ async def ordered_resyncs(session: AsyncSession, item_id: str) -> set[str]:
     return ordered
 
 
-async def observed_progress(session: AsyncSession, item_id: str) -> tuple[Progress, str | None]:
-    """Where replication of the item stands by its newest observations and open resyncs."""
+async def observed_progress(
+    session: AsyncSession, item_id: str, disks: Sequence[ItemDiskRow] | None = None
+) -> tuple[Progress, str | None]:
+    """Where replication of the item stands by its newest observations and open resyncs. ``disks``: all of the item's, if at hand."""
     ordered = await ordered_resyncs(session, item_id)
     return progress_of(
         [
             ObservedDisk(disk.disk_id, observation_of(disk), disk.seeded_ns is not None, disk.disk_id in ordered)
-            for disk in await item_disks(session, item_id)
+            for disk in (await item_disks(session, item_id) if disks is None else disks)
         ]
     )
 

@@ -5,6 +5,7 @@ Ages come as seconds by the sender's own clock; this server adds the time since 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -42,10 +43,20 @@ from replication.errors import Conflict, InvalidInput, Refused
 from replication.service_address import ServiceAddress
 
 
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """What followed from an observation. ``item``: the one that it speaks of; ``is_news``: that has another state now, so that the agent
+    may have to do something else.
+    """
+
+    item: str
+    is_news: bool
+
+
 async def report_agent(
     session: AsyncSession, machine: MachineRow, observation: AgentObservation, ages: Ages, now_ns: int
-) -> str | None:
-    """Write an agent's observation down; returns the item that it speaks of, if it does.
+) -> Reported | None:
+    """Write an agent's observation down; returns what followed for the item that it speaks of, if it does.
 
     :raises Refused: if it comes from another installation than the one that enrolled (R11).
     """
@@ -67,8 +78,9 @@ async def report_agent(
     if item is None or observation.revision < item.first_revision:
         return None  # nothing is protected, or the agent does not know yet what is: it speaks of an earlier item
     reported = {disk.disk: disk for disk in observation.disks}
-    rows = [disk for disk in await item_disks(session, item.id) if disk.disk_id in reported]
-    for row in rows:
+    state = item.state
+    disks = await item_disks(session, item.id)
+    for row in (disk for disk in disks if disk.disk_id in reported):
         await follow_tracking(session, item, row, reported[row.disk_id], now_ns)
         await follow_repair(session, item, reported[row.disk_id], now_ns)
         await follow_churn(session, item.id, observation_of(row), reported[row.disk_id], ages, now_ns)
@@ -79,8 +91,8 @@ async def report_agent(
         await watch_source(session, item, observation.cutover, now_ns)
     elif observation.cutover is not None:
         await _keep_cutover(session, item, observation.cutover, now_ns)
-    await follow_observation(session, item, now_ns)
-    return item.id
+    await follow_observation(session, item, now_ns, disks)
+    return Reported(item.id, item.state != state)
 
 
 def _write_disk(row: ItemDiskRow, observation: DiskObservation, now_ns: int) -> None:
@@ -108,14 +120,20 @@ def _write_disk(row: ItemDiskRow, observation: DiskObservation, now_ns: int) -> 
     row.observation, row.observed_ns = observation.model_dump_json(), now_ns
 
 
-async def follow_observation(session: AsyncSession, item: ProtectedItemRow, now_ns: int) -> None:
-    """Bring the item into the state that its newest observations say, if its present state follows observations."""
+async def follow_observation(
+    session: AsyncSession, item: ProtectedItemRow, now_ns: int, disks: Sequence[ItemDiskRow] | None = None
+) -> None:
+    """Bring the item into the state that its newest observations say, if its present state follows observations. ``disks``: all of the
+    item's, if at hand.
+    """
     if (State(item.state), ReplicationObserved) not in TRANSITIONS:
         return
-    progress, reason = await observed_progress(session, item.id)
-    if any(disk.observation is not None for disk in await item_disks(session, item.id)):
+    if disks is None:
+        disks = await item_disks(session, item.id)
+    progress, reason = await observed_progress(session, item.id, disks)
+    if any(disk.observation is not None for disk in disks):
         apply_event(session, item, ReplicationObserved(progress, reason), Actor(f"agent:{item.machine_id}"), now_ns)
-    if item.seeded_ns is None and all(disk.seeded_ns is not None for disk in await item_disks(session, item.id)):
+    if item.seeded_ns is None and all(disk.seeded_ns is not None for disk in disks):
         item.seeded_ns = now_ns
 
 

@@ -178,11 +178,14 @@ class Placement:
     def __init__(self, settings: PlacementSettings, heartbeat: HeartbeatSettings, ages: Ages) -> None:
         self._rules = rules_of(settings, heartbeat)
         self._ages = ages
-        self._listening = Listening(ages.monotonic_s(), self._rules.silent_after_s * FRESH_FRACTION)
+        self._deaf_after_s = self._rules.silent_after_s * FRESH_FRACTION
+        self.calm_s = 0.0
+        """After a decision: so long another one need not be asked for, unless something but time changes."""
         self.moves: dict[str, int] = {cause.value: 0 for cause in Cause}
         """Since the start, by cause."""
         self._told_waiting = True
         """Some items may bear the reason why they wait: always after a start."""
+        self._listening = Listening(ages.monotonic_s(), self._deaf_after_s)
 
     async def listen(self) -> None:
         """Tick until cancelled: that this process stood still is noticed by its ticks, however long a decision takes."""
@@ -195,7 +198,8 @@ class Placement:
         """One decision and its consequences; returns whether an agent is told something new."""
         found = await candidates(session, self._ages)
         items = await placed_items(session, self._ages)
-        listening_s = self._listening.listened_s(self._ages.monotonic_s(), await self._newest_heard_s(session, found))
+        newest_heard_s = await self._newest_heard_s(session, found)
+        listening_s = self._listening.listened_s(self._ages.monotonic_s(), newest_heard_s)
         decision = decide(found, items, self._rules, listening_s=listening_s)
         for move in decision.moves:
             item = await session.get_one(ProtectedItemRow, move.item)
@@ -204,9 +208,23 @@ class Placement:
         if decision.waiting or self._told_waiting:
             await _note_waiting(session, {waiting.item: waiting.reason for waiting in decision.waiting})
         self._told_waiting = bool(decision.waiting)
-        if any(server.draining for server in found):
+        drains = any(server.draining for server in found)
+        if drains:
             await _note_drained(session, items, {move.item for move in decision.moves}, now_ns)
+        in_doubt = drains or bool(decision.moves) or bool(decision.waiting)
+        self.calm_s = 0.0 if in_doubt else self._until_silence_s(found, listening_s, newest_heard_s)
         return bool(decision.moves)
+
+    def _until_silence_s(self, found: Iterable[Candidate], listening_s: float, newest_heard_s: float | None) -> float:
+        """Until silence may begin to count, of a process server or of everybody. What else comes with time (rebalancing) need not be
+        decided before the next round.
+        """
+        if newest_heard_s is None:
+            return 0.0
+        silences_s = [listening_s if each.heard is None else min(each.heard.seconds, listening_s) for each in found]
+        return max(
+            0.0, min([self._deaf_after_s - newest_heard_s, *(self._rules.silent_after_s - s for s in silences_s)])
+        )
 
     async def _newest_heard_s(self, session: AsyncSession, servers: Iterable[Candidate]) -> float | None:
         heard = [server.heard for server in servers]

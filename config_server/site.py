@@ -18,6 +18,7 @@ from config_server.desired import DesiredFeed
 from config_server.enrolments import Enrolments
 from config_server.events import Clock
 from config_server.generations import Generations
+from config_server.job_feed import JobFeed
 from config_server.key_encryption import KeyEncryptionKey
 from config_server.leadership import Leadership
 from config_server.passphrases import Passphrases
@@ -29,8 +30,9 @@ from config_server.webhook import Webhook
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The services of one configuration server. ``wake_reconciler`` lets it look at once instead of at its next interval, and for points
-    that an agent names (item, cuts) if it was told them with ``note_points``. ``steady_after_s``: ``placement``'s.
+    """The services of one configuration server. ``wake_reconciler``, after each change, lets it look at once instead of at its next
+    interval; ``wake_for_jobs``, when a daemon was heard, only at the jobs that may wait for that, and for points that an agent names
+    (item, cuts) if it was told them with ``note_points``. ``steady_after_s``: ``placement``'s.
     """
 
     database: Database
@@ -46,6 +48,7 @@ class Site:
     generations: Generations
     leadership: Leadership
     feed: DesiredFeed
+    jobs: JobFeed
     store_status: StoreStatus
     heartbeat: HeartbeatSettings
     ages: Ages
@@ -53,12 +56,14 @@ class Site:
     own: OwnAddresses
     clock: Clock
     wake_reconciler: Callable[[], None]
+    wake_for_jobs: Callable[[], None]
     alarms: Alarms
     outbox: Outbox
     webhook: Webhook | None
     note_points: Callable[[str, frozenset[str]], None]
 
     def changed(self) -> None:
-        """Something was committed: agents that wait and the reconciler look again."""
+        """Something was committed: agents and operators that wait and the reconciler look again."""
         self.feed.wake()
+        self.jobs.wake()
         self.wake_reconciler()

@@ -22,6 +22,11 @@ NEW: Final = "new"
 PUT: Final = "put"
 SUCCEEDED: Final = "succeeded"
 FAILED: Final = "failed"
+IN_STORE: Final = 0
+REQUEST_DELETED: Final = 1
+BOTH_DELETED: Final = 2
+"""How much of a request and its answer is gone from the store: ``WriterRequestRow.retired``."""
+
 _NAMESPACE: Final = uuid.UUID("5d4f0c5e-2f0b-5d0e-9b43-0a8f3c1d7a61")
 
 

@@ -28,7 +28,7 @@ from replication.control_plane import (
 from replication.documents import MAX_DOCUMENT_BYTES, Document
 from replication.errors import PeerProtocolError, PeerUnavailable
 from replication.identifiers import DiskId
-from replication.service.problem import error_from_problem
+from replication.problem_details import error_from_problem
 from replication.tls_session import TlsSession
 
 REQUEST_TIMEOUT_S: Final = 30.0

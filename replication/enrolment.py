@@ -28,8 +28,8 @@ from replication.errors import (
     PeerUnavailable,
     Refused,
 )
+from replication.problem_details import error_from_problem
 from replication.renewal import check_answer
-from replication.service.problem import error_from_problem
 from replication.service_address import ServiceAddress
 from replication.tls_identity import (
     ExpectedPeer,

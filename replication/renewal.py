@@ -28,8 +28,8 @@ from replication.control_plane import EnrolmentAnswer, RecoveryRequest, RenewalR
 from replication.documents import MAX_DOCUMENT_BYTES
 from replication.errors import BlockferryError, PeerProtocolError, PeerUnavailable, SettingsError
 from replication.possession import prove
+from replication.problem_details import error_from_problem
 from replication.service.health import HealthBoard, HealthState
-from replication.service.problem import error_from_problem
 from replication.tls_identity import (
     ExpectedPeer,
     PeerName,

@@ -12,6 +12,7 @@ from config_server.desired import publish
 from config_server.incarnations import SupersededIncarnation, admit
 from config_server.incidents import record_incident
 from config_server.inventory import report_inventory
+from config_server.items import AGENT_HEARD
 from config_server.observations import report_agent
 from config_server.tables import MachineRow
 from replication.agent_limits import ObservationAnswer
@@ -44,14 +45,15 @@ async def put_inventory(call: Call) -> None:
 
 
 async def post_observation(call: Call) -> ObservationAnswer:
-    observation = call.body(AgentObservation)
+    observation, heard_ns = call.body(AgentObservation), call.site.clock()
     try:
         async with call.site.database.write() as session:
             machine = await session.get_one(MachineRow, call.peer_id)
-            item = await report_agent(session, machine, observation, call.site.ages, call.site.clock())
+            reported = await report_agent(session, machine, observation, call.site.ages, heard_ns)
             # Afterwards: a report from another machine must not supersede the agent of the right one.
             admit(machine, observation.incarnation, call.site.clock())
-            published = await publish(session, machine.id)
+            # Of the rest of what it shall do nothing depends on what it says.
+            published = reported is not None and reported.is_news and await publish(session, machine.id)
             answer = ObservationAnswer(limits=limits_of(machine))
     except SupersededIncarnation as error:
         if not error.is_late:
@@ -65,12 +67,14 @@ async def post_observation(call: Call) -> ObservationAnswer:
         )
         raise
     reached("config.observation.committed")
-    if item is not None:
+    # Its age rests on being looked at: nobody else may do so for seconds.
+    call.site.ages.of(AGENT_HEARD, call.peer_id, heard_ns)
+    if reported is not None:
         cuts = frozenset(disk.newest_cut for disk in observation.disks if disk.newest_cut is not None)
-        call.site.note_points(item, cuts)
+        call.site.note_points(reported.item, cuts)
     if published:
         call.site.feed.wake()
-    call.site.wake_reconciler()
+    call.site.wake_for_jobs()
     return answer
 
 

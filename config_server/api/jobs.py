@@ -9,6 +9,7 @@ from sqlalchemy import select
 
 from config_server.api.routes import Access, Call, Query, Route
 from config_server.items import find_item
+from config_server.job_feed import MAX_JOB_WAIT_S
 from config_server.job_status import job_status
 from config_server.jobs import find_job
 from config_server.operator_plane import DEFAULT_PAGE, MAX_PAGE, JobStatus, Page
@@ -46,7 +47,14 @@ async def list_jobs(call: Call) -> Page[JobStatus]:
     return Page[JobStatus](items=shown, next=shown[-1].id if len(rows) > query.limit else None)
 
 
+class JobQuery(Query):
+    """``wait_s``: how long to wait for the job's end."""
+
+    wait_s: float = Field(default=0.0, ge=0.0, le=MAX_JOB_WAIT_S)
+
+
 async def get_job(call: Call) -> JobStatus:
+    await call.site.jobs.wait(call.path["job"], call.parameters(JobQuery).wait_s)
     async with call.site.database.read() as session:
         return await job_status(session, await find_job(session, call.path["job"]))
 
@@ -67,8 +75,9 @@ ROUTES: Final = (
         "/jobs/{job}",
         get_job,
         Access.READER,
-        "A job: step, progress, result or cause of failure",
+        "A job: step, progress, result or cause of failure; waits for its end for up to wait_s",
         "jobs",
+        query=JobQuery,
         answer=JobStatus,
         answers={404: "no such job"},
     ),

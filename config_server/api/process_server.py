@@ -57,6 +57,9 @@ async def post_heartbeat(call: Call) -> ProcessServerDesired:
                 *await agent_installations.orders_for(session, server.id),
             ],
         )
+    call.site.ages.of(
+        HEARD, call.peer_id, now_ns
+    )  # its age rests on being looked at: nobody else may do so for seconds
     if heartbeat.moved:
         call.site.changed()
     if heartbeat.refused is not None:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
-from config_server.migratectl import (
-    access_commands,
-    agent_limits_commands,
-    alert_commands,
-    discovery_commands,
-    installation_commands,
-    item_commands,
-    process_server_commands,
-    site_commands,
-    sizing_commands,
-    upload_limits_commands,
-)
 from config_server.migratectl.invocation import Invocation, fail
 from replication.errors import BlockferryError
 from replication.service.cli import version_option
@@ -29,14 +20,119 @@ EPILOG = (
 )
 
 
+_COMMANDS: Final = {
+    "access_commands": (
+        "certificates",
+        "revoke-certificate",
+        "tokens",
+        "create-token",
+        "revoke-token",
+        "audit",
+    ),
+    "agent_limits_commands": (
+        "agent-limits",
+        "set-agent-limits",
+    ),
+    "alert_commands": (
+        "health",
+        "alerts",
+        "acknowledge-alert",
+        "test-webhook",
+    ),
+    "discovery_commands": (
+        "discover",
+        "cancel-discovery",
+    ),
+    "installation_commands": (
+        "installations",
+        "cancel-installation",
+    ),
+    "item_commands": (
+        "protect",
+        "status",
+        "recovery-points",
+        "create-recovery-point",
+        "test-migrate",
+        "cleanup",
+        "migrate",
+        "cancel",
+        "complete",
+        "pause",
+        "resume",
+        "stop-replication",
+        "resync",
+        "jobs",
+    ),
+    "process_server_commands": (
+        "process-servers",
+        "drain-process-server",
+        "undrain-process-server",
+        "remove-process-server",
+        "switch-process-server",
+    ),
+    "site_commands": (
+        "login",
+        "site",
+        "servers",
+        "check",
+        "events",
+        "policies",
+        "set-policy",
+        "delete-policy",
+        "create-enrolment-passphrase",
+        "enrolment-passphrases",
+        "revoke-enrolment-passphrase",
+    ),
+    "sizing_commands": (
+        "size",
+        "plan",
+    ),
+    "upload_limits_commands": (
+        "upload-limits",
+        "set-upload-limits",
+    ),
+}
+"""The module of each command: it is imported when the command is asked for, as every other one would cost time."""
+_FUNCTIONS: Final = {"size": "size_site"}
+"""Where it is not named as the command."""
+_BELOW_SERVERS: Final = ("discovery_commands", ("accept_host_key", "forget"))
+_MODULE_OF: Final = {name: module for module, names in _COMMANDS.items() for name in names}
+
+
 class _Group(click.Group):
-    """Says an error of the tree as such, wherever in a command it comes from."""
+    """Imports a command's module when it is asked for; says an error of the tree as such, wherever in a command it comes from."""
+
+    @property
+    def commands(self) -> MutableMapping[str, click.Command]:
+        """All of them, imported."""
+        return {name: _command(name) for name in sorted(_MODULE_OF)}
+
+    @commands.setter
+    def commands(self, added: MutableMapping[str, click.Command]) -> None:
+        """What click's constructor sets: none is added."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return sorted(_MODULE_OF)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return _command(cmd_name) if cmd_name in _MODULE_OF else None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except BlockferryError as error:
             fail(error)
+
+
+@functools.cache
+def _command(name: str) -> click.Command:
+    module = importlib.import_module(f"config_server.migratectl.{_MODULE_OF[name]}")
+    command: click.Command = getattr(module, _FUNCTIONS.get(name, name.replace("-", "_")))
+    if isinstance(command, click.Group):
+        below, names = _BELOW_SERVERS
+        for inner in names:
+            command.add_command(getattr(importlib.import_module(f"config_server.migratectl.{below}"), inner))
+    return command
 
 
 @click.group(epilog=EPILOG, cls=_Group)
@@ -58,57 +154,3 @@ class _Group(click.Group):
 def main(context: click.Context, url: str | None, token_file: Path | None, authority: Path | None) -> None:
     """Protect servers, test their migration, migrate them."""
     context.obj = Invocation(url, token_file, authority)
-
-
-for command in (
-    site_commands.login,
-    site_commands.site,
-    discovery_commands.discover,
-    discovery_commands.cancel_discovery,
-    site_commands.servers,
-    site_commands.check,
-    item_commands.protect,
-    installation_commands.installations,
-    installation_commands.cancel_installation,
-    item_commands.status,
-    item_commands.recovery_points,
-    item_commands.create_recovery_point,
-    item_commands.test_migrate,
-    item_commands.cleanup,
-    item_commands.migrate,
-    item_commands.cancel,
-    item_commands.complete,
-    item_commands.pause,
-    item_commands.resume,
-    item_commands.stop_replication,
-    item_commands.resync,
-    item_commands.jobs,
-    site_commands.events,
-    site_commands.policies,
-    site_commands.set_policy,
-    site_commands.delete_policy,
-    process_server_commands.process_servers,
-    process_server_commands.drain_process_server,
-    process_server_commands.undrain_process_server,
-    process_server_commands.remove_process_server,
-    process_server_commands.switch_process_server,
-    sizing_commands.size_site,
-    sizing_commands.plan,
-    upload_limits_commands.upload_limits,
-    upload_limits_commands.set_upload_limits,
-    agent_limits_commands.agent_limits,
-    agent_limits_commands.set_agent_limits,
-    site_commands.create_enrolment_passphrase,
-    site_commands.enrolment_passphrases,
-    site_commands.revoke_enrolment_passphrase,
-    *alert_commands.COMMANDS,
-    access_commands.certificates,
-    access_commands.revoke_certificate,
-    access_commands.tokens,
-    access_commands.create_token,
-    access_commands.revoke_token,
-    access_commands.audit,
-):
-    main.add_command(command)
-for command in (discovery_commands.accept_host_key, discovery_commands.forget):
-    site_commands.servers.add_command(command)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import http.client
 import json
 import os
 import re
@@ -17,16 +18,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
-import aiohttp
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from config_server.certificate_plane import TokenExchange, TokenGrant
+from config_server.migratectl.https import AnswerTooLong, HttpsConnection
 from config_server.secret_text import read_one_time_secret
 from replication.documents import Document
 from replication.durable_file import DurableFile
 from replication.errors import InvalidInput, PeerProtocolError, PeerUnavailable, SettingsError
-from replication.service.problem import error_from_problem
+from replication.problem_details import error_from_problem
 from replication.service_address import check_setting
 from replication.settings import load_settings
 from replication.tls_identity import ExpectedPeer, Role, check_peer
@@ -116,18 +117,16 @@ class ConfigServer:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._token = connection.token
-        self._session: aiohttp.ClientSession | None = None
+        self._https: HttpsConnection | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=self._connection.tls()),
-            timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S),
-        )
+        url, tls = self._connection.url, self._connection.tls()
+        self._https = HttpsConnection(url, tls, REQUEST_TIMEOUT_S, MAX_ANSWER_BYTES)
         try:
             if read_one_time_secret(self._token) is not None:
                 self._token = await self._exchanged()
         except BaseException:
-            await self._session.close()
+            self._https.close()
             raise
         return self
 
@@ -155,8 +154,8 @@ class ConfigServer:
     async def __aexit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        if self._https is not None:
+            self._https.close()
 
     async def get(self, path: str, kind: type[ModelT], **query: str | int | None) -> ModelT:
         """:raises BlockferryError: what the server answered, or that it does not."""
@@ -173,27 +172,23 @@ class ConfigServer:
     async def _exchange(
         self, method: str, path: str, body: Document | None, query: dict[str, str | int | None]
     ) -> bytes:
-        if self._session is None:
+        if self._https is None:
             raise AssertionError("the connection is not open")
-        url = f"{self._connection.url}/api/v1{path}"
         parameters = {name: str(value) for name, value in query.items() if value is not None}
         content = None if body is None else body.encode()
         try:
-            headers = {"Authorization": f"Bearer {self._token}"}
-            async with self._session.request(method, url, data=content, params=parameters, headers=headers) as response:
-                answer = await response.content.read(MAX_ANSWER_BYTES)
-                while chunk := await response.content.read(MAX_ANSWER_BYTES):
-                    answer += chunk
-                    if len(answer) > MAX_ANSWER_BYTES:
-                        raise PeerProtocolError(f"cannot use the answer of {url}: too long")
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+            answer = await self._https.request(method, f"/api/v1{path}", parameters, headers, content)
+        except AnswerTooLong as error:
+            raise PeerProtocolError(f"cannot use the answer of {self._connection.url}: too long") from error
+        except (http.client.HTTPException, OSError) as error:
             raise PeerUnavailable(
                 f"cannot reach the configuration server {self._connection.url}: {str(error) or type(error).__name__}",
                 hint="check --url, the firewall, and that --authority is this server's authority",
             ) from error
-        if response.status >= 400:
-            raise error_from_problem(response.status, answer, self._connection.url)
-        return answer
+        if answer.status >= 400:
+            raise error_from_problem(answer.status, answer.content, self._connection.url)
+        return answer.content
 
 
 def _own_name() -> str:

@@ -5,7 +5,6 @@ Called by the commands that start jobs. Interrupting the wait leaves the job run
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Final
 
@@ -19,6 +18,9 @@ from config_server.operator_plane import JobStatus
 from replication.errors import Retryable
 
 POLL_S: Final = 0.5
+QUIET_POLL_S: Final = 20.0
+"""Between two looks while nothing is to be shown: the server answers at once when the job has ended."""
+
 PLAIN_LINE_EVERY_S: Final = 10.0
 _OPEN: Final = ("in-progress", "waiting-for-input")
 
@@ -52,7 +54,7 @@ def figures(job: JobStatus) -> str:
 async def wait_for_job(
     server: ConfigServer, job: JobStatus, console: Console, *, timeout_s: float | None, quiet: bool
 ) -> JobStatus:
-    """Poll until the job has ended; returns it. ``quiet``: show nothing (``--json``).
+    """Look until the job has ended; returns it. ``quiet``: show nothing (``--json``).
 
     :raises WaitTimedOut: if it has not ended after ``timeout_s``; the job goes on.
     """
@@ -74,8 +76,10 @@ async def wait_for_job(
                     f"cannot wait longer for job {job.id}: it is {job.state} ({job.step})",
                     hint="the job goes on; `migratectl jobs` shows it",
                 )
-            await asyncio.sleep(POLL_S)
-            job = await server.get(f"/jobs/{job.id}", JobStatus)
+            wait_s = QUIET_POLL_S if quiet else POLL_S
+            if deadline is not None:
+                wait_s = min(wait_s, max(0.0, deadline - time.monotonic()))
+            job = await server.get(f"/jobs/{job.id}", JobStatus, wait_s=str(wait_s))
             bar.update(
                 task,
                 description=_description(job),

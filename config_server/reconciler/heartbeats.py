@@ -20,25 +20,32 @@ from config_server.tables import MachineRow, ProcessServerRow, ProtectedItemRow
 BETTER_AFTER_S: Final = 60.0
 
 
-async def notice_silence(session: AsyncSession, heartbeat: HeartbeatSettings, ages: Ages, now_ns: int) -> None:
-    """Mark and record agents and process servers that were not heard within their timeouts.
+async def notice_silence(session: AsyncSession, heartbeat: HeartbeatSettings, ages: Ages, now_ns: int) -> float:
+    """Mark and record agents and process servers that were not heard within their timeouts; returns for how many seconds none of them
+    can become silent, however long they say nothing.
 
     Of all of them, every time: their ages rest on being looked at.
     """
+    calm_s = float("inf")
     connected = await session.execute(select(MachineRow.id, MachineRow.heard_ns).where(MachineRow.connected))
     for identifier, heard_ns in list(connected):
-        if not _is_silent(ages.of(AGENT_HEARD, identifier, heard_ns), heartbeat.agent_timeout_s):
+        left_s = _left_s(ages.of(AGENT_HEARD, identifier, heard_ns), heartbeat.agent_timeout_s)
+        if left_s >= 0:
+            calm_s = min(calm_s, left_s)
             continue
         machine = await session.get_one(MachineRow, identifier)
         machine.connected = False
         message = f"the agent of {machine.hostname} is not heard any more"
         record_event(session, now_ns, SYSTEM, "disconnected", message, machine_id=machine.id)
     for server in list(await session.scalars(select(ProcessServerRow).where(ProcessServerRow.connected))):
-        if not _is_silent(process_servers.heard_age(server, ages), heartbeat.process_server_timeout_s):
+        left_s = _left_s(process_servers.heard_age(server, ages), heartbeat.process_server_timeout_s)
+        if left_s >= 0:
+            calm_s = min(calm_s, left_s)
             continue
         server.connected = False
         message = f"process server {server.hostname} is not heard any more"
         record_event(session, now_ns, SYSTEM, "disconnected", message)
+    return calm_s
 
 
 async def look_at_heartbeats(session: AsyncSession, ages: Ages) -> None:
@@ -49,8 +56,9 @@ async def look_at_heartbeats(session: AsyncSession, ages: Ages) -> None:
         process_servers.heard_age(server, ages)
 
 
-def _is_silent(heard: Age | None, timeout_s: float) -> bool:
-    return heard is not None and heard.exceeds(timeout_s)
+def _left_s(heard: Age | None, timeout_s: float) -> float:
+    """Until it counts as silent; below 0: it does."""
+    return timeout_s - (0.0 if heard is None else heard.seconds)
 
 
 async def notice_health(

@@ -30,7 +30,6 @@ from config_server.config import HistorySettings
 from config_server.core.job import JobKind
 from config_server.discoveries import forget_runs
 from config_server.point_history import DELETED, PRUNING
-from config_server.reconciler.mailbox import BOTH_DELETED
 from config_server.tables import (
     CertificateRow,
     DivergenceRow,
@@ -41,6 +40,7 @@ from config_server.tables import (
     RecoveryPointRow,
     WriterRequestRow,
 )
+from config_server.writer_requests import BOTH_DELETED
 
 EVERY_S: Final = 60.0
 CERTIFICATES_KEPT_AFTER_END_NS: Final = 30 * 86400 * 10**9

@@ -33,7 +33,6 @@ from config_server.observations import follow_observation
 from config_server.placement import Placement
 from config_server.postgresql import DatabaseUnavailable
 from config_server.reconciler.alarms import Alarms
-from config_server.reconciler.busy_items import all_items, busy_items
 from config_server.reconciler.cutover import follow_migration
 from config_server.reconciler.deletion import follow_deletion
 from config_server.reconciler.drills import follow_clean_up, follow_test_migration
@@ -45,6 +44,7 @@ from config_server.reconciler.mailbox import Mailbox
 from config_server.reconciler.recovery_points import RecoveryPoints
 from config_server.reconciler.replication_jobs import follow_enabling, follow_recovery_point, follow_resync
 from config_server.reconciler.store_exchange import StoreExchange
+from config_server.reconciler.work_at_hand import all_items, work_at_hand
 from config_server.store_status import StoreStatus
 from config_server.tables import JobRow, ProtectedItemRow
 from config_server.writer_requests import writer_silence_s
@@ -86,11 +86,13 @@ class Reconciler:
         ages: Ages,
         leadership: Leadership | None = None,
         alarms: Alarms | None = None,
+        job_ended: Callable[[], None] = lambda: None,
     ) -> None:
         leadership = leadership or SoleLeadership()
         database = database.guarded(leadership.guard)
         self._database = database
         self._alarms = alarms
+        self._job_ended = job_ended
         self._feed = feed
         self._status = status
         self._board = board
@@ -112,11 +114,18 @@ class Reconciler:
         self._exchange_woken, self._follow_woken = asyncio.Event(), asyncio.Event()
         self._round_due_ns = self._housekeeping_due_ns = 0
         self._rounds = 0
+        self._watch_due_s = 0.0
+        """By the clock that nobody sets: when somebody may have become silent, or an item be in want of another process server."""
         self._placement = Placement(placement, heartbeat, ages)
         self.figures = Figures(ages)
 
     def wake(self) -> None:
-        """Let the next pass begin now."""
+        """Something was changed: let the next pass begin now."""
+        self._watch_due_s = 0.0
+        self.wake_for_jobs()
+
+    def wake_for_jobs(self) -> None:
+        """Somebody was heard: let the next pass begin now, for the sake of jobs that wait for it."""
         self._exchange_woken.set()
         self._follow_woken.set()
 
@@ -133,10 +142,12 @@ class Reconciler:
         """Pass after pass; returns only by cancellation."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._placement.listen())
-            tasks.create_task(self._repeat(self._exchange_once, self._exchange_woken))
-            tasks.create_task(self._repeat(self._follow_once, self._follow_woken))
+            tasks.create_task(self._repeat(self._exchange_once, self._exchange_woken, lambda: self._exchange.awaited))
+            tasks.create_task(self._repeat(self._follow_once, self._follow_woken, lambda: False))
 
-    async def _repeat(self, act: Callable[[], Awaitable[None]], woken: asyncio.Event) -> None:
+    async def _repeat(
+        self, act: Callable[[], Awaitable[None]], woken: asyncio.Event, hurries: Callable[[], bool]
+    ) -> None:
         while True:
             woken.clear()
             try:
@@ -148,7 +159,7 @@ class Reconciler:
                 self._board.report("database", HealthState.OK)
             await asyncio.sleep(MIN_GAP_S)
             with contextlib.suppress(TimeoutError):
-                hurry_s = HURRY_S if self._exchange.awaited else self._settings.interval_s
+                hurry_s = HURRY_S if hurries() else self._settings.interval_s
                 async with asyncio.timeout(min(hurry_s, self._settings.interval_s)):
                     await woken.wait()
 
@@ -173,6 +184,11 @@ class Reconciler:
 
     async def run_once(self) -> None:
         """Every step of both loops once; what follows from it is delivered."""
+        self._watch_due_s = 0.0
+        await self.pass_once()
+
+    async def pass_once(self) -> None:
+        """As ``run_once``, but, as ``run`` does it, what is neither due nor asked for is left out."""
         await self._exchange_once()
         await self._follow_once()
         if await self._exchange.has_new_requests():
@@ -183,27 +199,41 @@ class Reconciler:
             self._follow_woken.set()
 
     async def _follow_once(self) -> None:
-        async with self._database.write() as session:
-            await notice_silence(session, self._heartbeat, self._ages, self._clock())
-            placed = await self._placement.follow(session, self._clock())
-        if placed:
-            self._feed.wake()
         # Or the clock was set back: else nobody would look around until it has caught up.
         looks_around = (
             not self._round_due_ns - int(self._settings.point_interval_s * 1e9) <= self._clock() < self._round_due_ns
         )
         thorough = looks_around and self._rounds % ROUNDS_BETWEEN_THOROUGH == 0
+        if looks_around or self._ages.monotonic_s() >= self._watch_due_s:
+            await self._watch()
         async with self._database.read() as session:
-            followed = await (all_items if thorough else busy_items)(session)
+            at_hand = await work_at_hand(session, answers_due_ns=0)
+            followed = await all_items(session) if thorough else at_hand.busy
         for item_id in followed:
             await self._follow_item(item_id)
-        await self._follow_installations()
+        if at_hand.installations:
+            await self._follow_installations()
         if looks_around:
             self._rounds += 1
             self._round_due_ns = self._clock() + int(self._settings.point_interval_s * 1e9)
             await self._look_around()
-        if await self._exchange.has_new_requests():
+        if followed and await self._exchange.has_new_requests():
             self._exchange_woken.set()
+
+    async def _watch(self) -> None:
+        """Who is silent now, and which items change their process server. What is due by time alone is due when ``_watch_due_s`` says."""
+        # Before the look: what is changed meanwhile makes it due again.
+        self._watch_due_s = float("inf")
+        try:
+            async with self._database.write() as session:
+                calm_s = await notice_silence(session, self._heartbeat, self._ages, self._clock())
+                placed = await self._placement.follow(session, self._clock())
+        except BaseException:
+            self._watch_due_s = 0.0
+            raise
+        self._watch_due_s = min(self._watch_due_s, self._ages.monotonic_s() + min(calm_s, self._placement.calm_s))
+        if placed:
+            self._feed.wake()
 
     async def _follow_installations(self) -> None:
         async with self._database.read() as session:
@@ -245,6 +275,9 @@ class Reconciler:
             try:
                 async with self._database.write() as session:
                     published |= await self._follow_job(session, job_id, item_id)
+                    has_ended = (await session.get_one(JobRow, job_id)).ended_ns is not None
+                if has_ended:
+                    self._job_ended()
                 reached("config.job.stepped")
             except DatabaseUnavailable:
                 raise

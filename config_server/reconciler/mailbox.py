@@ -25,7 +25,7 @@ from config_server.database import Database
 from config_server.events import SYSTEM, Clock, record_event
 from config_server.point_history import settle_pruning
 from config_server.tables import MadeDiskRow, WriterRequestRow
-from config_server.writer_requests import NEW, PUT, request_of
+from config_server.writer_requests import BOTH_DELETED, IN_STORE, NEW, PUT, REQUEST_DELETED, request_of
 from replication.blob_client.api import BlobClient, BlobContent
 from replication.documents import MAX_DOCUMENT_BYTES, WriterPublicKey
 from replication.errors import Conflict, NotFound, PeerProtocolError
@@ -34,9 +34,6 @@ from replication.store_documents import DeleteDisks, PrunePoints, WriterAnswer
 from replication.store_layout import REPLICATION_CONTAINER, answer_name, request_name
 
 PUT_AGAIN_S: Final = 60.0
-_IN_STORE: Final = 0
-_REQUEST_DELETED: Final = 1
-BOTH_DELETED: Final = 2
 
 _logger = logging.getLogger(__name__)
 
@@ -116,28 +113,32 @@ class Mailbox:
             fields = {"request": row.id, "kind": row.kind}
             _logger.warning("the store has lost a request: it is put again", extra={"fields": fields})
 
+    def answers_due_ns(self) -> int:
+        """Answers that were taken in before it are deleted from the store."""
+        return self._clock() - self._answer_keep_ns
+
     async def retire(self) -> None:
         """Delete what is settled from the store: requests at once, answers later. What is not due yet is not read.
 
         Due is an answer by this server's clock: if that was set back, answers stay longer, which costs a little room.
         """
-        due_ns = self._clock() - self._answer_keep_ns
+        due_ns = self.answers_due_ns()
         async with self._database.read() as session:
             rows = list(
                 await session.scalars(
                     select(WriterRequestRow)
                     .where(
-                        ((WriterRequestRow.retired == _IN_STORE) & WriterRequestRow.answered_ns.is_not(None))
-                        | ((WriterRequestRow.retired == _REQUEST_DELETED) & (WriterRequestRow.answered_ns <= due_ns))
+                        ((WriterRequestRow.retired == IN_STORE) & WriterRequestRow.answered_ns.is_not(None))
+                        | ((WriterRequestRow.retired == REQUEST_DELETED) & (WriterRequestRow.answered_ns <= due_ns))
                     )
                     .order_by(WriterRequestRow.created_ns)
                 )
             )
         for row in rows:
-            if row.retired == _IN_STORE:
+            if row.retired == IN_STORE:
                 await self._delete(request_name(row.id))
                 reached("config.request.deleted")
-                await self._set_retired(row.id, _REQUEST_DELETED)
+                await self._set_retired(row.id, REQUEST_DELETED)
             else:
                 await self._delete(answer_name(row.id))
                 reached("config.answer.deleted")

@@ -15,9 +15,9 @@ from sqlalchemy import select
 from config_server.database import Database
 from config_server.events import Clock
 from config_server.postgresql import DatabaseUnavailable
-from config_server.reconciler.busy_items import all_items, busy_items
 from config_server.reconciler.mailbox import Mailbox
 from config_server.reconciler.recovery_points import RecoveryPoints
+from config_server.reconciler.work_at_hand import WorkAtHand, all_items, work_at_hand
 from config_server.store_status import StoreStatus
 from config_server.tables import WriterRequestRow
 from config_server.writer_requests import NEW
@@ -95,12 +95,11 @@ class StoreExchange:
         # Or the clock was set back: else nobody would look around until it has caught up.
         looks_around = not self._round_due_ns - self._round_ns <= self._clock() < self._round_due_ns
         async with self._database.read() as session:
-            every, busy = await all_items(session), await busy_items(session)
-        await self._mailbox.deliver()
-        settled, open_requests = await self._mailbox.collect()
-        await self._mailbox.retire()
+            at_hand = await work_at_hand(session, self._mailbox.answers_due_ns())
+            every = await all_items(session) if looks_around else []
+        settled, open_requests = await self._empty_mailbox(at_hand)
         found, missing = await self._points.find_reported(), 0
-        for item_id in busy:
+        for item_id in at_hand.expecting:
             found_here, missing_here = await self._points.find_awaited(item_id)
             found, missing = found + found_here, missing + missing_here
         self.awaited = open_requests + missing > 0
@@ -111,6 +110,17 @@ class StoreExchange:
                 await self._points.prune(item_id)
             self._round_due_ns = self._clock() + self._round_ns
         return settled + found > 0
+
+    async def _empty_mailbox(self, at_hand: WorkAtHand) -> tuple[int, int]:
+        """How many requests were settled, and how many are still open."""
+        settled = open_requests = 0
+        if at_hand.new:
+            await self._mailbox.deliver()
+        if at_hand.new or at_hand.put:
+            settled, open_requests = await self._mailbox.collect()
+        if settled or at_hand.settled:
+            await self._mailbox.retire()
+        return settled, open_requests
 
     async def _ask_whether_it_answers(self) -> None:
         with contextlib.suppress(NotFound):

@@ -81,8 +81,9 @@ class Operator:
         points: list[Json] = self.get(f"/protected-items/{item}/recovery-points")["items"]
         return points
 
-    def job(self, job: str) -> Json:
-        return self.get(f"/jobs/{job}")
+    def job(self, job: str, wait_s: float = 0.0) -> Json:
+        """``wait_s``: for its end, at the longest."""
+        return self.get(f"/jobs/{job}?wait_s={wait_s}")
 
     def newest_job(self, kind: str) -> Json:
         for job in self.get("/jobs")["items"]:
@@ -102,8 +103,7 @@ class Operator:
             yield job
             if time.monotonic() > until_s:
                 raise DemoError(f"{kind} did not end within {deadline_s:.0f} s: {job['step']}: {job['message']}")
-            time.sleep(_POLL_S)
-            job = self.job(job["id"])
+            job = self.job(job["id"], _POLL_S)
         if job["state"] != "succeeded":
             raise DemoError(f"{kind} {job['state']}: {job['problem']}")
         yield job

@@ -19,7 +19,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
 from typing import Final, NoReturn, Protocol
 
@@ -288,18 +288,21 @@ class Cutover:
             raise _not_quiet(disk, Standstill("written", "the tracker saw a write since the final cut"))
 
     async def _hash(self, session: DiskSession) -> str:
+        """While one slice is hashed the next one is read: on most machines each takes about as long."""
         digest = hashlib.sha256()
         size_bytes = session.ledger.geometry.size_bytes
-        with BufferPool(1, _HASH_SLICE_BYTES).acquire(0) as buffer:
-            for offset in range(0, size_bytes, _HASH_SLICE_BYTES):
+        pool = BufferPool(2, _HASH_SLICE_BYTES)
+        # The thread ends before its buffers are given back, also when this is cancelled: within one slice.
+        with pool.acquire(0) as one, pool.acquire(0) as other, ThreadPoolExecutor(1, "source-hash") as hasher:
+            hashing: Future[None] | None = None
+            for number, offset in enumerate(range(0, size_bytes, _HASH_SLICE_BYTES)):
                 extent = Extent(offset, min(_HASH_SLICE_BYTES, size_bytes - offset))
-                view = buffer.view[: extent.length_bytes]
-
-                def read_and_hash(extent: Extent = extent, view: memoryview = view) -> None:
-                    session.parts.reader.read_into(view, extent)
-                    digest.update(view)
-
-                await finished_in(session.parts.executor, read_and_hash)
+                view = (one, other)[number % 2].view[: extent.length_bytes]
+                read = functools.partial(session.parts.reader.read_into, view, extent)
+                await finished_in(session.parts.executor, read)
+                if hashing is not None:
+                    await asyncio.wrap_future(hashing)
+                hashing = hasher.submit(digest.update, view)
                 self._note(hashed_bytes=self.observation.hashed_bytes + extent.length_bytes)
         return digest.hexdigest()
 

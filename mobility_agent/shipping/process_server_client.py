@@ -29,7 +29,7 @@ from replication.data_plane import (
 from replication.epoch_manifest import MAX_MANIFEST_BYTES
 from replication.errors import NotFound, Overloaded, PeerProtocolError, PeerUnavailable, Refused, Unsupported
 from replication.identifiers import EpochId, EpochKey, GenerationKey
-from replication.service.problem import error_from_problem
+from replication.problem_details import error_from_problem
 from replication.standstill import put_off
 from replication.tls_session import TlsSession
 

@@ -26,6 +26,7 @@ from replication.documents import MAX_DOCUMENT_BYTES
 from replication.errors import PeerProtocolError, PeerUnavailable
 from replication.identifiers import GenerationKey
 from replication.installer_catalogue import INDEX_PATH, Installer, InstallerCatalogue
+from replication.problem_details import error_from_problem
 from replication.remote_access import (
     DISCOVERIES,
     INSTALLATIONS,
@@ -36,7 +37,6 @@ from replication.remote_access import (
     remote_order_path,
     remote_reports_path,
 )
-from replication.service.problem import error_from_problem
 from replication.tls_session import TlsSession
 
 REQUEST_TIMEOUT_S: Final = 10.0

@@ -1,6 +1,6 @@
-"""Errors over HTTP as problem details (RFC 9457), and back into the same error tree at the caller.
+"""Errors over HTTP as problem details (RFC 9457); at the caller they become the same error tree again (``problem_details.py``).
 
-Called by the process server's and the configuration server's middlewares, and by their clients.
+Called by the process server's and the configuration server's middlewares.
 ``type`` is ``urn:blockferry:error:CODE`` with the class's stable code.
 """
 
@@ -14,11 +14,9 @@ from typing import Final
 from aiohttp import web
 
 from replication import errors
+from replication.problem_details import TYPE_PREFIX
 
 PROBLEM_CONTENT_TYPE: Final = "application/problem+json"
-_TYPE_PREFIX: Final = "urn:blockferry:error:"
-_MAX_PROBLEM_BYTES: Final = 64 * 1024
-_MAX_RETRY_AFTER_S: Final = 3600.0
 
 _STATUS: Final[dict[type[errors.BlockferryError], int]] = {
     errors.Overloaded: 503,
@@ -39,18 +37,6 @@ _STATUS: Final[dict[type[errors.BlockferryError], int]] = {
 }
 
 
-def _kinds_by_code() -> dict[str, type[errors.BlockferryError]]:
-    """Every class of the tree by its code, those declared beside a protocol (``data_plane``) included."""
-    found: dict[str, type[errors.BlockferryError]] = {}
-    pending: list[type[errors.BlockferryError]] = [errors.BlockferryError]
-    while pending:
-        kind = pending.pop()
-        if "code" in vars(kind):  # not one that a subclass inherits
-            found[kind.code] = kind
-        pending.extend(kind.__subclasses__())
-    return found
-
-
 _logger = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -63,7 +49,7 @@ def problem_response(error: errors.BlockferryError, status: int | None = None) -
     if status is None:
         status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
     body: dict[str, object] = {
-        "type": _TYPE_PREFIX + error.code,
+        "type": TYPE_PREFIX + error.code,
         "title": error.code.replace("-", " "),
         "status": status,
         "detail": error.message,
@@ -124,50 +110,3 @@ def _http_problem(error: web.HTTPException) -> web.StreamResponse:
     return web.Response(
         status=error.status, body=json.dumps(body).encode(), headers=allow, content_type=PROBLEM_CONTENT_TYPE
     )
-
-
-def error_from_problem(status: int, body: bytes, peer: str) -> errors.BlockferryError:
-    """Rebuild the error that ``peer`` answered with; an answer that is no problem document becomes the class its status suggests.
-
-    Nothing in ``body`` makes this raise, and a ``retry_after_s`` beyond reason counts as none.
-    """
-    try:
-        document = json.loads(body[:_MAX_PROBLEM_BYTES])
-        code = str(document["type"]).removeprefix(_TYPE_PREFIX)
-        kind = _kinds_by_code()[code]
-        message = str(document["detail"]).strip()
-    except (ValueError, KeyError, TypeError, RecursionError):
-        message = ""
-    if not message:
-        return _kind_for_status(status)(f"cannot use the answer of {peer}: HTTP status {status}")
-    hint = document.get("hint")
-    error = kind(
-        message,
-        disk=_text(document.get("disk")),
-        epoch=_integer(document.get("epoch")),
-        offset_bytes=_integer(document.get("offset_bytes")),
-        hint=_text(hint),
-    )
-    if isinstance(error, errors.Retryable):
-        retry_after = document.get("retry_after_s")
-        if isinstance(retry_after, int | float) and 0 <= retry_after <= _MAX_RETRY_AFTER_S:
-            error.retry_after_s = float(retry_after)
-    return error
-
-
-def _kind_for_status(status: int) -> type[errors.BlockferryError]:
-    if status in (401, 403):
-        return errors.Refused
-    if status == 404:
-        return errors.NotFound
-    if status in (408, 429) or (status >= 500 and status not in (501, 505)):
-        return errors.Retryable
-    return errors.Permanent
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _integer(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

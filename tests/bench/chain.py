@@ -21,7 +21,6 @@ from tests.harness.loop_disk import loop_disk
 from tests.harness.running_site import POLICY, RunningSite, running_site
 
 DEADLINE_S: Final = 1200.0
-_SELDOM_S: Final = 0.5
 _OFTEN_S: Final = 0.1
 
 
@@ -72,7 +71,7 @@ def _known(operator: Operator, server: str, device: Path) -> Json | None:
 def _initial_replication(site: RunningSite, device: Path) -> Figures:
     prepare(site, device)
     with measured(lambda: processes(site)) as usage:
-        site.operator.order("protect", site.server, "--disk", str(device), "--policy", POLICY)
+        site.operator.order("protect", site.server, "--disk", str(device), "--policy", POLICY, "--wait", "--json")
         item = _first_point(site)
     observed = item["disks"][0]["observation"]
     figures = {
@@ -87,13 +86,13 @@ def _initial_replication(site: RunningSite, device: Path) -> Figures:
 
 
 def _first_point(site: RunningSite) -> Json:
-    """Looks seldom: every look costs the configuration server processor time, which counts."""
+    """Initial replication is over: the point is due, and looked for often."""
     until_s = time.monotonic() + DEADLINE_S
     while time.monotonic() < until_s:
         item = site.operator.required_item()
         if item["newest_point_at"] is not None:
             return item
-        time.sleep(_SELDOM_S)
+        time.sleep(_OFTEN_S)
     raise DemoError("no recovery point in time")
 
 
@@ -102,13 +101,9 @@ def _delta(site: RunningSite, device: Path, delta: Delta) -> Figures:
     site.wait_state("replicating", DEADLINE_S)
     delta.apply(device)
     with measured(lambda: processes(site)) as usage:
-        site.operator.order("create-recovery-point", site.server)
-        job = site.operator.newest_job("recovery-point")
-        while job["state"] == "in-progress" and time.monotonic() < usage.started_s + DEADLINE_S:
-            time.sleep(_OFTEN_S)
-            job = site.operator.job(job["id"])
-    if job["state"] != "succeeded":
-        raise DemoError(f"the recovery point {job['state']}: {job['problem']}")
+        site.operator.order(
+            "create-recovery-point", site.server, "--wait", "--timeout", f"{DEADLINE_S:.0f} s", "--json"
+        )
     return {"delta_wall_s": usage.wall_s, "delta_cpu_s": usage.cpu_s}
 
 

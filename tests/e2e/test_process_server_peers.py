@@ -18,7 +18,7 @@ from replication.epoch_manifest import MAX_MANIFEST_BYTES, manifest_hash
 from replication.errors import IntegrityError, InvalidInput, NotFound, PeerProtocolError, Refused, Retryable
 from replication.extents import Extent
 from replication.identifiers import GenerationId, GenerationKey, MachineId
-from replication.service.problem import error_from_problem
+from replication.problem_details import error_from_problem
 from replication.tls_identity import Role, TlsIdentity
 from tests.harness.epochs import make_generation_record, new_uuid, put_generation_record
 from tests.harness.process_site import DISK_BYTES, LabAgent, LabSite, LabWriter, ShippedDisk, running_site

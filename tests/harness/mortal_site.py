@@ -230,8 +230,10 @@ class World:
             body = await self.observe(desired, machine.desired_revision)
 
         async def report(session: AsyncSession) -> None:
-            await report_agent(session, await session.get_one(MachineRow, MACHINE), body, self.ages, self.clock())
-            await publish(session, MACHINE)
+            machine = await session.get_one(MachineRow, MACHINE)
+            reported = await report_agent(session, machine, body, self.ages, self.clock())
+            if reported is not None and reported.is_news:
+                await publish(session, MACHINE)
 
         await self.write(report)
 

@@ -53,12 +53,12 @@ from replication.identifiers import (
     MachineId,
 )
 from replication.installer_catalogue import Installer, InstallerCatalogue
+from replication.problem_details import error_from_problem
 from replication.remote_access import DiscoveryOrder, HostReports, InstallationOrder, InstallationReport
 from replication.sealed_segment import SegmentOpener
 from replication.segment_keys import manifest_key
 from replication.service.health import HealthBoard
 from replication.service.observability import ObservabilitySettings
-from replication.service.problem import error_from_problem
 from replication.settings import parse_settings
 from replication.store_documents import Receipt
 from replication.store_layout import (

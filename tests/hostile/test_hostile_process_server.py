@@ -22,8 +22,8 @@ from replication.batch_frame import HEADER_BYTES
 from replication.data_plane import ManifestSuperseded, batch_path, hello_path, manifest_path
 from replication.errors import KeyConflict, PeerProtocolError, Permanent, Refused
 from replication.identifiers import MachineId
+from replication.problem_details import error_from_problem
 from replication.service.connections import ConnectionSettings
-from replication.service.problem import error_from_problem
 from replication.tls_identity import PeerName, Role
 from tests.harness.epochs import new_uuid
 from tests.harness.mutations import MIB, bounded_memory, mutated

@@ -15,8 +15,8 @@ from replication import control_plane, data_plane, store_documents
 from replication.dirty_bitmap import GranuleRuns, decode_runs, encode_runs
 from replication.documents import Document, WriterIdentity, WriterPublicKey
 from replication.errors import BlockferryError, PeerProtocolError
+from replication.problem_details import error_from_problem
 from replication.segment_keys import unwrap_for_site, unwrap_for_writer
-from replication.service.problem import error_from_problem
 from replication.store_documents import Receipt, decode_writer_request
 from replication.store_layout import parse_epoch_blob_name, parse_generation_record_name
 from replication.tls_identity import PeerName, normalized_fingerprint, peer_certificate

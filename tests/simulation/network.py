@@ -16,7 +16,8 @@ from aiohttp import web
 
 from replication.blob_client.api import BlobClient
 from replication.errors import BlockferryError, PeerUnavailable
-from replication.service.problem import error_from_problem, problem_response
+from replication.problem_details import error_from_problem
+from replication.service.problem import problem_response
 from tests.harness.faulty_blob_client import WRITES
 from tests.harness.memory_blob_client import MemoryBlobClient
 from tests.simulation.virtual_loop import Process, VirtualLoop, drive

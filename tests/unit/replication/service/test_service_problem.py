@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replication import errors
-from replication.service.problem import PROBLEM_CONTENT_TYPE, error_from_problem, problem_middleware, problem_response
+from replication.problem_details import error_from_problem
+from replication.service.problem import PROBLEM_CONTENT_TYPE, problem_middleware, problem_response
 
 TREE = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.BlockferryError)]
 

@@ -1,0 +1,180 @@
+"""What the reconciler leaves out while nothing happens, and that nothing is missed or late by it: also when a doorbell is not heard."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from sqlalchemy import event, select, update
+from sqlalchemy.engine import Engine
+
+from config_server.core.age import Age
+from config_server.items import AGENT_HEARD
+from config_server.process_servers import HEARD
+from config_server.reconciler.work_at_hand import WorkAtHand, work_at_hand
+from config_server.tables import MachineRow, ProcessServerRow, ProtectedItemRow, WriterRequestRow
+from config_server.writer_requests import BOTH_DELETED, NEW, PUT, REQUEST_DELETED, SUCCEEDED
+from tests.harness.driven_site import driven_site
+from tests.harness.several_process_servers import Site, site_of
+
+IDLE_STATEMENTS = 6
+"""Of a pass over a site on which nothing is to be done: one for each loop, with its BEGIN, and whether there are requests by now."""
+
+
+BEAT_S = 3
+
+
+class Statements:
+    """Every statement that is executed while it is entered."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def _note(self, _connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        self.texts.append(statement)
+
+    def __enter__(self) -> Self:
+        event.listen(Engine, "before_cursor_execute", self._note)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        event.remove(Engine, "before_cursor_execute", self._note)
+
+
+async def seconds_pass(site: Site, seconds: int, *, beats: bool = True) -> None:
+    """One pass of the reconciler after each second, as ``run`` makes them."""
+    for second in range(seconds):
+        site.advance(1.0)
+        if beats and second % BEAT_S == 0:
+            await site.beat()
+            await site.observe()
+        await site.lab.running.reconciler.pass_once()
+
+
+async def test_pass_without_anything_to_do_asks_little(tmp_path: Path) -> None:
+    async with site_of(tmp_path, ("ps-1", "ps-2")) as site:
+        await site.protect("web-1")
+        await seconds_pass(site, 6)
+        await site.observe()
+        with Statements() as asked:
+            await site.lab.running.reconciler.pass_once()
+    assert len(asked.texts) <= IDLE_STATEMENTS, asked.texts
+
+
+async def test_silence_is_noticed_in_the_second_in_which_it_is_silence(tmp_path: Path) -> None:
+    async with site_of(tmp_path, ("ps-1", "ps-2")) as site:
+        await site.protect("web-1")
+        await seconds_pass(site, 18)
+        before = await site.where()
+        site.silent.add(before["web-1"])
+        await seconds_pass(site, 12)
+        assert await site.where() == before
+        await seconds_pass(site, 4)
+        assert (await site.where())["web-1"] not in (before["web-1"], "nowhere")
+        assert any("is not heard any more" in message for message in await site.events("disconnected"))
+
+
+async def test_agent_that_falls_silent_is_noticed_in_its_second(tmp_path: Path) -> None:
+    async with site_of(tmp_path, ("ps-1",)) as site:
+        await site.protect("web-1")
+        await seconds_pass(site, 3)
+        site.silent.add("web-1")
+        await seconds_pass(site, 28)
+        assert await site.events("disconnected") == []
+        await seconds_pass(site, 3)
+        assert await site.events("disconnected") == ["the agent of web-1 is not heard any more"]
+
+
+async def test_deafness_is_noticed_though_passes_were_calm(tmp_path: Path) -> None:
+    """Nobody is heard for 14 s; then the agent is first, and the process server not yet: its silence was ours."""
+    async with site_of(tmp_path, ("ps-1", "ps-2")) as site:
+        await site.protect("web-1")
+        await seconds_pass(site, 18)
+        before = await site.where()
+        await seconds_pass(site, 14, beats=False)
+        await site.observe()
+        await seconds_pass(site, 3, beats=False)
+        assert await site.where() == before
+
+
+async def test_change_whose_word_was_lost_is_found_by_the_next_round(tmp_path: Path) -> None:
+    """Another server of the site wrote it, and its message did not come."""
+    async with site_of(tmp_path, ("ps-1", "ps-2")) as site:
+        await site.protect("web-1")
+        await seconds_pass(site, 6)
+        async with site.lab.running.site.database.write() as session:
+            await session.execute(update(ProtectedItemRow).values(process_server_id=None))
+        await seconds_pass(site, 6)
+        assert (await site.where())["web-1"] != "nowhere"
+
+
+async def test_word_of_a_change_makes_the_next_pass_look(tmp_path: Path) -> None:
+    async with site_of(tmp_path, ("ps-1", "ps-2")) as site:
+        await site.protect("web-1")
+        await seconds_pass(site, 6)
+        async with site.lab.running.site.database.write() as session:
+            await session.execute(update(ProtectedItemRow).values(process_server_id=None))
+        site.lab.running.reconciler.wake()
+        await site.lab.running.reconciler.pass_once()
+        assert (await site.where())["web-1"] != "nowhere"
+
+
+async def test_clock_that_is_set_after_a_heartbeat_makes_nobody_older(tmp_path: Path) -> None:
+    """A heartbeat is looked at when it comes; no pass needs to do so before the clock is set."""
+    now_ns, ran_s = [time.time_ns()], [1000.0]
+    async with driven_site(tmp_path, lambda: now_ns[0], lambda: ran_s[0]) as site:
+        running = site.lab.running.site
+        now_ns[0], ran_s[0] = now_ns[0] + 4 * 10**9, ran_s[0] + 4.0
+        await site.observe([])
+        await site.beat()
+        now_ns[0] += 3600 * 10**9
+        async with running.database.read() as session:
+            machine = (await session.scalars(select(MachineRow))).one()
+            server = (await session.scalars(select(ProcessServerRow))).one()
+        assert running.ages.of(AGENT_HEARD, machine.id, machine.heard_ns) == Age(0.0)
+        assert running.ages.of(HEARD, server.id, server.heard_ns) == Age(0.0)
+
+
+async def test_work_at_hand_is_what_there_is(tmp_path: Path) -> None:
+    async with driven_site(tmp_path) as site:
+        database = site.lab.running.site.database
+
+        async def at_hand() -> WorkAtHand:
+            async with database.read() as session:
+                return await work_at_hand(session, answers_due_ns=100)
+
+        nothing = WorkAtHand((), (), new=False, put=False, settled=False, installations=False)
+        assert await at_hand() == nothing
+        item = (await site.protect())["item"]
+        assert (await at_hand()).busy == (item,)
+        assert (await at_hand()).expecting == ()
+        await site.observe()
+        await site.settle()
+        assert (await at_hand()).busy == ()
+        await site.verb("/recovery-points", {})
+        assert (await at_hand()).expecting == (item,)
+
+        async def request(**values: Any) -> WorkAtHand:
+            async with database.write() as session:
+                await session.execute(update(WriterRequestRow).values(**values))
+            return await at_hand()
+
+        async with database.write() as session:
+            session.add(
+                WriterRequestRow(
+                    id=item, key="test", kind="test", document="{}", state=NEW, created_ns=1, retired=0, item_id=item
+                )
+            )
+        found = await at_hand()
+        assert (found.new, found.put, found.settled) == (True, False, False)
+        found = await request(state=PUT)
+        assert (found.new, found.put, found.settled) == (False, True, False)
+        found = await request(state=SUCCEEDED, answered_ns=99)
+        assert (found.new, found.put, found.settled) == (False, False, True)
+        found = await request(retired=REQUEST_DELETED)
+        assert found.settled
+        found = await request(answered_ns=101)
+        assert not found.settled
+        found = await request(answered_ns=99, retired=BOTH_DELETED)
+        assert not found.settled
