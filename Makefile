@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON := .venv/bin/python
 # The import rules and the documentation check: part of `make lint`.
-RULES := tests/test_architecture.py tests/test_documentation.py
+RULES := tests/test_architecture.py tests/test_documentation.py tests/test_documented_commands.py
 # One worker runs the end-to-end tests in order, one the fault tests, one those of packages, and all wait much; whoever is free runs the rest
 # (tests/conftest.py).
 JOBS ?= 4

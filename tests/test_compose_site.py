@@ -17,11 +17,13 @@ from typing import Any, Final
 import pytest
 
 from tests.harness.container_engine import BASE_IMAGE, ContainerEngine, container_engine
+from tests.harness.documented_commands import documented, words
 from tests.harness.source_tree import REPOSITORY
 
 PATIENCE_S: Final = 120.0
 HASH: Final = "import hashlib, sys; print(hashlib.file_digest(open(sys.argv[1], 'rb'), 'sha256').hexdigest())"
 CONNECT: Final = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"
+UP, *BY_OPERATORS, STOP, DOWN = documented("docs/operations/install.md", "A whole site in containers, to try it")
 STORE: Final = (
     *("--endpoint", "https://sink/blockferry", "--account", "blockferry"),
     *("--key-file", "/site/store/store.key", "--ca-file", "/site/store/authorities.pem"),
@@ -37,6 +39,12 @@ class ComposeSite:
 
     def compose(self, *words: str) -> str:
         return self._engine.run("docker-compose", "--file", self._file, *words)
+
+    def as_documented(self, command: str) -> str:
+        """A command of the page: by the engine that the test has, and without a terminal."""
+        docker, compose, option, file, *rest = words(command)
+        assert (docker, compose, option, file) == ("docker", "compose", "-f", "deploy/compose/compose.yaml"), command
+        return self.compose(*(["run", "-T", *rest[1:]] if rest[0] == "run" else rest))
 
     def operator(self, *words: str) -> str:
         return self.compose("run", "--rm", "-T", "operator", *words)
@@ -61,7 +69,7 @@ class ComposeSite:
 
     def migrate(self, server: str) -> str:
         """Stop its workload, cut it over; returns the SHA-256 of the source and of the exported disk, which must be one."""
-        self.compose("stop", f"lab-workload-{server[-1]}")
+        self.as_documented(STOP.replace("workload-1", f"workload-{server[-1]}"))
         assert "identity: proved" in self.operator("migrate", server, "--wait")
         source = self.python(server, HASH, "/site/lab-disk/disk.img").stdout.strip()
         exported = self.docker(
@@ -88,9 +96,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeSite]:
         engine.make_base_image()
         engine.environment["BASE_IMAGE"] = BASE_IMAGE
         made = ComposeSite(engine, tree)
-        made.compose("up", "--build", "--detach")
+        made.as_documented(UP)
         yield made
-        made.compose("down", "--volumes")
+        made.as_documented(DOWN)
         assert engine.docker("ps", "--all", "--quiet") == ""
         assert engine.docker("volume", "ls", "--quiet") == ""
 
@@ -112,8 +120,10 @@ def test_servers_in_containers_are_migrated_through_a_killed_process_server_and_
 
     # What an unprivileged container cannot do is said, and replaced by what it can.
     assert "only scan" in site.operator("check", "lab-server-1")
+    for command in BY_OPERATORS:
+        site.as_documented(command)
+    site.operator("protect", "lab-server-2", "--wait")
     for server in ("lab-server-1", "lab-server-2"):
-        site.operator("protect", server, "--wait")
         assert site.status(server)["disks"][0]["observation"]["tracker_kind"] == "scan"
 
     # A process server dies for good: its items go on.

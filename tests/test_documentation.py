@@ -20,6 +20,7 @@ from config_server.reconciler.alert_figures import AlertFigures
 from config_server.reconciler.figures import Figures
 from mobility_agent.observations import DiskMetrics
 from process_server.metrics import ProcessServerMetrics
+from replication.blob_client.transport import API_VERSION
 from replication.failpoint import FAILPOINTS
 from tests.harness import documentation
 from tests.harness.documentation import Command, Section, commands_of, program_commands, sections, undocumented
@@ -119,6 +120,10 @@ def test_relative_links_resolve(path: str) -> None:
         if fragment and linked.suffix == ".md":
             headings = [section.headings[-1] for section in sections(path, linked.read_text()) if section.headings]
             assert fragment in {documentation.anchor(heading) for heading in headings}, f"{target}: no such heading"
+
+
+def test_the_version_of_the_blob_interface_is_the_one_that_is_asked_for() -> None:
+    assert f"`x-ms-version: {API_VERSION}`" in (REPOSITORY / "docs/operations/azure-storage.md").read_text()
 
 
 def test_pending_pages_are_not_written_yet() -> None:

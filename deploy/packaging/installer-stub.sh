@@ -53,6 +53,9 @@ fi
 unpack() { # into a directory that appears whole or not at all
     parent=$(dirname "$1")
     mkdir -p "$parent"
+    for left in "$parent"/.unfinished-*; do # of one that was killed
+        [ ! -d "$left" ] || kill -0 "${left##*-}" 2>/dev/null || rm -rf "$left"
+    done
     free_kib=$(df -Pk "$parent" | awk 'NR == 2 { print $4 }')
     [ "$free_kib" -gt $((unpacked_kib + 16384)) ] ||
         fail "$parent has $((free_kib / 1024)) MiB free, and $((unpacked_kib / 1024 + 16)) are needed" 'free some space there'

@@ -42,17 +42,23 @@ _COPY_AGAIN: Final = 75
 
 # $1 the directory, $2 the file, $3 its digest
 _IS_THERE: Final = 'cd "$1" 2>/dev/null && [ -f "$2" ] && [ "$(sha256sum <"$2" | cut -c1-64)" = "$3" ]'
+# However the connection ends, the end of the input is seen here: a copy that is not whole takes itself away, and the directory if
+# nothing else is in it. Nobody reads by then what it says, which is no reason to die of. It may be late, and another attempt under way:
+# its copy has another name.
 _RECEIVE: Final = (
-    'umask 077; mkdir -p "$1" && cd "$1" && cat >"$2.part" || exit 1; '
-    '[ "$(sha256sum <"$2.part" | cut -c1-64)" = "$3" ] || { echo "the copy differs" >&2; exit 1; }; '
-    'chmod 700 "$2.part" && mv "$2.part" "$2"'
+    'umask 077; mkdir -p "$1" && cd "$1" || exit 1; '
+    'trap \'rm -f "$2.$$"; cd /; rmdir "$1" "${1%/*}" 2>/dev/null\' EXIT; trap \'exit 1\' HUP INT TERM; '
+    f'trap "" PIPE; cat >"$2.$$" || {{ [ -d "$1" ] && exit 1; exit {_COPY_AGAIN}; }}; [ -f "$2.$$" ] || exit {_COPY_AGAIN}; '
+    '[ "$(sha256sum <"$2.$$" | cut -c1-64)" = "$3" ] || { echo "the copy differs" >&2; exit 1; }; '
+    'chmod 700 "$2.$$" && mv "$2.$$" "$2"'
 )
 # $1 the directory, $2 the file, $3 the appliance, $4 the fingerprint; the passphrase is the input. By sh, as /var may be
 # noexec. An installer of a connection that broke may still run: it is waited for, and since it takes the directory with it, the copy is
-# made again then.
+# made again then. When none runs, what killed ones have left goes.
 _INSTALL: Final = (
     f'umask 077; [ -f "$1/$2" ] || exit {_COPY_AGAIN}; '
-    f'if command -v flock >/dev/null 2>&1; then exec 9<"${{1%/*}}"; flock -w 600 9 || exit {_COPY_AGAIN}; fi; '
+    f'if command -v flock >/dev/null 2>&1; then exec 9<"${{1%/*}}"; flock -w 600 9 || exit {_COPY_AGAIN}; '
+    'for left in "${1%/*}"/*; do [ "$left" = "$1" ] || rm -rf "$left"; done; fi; '
     f'cd "$1" 2>/dev/null && [ -f "$2" ] || exit {_COPY_AGAIN}; '
     "trap 'cd /; rm -rf \"$1\"; rmdir \"${1%/*}\" 2>/dev/null' EXIT; trap 'exit 1' HUP INT TERM; cat >passphrase; "
     'sh "./$2" install --unattended --appliance "$3" --fingerprint "$4" --passphrase-file "$1/passphrase" </dev/null'
@@ -148,17 +154,19 @@ class Installation:
                 telling.step("copying", installer.file, installer.size_bytes)
                 if not await place.has_file():
                     done = await place.receive(read_pieces(path, telling.progress))
+                    if done.status == _COPY_AGAIN:
+                        raise _taken_away()
                     if done.status != 0:
                         raise _copy_failed(done)
                 telling.step("installing", f"version {installer.version}")
                 done = await place.install(self._appliance_url, order)
+                if done.status == _COPY_AGAIN:
+                    raise _taken_away()
+                if done.status != 0:
+                    raise _installer_failed(done, order)
             except Permanent:
                 await place.clean_up()
                 raise
-        if done.status == _COPY_AGAIN:
-            raise PeerUnavailable("cannot use the copy on the server: an earlier installation took it away")
-        if done.status != 0:
-            raise _installer_failed(done, order)
         return telling.report.model_copy(
             update={"state": "installed", "message": f"version {installer.version}", "version": installer.version}
         )
@@ -246,6 +254,10 @@ class _Telling:
 
 def _failed(error: BlockferryError) -> InstallationReport:
     return InstallationReport(state="failed", problem=problem_of(error))
+
+
+def _taken_away() -> PeerUnavailable:
+    return PeerUnavailable("cannot use the copy on the server: another installation there took it away")
 
 
 def _copy_failed(done: Done) -> Permanent:

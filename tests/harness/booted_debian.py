@@ -19,7 +19,7 @@ from typing import Final
 
 from tests.harness.source_tree import REPOSITORY
 
-PACKAGES: Final = "curl,dbus,e2fsprogs,systemd-sysv,udev"
+PACKAGES: Final = "curl,dbus,e2fsprogs,openssh-server,openssl,sudo,systemd-sysv,udev"
 """curl is what a server's administrator fetches the installer with; of Python nothing is there."""
 _BOOT_TIMEOUT_S: Final = 90.0
 _COMMAND_TIMEOUT_S: Final = 180.0
@@ -46,6 +46,7 @@ class BootedDebian:
         ).stdout.strip()
         self.root.mkdir(parents=True)
         subprocess.run(["tar", "-C", self.root, "--numeric-owner", "-xzf", tar], check=True)
+        (self.root / "etc/dpkg/dpkg.cfg.d/quick").write_text("force-unsafe-io\n")
         assert not list(self.root.glob("usr/bin/python3*"))
 
     def boot(self) -> None:
@@ -122,6 +123,21 @@ class BootedDebian:
         done = self.try_to(script, timeout_s)
         assert done.returncode == 0, f"{script}: {done.returncode}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
+
+    def be_called(self, name: str, addresses: Mapping[str, str]) -> None:
+        """Host name, and what names mean; addresses beyond the loopback's become this machine's own, until it is rebooted."""
+        self.run(f"hostnamectl hostname {name}")
+        hosts = {"127.0.0.1": "localhost", **addresses}
+        (self.root / "etc" / "hosts").write_text("".join(f"{address} {names}\n" for address, names in hosts.items()))
+        enter = ["nsenter", f"--target={self._first_process}", "--net"]
+        for address in hosts.keys() - {"127.0.0.1"}:
+            subprocess.run([*enter, "ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
+
+    def let_agents_lock_memory(self) -> None:
+        """Root of a container may not be able to raise limits (CAP_SYS_RESOURCE), as a machine's systemd is: no limit instead."""
+        drop_in = self.root / "etc/systemd/system/blockferry-agent.service.d/locked-memory.conf"
+        drop_in.parent.mkdir()
+        drop_in.write_text("[Service]\nCapabilityBoundingSet=CAP_IPC_LOCK\n")
 
     def give(self, source: Path, target: str) -> None:
         """A file of this machine at ``target`` inside."""

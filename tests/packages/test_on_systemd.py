@@ -15,9 +15,11 @@ from typing import Any, Final
 
 import pytest
 
+from tests.harness import walk_plan
 from tests.harness.booted_debian import BootedDebian, booted_debian
 from tests.harness.built_packages import Built
 from tests.harness.loop_disk import LoopDisk, loop_disk, run
+from tests.harness.walked_pages import walk
 
 pytestmark = [
     pytest.mark.heavy("installer and packages, built twice, on a Debian that boots with systemd"),
@@ -32,48 +34,6 @@ URL: Final = f"https://{HOST}"
 DISK_BYTES: Final = 64 * 1024 * 1024
 SERVERS: Final = ("azure-sink", "config-server", "process-server")
 WAIT_S: Final = 120.0
-STORE: Final = f"""
-  url: https://{HOST}:10443/blockferry
-  account: blockferry
-  key_file: /etc/blockferry/store.key
-  ca_file: /etc/blockferry/authorities.pem
-"""
-CONFIGURATIONS: Final = {
-    "azure-sink": """
-blob:
-  account: blockferry
-  tls_cert: /etc/blockferry/sink-tls/certificate.pem
-  tls_key: /etc/blockferry/sink-tls/key.pem
-  key_file: /etc/blockferry/store.key
-  listen: 127.0.0.1:10443
-writer:
-  state_dir: /var/lib/blockferry/azure-sink/writer
-""",
-    "config-server": f"store: {STORE}\nwriter_public_key: /etc/blockferry/writer.pub\nnames: [{HOST}]\n",
-    "process-server": f"config_server: {{url: '{URL}'}}\nstore: {STORE}\nservice_url: '{URL}:9443'\nspool: {{limit_bytes: 1 GiB}}\n",
-}
-SET_UP: Final = r"""
-as() { role=$1; shift; runuser -u "blockferry-$role" -- "/usr/bin/$role" "$@"; }
-install -m 640 -g blockferry /dev/null /etc/blockferry/store.key
-head -c 32 /dev/urandom | base64 > /etc/blockferry/store.key
-as azure-sink init > /etc/blockferry/writer.pub
-as config-server init --token-file /var/lib/blockferry/config-server/first-token
-install -m 600 /var/lib/blockferry/config-server/first-token /root/token
-rm /var/lib/blockferry/config-server/first-token
-as config-server show-authority > /etc/blockferry/authorities.pem
-as config-server issue-certificate --dns appliance.example.internal --out /var/lib/blockferry/config-server/for-sink
-mv /var/lib/blockferry/config-server/for-sink /etc/blockferry/sink-tls
-chown -R blockferry-azure-sink: /etc/blockferry/sink-tls
-systemctl enable --now blockferry-azure-sink
-systemctl enable --now blockferry-config-server
-as config-server show-fingerprint > /root/fingerprint
-as config-server create-enrolment-passphrase --role process-server |
-    as process-server enrol --fingerprint "$(cat /root/fingerprint)" --passphrase-file -
-systemctl enable --now blockferry-process-server
-systemctl enable --now blockferry-replication-appliance.target
-migratectl login --url https://appliance.example.internal --fingerprint "$(cat /root/fingerprint)" --token-file /root/token
-(umask 077; migratectl create-enrolment-passphrase > /root/passphrase)
-"""
 
 
 @dataclass
@@ -152,23 +112,20 @@ def site(tmp_path_factory: pytest.TempPathFactory, built: Built) -> Iterator[Sit
         booted_debian(directory / "debian", [disk.device]) as machine,
     ):
         run("mkfs.ext4", "-q", disk.device)
-        machine.run("hostnamectl hostname debian")
-        (machine.root / "etc" / "hosts").write_text(f"127.0.0.1 localhost debian {HOST}\n")
+        machine.be_called("debian", {"127.0.0.1": f"localhost debian {HOST} sink.example.internal"})
         site = Site(machine, disk, built, frozenset())
         site.before = site.files()
         machine.run(f"mount {disk.device} /srv")
-        # Root of a container may not be able to raise limits (CAP_SYS_RESOURCE), as a machine's systemd is: no limit instead.
-        drop_in = machine.root / "etc/systemd/system/blockferry-agent.service.d/locked-memory.conf"
-        drop_in.parent.mkdir()
-        drop_in.write_text("[Service]\nCapabilityBoundingSet=CAP_IPC_LOCK\n")
+        machine.let_agents_lock_memory()
         yield site
 
 
 def test_packages_install_an_appliance_that_runs_without_pythons_of_the_machine(site: Site) -> None:
-    site.install_packages(site.built.version, agent=False)
-    for role, text in CONFIGURATIONS.items():
-        (site.machine.root / "etc" / "blockferry" / f"{role}.yaml").write_text(text)
-    site.machine.run(SET_UP)
+    for path in site.built.packages(site.built.version):
+        site.machine.give(path, f"/root/packages/{path.name}")
+    for stop in walk_plan.APPLIANCE:
+        walk(site.machine, stop)
+    site.machine.run("systemctl enable --now blockferry-replication-appliance.target")
     for role in SERVERS:
         process = site.machine.run(f"systemctl show --property=MainPID --value blockferry-{role}")
         program = site.machine.run(f"readlink /proc/{process}/exe")
@@ -200,8 +157,9 @@ def test_agent_is_installed_unattended_and_its_server_protected(site: Site) -> N
     options = f"--unattended --appliance {URL} --fingerprint $(cat /root/fingerprint)"
     refused = machine.try_to(f"sh {installer} install {options}")
     assert (refused.returncode, "--passphrase-file" in refused.stderr) == (2, True)
-    said = machine.run(f"sh {installer} install {options} --passphrase-file /root/passphrase")
-    assert "the agent runs" in said
+    machine.run(f"cp {installer} /var/tmp")
+    for stop in walk_plan.AGENT_BY_HAND:
+        walk(machine, stop)
     assert "enrolled already" in machine.run(f"sh {installer} {options}"), "it may be repeated"
     machine.run(f"migratectl protect debian --disk {site.disk.device} --wait --timeout '150 s'")
     site.write_and_await_point("first")
@@ -324,7 +282,7 @@ def test_migration_is_proved_and_equal_to_the_disk(site: Site) -> None:
     machine.run("migratectl migrate debian --wait --timeout '150 s'")
     machine.run(
         "cd /var/tmp; runuser -u blockferry-azure-sink -- azure-sink export --raw --endpoint "
-        f"https://{HOST}:10443/blockferry --account blockferry --key-file /etc/blockferry/store.key "
+        "https://sink.example.internal:10443/blockferry --account blockferry --key-file /etc/blockferry/store.key "
         "--ca-file /etc/blockferry/authorities.pem disks/debian-disk1 /var/tmp/migrated.img"
     )
     assert run("cmp", machine.root / "var/tmp/migrated.img", site.disk.device) == ""

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from config_server.migratectl.cli import main
 from config_server.migratectl.rendering import duration, percent, rate, size
 from replication.tls_identity import Role
+from tests.harness.documented_commands import documented, words
 from tests.harness.migratectl_server import SOURCE, Ctl, Server
 from tests.harness.scripted_peers import (
     new_id,
@@ -295,6 +296,13 @@ def test_agent_limits_are_set_and_shown(ctl: Ctl) -> None:
     assert ctl("set-agent-limits", "web-1", "--read-rate", "800 Mbps").exit_code == 2
     cleared = json.loads(ctl("set-agent-limits", "web-1", "--work-hours", "off", "--json").output)
     assert cleared["limits"] == {"read_bytes_per_s": None, "cpu_cores": None, "work_hours": None}
+
+
+def test_agent_limits_are_set_as_their_page_says(ctl: Ctl) -> None:
+    for command in documented("docs/operations/agent-limits.md", "Limits of the agent: reading, CPU, memory"):
+        program, *arguments = words(command.replace("db-1", "web-1"))
+        done = ctl(*arguments)
+        assert (program, done.exit_code) == ("migratectl", 0), (command, done.output)
 
 
 def test_upload_limits_are_set_and_shown(ctl: Ctl) -> None:
