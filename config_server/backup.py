@@ -2,9 +2,9 @@
 
 Called by ``cli.py`` (backup, restore), never inside of an event loop.
 
-What is in it: the configuration file, the authority, the key-encryption key, the database as of one instant, and a list of them with their
-digests. What is not: this server's own certificate (made again), and the store's account key (it is not the site's). All of it is sealed
-with a passphrase (``sealed_archive.py``), since whoever has it holds the site.
+What is in it: the configuration file, the authority, the key-encryption key, the database as of one instant (``database_image.py``), and a
+list of them with their digests. What is not: this server's own certificate (made again), and the store's account key (it is not the
+site's). All of it is sealed with a passphrase (``sealed_archive.py``), since whoever has it holds the site.
 
 ``restore`` takes over nothing that is there, proves what it unpacked before it puts it in place, and only then says so. What goes on by
 itself after it, and what is to be done by hand, is in docs/operations/backup.md.
@@ -12,32 +12,35 @@ itself after it, and what is to be done by hand, is in docs/operations/backup.md
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import datetime as dt
 import hashlib
 import io
 import json
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from sqlalchemy import make_url
-
 from config_server.authority import TrustStore
 from config_server.config import Settings
-from config_server.database import Database, sqlite_url
-from config_server.events import COMMAND_LINE, Clock, record_event
+from config_server.database_image import (
+    check_kept_database,
+    database_file,
+    prepare_image,
+    prove_image,
+    put_image,
+    take_image,
+)
+from config_server.events import Clock
 from config_server.installation import site_key_file
 from config_server.key_encryption import KeyEncryptionKey
 from config_server.sealed_archive import opened_members, sealed_parts, tar_parts
 from replication import __version__
 from replication.durable_file import DurableFile, make_directory_durably, sync_directory
-from replication.errors import Conflict, IntegrityError, SettingsError, Unsupported
+from replication.errors import Conflict, IntegrityError, SettingsError
 from replication.settings import load_settings
 
 CONFIGURATION: Final = "configuration.yaml"
@@ -63,36 +66,21 @@ class BackupFacts:
     database_bytes: int
 
 
-def database_file(settings: Settings) -> Path:
-    """The SQLite file.
-
-    :raises Unsupported: for another engine, which has tools of its own.
-    """
-    url = make_url(settings.effective_database_url)
-    if not url.drivername.startswith("sqlite") or not url.database:
-        raise Unsupported(
-            f"cannot back up a database of {url.drivername} here",
-            hint="its own tools do, such as pg_dump; keep the keys as well",
-        )
-    return Path(url.database)
-
-
 def back_up(settings: Settings, config_path: Path, out: Path, passphrase: str, clock: Clock) -> BackupFacts:
     """Write the backup to ``out``; durable on return, and then ``out`` is whole. The server may run meanwhile.
 
-    :raises SettingsError: if something that belongs in it cannot be read.
+    :raises SettingsError: if something that belongs in it cannot be read. :raises DatabaseUnavailable: if PostgreSQL does not answer.
     """
     authority = TrustStore(settings.authority_directory)
     fingerprint = authority.load().fingerprint
     key_path = site_key_file(settings)
     KeyEncryptionKey.load(key_path)
-    source = database_file(settings)
-    if not source.exists():
-        raise SettingsError(f"cannot find the database {source}", hint="run `config-server init` first")
     created_at = dt.datetime.fromtimestamp(clock() / 1e9, dt.UTC).isoformat(timespec="seconds")
-    with tempfile.TemporaryDirectory(dir=source.parent, prefix=".backup-") as scratch:  # it is no less private there
+    file = database_file(settings)
+    place = settings.state_dir if file is None or not file.exists() else file.parent
+    with tempfile.TemporaryDirectory(dir=place, prefix=".backup-") as scratch:  # it is no less private there
         copy = Path(scratch) / DATABASE
-        _copy_database(source, copy)
+        take_image(settings, copy)
         files = {
             CONFIGURATION: config_path,
             **{name: settings.authority_directory / Path(name).name for name in _AUTHORITY},
@@ -104,21 +92,6 @@ def back_up(settings: Settings, config_path: Path, out: Path, passphrase: str, c
         parts = sealed_parts(tar_parts(_members(files, facts)), passphrase, public)
         DurableFile(out).replace_parts(parts)
     return facts
-
-
-def _copy_database(source: Path, copy: Path) -> None:
-    """The database as of one instant; writers go on meanwhile (SQLite's backup API inside of one read transaction)."""
-    try:
-        with (
-            contextlib.closing(
-                sqlite3.connect(f"{source.absolute().as_uri()}?mode=rw", uri=True, timeout=30)
-            ) as reading,
-            contextlib.closing(sqlite3.connect(copy)) as writing,
-        ):
-            reading.backup(writing)
-            writing.execute("PRAGMA journal_mode=DELETE")
-    except sqlite3.Error as error:
-        raise SettingsError(f"cannot copy the database {source}: {error}") from error
 
 
 def _members(files: dict[str, Path], facts: BackupFacts) -> Iterator[tuple[str, int, Iterable[bytes]]]:
@@ -157,10 +130,15 @@ def check_backup(archive: Path, passphrase: str) -> BackupFacts:
         return _unpacked(members, Path(scratch))
 
 
-def restore(archive: Path, config_path: Path, passphrase: str, clock: Clock) -> tuple[Settings, BackupFacts]:
+def restore(
+    archive: Path, config_path: Path, passphrase: str, clock: Clock, *, keep_database: bool = False
+) -> tuple[Settings, BackupFacts]:
     """Put everything in its place; durable on return. The configuration of the backup is used where ``config_path`` does not exist.
 
-    :raises Conflict: if the state directory is not empty, or another key-encryption key is where this one belongs; nothing was changed.
+    ``keep_database``: PostgreSQL has the site's still, and only what this machine had was lost.
+
+    :raises Conflict: if the state directory or the PostgreSQL database is not empty, or another key-encryption key is where this one
+        belongs; nothing was changed.
     :raises IntegrityError: if the backup cannot be opened or does not prove right; nothing was put in place.
     """
     with _opened(archive) as stream:
@@ -173,15 +151,24 @@ def restore(archive: Path, config_path: Path, passphrase: str, clock: Clock) -> 
         make_directory_durably(staging)
         try:
             facts = _unpacked(members, staging)
-            asyncio.run(_check_schema(staging / DATABASE))
             key_path = _check_key_place(settings, staging)
+            image: Path | None = staging / DATABASE
+            if keep_database:
+                image = None
+                check_kept_database(settings, TrustStore(staging / "authority"), KeyEncryptionKey.load(staging / KEY))
+            else:
+                message = f"restored from the backup of {facts.created_at}; what happened since then is not known here"
+                prepare_image(settings, staging / DATABASE, message, clock)
+                if database_file(settings) is None:  # one transaction, and first: if it fails, nothing is in place
+                    put_image(settings, staging / DATABASE)
+                    image = None
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
     if not config_path.exists():
         make_directory_durably(config_path.parent, mode=0o755)
         DurableFile(config_path, mode=0o644).replace(configuration)
-    _put_in_place(settings, staging, key_path, facts, clock)
+    _put_in_place(settings, staging, key_path, image=image)
     return settings, facts
 
 
@@ -258,26 +245,8 @@ def _proved(directory: Path, found: dict[str, dict[str, object]]) -> BackupFacts
         raise IntegrityError("cannot use the backup: a file in it is not the one that was put in")
     fingerprint = TrustStore(directory / "authority").load().fingerprint
     KeyEncryptionKey.load(directory / KEY)
-    try:
-        with contextlib.closing(sqlite3.connect(directory / DATABASE)) as database:
-            [(verdict,)] = database.execute("PRAGMA integrity_check(1)").fetchall()
-            orphans = database.execute("PRAGMA foreign_key_check").fetchall()
-    except sqlite3.Error as error:
-        raise IntegrityError(f"cannot use the backup: its database cannot be read: {error}") from error
-    if verdict != "ok" or orphans:
-        raise IntegrityError(
-            f"cannot use the backup: its database is damaged: {verdict if verdict != 'ok' else 'orphans'}"
-        )
+    prove_image(directory / DATABASE)
     return BackupFacts(*facts, fingerprint, int(str(found[DATABASE]["bytes"])))
-
-
-async def _check_schema(path: Path) -> None:
-    """:raises SettingsError: if it is a newer version's. An older one is brought up."""
-    database = Database(sqlite_url(path))
-    try:
-        await database.upgrade()
-    finally:
-        await database.close()
 
 
 def _check_key_place(settings: Settings, staging: Path) -> Path:
@@ -290,27 +259,13 @@ def _check_key_place(settings: Settings, staging: Path) -> Path:
     return path
 
 
-def _put_in_place(settings: Settings, staging: Path, key_path: Path, facts: BackupFacts, clock: Clock) -> None:
-    """The database comes last: with it the configuration server can start."""
+def _put_in_place(settings: Settings, staging: Path, key_path: Path, *, image: Path | None) -> None:
+    """The database comes last: with it the configuration server can start. ``image``: None if it is in its place already."""
     if not key_path.exists():
         make_directory_durably(key_path.parent)
         DurableFile(key_path).replace((staging / KEY).read_bytes())
     (staging / "authority").replace(settings.authority_directory)
-    target = database_file(settings)
-    asyncio.run(_tell(staging / DATABASE, facts, clock))
-    make_directory_durably(target.parent)
-    sync_directory(staging)
-    (staging / DATABASE).replace(target)
-    sync_directory(target.parent)
+    if image is not None:
+        put_image(settings, image)
     shutil.rmtree(staging)
     sync_directory(settings.state_dir)
-
-
-async def _tell(path: Path, facts: BackupFacts, clock: Clock) -> None:
-    database = Database(sqlite_url(path))
-    try:
-        async with database.write() as session:
-            message = f"restored from the backup of {facts.created_at}; what happened since then is not known here"
-            record_event(session, clock(), COMMAND_LINE, "restored", message)
-    finally:
-        await database.close()

@@ -317,8 +317,13 @@ def backup(config_path: Path, out: Path, passphrase_file: Path) -> None:
 @click.argument("archive", type=click.Path(path_type=Path, dir_okay=False))
 @_passphrase_file
 @click.option("--check", is_flag=True, help="Only prove that the backup can be restored; nothing is changed.")
-def restore(config_path: Path, archive: Path, passphrase_file: Path, check: bool) -> None:
-    """Restore a backup into an empty state directory; then say what follows."""
+@click.option(
+    "--keep-database",
+    is_flag=True,
+    help="On PostgreSQL: the database has the site still; only authority, key and configuration are restored.",
+)
+def restore(config_path: Path, archive: Path, passphrase_file: Path, *, check: bool, keep_database: bool) -> None:
+    """Restore a backup into an empty state directory (and an empty PostgreSQL database); then say what follows."""
     try:
         passphrase = _passphrase(passphrase_file)
         if check:
@@ -327,10 +332,17 @@ def restore(config_path: Path, archive: Path, passphrase_file: Path, check: bool
                 f"{archive} can be restored: the site {facts.authority_fingerprint[:23]}... as of {facts.created_at}"
             )
             return
-        settings, facts = restore_backup(archive, config_path, passphrase, time.time_ns)
+        settings, facts = restore_backup(archive, config_path, passphrase, time.time_ns, keep_database=keep_database)
     except BlockferryError as error:
         fail(error)
     except OSError as error:
         fail(SettingsError(f"cannot restore {archive}: {error.strerror or error}"))
-    click.echo(f"restored into {settings.state_dir}: the site {facts.authority_fingerprint} as of {facts.created_at}")
+    if keep_database:
+        click.echo(f"restored into {settings.state_dir}: the keys of the site {facts.authority_fingerprint}")
+        click.echo("the database is as it was; `config-server init` makes this server's certificate")
+        return
+    place = " and its PostgreSQL database" if is_postgresql(settings.effective_database_url) else ""
+    click.echo(
+        f"restored into {settings.state_dir}{place}: the site {facts.authority_fingerprint} as of {facts.created_at}"
+    )
     click.echo(RESTORED)

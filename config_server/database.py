@@ -25,6 +25,8 @@ import aiosqlite
 import alembic.command
 import alembic.config
 import alembic.util
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, event, make_url, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as NoConnectionLeft
@@ -153,6 +155,29 @@ class Database:
         except DBAPIError as error:
             raise SettingsError(f"cannot open the database: {error.orig}") from error
 
+    async def check_schema(self) -> None:
+        """Return if the schema is this version's; nothing is changed.
+
+        :raises SettingsError: if it is another version's, or there is none. :raises DatabaseUnavailable: if it does not answer.
+        """
+        try:
+            with _translated_errors(opening=True):
+                async with self._reader.connect() as connection:
+                    found, expected = await connection.run_sync(_schema_revisions)
+        except DatabaseDenied as error:
+            raise SettingsError(error.message, hint=error.hint) from error
+        except DBAPIError as error:
+            raise SettingsError(f"cannot open the database: {error.orig}") from error
+        if found is None:
+            raise SettingsError(
+                "cannot use the database: there is nothing in it", hint="run `config-server init` first"
+            )
+        if found != expected:
+            raise SettingsError(
+                f"cannot use the database: its schema is {found}, and this version's is {expected}",
+                hint="use the version that runs on it; a server of this version brings it up when it starts",
+            )
+
     async def close(self) -> None:
         """Close every connection; on return none of their threads speaks to the event loop any more."""
         await self._engine.dispose()
@@ -205,6 +230,12 @@ def _meaning_of(error: DBAPIError, *, opening: bool) -> BlockferryError | None:
 
 def _upgrade_schema(connection: Connection) -> None:
     alembic.command.upgrade(migration_config(connection), "head")
+
+
+def _schema_revisions(connection: Connection) -> tuple[str | None, str | None]:
+    """That of the database, and this version's."""
+    scripts = ScriptDirectory.from_config(migration_config(connection))
+    return MigrationContext.configure(connection).get_current_revision(), scripts.get_current_head()
 
 
 def migration_config(connection: Connection) -> alembic.config.Config:

@@ -1,6 +1,8 @@
-"""Moving a site's state from SQLite to PostgreSQL, once. Called by ``config-server copy-database`` while no configuration server runs.
+"""Every row of one database into another, empty one: SQLite's or PostgreSQL's, in either direction.
 
-All or nothing: one transaction. Nothing is changed in the SQLite file but its schema, which is brought to this version's first.
+Called by ``config-server copy-database`` (a site moves to PostgreSQL, once, while no configuration server runs) and by
+``database_image.py`` (a backup of a PostgreSQL database, and its restoration). All or nothing: one transaction of each, and that of
+``source`` sees one state. Nothing is changed in the source but its schema, where the caller says so.
 """
 
 from __future__ import annotations
@@ -8,10 +10,11 @@ from __future__ import annotations
 from typing import Final
 
 from sqlalchemy import insert, literal, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from config_server import server_tables  # noqa: F401 -- its tables belong to the metadata
 from config_server.database import Database
-from config_server.tables import Base
+from config_server.schema import METADATA
+from config_server.server_tables import ConfigServerRow
 from replication.errors import Conflict
 
 ROWS_AT_A_TIME: Final = 500
@@ -19,23 +22,24 @@ _CONTINUE: Final = "SELECT setval(pg_get_serial_sequence('{0}', '{1}'), max({1})
 """Numbers that the database counts go on where they ended."""
 
 
-async def copy_database(source: Database, target: Database) -> int:
+async def copy_database(source: Database, target: Database, *, upgrade_source: bool = True) -> int:
     """Copy every row; returns how many. Durable on return.
+
+    Which configuration servers there are is not copied: each says so itself. ``upgrade_source``: False where it is in use.
 
     :raises Conflict: if there is anything in ``target``.
     :raises InvalidInput: if a row does not fit.
+    :raises SettingsError: if the schema of a source that is not to be upgraded is not this version's.
     """
-    await source.upgrade()
+    if upgrade_source:
+        await source.upgrade()
+    else:
+        await source.check_schema()
     await target.upgrade()
     copied = 0
-    tables = Base.metadata.sorted_tables
+    tables = [table for table in METADATA.sorted_tables if table.name != ConfigServerRow.__tablename__]
     async with source.read() as reading, target.write() as writing:
-        for table in tables:
-            if await writing.scalar(select(literal(1)).select_from(table).limit(1)) is not None:
-                raise Conflict(
-                    f"cannot copy the database: there are rows in the table {table.name} of the new one",
-                    hint="make a new, empty database; `config-server init` comes after the copy",
-                )
+        await _must_be_empty(writing)
         for table in tables:
             rows = await reading.stream(select(table))
             async for some in rows.mappings().partitions(ROWS_AT_A_TIME):
@@ -47,3 +51,19 @@ async def copy_database(source: Database, target: Database) -> int:
                 if counted is not None:
                     await writing.execute(text(_CONTINUE.format(table.name, counted.name)))
     return copied
+
+
+async def check_empty(database: Database) -> None:
+    """:raises Conflict: if there is anything in it. :raises DatabaseUnavailable: if it does not answer."""
+    await database.upgrade()
+    async with database.read() as session:
+        await _must_be_empty(session)
+
+
+async def _must_be_empty(session: AsyncSession) -> None:
+    for table in METADATA.sorted_tables:
+        if await session.scalar(select(literal(1)).select_from(table).limit(1)) is not None:
+            raise Conflict(
+                f"cannot copy the database: there are rows in the table {table.name} of the new one",
+                hint="make a new, empty database; `config-server init` comes after the copy",
+            )

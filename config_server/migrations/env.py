@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from alembic import context
 
-from config_server import alert_tables, server_tables  # noqa: F401 -- their tables belong to the metadata
-from config_server.tables import Base
+from config_server.schema import METADATA
 
 connection = context.config.attributes["connection"]
-context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True, compare_type=True)
+context.configure(connection=connection, target_metadata=METADATA, render_as_batch=True, compare_type=True)
 with context.begin_transaction():
     context.run_migrations()

@@ -11,57 +11,29 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 from click.testing import CliRunner
 from sqlalchemy import select
 
 from config_server import sealed_archive
-from config_server.backup import MEMBERS, STAGING, back_up, check_backup, restore
+from config_server.backup import MEMBERS, STAGING, check_backup, restore
 from config_server.cli import main
 from config_server.config import Settings
+from config_server.database import DATABASE_FILE
 from config_server.sealed_archive import CHUNK_BYTES, opened_members, read_header, sealed_parts, tar_parts
 from config_server.tables import CertificateRow, EventRow, PolicyRow
 from replication.documents import WriterIdentity
 from replication.errors import Conflict, IntegrityError, InvalidInput, SettingsError
 from replication.tls_identity import Role
-from tests.harness.config_site import Lab, lab_settings, running_lab
+from tests.harness.backed_up_site import PASSPHRASE, backed_up, write_configuration
+from tests.harness.config_site import lab_settings, running_lab
 from tests.harness.memory_blob_client import MemoryBlobClient
 from tests.harness.scripted_peers import DISK, inventory, inventory_disk
-
-PASSPHRASE = "correct horse battery staple"
 
 
 @pytest.fixture(autouse=True)
 def _cheap_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
     """16 MiB for each key instead of 128."""
     monkeypatch.setattr(sealed_archive.sealed_parts, "__defaults__", (2**14,))
-
-
-def write_configuration(settings: Settings, path: Path) -> Path:
-    document = {
-        "listen": settings.listen,
-        "state_dir": str(settings.state_dir),
-        "writer_public_key": settings.writer_public_key,
-        "store": {"url": settings.store.url, "account": "lab", "key_file": str(settings.store.key_file)},
-    }
-    path.write_text(yaml.safe_dump(document))
-    return path
-
-
-async def backed_up(lab: Lab, directory: Path) -> Path:
-    """Of the running site, while somebody writes."""
-    configuration = write_configuration(lab.settings, directory / "config-server.yaml")
-    out = directory / "site.backup"
-
-    async def write() -> None:
-        for number in range(50):
-            await lab.administer("POST", "/api/v1/policies", {"name": f"policy-{number}"})
-
-    writing = asyncio.create_task(write())
-    await asyncio.sleep(0.05)
-    await asyncio.to_thread(back_up, lab.settings, configuration, out, PASSPHRASE, time.time_ns)
-    await writing
-    return out
 
 
 async def test_a_running_site_is_backed_up_and_restored_elsewhere_and_its_agents_go_on(tmp_path: Path) -> None:
@@ -177,11 +149,11 @@ async def test_nothing_in_a_backup_can_be_read_without_its_passphrase(tmp_path: 
 
 
 async def test_a_damaged_database_is_not_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def damage(source: Path, copy: Path) -> None:
-        copy.write_bytes(source.read_bytes()[:8192])
+    def damage(settings: Settings, image: Path) -> None:
+        image.write_bytes((settings.state_dir / DATABASE_FILE).read_bytes()[:8192])
 
     async with running_lab(tmp_path / "old", MemoryBlobClient(), reconcile=False) as lab:
-        monkeypatch.setattr("config_server.backup._copy_database", damage)
+        monkeypatch.setattr("config_server.backup.take_image", damage)
         archive = await backed_up(lab, tmp_path)
     with pytest.raises(IntegrityError, match="database"):
         check_backup(archive, PASSPHRASE)
