@@ -34,6 +34,7 @@ from process_server.core.probe_output import Service
 from process_server.core.spool_budget import SpoolBudget, spool_limit_bytes
 from process_server.core.upload_schedule import UploadSchedule
 from process_server.heap import HeapKeeper
+from process_server.intake.back_pressure import BackPressure
 from process_server.intake.batch_intake import BatchIntake
 from process_server.intake.grants import Grants, GrantSource
 from process_server.intake.http_surface import HttpSurface
@@ -272,6 +273,7 @@ class _Site:
             most_leases=max(MOST_LEASES, settings.intake.buffer_bytes // INTAKE_LEASE_BYTES),
         )
         self.heap = HeapKeeper(clock, lambda: not intake_arena.leased_bytes and not self.schedule.in_flight)
+        self.pressure = BackPressure(self.spool.budget, lambda: self.spool.use, throttle.measured_bytes_per_s, clock)
         self.batches = BatchIntake(
             self.backlog,
             self.spool,
@@ -280,6 +282,7 @@ class _Site:
             self.grants,
             self.inquiry,
             self.metrics,
+            self.pressure,
             on_segment=self._note_segment,
             on_generation=self._note_generation,
         )
@@ -325,6 +328,7 @@ class _Site:
             self.courier,
             self.gate,
             self.throttle,
+            self.pressure,
             self.limits,
             self.peers,
             self.metrics,

@@ -53,6 +53,11 @@ class ProcessServerMetrics:
         )
         self.spool_used_bytes = gauge("spool_used_bytes", "What the spool's records take.")
         self.spool_limit_bytes = gauge("spool_limit_bytes", "What they may take.")
+        self.intake_limit = gauge(
+            "intake_limit_bytes_per_second",
+            "So fast are batches accepted, since little of the spool is free; 0: no limit.",
+        )
+        self.intake_waited = counter("intake_waited_seconds", "Time that batches waited for that.")
         self.spool_files = gauge("spool_files", "Files of the spool.")
         self.index_bytes = gauge("index_bytes", "Memory that the index of the spool takes, about.")
         self.backlog_bytes = gauge("upload_backlog_bytes", "Spooled and not yet in the store.")

@@ -12,6 +12,7 @@ from process_server.control.machine_load import MachineLoad
 from process_server.core.backlog import Backlog
 from process_server.core.backoff import StoreGate
 from process_server.core.upload_schedule import UploadSchedule
+from process_server.intake.back_pressure import BackPressure
 from process_server.intake.peers import Peers
 from process_server.metrics import ProcessServerMetrics
 from process_server.spool.spool import Spool
@@ -27,7 +28,6 @@ from replication.service.health import HealthBoard, HealthState
 from replication.store_documents import WriterProblem
 
 REFRESH_EVERY_S: Final = 1.0
-LOW_SPOOL_FRACTION: Final = 0.2
 DAMAGE_SHOWN_S: Final = 3600.0
 HANGS_AFTER_S: Final = 10.0
 
@@ -44,6 +44,7 @@ class Observation:
     courier: ManifestCourier
     gate: StoreGate
     throttle: Throttle
+    pressure: BackPressure
     limits: LimitsInForce
     peers: Peers
     metrics: ProcessServerMetrics
@@ -52,6 +53,7 @@ class Observation:
     load: MachineLoad
     lost_at_start: BlockferryError | None = None
     _counted_bytes: int = 0
+    _counted_wait_s: float = 0.0
     _group: int | None = None
     _group_seen_at_s: float = 0.0
 
@@ -88,9 +90,13 @@ class Observation:
         metrics.store_sent_bytes.inc(sent_bytes - self._counted_bytes)
         self._counted_bytes = sent_bytes
         metrics.uploads_in_flight.set(self.schedule.in_flight)
-        self._report_health(use.used_bytes)
+        intake_rate, waited_s = self.pressure.rate_bytes_per_s(), self.pressure.waited_s
+        metrics.intake_limit.set(intake_rate or 0)
+        metrics.intake_waited.inc(waited_s - self._counted_wait_s)
+        self._counted_wait_s = waited_s
+        self._report_health(use.used_bytes, intake_rate)
 
-    def _report_health(self, used_bytes: int) -> None:
+    def _report_health(self, used_bytes: int, intake_rate: float | None) -> None:
         budget, problem = self.spool.budget, self.spool.problem
         if isinstance(problem, Overloaded):
             self.board.report("spool", HealthState.DEGRADED, str(problem))
@@ -102,11 +108,12 @@ class Observation:
                 HealthState.FAILED,
                 f"the disk under state_dir has not answered a sync for {HANGS_AFTER_S:g} s: agents wait; see the kernel's log",
             )
-        elif used_bytes > budget.limit_bytes * (1 - LOW_SPOOL_FRACTION):
+        elif intake_rate is not None:
             self.board.report(
                 "spool",
                 HealthState.DEGRADED,
-                f"{used_bytes} of {budget.limit_bytes} bytes are used: uploads lag behind",
+                f"{used_bytes} of {budget.limit_bytes} bytes are used, uploads lag behind: "
+                f"batches are accepted at {intake_rate / 1e6:.1f} MB/s at most",
             )
         else:
             self.board.report("spool", HealthState.OK)
@@ -141,6 +148,7 @@ class Observation:
             BlockferryError
         ):  # health says what is wrong with the disk; the configuration server hears that nothing is free
             available_bytes = 0
+        self.pressure.file_system_available_bytes = available_bytes
         use, budget = self.spool.use, self.spool.budget
         problem = self.upload_problem
         return ProcessServerObservation(

@@ -29,6 +29,8 @@ from replication.sealed_segment import MAX_SEGMENT_BYTES
 DEFAULT_PORT: Final = 9443
 MAX_RECEIPT_WAIT_S: Final = 30.0
 RETRY_AFTER_SPOOL_FULL_S: Final = 2.0
+SPOOL_THROTTLED_BELOW: Final = 0.2
+"""Of the spool free (FIELD.md): below, batches are accepted more slowly, and no more servers are placed there."""
 
 
 class SegmentsMissing(Conflict):

@@ -143,7 +143,8 @@ CATALOGUE: Final[dict[str, Rule]] = {
     ),
     "spool-nearly-full": _rule(
         "process-server",
-        "Uploads are slower than what agents send, or the spool's file system is filled by something else.",
+        "Uploads are slower than what agents send, or the spool's file system is filled by something else. "
+        "Below 20 % free, batches are accepted more slowly.",
     ),
     "upload-backlog": _rule(
         "process-server",

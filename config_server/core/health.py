@@ -19,6 +19,7 @@ from config_server.core.point_times import TOLERANCE_S
 from config_server.core.protected_item import ENDED_STATES, FAILED_STATES, State
 from config_server.core.source_hold import SourceHold, hold_now
 from replication.control_plane import DiskObservation
+from replication.data_plane import SPOOL_THROTTLED_BELOW
 
 NO_POINT_CRITICAL_S: Final = 3600.0
 LAG_WARNING_S: Final = 300.0
@@ -292,7 +293,8 @@ def _of_process_server(facts: HealthFacts) -> Iterator[Condition]:
         yield Condition(
             "spool-nearly-full",
             Health.CRITICAL if critical else Health.WARNING,
-            f"the spool of {server.name} has {server.spool_free_fraction:.0%} free",
+            f"the spool of {server.name} has {server.spool_free_fraction:.0%} free"
+            + (", so that it accepts more slowly" if server.spool_free_fraction < SPOOL_THROTTLED_BELOW else ""),
             "more bandwidth to the store; free space on its file system, which counts too; a larger spool",
         )
     if server.backlog_age_s > BACKLOG_AGE_WARNING_S:

@@ -27,8 +27,9 @@ from typing import Final
 
 from config_server.core.age import Age
 from config_server.core.capacity import Capacity
+from replication.data_plane import SPOOL_THROTTLED_BELOW
 
-MIN_SPOOL_FREE: Final = 0.2
+MIN_SPOOL_FREE: Final = SPOOL_THROTTLED_BELOW
 """Below it a process server throttles its agents (FIELD.md): it is given nothing more."""
 FRESH_FRACTION: Final = 2 / 3
 """Of the silence that makes a process server lose its items; who has been silent that long receives none."""

@@ -18,6 +18,7 @@ from config_server.core.health import (
     SPOOL_FREE_CRITICAL,
     SPOOL_FREE_WARNING,
 )
+from replication.data_plane import SPOOL_THROTTLED_BELOW
 
 CPU_WARNING: Final = Limit(0.80, 0.75)
 CPU_CRITICAL: Final = Limit(0.95, 0.90)
@@ -99,7 +100,8 @@ def of_process_server(facts: ProcessServerState) -> Iterator[Sighting]:
         subject,
         SPOOL_WARNING.judge(spool),
         SPOOL_CRITICAL.judge(spool),
-        f"the spool of {name} has {_percent(spool)} free",
+        f"the spool of {name} has {_percent(spool)} free"
+        + (", so that it accepts more slowly" if spool is not None and spool < SPOOL_THROTTLED_BELOW else ""),
         "more bandwidth to the store; free space on its file system, which counts too; a larger spool",
     )
     yield Sighting(

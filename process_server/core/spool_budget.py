@@ -3,14 +3,19 @@
 Called by the intake (before a body is read) and the daemon (limits). A reservation is made before a batch is accepted and
 given back when the record is written (its bytes are then *used*) or has failed. Headroom is kept for manifests: they let epochs
 complete, and epochs that complete let the spool drain.
+
+Before the spool is full, ``intake_rate`` says how fast batches may still come: below 20 % free it falls along a hyperbola, from no limit
+to nothing where batches are refused; half-way, at 10 % free, it is what the store takes. So a spool whose uploads lag behind settles there,
+and agents feel it gradually: their changes stay in their bitmaps, where a block that is written twice counts once.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final, Self
 
-from replication.data_plane import RETRY_AFTER_SPOOL_FULL_S
+from replication.data_plane import RETRY_AFTER_SPOOL_FULL_S, SPOOL_THROTTLED_BELOW
 from replication.errors import InvalidInput, Overloaded
 
 DEFAULT_LIMIT_BYTES: Final = 300 * 10**9
@@ -18,6 +23,10 @@ FILE_SYSTEM_FRACTION: Final = 0.8
 MAX_FILE_BYTES: Final = 128 * 2**20
 MIN_LIMIT_BYTES: Final = 64 * 2**20
 MAX_HEADROOM_BYTES: Final = 256 * 2**20
+
+LEAST_DRAIN_BYTES_PER_S: Final = 2**20
+FILLED_IN_S: Final = 3600.0
+"""With a store that takes nothing, the last fifth of the spool is filled as if it took a fifth within this time."""
 
 SEGMENT_INDEX_BYTES: Final = 192
 """Memory that one segment's entry takes, measured and rounded up."""
@@ -114,3 +123,24 @@ class SpoolBudget:
         """What may still be used, as a fraction of the limit: bounded by what the file system has left."""
         free = min(self.limit_bytes - use.used_bytes, file_system_available_bytes)
         return max(0.0, min(1.0, free / self.limit_bytes))
+
+    def is_low(self, use: SpoolUse, file_system_available_bytes: int | None) -> bool:
+        """Whether so little is free that batches are accepted more slowly."""
+        available = self.limit_bytes if file_system_available_bytes is None else file_system_available_bytes
+        return self.free_fraction(use, available) < SPOOL_THROTTLED_BELOW
+
+    def intake_rate(self, use: SpoolUse, file_system_available_bytes: int | None, drained_bytes_per_s: float) -> float:
+        """Bytes of batches that may be accepted per second while ``drained_bytes_per_s`` go to the store; infinite: whatever comes.
+
+        It falls steadily as less is free. ``file_system_available_bytes`` None: not known.
+        """
+        if not self.is_low(use, file_system_available_bytes):
+            return math.inf
+        available = self.limit_bytes if file_system_available_bytes is None else file_system_available_bytes
+        kept = self.headroom_bytes + self.file_bytes  # what batches are never given
+        threshold = self.limit_bytes * SPOOL_THROTTLED_BELOW - kept
+        left = min(self.limit_bytes - use.used_bytes, available) - kept
+        if left <= 0 or threshold <= left:
+            return 0.0
+        least = max(LEAST_DRAIN_BYTES_PER_S, self.limit_bytes * SPOOL_THROTTLED_BELOW / FILLED_IN_S)
+        return max(least, drained_bytes_per_s) * left / (threshold - left)

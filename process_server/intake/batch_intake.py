@@ -18,6 +18,7 @@ from typing import Final
 from process_server.buffer_arena import BufferArena, Lease
 from process_server.core.backlog import Backlog, GenerationBacklog, SegmentEntry, SegmentState
 from process_server.core.places import NOWHERE
+from process_server.intake.back_pressure import BackPressure
 from process_server.intake.body import Body
 from process_server.intake.grants import Grant, Grants
 from process_server.intake.keyed_locks import KeyedLocks
@@ -68,6 +69,7 @@ class BatchIntake:
         grants: Grants,
         inquiry: StoreInquiry,
         metrics: ProcessServerMetrics,
+        pressure: BackPressure,
         *,
         on_segment: Callable[[GenerationBacklog], None],
         on_generation: Callable[[GenerationKey], None],
@@ -79,6 +81,7 @@ class BatchIntake:
         self._grants = grants
         self._inquiry = inquiry
         self._metrics = metrics
+        self._pressure = pressure
         self._on_segment = on_segment
         self._on_generation = on_generation
         self._locks: KeyedLocks[BatchKey] = KeyedLocks()
@@ -88,7 +91,7 @@ class BatchIntake:
     async def put(self, key: BatchKey, machine: MachineId, body: Body) -> BatchAnswer:
         """Accept a batch; durable on return. On cancel it may be durable all the same: repeating it is harmless.
 
-        :raises Overloaded: nothing was accepted: no room, or no buffer within a short time.
+        :raises Overloaded: nothing was accepted: no room or too little of it, or no buffer within a short time.
         :raises KeyConflict: the key is taken by another digest.
         :raises BlockferryError: as ``Grants.for_batch``, ``Body.receive_into`` and ``Sealing.verify`` say.
         """
@@ -112,6 +115,8 @@ class BatchIntake:
         grant = await self._grants.for_batch(key.generation_key, machine)
         reservation = None if self._known(key) is not None else self._spool.reserve_batch(length)
         try:
+            if reservation is not None:
+                await self._pressure.admit(length)
             with await self._arena.lease(length, BUFFER_WAIT_S) as lease:
                 await body.receive_into(lease.view)
                 async with self._locks.hold(key):

@@ -17,6 +17,7 @@ from process_server.buffer_arena import BufferArena
 from process_server.core.backlog import Backlog, GenerationBacklog, SegmentState
 from process_server.core.epoch_chain import ReceiptFacts
 from process_server.core.spool_budget import SpoolBudget
+from process_server.intake.back_pressure import BackPressure
 from process_server.intake.batch_intake import BatchAnswer, BatchIntake
 from process_server.intake.body import Body
 from process_server.intake.grants import Grants
@@ -102,9 +103,10 @@ class Rig:
         self.stepped_back: list[ReceiptFacts] = []
         inquiry, metrics = StoreInquiry(self.store), ProcessServerMetrics(CollectorRegistry())
         grants = Grants(self.config, inquiry, clock)
+        self.pressure = BackPressure(self.spool.budget, lambda: self.spool.use, lambda: 0.0, clock)
         note: Callable[[GenerationBacklog], None] = lambda generation: self.waiting.append(generation.key)  # noqa: E731
         self.batches = BatchIntake(
-            self.backlog, self.spool, self.sealing, self.arena, grants, inquiry, metrics,
+            self.backlog, self.spool, self.sealing, self.arena, grants, inquiry, metrics, self.pressure,
             on_segment=note, on_generation=self.begun.append,
         )  # fmt: skip
         self.manifests = ManifestIntake(

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from process_server.core.backlog import Backlog
 from process_server.core.spool_budget import SpoolBudget, SpoolUse
+from process_server.intake.back_pressure import BackPressure
 from process_server.metrics import ProcessServerMetrics
 from process_server.observation import DAMAGE_SHOWN_S, HANGS_AFTER_S, Observation
 from process_server.spool.files import FileSystemSpace
@@ -52,6 +53,7 @@ class Rig:
         self.courier = SimpleNamespace(problem=None)
         self.clock = clock
         self.throttle = Throttle(None, clock)
+        self.pressure = BackPressure(self.spool.budget, lambda: self.spool.use, lambda: 0.0, clock)
         self.registry = CollectorRegistry()
         self.observation = Observation(
             "https://ps:9443",
@@ -62,6 +64,7 @@ class Rig:
             cast("Any", self.courier),
             cast("Any", self.gate),
             self.throttle,
+            self.pressure,
             cast("Any", SimpleNamespace(in_force=lambda: None)),
             cast("Any", SimpleNamespace(seen_lately=list)),
             ProcessServerMetrics(self.registry),
@@ -73,6 +76,9 @@ class Rig:
     def health(self, name: str) -> tuple[HealthState, str]:
         self.observation.refresh()
         return next((check.state, check.reason) for check in self.board.checks if check.name == name)
+
+    def figure(self, name: str) -> float:
+        return self.registry.get_sample_value(f"blockferry_process_server_{name}") or 0.0
 
     def state(self, name: str) -> HealthState:
         return self.health(name)[0]
@@ -89,9 +95,25 @@ async def test_a_quiet_process_server_is_healthy() -> None:
 async def test_a_spool_that_fills_up_is_degraded() -> None:
     rig = Rig()
     rig.spool.use = SpoolUse(81 * MIB, 0)
-    assert rig.state("spool") is HealthState.DEGRADED
+    state, reason = rig.health("spool")
+    assert state is HealthState.DEGRADED
+    assert "batches are accepted at" in reason
+    assert rig.figure("intake_limit_bytes_per_second") > 0
+    await rig.pressure.admit(2**17)
+    await rig.pressure.admit(1)
     rig.spool.use = SpoolUse(79 * MIB, 0)
     assert rig.state("spool") is HealthState.OK
+    assert rig.figure("intake_limit_bytes_per_second") == 0
+    assert rig.figure("intake_waited_seconds_total") == pytest.approx(rig.pressure.waited_s) != 0
+
+
+@in_virtual_time
+async def test_what_the_file_system_has_left_slows_down_as_what_the_spool_has_left() -> None:
+    rig = Rig()
+    rig.spool.available = 10 * MIB
+    assert rig.state("spool") is HealthState.OK, "nobody has looked yet"
+    await rig.observation.observe()
+    assert rig.state("spool") is HealthState.DEGRADED
 
 
 @in_virtual_time

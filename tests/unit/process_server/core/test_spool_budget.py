@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,3 +93,49 @@ def test_the_free_fraction_is_bounded_by_what_the_file_system_has_left() -> None
     assert budget.free_fraction(SpoolUse(25 * MIB, 0), 2**40) == 0.75
     assert budget.free_fraction(SpoolUse(25 * MIB, 0), 10 * MIB) == 0.1
     assert budget.free_fraction(SpoolUse(200 * MIB, 0), 2**40) == 0.0
+
+
+# -- how fast, before it is full --------------------------------------------------------------------------------
+
+LIMIT = 10 * 2**30
+
+
+@given(
+    used=st.lists(st.integers(0, LIMIT), min_size=2, max_size=20),
+    available=st.none() | st.integers(0, 2 * LIMIT),
+    drained=st.floats(0, 1e9),
+)
+def test_less_free_spool_never_means_more_batches(used: list[int], available: int | None, drained: float) -> None:
+    budget = SpoolBudget(LIMIT)
+    rates = [budget.intake_rate(SpoolUse(bytes_, 0), available, drained) for bytes_ in sorted(used)]
+    assert rates == sorted(rates, reverse=True)
+    for bytes_, rate in zip(sorted(used), rates, strict=True):
+        free = budget.free_fraction(SpoolUse(bytes_, 0), LIMIT if available is None else available)
+        assert math.isinf(rate) == (free >= 0.2)
+
+
+def test_below_a_fifth_of_free_spool_batches_come_more_slowly_without_a_cliff_at_either_end() -> None:
+    budget = SpoolBudget(LIMIT)
+    kept = budget.headroom_bytes + budget.file_bytes
+    slope = LIMIT * 0.2 - kept
+
+    def at(share: float) -> float:
+        """With so much of the last fifth left."""
+        return budget.intake_rate(SpoolUse(int(LIMIT - kept - slope * share), 0), None, 40e6)
+
+    assert at(1.01) == math.inf
+    assert at(0.99) > 99 * 39e6, "hardly felt at first"
+    assert at(0.5) == pytest.approx(40e6, rel=0.01), "half-way as much comes as goes: there it settles"
+    assert at(0.01) < 0.011 * 40e6
+    assert at(0.0) == 0.0
+    with pytest.raises(Overloaded, match="the spool is full"):
+        budget.reserve_batch(SpoolUse(LIMIT - kept, 0), 1)
+
+
+def test_store_that_takes_nothing_fills_the_last_fifth_over_hours_and_not_at_once() -> None:
+    budget = SpoolBudget(DEFAULT_LIMIT_BYTES)
+    used_bytes, took_s = DEFAULT_LIMIT_BYTES * 0.8 + 1, 0.0
+    while used_bytes < DEFAULT_LIMIT_BYTES * 0.98:
+        rate = min(100e6, budget.intake_rate(SpoolUse(int(used_bytes), 0), None, 0.0))
+        used_bytes, took_s = used_bytes + rate * 10, took_s + 10
+    assert 3600 < took_s < 4 * 3600

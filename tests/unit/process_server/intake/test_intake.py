@@ -10,6 +10,7 @@ import pytest
 
 from process_server.core.backlog import SegmentState
 from process_server.core.epoch_chain import NOTHING_APPLIED, ReceiptFacts
+from process_server.intake.back_pressure import LONGEST_WAIT_S
 from process_server.intake.manifest_intake import MANIFESTS_AT_ONCE, SLOT_WAIT_S, STORE_LOOKUP_S
 from process_server.spool.kept_segments import KeptSegments
 from process_server.spool.record import RecordKind
@@ -203,6 +204,24 @@ async def test_a_batch_of_an_epoch_that_is_over_is_asked_of_the_store_and_never_
         assert (await rig.put(frame)).created, "durable, acknowledged, and of no use"
         assert rig.state(frame.key) is None
         assert rig.backlog.waiting_bytes == 0
+
+
+@in_virtual_time
+async def test_batches_of_a_spool_that_is_nearly_full_wait_and_repeated_ones_do_not() -> None:
+    async with running(limit_bytes=64 * MIB) as rig:
+        first, second, third = (rig.disk.frame(1, number) for number in range(3))
+        await rig.put(first)
+        rig.pressure.file_system_available_bytes = 12 * MIB  # as much as batches are never given
+        began_s = now_s()
+        await rig.put(second)
+        assert now_s() == began_s, "one pays, and the next one waits"
+        assert not (await rig.put(first)).created
+        assert now_s() == began_s
+        await rig.put(third)
+        assert 0 < now_s() - began_s <= LONGEST_WAIT_S
+        rig.pressure.file_system_available_bytes = 64 * MIB
+        assert rig.spool.budget.reserved_bytes == 0
+        assert (await rig.put(rig.disk.frame(1, 3))).created
 
 
 @in_virtual_time
