@@ -15,6 +15,7 @@ from typing import Final
 
 from tests.harness.memory_group import lacking_memory_group
 from tests.harness.postgresql_cluster import lacking_postgresql
+from tests.harness.promtool import lacking_promtool
 
 WITHHELD: Final = "not even root has here: "
 """Begins the reason of a skip that is no lack of preparation; CI's machine is not held to it either."""
@@ -78,6 +79,7 @@ PROBES: Final[Mapping[str, Callable[[], str | None]]] = {
     "ebpf": _ebpf,
     "fuse": _fuse,
     "postgresql": lacking_postgresql,
+    "promtool": lacking_promtool,
     "systemd": _systemd,
     "memory-group": lacking_memory_group,
 }

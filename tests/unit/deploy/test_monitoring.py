@@ -1,14 +1,16 @@
 """Prometheus rules and dashboard rest on metrics and labels that exist, and send nobody to a page that does not.
 
-``docs/operations/metrics.md`` is what they are held against; ``tests/test_documentation.py`` holds that page against the code. The rules'
-own unit tests are ``promtool``'s (docs/operations/monitoring.md): not run here, as its package brings a whole server with it.
+``docs/operations/metrics.md`` is what they are held against; ``tests/test_documentation.py`` holds that page against the code. Whether
+Prometheus takes them, and raises what they are meant to raise, its own ``promtool`` says (``tests/harness/promtool.py``).
 """
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -16,6 +18,7 @@ import yaml
 
 from config_server.core.alert_catalogue import CATALOGUE
 from tests.harness.documentation import anchor, sections
+from tests.harness.promtool import promtool
 from tests.harness.source_tree import REPOSITORY
 
 MONITORING: Final = REPOSITORY / "deploy" / "monitoring"
@@ -105,3 +108,32 @@ def test_panels_have_their_own_numbers_and_do_not_lie_on_each_other() -> None:
         assert not cells & taken, panel["title"]
         taken |= cells
         assert all(target["datasource"]["uid"] == "${datasource}" for target in panel.get("targets", []))
+
+
+def _promtool(*arguments: str | Path) -> str:
+    program = promtool()
+    assert program is not None
+    done = subprocess.run(
+        [program, *arguments], cwd=MONITORING, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.requires("promtool")
+def test_prometheus_takes_the_rules_and_they_raise_what_their_unit_tests_expect() -> None:
+    assert f"SUCCESS: {len(ALERTING)} rules found" in _promtool("check", "rules", "prometheus-rules.yaml")
+    assert "SUCCESS" in _promtool("test", "rules", "prometheus-rules-test.yaml")
+
+
+@pytest.mark.requires("promtool")
+def test_prometheus_takes_every_expression_of_the_dashboard(tmp_path: Path) -> None:
+    expressions = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", [])]
+    rules = [
+        {"record": f"panel:{number}", "expr": re.sub(r"\$__(rate_)?interval", "5m", expression)}
+        for number, expression in enumerate(expressions)
+    ]
+    assert not any("$" in rule["expr"] for rule in rules), "a variable that is not known here"
+    path = tmp_path / "dashboard.yaml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    assert f"SUCCESS: {len(rules)} rules found" in _promtool("check", "rules", path)
