@@ -3,8 +3,9 @@
 Called by the ``conftest.py`` of the test directories that make configuration servers, which import the names. Which tests these are is
 seen by what their module imports and that they have a directory, so that a new one is among them by itself.
 
-All of them twice would take some three minutes of CPU more (measured on a busy machine: 210 s). In ``make test`` those modules run on
-PostgreSQL of which each kind of statement is in one (``ON_BOTH``); ``make postgres``, by ``BLOCKFERRY_DATABASES``, runs every one on it.
+With ``HEAVY=1``, as in CI, every one of them runs on both. A test costs the same on either (a used database is cleaned for the next test,
+``cleaned_database.py``), so that is some three minutes of CPU more. ``make test`` alone runs those modules on PostgreSQL of which each kind
+of statement is in one (``ON_BOTH``); ``make postgres``, by ``BLOCKFERRY_DATABASES``, runs all on PostgreSQL only.
 """
 
 from __future__ import annotations
@@ -40,9 +41,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     has_its_own = "cluster" in metafunc.fixturenames
     if (makes_servers and not has_its_own) or "database" in metafunc.fixturenames:
         name = metafunc.module.__name__.rpartition(".")[2]
-        usual = KINDS if name in ON_BOTH else (SQLITE,)
+        usual = KINDS if name in ON_BOTH or os.environ.get("BLOCKFERRY_HEAVY") == "1" else (SQLITE,)
         kinds = os.environ.get("BLOCKFERRY_DATABASES", ",".join(usual)).split(",")
-        metafunc.fixturenames.insert(0, "database_kind")
         metafunc.parametrize("database_kind", [_parameter(kind) for kind in kinds], indirect=True)
 
 
@@ -50,12 +50,16 @@ def _parameter(kind: str) -> object:
     return pytest.param(kind, marks=pytest.mark.requires(POSTGRESQL)) if kind == POSTGRESQL else kind
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def database_kind(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The kind of database that the test runs on."""
-    in_use.kind = request.param
+    """The kind of database that the test runs on: set before any other fixture makes a server.
+
+    Used by itself (autouse): pytest forgets a fixture that was only added to the names of a test that it parametrizes.
+    """
+    kind = getattr(request, "param", SQLITE)
+    in_use.kind = kind
     try:
-        yield request.param
+        yield kind
     finally:
         in_use.end()
 

@@ -32,6 +32,11 @@ async def site(tmp_path: Path) -> AsyncIterator[DrivenSite]:
         yield made
 
 
+async def test_the_tests_run_on_the_database_that_they_are_named_after(site: DrivenSite, database_kind: str) -> None:
+    on_postgresql = site.lab.running.site.database.postgresql is not None
+    assert on_postgresql == (database_kind == "postgresql")
+
+
 async def test_generation_is_in_the_store_before_it_is_granted_and_the_same_request_gets_the_same(
     site: DrivenSite,
 ) -> None:
