@@ -14,7 +14,7 @@ import uuid
 from typing import Final
 
 from pydantic import SecretStr
-from sqlalchemy import delete, select, update
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server import discovered_servers, process_servers
@@ -374,21 +374,6 @@ async def open_installations(session: AsyncSession) -> list[str]:
         .order_by(AgentInstallationRow.created_ns)
     )
     return list(rows)
-
-
-async def forget_old(session: AsyncSession, before_ns: int, most: int) -> int:
-    """Delete at most so many that ended before; returns how many it were."""
-    old = list(
-        await session.scalars(
-            select(AgentInstallationRow.id)
-            .where(AgentInstallationRow.ended_ns < before_ns)
-            .order_by(AgentInstallationRow.ended_ns)
-            .limit(most)
-        )
-    )
-    if old:
-        await session.execute(delete(AgentInstallationRow).where(AgentInstallationRow.id.in_(old)))
-    return len(old)
 
 
 async def find(session: AsyncSession, identifier: str) -> AgentInstallationRow:

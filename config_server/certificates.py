@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from config_server.authority import Authority, ServerNames
 from config_server.database import Database
 from config_server.events import Actor, Clock, record_event
+from config_server.named_rows import enrolled_as
 from config_server.tables import CertificateRow, MachineRow, ProcessServerRow
 from replication.errors import Conflict, NotFound
 from replication.tls_identity import PeerName, Role, peer_certificate
@@ -171,14 +172,11 @@ async def find_enrolled(session: AsyncSession, text: str) -> MachineRow | Proces
 
     :raises NotFound: if there is none. :raises Conflict: if the name is not unique.
     """
-    found: list[MachineRow | ProcessServerRow] = []
-    found += await session.scalars(select(MachineRow).where((MachineRow.id == text) | (MachineRow.hostname == text)))
-    found += await session.scalars(
-        select(ProcessServerRow).where((ProcessServerRow.id == text) | (ProcessServerRow.hostname == text))
-    )
+    machines = await enrolled_as(session, MachineRow, text)
+    found: list[MachineRow | ProcessServerRow] = [*machines, *await enrolled_as(session, ProcessServerRow, text)]
     if len(found) > 1:
         raise Conflict(
-            f"cannot tell which of {len(found)} is meant by {text!r}",
+            f"cannot tell who is meant by {text[:100]!r}: several have this name",
             hint="use the identifier: `migratectl servers --json`, `migratectl process-servers --json`",
         )
     if not found:

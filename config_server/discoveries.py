@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, cast
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server import discovered_servers, process_servers
@@ -26,6 +26,7 @@ from config_server.events import SYSTEM, Actor, record_event
 from config_server.job_documents import JobProblem
 from config_server.jobs import problem_from
 from config_server.key_encryption import KeyEncryptionKey
+from config_server.named_rows import forget_ended
 from config_server.operator_plane import timestamp
 from config_server.tables import ProcessServerRow
 from replication.control_plane import RemoteOrderReference
@@ -264,18 +265,7 @@ async def end_overdue(session: AsyncSession, ages: Ages, now_ns: int) -> None:
 
 async def forget_runs(session: AsyncSession, before_ns: int, most: int) -> int:
     """Delete at most so many runs that ended before; returns how many it were. What they found stays."""
-    old = list(
-        await session.scalars(
-            select(DiscoveryRunRow.id)
-            .where(DiscoveryRunRow.ended_ns < before_ns)
-            .order_by(DiscoveryRunRow.ended_ns)
-            .limit(most)
-        )
-    )
-    if old:
-        await session.execute(delete(DiscoveryHostRow).where(DiscoveryHostRow.run_id.in_(old)))
-        await session.execute(delete(DiscoveryRunRow).where(DiscoveryRunRow.id.in_(old)))
-    return len(old)
+    return await forget_ended(session, DiscoveryRunRow, before_ns, most, DiscoveryHostRow.run_id)
 
 
 async def find_run(session: AsyncSession, identifier: str) -> DiscoveryRunRow:

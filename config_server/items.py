@@ -26,6 +26,7 @@ from config_server.core.protected_item import (
 from config_server.events import Actor, record_event
 from config_server.job_documents import ResyncContext
 from config_server.jobs import context_of, open_jobs
+from config_server.named_rows import enrolled_as
 from config_server.tables import ItemDiskRow, MachineRow, ProtectedItemRow
 from replication.control_plane import DiskObservation
 from replication.errors import Conflict, NotFound
@@ -51,10 +52,7 @@ async def find_machine(session: AsyncSession, text: str) -> MachineRow:
 
     :raises NotFound: if there is none. :raises Conflict: if the name is not unique.
     """
-    row = await session.get(MachineRow, text)
-    if row is not None:
-        return row
-    named = list(await session.scalars(select(MachineRow).where(MachineRow.hostname == text).limit(2)))
+    named = await enrolled_as(session, MachineRow, text)
     if len(named) > 1:
         raise Conflict(f"cannot tell which server {text!r} is: several have this name", hint="use the identifier")
     if not named:

@@ -14,6 +14,7 @@ from config_server.core.placement import Candidate, Hold, PlacedItem, Rules
 from config_server.discovery_tables import AgentInstallationRow, DiscoveredServerRow, DiscoveryHostRow, DiscoveryRunRow
 from config_server.events import Actor, record_event
 from config_server.items import find_item
+from config_server.named_rows import enrolled_as
 from config_server.placement import candidates, give, placed_items
 from config_server.process_servers import item_counts
 from config_server.tables import CertificateRow, EnrolmentPassphraseRow, MachineRow, ProcessServerRow, ProtectedItemRow
@@ -25,11 +26,7 @@ async def find_process_server(session: AsyncSession, text: str) -> ProcessServer
 
     :raises NotFound: if there is none. :raises Conflict: if the name is not unique.
     """
-    row = await session.get(ProcessServerRow, text)
-    if row is not None:
-        return row
-    meant = (ProcessServerRow.hostname == text) | (ProcessServerRow.service_url == f"https://{text}")
-    found = list(await session.scalars(select(ProcessServerRow).where(meant).limit(2)))
+    found = await enrolled_as(session, ProcessServerRow, text, ProcessServerRow.service_url == f"https://{text}")
     if len(found) > 1:
         raise Conflict(
             f"cannot tell which process server {text[:100]!r} is: several have this name",

@@ -22,13 +22,14 @@ from sqlalchemy import Delete, delete, exists, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
-from config_server import agent_installations
 from config_server.alerts import forget_alerts
 from config_server.audit import forget_old_records
 from config_server.churn_history import forget_old_churn
 from config_server.config import HistorySettings
 from config_server.core.job import JobKind
 from config_server.discoveries import forget_runs
+from config_server.discovery_tables import AgentInstallationRow
+from config_server.named_rows import forget_ended
 from config_server.point_history import DELETED, PRUNING
 from config_server.tables import (
     CertificateRow,
@@ -59,7 +60,7 @@ async def forget_what_is_over(session: AsyncSession, settings: HistorySettings, 
     forgotten += await _forget_certificates(session, now_ns - CERTIFICATES_KEPT_AFTER_END_NS)
     forgotten += await forget_old_churn(session, now_ns)
     forgotten += await forget_runs(session, now_ns - int(settings.jobs_keep_s * 1e9), BATCH)
-    forgotten += await agent_installations.forget_old(session, now_ns - int(settings.jobs_keep_s * 1e9), BATCH)
+    forgotten += await forget_ended(session, AgentInstallationRow, now_ns - int(settings.jobs_keep_s * 1e9), BATCH)
     return forgotten + await _forget_points(session)
 
 
