@@ -25,7 +25,7 @@ from mobility_agent.doctor_command import doctor
 from mobility_agent.installation_commands import install, uninstall, upgrade
 from mobility_agent.inventory import find_disks, take_inventory
 from mobility_agent.passphrase_file import read_passphrase
-from replication.enrolment import enrol as enrol_with
+from replication.enrolment import enrol_with_any
 from replication.errors import BlockferryError, NotFound
 from replication.identifiers import DiskId, parse_uuid
 from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, make_console, version_option
@@ -89,8 +89,8 @@ def enrol(config_path: Path, fingerprint: str, passphrase_file: Path) -> None:
     try:
         facts = read_machine_facts(substitute=settings.state_dir / MACHINE_ID_FILE)
         name = asyncio.run(
-            enrol_with(
-                settings.config_server.url,
+            enrol_with_any(
+                settings.config_server.urls,
                 fingerprint,
                 read_passphrase(passphrase_file),
                 Role.AGENT,

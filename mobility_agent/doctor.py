@@ -12,6 +12,7 @@ import os
 import ssl
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ from mobility_agent.change_tracker.ebpf.support import why_not_machine, why_not_
 from mobility_agent.config import AgentSettings
 from mobility_agent.core.diagnosis import (
     Finding,
+    Verdict,
     failed,
     judge_certificate,
     judge_clock,
@@ -168,7 +170,7 @@ def _certificate(identity: TlsIdentity) -> Iterator[Finding]:
 
 
 async def _servers(settings: AgentSettings, identity: TlsIdentity) -> list[Finding]:
-    address = ServiceAddress.parse(settings.config_server.url)
+    addresses = [ServiceAddress.parse(url) for url in settings.config_server.urls]
     tls = None
     if identity.exists():
         try:
@@ -176,9 +178,21 @@ async def _servers(settings: AgentSettings, identity: TlsIdentity) -> list[Findi
         except BlockferryError as error:
             return [failed("configuration server", error.message, error.hint or "")]
     if tls is None:
-        found = [await _port_answers("configuration server", address.host, address.port)]
-        return [*found, await _port_answers("process server", address.host, DATA_PORT)]
-    return [*await _ask_config_server(str(address), tls), await _process_server(settings, identity, address)]
+        found = [await _port_answers("configuration server", each.host, each.port) for each in addresses]
+        return [*_one_is_enough(found), await _port_answers("process server", addresses[0].host, DATA_PORT)]
+    asked = [await _ask_config_server(str(each), tls) for each in addresses]
+    found = _one_is_enough([findings[0] for findings in asked])
+    clocks = [finding for findings in asked for finding in findings[1:]]
+    return [*found, *clocks, await _process_server(settings, identity, addresses[0])]
+
+
+def _one_is_enough(found: list[Finding]) -> list[Finding]:
+    """Of several configuration servers: one that cannot be reached is no failure while another one answers."""
+    if all(finding.verdict is Verdict.FAILED for finding in found):
+        return found
+    return [
+        replace(finding, verdict=Verdict.WARNING) if finding.verdict is Verdict.FAILED else finding for finding in found
+    ]
 
 
 async def _ask_config_server(address: str, tls: ssl.SSLContext) -> list[Finding]:

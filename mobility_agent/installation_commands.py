@@ -22,7 +22,7 @@ from mobility_agent.installation.install import Wanted, is_enrolled
 from mobility_agent.installation.install import install as install_tree
 from mobility_agent.installation.places import CONFIGURATION, TREES, own_tree, require_own_ground
 from mobility_agent.installation.uninstall import uninstall as remove
-from mobility_agent.installation.upgrade import activate, fetch
+from mobility_agent.installation.upgrade import activate, fetch_from_any
 from mobility_agent.passphrase_file import read_passphrase
 from replication.agent_limits import CPU_RANGE, READ_RANGE
 from replication.errors import BlockferryError, InvalidInput, NotFound
@@ -36,6 +36,7 @@ _UNATTENDED: Final = "ask nothing: what is missing is an error."
 
 @click.command()
 @click.option("--appliance", help="Where the configuration server is: https://HOST[:PORT].")
+@click.option("--standby", "standbys", multiple=True, help="The site's other configuration server; may be repeated.")
 @click.option("--fingerprint", help="SHA-256 fingerprint of the site's authority.")
 @click.option(
     "--passphrase-file",
@@ -48,6 +49,7 @@ _UNATTENDED: Final = "ask nothing: what is missing is an error."
 @click.option("--memory-limit", help="Such as 256 MiB.")
 def install(
     appliance: str | None,
+    standbys: tuple[str, ...],
     fingerprint: str | None,
     passphrase_file: Path | None,
     unattended: bool,
@@ -72,6 +74,7 @@ def install(
             _given(fingerprint, "--fingerprint", "Fingerprint of the site's authority", asks=asks),
             passphrase,
             limits,
+            standbys,
         )
         if passphrase_file is not None:
             passphrase = read_passphrase(passphrase_file)
@@ -120,9 +123,9 @@ def _fetch_and_run(directory: Path, version: str | None, extra: list[str]) -> in
     identity = TlsIdentity(settings.identity_dir)
     if not identity.exists():
         raise NotFound("cannot upgrade from the appliance: this agent is not enrolled", hint="mobility-agent enrol")
-    url = f"https://{ServiceAddress.parse(settings.config_server.url)}"
-    chosen, path = asyncio.run(fetch(url, identity.client_context(Role.CONFIG_SERVER), directory, version))
-    click.echo(f"fetched {chosen.file} from {url}")
+    urls = [f"https://{ServiceAddress.parse(url)}" for url in settings.config_server.urls]
+    chosen, path = asyncio.run(fetch_from_any(urls, identity.client_context(Role.CONFIG_SERVER), directory, version))
+    click.echo(f"fetched {chosen.file}")
     return _run_installer(path, extra)
 
 

@@ -21,7 +21,7 @@ from process_server.config import DEFAULT_CONFIG, Settings
 from process_server.control.machine_identity import hostname, machine_fingerprint
 from process_server.spool.files import DirectoryFiles
 from process_server.spool.inventory import SpoolInventory, take_inventory
-from replication.enrolment import enrol as enrol_with
+from replication.enrolment import enrol_with_any
 from replication.errors import BlockferryError, InvalidInput, NotFound
 from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, make_console, version_option
 from replication.service.installed_folders import paths_command
@@ -87,8 +87,8 @@ def enrol(config_path: Path, url: str | None, fingerprint: str, passphrase_file:
     settings = load_or_exit(Settings, config_path, check_only=False)
     try:
         name = asyncio.run(
-            enrol_with(
-                url or settings.config_server.url,
+            enrol_with_any(
+                [url] if url else settings.config_server.urls,
                 fingerprint,
                 _passphrase(passphrase_file),
                 Role.PROCESS_SERVER,

@@ -11,8 +11,9 @@ key, which is how the server knows its earlier caller again.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 from cryptography import x509
@@ -97,6 +98,17 @@ async def enrol(
         authorities_pem=answer.authorities_pem.encode(),
     )
     return name
+
+
+async def enrol_with_any(urls: Sequence[str], *given: Any) -> PeerName:
+    """``enrol`` with the first of the site's configuration servers that can be reached; ``given``: what ``enrol`` takes after ``url``."""
+    for tried, url in enumerate(urls, start=1):
+        try:
+            return await enrol(url, *given)
+        except PeerUnavailable:
+            if tried == len(urls):
+                raise
+    raise InvalidInput("cannot enrol: no configuration server is named")
 
 
 async def fetch_authority(url: str, authority_fingerprint: str) -> x509.Certificate:

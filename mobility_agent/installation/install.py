@@ -19,7 +19,8 @@ from mobility_agent.block_device.machine_facts import MACHINE_ID_FILE, read_mach
 from mobility_agent.config import DEFAULT_STATE_DIR, AgentSettings, LimitsSettings
 from mobility_agent.installation import system
 from mobility_agent.installation.places import CONFIGURATION, Tree, current_tree, installed_trees
-from replication.enrolment import enrol
+from replication.config_server_urls import check_standby_urls
+from replication.enrolment import enrol_with_any
 from replication.errors import BlockferryError, Conflict
 from replication.service_address import ServiceAddress
 from replication.settings import load_settings
@@ -33,20 +34,26 @@ class Wanted:
     """What the administrator gives. ``passphrase`` is only needed, and only used, where the agent is not enrolled yet.
 
     ``limits``: what is to stand in the configuration from the first start on; for the configuration that is there already, see ``install``.
+    ``standbys``: the site's other configuration servers. They are written into a new configuration; one that is there stays as it is.
     """
 
     appliance: str
     fingerprint: str
     passphrase: str | None
     limits: LimitsSettings = field(default_factory=LimitsSettings)
+    standbys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        ServiceAddress.parse(self.appliance)
+        check_standby_urls(self.url, self.standby_urls)
         normalized_fingerprint(self.fingerprint)
 
     @property
     def url(self) -> str:
         return f"https://{ServiceAddress.parse(self.appliance)}"
+
+    @property
+    def standby_urls(self) -> list[str]:
+        return [f"https://{ServiceAddress.parse(standby)}" for standby in self.standbys]
 
 
 def is_enrolled() -> bool:
@@ -74,8 +81,8 @@ def install(tree: Tree, wanted: Wanted, say: Say) -> None:
     else:
         facts = read_machine_facts(substitute=settings.state_dir / MACHINE_ID_FILE)
         name = asyncio.run(
-            enrol(
-                wanted.url,
+            enrol_with_any(
+                settings.config_server.urls,
                 wanted.fingerprint,
                 wanted.passphrase or "",
                 Role.AGENT,
@@ -121,7 +128,10 @@ def _given_limits(limits: LimitsSettings) -> dict[str, int | float]:
 def _write_configuration(tree: Tree, wanted: Wanted) -> None:
     """In place of the sample, which has the right owner and mode."""
     if _is_untouched(tree):
-        document: dict[str, object] = {"config_server": {"url": wanted.url}}
+        section: dict[str, object] = {"url": wanted.url}
+        if wanted.standbys:
+            section["standby_urls"] = wanted.standby_urls
+        document: dict[str, object] = {"config_server": section}
         if given := _given_limits(wanted.limits):
             document["limits"] = given
         text = yaml.safe_dump(document)

@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -63,6 +64,19 @@ def _switch(tree: Tree) -> None:
     system.install_system_files(tree)
     system.use_tree(tree)
     system.reload()
+
+
+async def fetch_from_any(
+    urls: Sequence[str], tls: ssl.SSLContext, directory: Path, version: str | None
+) -> tuple[Installer, Path]:
+    """``fetch`` from the first of the site's configuration servers that can be reached and offers it: each has installers of its own."""
+    for tried, url in enumerate(urls, start=1):
+        try:
+            return await fetch(url, tls, directory, version)
+        except (PeerUnavailable, NotFound):
+            if tried == len(urls):
+                raise
+    raise AssertionError("there is at least one address")
 
 
 async def fetch(url: str, tls: ssl.SSLContext, directory: Path, version: str | None) -> tuple[Installer, Path]:

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Final
 
 from process_server.core.spool_budget import SpoolBudget, SpoolUse
-from process_server.core.token_bucket import TokenBucket
 from replication.clock import Clock
 from replication.data_plane import RETRY_AFTER_SPOOL_FULL_S
 from replication.errors import Overloaded
+from replication.token_bucket import TokenBucket
 
 LONGEST_WAIT_S: Final = 2.0
 """Shorter than what agents wait for an answer, and for leave to send a body."""
