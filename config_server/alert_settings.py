@@ -26,15 +26,19 @@ CREDENTIALS_VARIABLE: Final = "CREDENTIALS_DIRECTORY"
 class AlertSettings:
     """``settle_s``: after its own start the server listens for so long before it judges who is silent.
 
-    ``*_churn_limit_bytes`` are a second: of a disk by the type that is to be made of it (FIELD.md: 2 to 20 MB/s), of a server together.
+    ``*_churn_limit_bytes`` are a second: of a disk, None: by the type that is to be made of it (``core/target_disks.py``); of a server
+    together.
     """
 
     settle_s: float = 60.0
-    disk_churn_limit_bytes: int = 20_000_000
+    disk_churn_limit_bytes: int | None = None
     server_churn_limit_bytes: int = 54_000_000
 
     def __post_init__(self) -> None:
-        if min(self.disk_churn_limit_bytes, self.server_churn_limit_bytes) < 1:
+        if (
+            min(limit for limit in (self.disk_churn_limit_bytes, self.server_churn_limit_bytes) if limit is not None)
+            < 1
+        ):
             raise SettingsError("cannot use a churn limit of nothing")
 
 

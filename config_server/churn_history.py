@@ -7,12 +7,14 @@ what nobody wrote. An hour is this server's, at the end of the time that was obs
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.core.sizing import HourOfChurn
+from config_server.core.target_disks import ChurnLimit
 from config_server.tables import ChurnHourRow, DiskRow, MachineRow
 from replication.control_plane import DiskObservation
 
@@ -44,8 +46,8 @@ async def note_churn(
     row.observed_s += seconds
 
 
-async def churn_by_hour(session: AsyncSession, since_hour: int) -> list[HourOfChurn]:
-    """Of every disk of every server, in order of time."""
+async def churn_by_hour(session: AsyncSession, since_hour: int, limits: Mapping[str, ChurnLimit]) -> list[HourOfChurn]:
+    """Of every disk of every server, in order of time; ``limits`` by disk."""
     rows = await session.execute(
         select(ChurnHourRow, MachineRow.hostname, DiskRow.path)
         .join(DiskRow, DiskRow.id == ChurnHourRow.disk_id)
@@ -53,7 +55,10 @@ async def churn_by_hour(session: AsyncSession, since_hour: int) -> list[HourOfCh
         .where(ChurnHourRow.hour >= since_hour)
         .order_by(ChurnHourRow.hour, MachineRow.hostname, DiskRow.path)
     )
-    return [HourOfChurn(hostname, path, row.hour, row.changed_bytes, row.observed_s) for row, hostname, path in rows]
+    return [
+        HourOfChurn(hostname, path, row.hour, row.changed_bytes, row.observed_s, limits[row.disk_id])
+        for row, hostname, path in rows
+    ]
 
 
 async def forget_old_churn(session: AsyncSession, now_ns: int) -> int:

@@ -7,12 +7,13 @@ for each server, the newest; an order stands until its agent says that it is don
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.core.sizing import ProfiledChurn
+from config_server.core.target_disks import DEFAULT_DISK_TYPE, ChurnLimit, churn_limit
 from config_server.events import Actor, record_event
 from config_server.items import active_item, find_machine, item_disks
 from config_server.operator_plane import timestamp
@@ -138,8 +139,8 @@ async def list_profiles(session: AsyncSession) -> list[ProfileStatus]:
     ]
 
 
-async def profiled_churn(session: AsyncSession) -> list[ProfiledChurn]:
-    """What is known of disks that are not replicated."""
+async def profiled_churn(session: AsyncSession, limits: Mapping[str, ChurnLimit]) -> list[ProfiledChurn]:
+    """What is known of disks that are not replicated; ``limits`` by disk."""
     paths = {disk: path for disk, path in await session.execute(select(DiskRow.id, DiskRow.path))}  # noqa: C416 -- rows
     return [
         ProfiledChurn(
@@ -147,6 +148,7 @@ async def profiled_churn(session: AsyncSession) -> list[ProfiledChurn]:
             disk=paths.get(disk.disk, disk.disk),
             windows=tuple((each.interval_s, each.mean_bytes, each.most_bytes) for each in disk.windows),
             watched_s=disk.watched_s,
+            limit=limits.get(disk.disk) or churn_limit(DEFAULT_DISK_TYPE, 0),
         )
         for status in await list_profiles(session)
         if status.seen is not None

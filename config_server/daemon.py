@@ -210,6 +210,7 @@ async def running_site(
             store_status=store_status,
             heartbeat=settings.heartbeat,
             steady_after_s=settings.placement.steady_after_s,
+            disk_churn_limit_bytes=settings.alerts.disk_churn_limit_bytes,
             ages=ages,
             own=own,
             clock=clock,

@@ -11,6 +11,7 @@ from typing import Final, Generic, Literal, TypeVar
 
 from pydantic import Field
 
+from config_server.core.target_disks import DEFAULT_DISK_TYPE, DiskType
 from config_server.job_documents import (
     JobProblem,
     MigrationResult,
@@ -291,7 +292,8 @@ class EventStatus(Document):
 class Policy(Document):
     """A replication policy; the defaults are FIELD.md's.
 
-    ``app_consistent_interval_s`` null: off; ``retention_s`` 0: the latest point only.
+    ``app_consistent_interval_s`` null: off; ``retention_s`` 0: the latest point only. ``target_disk_type``: what is to be made of the
+    disks; how much they may change goes by it.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}$")
@@ -301,6 +303,7 @@ class Policy(Document):
     rpo_threshold_s: float = Field(default=900.0, ge=10.0)
     retention_s: float = Field(default=86400.0, ge=0.0, le=15 * 86400.0)
     freeze_budget_s: float = Field(default=2.0, gt=0.0, le=30.0)
+    target_disk_type: DiskType = DEFAULT_DISK_TYPE
 
 
 class ProcessServerCapacity(Document):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from typing import Final
+from typing import Final, cast
 
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.core.target_disks import DiskType
 from config_server.database import Database
 from config_server.operator_plane import Policy
 from config_server.tables import MachineRow, PolicyRow, ProtectedItemRow
@@ -75,6 +76,7 @@ def policy_of(row: PolicyRow) -> Policy:
         rpo_threshold_s=row.rpo_threshold_s,
         retention_s=row.retention_s,
         freeze_budget_s=row.freeze_budget_s,
+        target_disk_type=cast("DiskType", row.target_disk_type),
     )
 
 
@@ -85,6 +87,7 @@ def write_policy(row: PolicyRow, policy: Policy) -> None:
     row.rpo_threshold_s = policy.rpo_threshold_s
     row.retention_s = policy.retention_s
     row.freeze_budget_s = policy.freeze_budget_s
+    row.target_disk_type = policy.target_disk_type
 
 
 def new_policy_row(policy: Policy) -> PolicyRow:

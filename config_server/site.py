@@ -32,7 +32,8 @@ from config_server.webhook import Webhook
 class Site:
     """The services of one configuration server. ``wake_reconciler``, after each change, lets it look at once instead of at its next
     interval; ``wake_for_jobs``, when a daemon was heard, only at the jobs that may wait for that, and for points that an agent names
-    (item, cuts) if it was told them with ``note_points``. ``steady_after_s``: ``placement``'s.
+    (item, cuts) if it was told them with ``note_points``. ``steady_after_s``: ``placement``'s;
+    ``disk_churn_limit_bytes``: ``alerts``'.
     """
 
     database: Database
@@ -53,6 +54,7 @@ class Site:
     heartbeat: HeartbeatSettings
     ages: Ages
     steady_after_s: float
+    disk_churn_limit_bytes: int | None
     own: OwnAddresses
     clock: Clock
     wake_reconciler: Callable[[], None]

@@ -23,6 +23,7 @@ from config_server.core.sizing import (
     site_churn,
     with_profiles,
 )
+from config_server.core.target_disks import DiskType
 from config_server.operator_plane import timestamp
 from config_server.sizing_documents import (
     HourlyChurn,
@@ -33,6 +34,7 @@ from config_server.sizing_documents import (
     SizingReport,
 )
 from config_server.tables import DiskRow, ItemDiskRow, MachineRow, ProtectedItemRow
+from config_server.target_disks import churn_limits
 
 SHORT_S: Final = DAY_S
 
@@ -45,15 +47,19 @@ async def size_site(
     now_ns: int,
     *,
     profiles: bool = False,
+    disk_limit_bytes: int | None = None,
+    target_disk_type: DiskType | None = None,
 ) -> SizingReport:
     """Every enrolled server counts with its disks; those under protection with what they changed while they replicated.
 
-    ``profiles``: the others with what was measured of them.
+    ``profiles``: the others with what was measured of them; ``target_disk_type``: what is planned for their disks, None: what the default
+    policy says. ``disk_limit_bytes``: what the configuration sets for every type.
     """
+    limits = await churn_limits(session, disk_limit_bytes, target_disk_type)
     servers = await session.scalar(select(func.count()).select_from(MachineRow)) or 0
     disk_bytes = await _disk_bytes(session)
-    churn = site_churn(await churn_by_hour(session, now_ns // HOUR_NS - KEPT_HOURS))
-    profiled = await profiled_churn(session) if profiles else []
+    churn = site_churn(await churn_by_hour(session, now_ns // HOUR_NS - KEPT_HOURS, limits))
+    profiled = await profiled_churn(session, limits) if profiles else []
     churn, intervals = with_profiles(churn, profiled), intervals_of(profiled)
     needed = bandwidth_needed_bits_per_s(churn.busiest_bytes_per_s, wire_ratio)
     fleet = fleet_for(churn.bytes_per_day, servers)

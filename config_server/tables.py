@@ -190,7 +190,10 @@ class AdministratorTokenRow(Base):
 
 
 class PolicyRow(Base):
-    """A replication policy; ``app_consistent_interval_s`` None: off; ``retention_s`` 0: the latest point only."""
+    """A replication policy; ``app_consistent_interval_s`` None: off; ``retention_s`` 0: the latest point only.
+
+    ``target_disk_type``: as in ``core/target_disks.py``.
+    """
 
     __tablename__ = "policies"
 
@@ -202,6 +205,7 @@ class PolicyRow(Base):
     rpo_threshold_s: Mapped[float]
     retention_s: Mapped[float]
     freeze_budget_s: Mapped[float]
+    target_disk_type: Mapped[str] = mapped_column(String(16), server_default="premium")
 
 
 class ProtectedItemRow(Base):

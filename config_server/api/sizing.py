@@ -8,18 +8,22 @@ from pydantic import Field
 
 from config_server.api.routes import Access, Call, Query, Route
 from config_server.churn_profiles import begin_profiles, list_profiles, withdraw_profile
+from config_server.core.target_disks import DiskType
 from config_server.operator_plane import Page
 from config_server.sizing import size_site
 from config_server.sizing_documents import ProfileRequest, ProfileStatus, SizingReport
 
 
 class SizingQuery(Query):
-    """``bandwidth_bits_per_s``: the line that there is. ``wire_ratio``: bytes sent for each that changed (0.5: compression saves half)."""
+    """``bandwidth_bits_per_s``: the line that there is. ``wire_ratio``: bytes sent for each that changed (0.5: compression saves half).
+    ``target_disk_type``: what is planned for disks without protection; by default what the default policy says.
+    """
 
     bandwidth_bits_per_s: float | None = Field(default=None, gt=0, le=1e13)
     wire_ratio: float = Field(default=1.0, gt=0, le=2)
     point_interval_s: float = Field(default=300.0, ge=10, le=86400)
     profiles: bool = False
+    target_disk_type: DiskType | None = None
 
 
 async def get_sizing(call: Call) -> SizingReport:
@@ -32,6 +36,8 @@ async def get_sizing(call: Call) -> SizingReport:
             asked.point_interval_s,
             call.site.clock(),
             profiles=asked.profiles,
+            disk_limit_bytes=call.site.disk_churn_limit_bytes,
+            target_disk_type=asked.target_disk_type,
         )
 
 

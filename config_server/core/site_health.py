@@ -18,6 +18,7 @@ from config_server.core.health import (
     SPOOL_FREE_CRITICAL,
     SPOOL_FREE_WARNING,
 )
+from config_server.core.target_disks import DEFAULT_DISK_TYPE, ChurnLimit, churn_limit
 from replication.data_plane import SPOOL_THROTTLED_BELOW
 
 CPU_WARNING: Final = Limit(0.80, 0.75)
@@ -137,10 +138,18 @@ def _percent(fraction: float | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DiskChurn:
-    """``bytes_per_s``: over the last minute; None: not known."""
+    """``bytes_per_s``: over the last minute; None: not known. ``limit``: by the type of disk that is to be made of it."""
 
     path: str
     bytes_per_s: float | None
+    limit: ChurnLimit
+
+    @property
+    def share(self) -> float:
+        return (self.bytes_per_s or 0.0) / self.limit.bytes_per_s
+
+
+_NO_DISK: Final = DiskChurn("-", None, churn_limit(DEFAULT_DISK_TYPE, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +161,6 @@ class ServerState:
 
     subject: Subject
     disks: tuple[DiskChurn, ...]
-    disk_limit_bytes: int
     server_limit_bytes: int
     app_interval_s: float | None
     app_point_age_s: float | None
@@ -160,17 +168,17 @@ class ServerState:
 
 def of_server(facts: ServerState) -> Iterator[Sighting]:
     """Churn beyond the limits (bytes a second), and app-consistent points that do not come."""
-    judged = [(_churn(disk.bytes_per_s, facts.disk_limit_bytes), disk) for disk in facts.disks]
+    judged = [(_churn(disk.bytes_per_s, disk.limit.bytes_per_s), disk) for disk in facts.disks]
     over = [disk for found, disk in judged if found is Found.PRESENT]
-    worst = max(over or facts.disks, key=lambda disk: disk.bytes_per_s or 0.0, default=DiskChurn("-", None))
+    worst = max(over or facts.disks, key=lambda disk: disk.share, default=_NO_DISK)
     yield Sighting(
         "churn-of-disk",
         facts.subject,
         _worst([found for found, _ in judged]),
         Found.ABSENT,
         f"disk {worst.path} changes at {(worst.bytes_per_s or 0.0) / 1e6:.1f} MB/s; "
-        f"the limit is {facts.disk_limit_bytes / 1e6:.1f} MB/s" + (f" ({len(over)} disks)" if len(over) > 1 else ""),
-        "spread the writes over more disks, or plan a faster type of disk and raise `alerts.disk_churn_limit_bytes`",
+        f"the limit is {worst.limit}" + (f" ({len(over)} disks)" if len(over) > 1 else ""),
+        "spread the writes over more disks, or plan a faster type of disk: `migratectl set-policy NAME --target-disk-type premium`",
     )
     rates = [disk.bytes_per_s for disk in facts.disks]
     whole = None if not rates or None in rates else sum(rate or 0.0 for rate in rates)
@@ -196,7 +204,7 @@ def of_server(facts: ServerState) -> Iterator[Sighting]:
     )
 
 
-def _churn(bytes_per_s: float | None, limit_bytes: int) -> Found:
+def _churn(bytes_per_s: float | None, limit_bytes: float) -> Found:
     return Limit(limit_bytes, limit_bytes * CHURN_CLEARS_AT).judge(bytes_per_s)
 
 

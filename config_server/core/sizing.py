@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from config_server.core.capacity import APPLIANCE, PROCESS_SERVER, CapacityTier
+from config_server.core.target_disks import ChurnLimit
 
 DAY_S: Final = 86_400.0
 HEADROOM: Final = 1.25
 """A line that is exactly as wide as the churn never catches up with anything."""
-MOST_DISK_CHURN_BYTES_PER_S: Final = 20e6
 MOST_MACHINE_CHURN_BYTES_PER_S: Final = 54e6
-"""FIELD.md's limits: 2 to 20 MB/s a disk, by its type; 54 MB/s a machine."""
+"""FIELD.md's limit; those of disks go by the type that is to be made of them (``target_disks.py``)."""
 SHORTEST_HOUR_S: Final = 600.0
 """An hour that was watched for less counts as if for ten minutes: a burst of seconds is no busiest hour."""
 LINES_BITS_PER_S: Final = (10_000_000, 50_000_000, 100_000_000, 200_000_000, 500_000_000, 1_000_000_000)
@@ -127,6 +127,7 @@ class HourOfChurn:
     hour: int
     changed_bytes: int
     observed_s: float
+    limit: ChurnLimit
 
     @property
     def bytes_per_s(self) -> float:
@@ -189,15 +190,18 @@ def _server_churn(name: str, hours: Sequence[HourOfChurn]) -> ServerChurn:
         observed_s = max(observed_s, watched_s)
         mean += sum(each.changed_bytes for each in of_disk) / watched_s if watched_s > 0 else 0.0
         busiest = max(each.bytes_per_s for each in of_disk)
-        if busiest > MOST_DISK_CHURN_BYTES_PER_S:
-            warnings.append(
-                f"{disk}: {busiest / 1e6:.0f} MB/s, beyond {MOST_DISK_CHURN_BYTES_PER_S / 1e6:.0f} MB/s a disk"
-            )
+        warnings += _beyond(disk, busiest, of_disk[-1].limit)
     busiest = max(by_hour.values(), default=0.0)
-    if busiest > MOST_MACHINE_CHURN_BYTES_PER_S:
-        limit = MOST_MACHINE_CHURN_BYTES_PER_S / 1e6
-        warnings.append(f"{busiest / 1e6:.0f} MB/s, beyond {limit:.0f} MB/s a server")
-    return ServerChurn(name, mean, busiest, observed_s, tuple(warnings))
+    return ServerChurn(name, mean, busiest, observed_s, (*warnings, *_server_beyond(busiest)))
+
+
+def _beyond(disk: str, busiest: float, limit: ChurnLimit) -> list[str]:
+    return [f"{disk}: {busiest / 1e6:.1f} MB/s, beyond {limit}"] if busiest > limit.bytes_per_s else []
+
+
+def _server_beyond(busiest: float) -> list[str]:
+    limit = MOST_MACHINE_CHURN_BYTES_PER_S
+    return [f"{busiest / 1e6:.0f} MB/s, beyond {limit / 1e6:.0f} MB/s a server"] if busiest > limit else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +212,18 @@ class ProfiledChurn:
     disk: str
     windows: tuple[tuple[float, float, float], ...]
     watched_s: float
+    limit: ChurnLimit
+
+    @property
+    def mean_bytes_per_s(self) -> float:
+        length_s, mean, _ = self.windows[0]
+        return mean / length_s
+
+    @property
+    def busiest_bytes_per_s(self) -> float:
+        """In the fullest of the longest windows: shorter ones are bursts."""
+        length_s, _, most = self.windows[-1]
+        return max(self.mean_bytes_per_s, most / length_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,15 +277,18 @@ def with_profiles(observed: SiteChurn, profiled: Sequence[ProfiledChurn]) -> Sit
         by_server.setdefault(each.server, []).append(each)
     known = {server.server: server for server in observed.servers}
     for name, disks in by_server.items():
-        mean = sum(mean / length for length, mean, _ in (disk.windows[0] for disk in disks))
-        busiest = sum(most / length for length, _, most in (disk.windows[-1] for disk in disks))
+        mean = sum(disk.mean_bytes_per_s for disk in disks)
+        most = max(mean, sum(disk.windows[-1][2] / disk.windows[-1][0] for disk in disks))
         before = known.get(name, ServerChurn(name, 0.0, 0.0, 0.0, ()))
+        busiest = before.busiest_bytes_per_s + most
+        beyond = [text for disk in disks for text in _beyond(disk.disk, disk.busiest_bytes_per_s, disk.limit)]
+        kept = [text for text in before.warnings if text not in _server_beyond(before.busiest_bytes_per_s)]
         known[name] = ServerChurn(
             name,
             before.mean_bytes_per_s + mean,
-            before.busiest_bytes_per_s + max(mean, busiest),
+            busiest,
             max(before.observed_s, *(disk.watched_s for disk in disks)),
-            before.warnings,
+            (*kept, *beyond, *_server_beyond(busiest)),
         )
     added = [known[name].busiest_bytes_per_s for name in by_server]
     replaced = [server.busiest_bytes_per_s for server in observed.servers if server.server in by_server]

@@ -136,7 +136,13 @@ def _command(name: str) -> click.Command:
 
 
 @click.group(epilog=EPILOG, cls=_Group)
-@click.option("--url", envvar="BLOCKFERRY_URL", help="https://HOST[:PORT] of the configuration server.")
+@click.option(
+    "--url",
+    "urls",
+    multiple=True,
+    envvar="BLOCKFERRY_URL",
+    help="https://HOST[:PORT] of the configuration server; repeated (in the variable: with blanks between), those of a site with several.",
+)
 @click.option(
     "--token-file",
     envvar="BLOCKFERRY_TOKEN_FILE",
@@ -151,6 +157,6 @@ def _command(name: str) -> click.Command:
 )
 @version_option("migratectl")
 @click.pass_context
-def main(context: click.Context, url: str | None, token_file: Path | None, authority: Path | None) -> None:
+def main(context: click.Context, urls: tuple[str, ...], token_file: Path | None, authority: Path | None) -> None:
     """Protect servers, test their migration, migrate them."""
-    context.obj = Invocation(url, token_file, authority)
+    context.obj = Invocation(urls, token_file, authority)

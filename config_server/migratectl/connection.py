@@ -1,5 +1,9 @@
 """Reaching the configuration server: where it is, whom to trust, which token; and one request. Called by every command.
 
+A site may have several, which all answer operators alike: one that cannot be reached is followed by the next. A question is repeated there
+also when the answer was lost or was that this one cannot serve now; an order only if it certainly did not arrive. What a command waits for
+thus goes on when the server that it began with dies.
+
 Options come before environment variables (``BLOCKFERRY_URL``, ``BLOCKFERRY_TOKEN_FILE``, ``BLOCKFERRY_AUTHORITY``), and these before
 ``migratectl.yaml`` in ``$XDG_CONFIG_HOME/blockferry`` (``~/.config/blockferry``), which ``migratectl login`` writes.
 """
@@ -13,6 +17,7 @@ import json
 import os
 import re
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,11 +27,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from config_server.certificate_plane import TokenExchange, TokenGrant
-from config_server.migratectl.https import AnswerTooLong, HttpsConnection
+from config_server.migratectl.https import AnswerTooLong, HttpsConnection, NotConnected
 from config_server.secret_text import read_one_time_secret
+from replication.config_server_urls import ConfigServerUrls
 from replication.documents import Document
 from replication.durable_file import DurableFile
-from replication.errors import InvalidInput, PeerProtocolError, PeerUnavailable, SettingsError
+from replication.errors import InvalidInput, PeerProtocolError, PeerUnavailable, Retryable, SettingsError
 from replication.problem_details import error_from_problem
 from replication.service_address import check_setting
 from replication.settings import load_settings
@@ -46,9 +52,10 @@ def config_directory() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """The file that ``login`` writes; every key is optional."""
+    """The file that ``login`` writes; every key is optional. ``standby_urls``: the site's other configuration servers."""
 
     url: str | None = None
+    standby_urls: tuple[str, ...] = ()
     token_file: Path | None = None
     authority: Path | None = None
 
@@ -61,44 +68,49 @@ def stored_settings() -> ClientSettings:
 
 def stored_settings_text(settings: ClientSettings) -> str:
     values = {"url": settings.url, "token_file": settings.token_file, "authority": settings.authority}
-    return yaml.safe_dump({name: str(value) for name, value in values.items() if value is not None})
+    document: dict[str, object] = {name: str(value) for name, value in values.items() if value is not None}
+    if settings.standby_urls:
+        document["standby_urls"] = list(settings.standby_urls)
+    return yaml.safe_dump(document)
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Where to connect, completely."""
+    """Where to connect, completely. ``urls``: the site's configuration servers, in the order in which they are asked."""
 
-    url: str
+    urls: tuple[str, ...]
     token: str
     authority: Path
     token_file: Path | None = None
 
     @classmethod
-    def resolve(cls, url: str | None, token_file: Path | None, authority: Path | None) -> Connection:
+    def resolve(cls, urls: Sequence[str], token_file: Path | None, authority: Path | None) -> Connection:
         """Complete what was given by what ``login`` stored.
 
         :raises SettingsError: if something is missing or cannot be read.
         """
         stored = stored_settings()
-        url = url or stored.url
+        if not urls and stored.url is not None:
+            urls = (stored.url, *stored.standby_urls)
         token_file = token_file or stored.token_file
         authority = authority or stored.authority
         missing = [
             name
-            for name, value in (("--url", url), ("--token-file", token_file), ("--authority", authority))
+            for name, value in (("--url", urls), ("--token-file", token_file), ("--authority", authority))
             if not value
         ]
-        if url is None or token_file is None or authority is None:
+        if not urls or token_file is None or authority is None:
             raise SettingsError(
                 f"cannot reach the configuration server without {', '.join(missing)}",
                 hint="`migratectl login` stores them; or BLOCKFERRY_URL, BLOCKFERRY_TOKEN_FILE, BLOCKFERRY_AUTHORITY",
             )
-        check_setting("the configuration server's url", url)
+        for url in urls:
+            check_setting("the configuration server's url", url)
         try:
             token = token_file.read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"cannot read the token file {token_file}: {error}") from error
-        return cls(url.rstrip("/"), token, authority, token_file)
+        return cls(tuple(url.rstrip("/") for url in urls), token, authority, token_file)
 
     def tls(self) -> ssl.SSLContext:
         """:raises SettingsError: if the authority's file cannot be used."""
@@ -111,22 +123,29 @@ class Connection:
         return check_peer(context, ExpectedPeer(Role.CONFIG_SERVER).check)  # nobody else gets the token
 
 
+class NotReached(PeerUnavailable):
+    """No connection came about: what was to be sent was not sent."""
+
+
 class ConfigServer:
     """An open connection; use as an asynchronous context."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._token = connection.token
-        self._https: HttpsConnection | None = None
+        self._urls = ConfigServerUrls(connection.urls)
+        self._open: dict[str, HttpsConnection] | None = None
 
     async def __aenter__(self) -> Self:
-        url, tls = self._connection.url, self._connection.tls()
-        self._https = HttpsConnection(url, tls, REQUEST_TIMEOUT_S, MAX_ANSWER_BYTES)
+        tls = self._connection.tls()
+        self._open = {
+            url: HttpsConnection(url, tls, REQUEST_TIMEOUT_S, MAX_ANSWER_BYTES) for url in self._urls.in_turn()
+        }
         try:
             if read_one_time_secret(self._token) is not None:
                 self._token = await self._exchanged()
         except BaseException:
-            self._https.close()
+            self._close()
             raise
         return self
 
@@ -154,8 +173,11 @@ class ConfigServer:
     async def __aexit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        if self._https is not None:
-            self._https.close()
+        self._close()
+
+    def _close(self) -> None:
+        for connection in (self._open or {}).values():
+            connection.close()
 
     async def get(self, path: str, kind: type[ModelT], **query: str | int | None) -> ModelT:
         """:raises BlockferryError: what the server answered, or that it does not."""
@@ -172,22 +194,36 @@ class ConfigServer:
     async def _exchange(
         self, method: str, path: str, body: Document | None, query: dict[str, str | int | None]
     ) -> bytes:
-        if self._https is None:
-            raise AssertionError("the connection is not open")
         parameters = {name: str(value) for name, value in query.items() if value is not None}
         content = None if body is None else body.encode()
+        in_turn = self._urls.in_turn()
+        for tried, url in enumerate(in_turn, start=1):
+            try:
+                return await self._ask(url, method, path, content, parameters)
+            except Retryable as error:
+                # Whoever was not reached has done nothing; of what is only asked for, a repetition does no harm.
+                if not (method == "GET" or isinstance(error, NotReached)):
+                    raise
+                self._urls.failed(url)
+                if tried == len(in_turn):
+                    raise
+        raise AssertionError("there is at least one address")
+
+    async def _ask(self, url: str, method: str, path: str, content: bytes | None, parameters: dict[str, str]) -> bytes:
+        if self._open is None:
+            raise AssertionError("the connection is not open")
         try:
             headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
-            answer = await self._https.request(method, f"/api/v1{path}", parameters, headers, content)
+            answer = await self._open[url].request(method, f"/api/v1{path}", parameters, headers, content)
         except AnswerTooLong as error:
-            raise PeerProtocolError(f"cannot use the answer of {self._connection.url}: too long") from error
+            raise PeerProtocolError(f"cannot use the answer of {url}: too long") from error
         except (http.client.HTTPException, OSError) as error:
-            raise PeerUnavailable(
-                f"cannot reach the configuration server {self._connection.url}: {str(error) or type(error).__name__}",
+            raise (NotReached if isinstance(error, NotConnected) else PeerUnavailable)(
+                f"cannot reach the configuration server {url}: {str(error) or type(error).__name__}",
                 hint="check --url, the firewall, and that --authority is this server's authority",
             ) from error
         if answer.status >= 400:
-            raise error_from_problem(answer.status, answer.content, self._connection.url)
+            raise error_from_problem(answer.status, answer.content, url)
         return answer.content
 
 

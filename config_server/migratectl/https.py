@@ -18,12 +18,17 @@ from typing import Final, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 ResultT = TypeVar("ResultT")
+CONNECT_TIMEOUT_S: Final = 10.0
 _DEFAULT_PORT: Final = 443
 _SAFE_IN_PATH: Final = "/:@!$&'()*+,;=~-._"
 
 
 class AnswerTooLong(Exception):
     """An answer has more bytes than were asked for."""
+
+
+class NotConnected(OSError):
+    """No connection came about: nothing was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,7 @@ class HttpsConnection:
         self, method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str], content: bytes | None
     ) -> Answer:
         """:raises OSError: if the server cannot be reached or is not the right one, ``TimeoutError`` if it takes longer than it may.
+        :raises NotConnected: of these, if no connection came about.
         :raises http.client.HTTPException: if it does not speak HTTP. :raises AnswerTooLong: see there.
         """
         target = self._below + quote(path, safe=_SAFE_IN_PATH) + (f"?{urlencode(query)}" if query else "")
@@ -70,6 +76,8 @@ class HttpsConnection:
             return self._exchange_once(method, target, headers, content)
 
     def _exchange_once(self, method: str, target: str, headers: Mapping[str, str], content: bytes | None) -> Answer:
+        if self._http.sock is None:
+            self._connect()
         self._http.request(method, target, content, dict(headers))
         response = self._http.getresponse()
         answer = response.read(self._max_answer_bytes + 1)
@@ -80,6 +88,14 @@ class HttpsConnection:
         ):  # http.client takes the end of the connection for the end of an answer that is read in pieces
             raise http.client.IncompleteRead(answer, response.length)
         return Answer(response.status, answer)
+
+    def _connect(self) -> None:
+        self._http.timeout = min(CONNECT_TIMEOUT_S, self._timeout_s)
+        try:
+            self._http.connect()
+        except OSError as error:
+            raise NotConnected(str(error) or type(error).__name__) from error
+        self._http.sock.settimeout(self._timeout_s)
 
     def _cut(self) -> None:
         """Whatever the thread waits for ends now."""

@@ -40,7 +40,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 class Invocation:
     """The options before the command."""
 
-    url: str | None
+    urls: tuple[str, ...]
     token_file: Path | None
     authority: Path | None
 
@@ -48,7 +48,7 @@ class Invocation:
         """Connect, act, and turn every expected failure into a message and an exit code."""
 
         async def act() -> ResultT:
-            async with ConfigServer(Connection.resolve(self.url, self.token_file, self.authority)) as server:
+            async with ConfigServer(Connection.resolve(self.urls, self.token_file, self.authority)) as server:
                 return await action(server)
 
         return guarded(act)

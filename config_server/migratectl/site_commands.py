@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from pydantic import ValidationError
 from rich.console import Console
 
+from config_server.core.target_disks import DISK_TYPES, DiskType
 from config_server.migratectl.connection import (
     AUTHORITY_NAME,
     CONFIG_NAME,
@@ -54,10 +57,11 @@ from config_server.operator_plane import (
     ServerSummary,
     SiteStatus,
 )
+from replication.config_server_urls import check_standby_urls
 from replication.control_plane import ENROLLING_ROLES, EnrollingRole
 from replication.durable_file import DurableFile, make_directory_durably
 from replication.enrolment import fetch_authority
-from replication.errors import BlockferryError, SettingsError
+from replication.errors import BlockferryError, PeerUnavailable, SettingsError
 from replication.service.cli import make_console
 from replication.settings import parse_duration
 
@@ -65,7 +69,13 @@ FOLLOW_S = 1.0
 
 
 @click.command()
-@click.option("--url", required=True, help="https://HOST[:PORT] of the configuration server.")
+@click.option(
+    "--url",
+    "urls",
+    required=True,
+    multiple=True,
+    help="https://HOST[:PORT] of the configuration server; repeated, those of a site with several.",
+)
 @click.option("--fingerprint", required=True, help="As `config-server show-fingerprint` prints it on the appliance.")
 @click.option(
     "--token-file",
@@ -73,24 +83,40 @@ FOLLOW_S = 1.0
     type=click.Path(path_type=Path),
     help="File with your token, or with the one-time secret of a new site.",
 )
-def login(url: str, fingerprint: str, token_file: Path) -> None:
+def login(urls: tuple[str, ...], fingerprint: str, token_file: Path) -> None:
     """Compare the authority's fingerprint and store address, authority and token file for later commands."""
 
     async def act() -> SiteStatus:
-        authority = await fetch_authority(url, fingerprint)
+        if len(urls) > 1:
+            check_standby_urls(urls[0], urls[1:])
+        authority = await _first_authority(urls, fingerprint)
         directory = config_directory()
         make_directory_durably(directory)
         pem = directory / AUTHORITY_NAME
         DurableFile(pem).replace(authority.public_bytes(serialization.Encoding.PEM))
-        async with ConfigServer(Connection.resolve(url, token, pem)) as server:
+        async with ConfigServer(Connection.resolve(urls, token, pem)) as server:
             found = await server.get("/site", SiteStatus)
-        text = stored_settings_text(ClientSettings(url.rstrip("/"), token, pem))
+        url, *standby_urls = (url.rstrip("/") for url in urls)
+        text = stored_settings_text(ClientSettings(url, tuple(standby_urls), token, pem))
         DurableFile(directory / CONFIG_NAME).replace(text.encode())
         return found
 
     token = token_file.resolve()
     found = guarded(act)
-    click.echo(f"logged in at {url} (version {found.version}); stored in {config_directory() / CONFIG_NAME}")
+    click.echo(
+        f"logged in at {', '.join(urls)} (version {found.version}); stored in {config_directory() / CONFIG_NAME}"
+    )
+
+
+async def _first_authority(urls: Sequence[str], fingerprint: str) -> x509.Certificate:
+    """From the first that can be reached: what it says is compared with ``fingerprint`` anyway."""
+    for tried, url in enumerate(urls, start=1):
+        try:
+            return await fetch_authority(url, fingerprint)
+        except PeerUnavailable:
+            if tried == len(urls):
+                raise
+    raise AssertionError("there is at least one address")
 
 
 @click.command()
@@ -261,6 +287,7 @@ def policies(invocation: Invocation, as_json_wanted: bool) -> None:
             "off" if policy.app_consistent_interval_s is None else duration(policy.app_consistent_interval_s),
             duration(policy.retention_s) if policy.retention_s else "latest only",
             duration(policy.rpo_threshold_s),
+            policy.target_disk_type,
         ]
         for policy in page.items
     ]
@@ -268,7 +295,9 @@ def policies(invocation: Invocation, as_json_wanted: bool) -> None:
         page,
         as_json_wanted=as_json_wanted,
         otherwise=lambda console: console.print(
-            table("POLICY", "CRASH-CONSISTENT", "APP-CONSISTENT", "RETENTION", "RPO THRESHOLD", rows=rows)
+            table(
+                "POLICY", "CRASH-CONSISTENT", "APP-CONSISTENT", "RETENTION", "RPO THRESHOLD", "TARGET DISKS", rows=rows
+            )
         ),
     )
 
@@ -281,9 +310,17 @@ def policies(invocation: Invocation, as_json_wanted: bool) -> None:
 @click.option("--rpo-threshold", help="Above it an item is no longer healthy.")
 @click.option("--retention", help="Up to 15 d; 0 keeps the latest point only.")
 @click.option("--freeze-budget", help="How long a file system may be frozen.")
+@click.option("--target-disk-type", type=click.Choice(DISK_TYPES), help="What is to be made of the disks.")
 @json_option
 @pass_invocation
-def set_policy(invocation: Invocation, /, name: str, as_json_wanted: bool, **changes: str | None) -> None:
+def set_policy(
+    invocation: Invocation,
+    /,
+    name: str,
+    as_json_wanted: bool,
+    target_disk_type: DiskType | None,
+    **changes: str | None,
+) -> None:
     """Make the policy NAME, or change it; what is not given stays (or is the default)."""
 
     async def act(server: ConfigServer) -> Policy:
@@ -292,6 +329,8 @@ def set_policy(invocation: Invocation, /, name: str, as_json_wanted: bool, **cha
         for option, text in changes.items():
             if text is not None:
                 values[f"{option}_s"] = None if text == "off" else parse_duration(text, f"--{option.replace('_', '-')}")
+        if target_disk_type is not None:
+            values["target_disk_type"] = target_disk_type
         policy = _checked_policy(values)
         if name in present:
             return await server.send("PUT", f"/policies/{path_part(name)}", Policy, policy)

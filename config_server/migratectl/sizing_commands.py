@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 import click
 from rich.console import Console
 
+from config_server.core.target_disks import DISK_TYPES, DiskType
 from config_server.migratectl.connection import ConfigServer, path_part
 from config_server.migratectl.invocation import Invocation, json_option, pass_invocation, show
 from config_server.migratectl.rendering import Cell, duration, rate, size, table
@@ -44,6 +45,11 @@ def report_options(command: Command) -> Command:
         show_default=True,
         help="Bytes sent for each that changed: 0.5 if compression saves half.",
     )(command)
+    command = click.option(
+        "--target-disk-type",
+        type=click.Choice(DISK_TYPES),
+        help="Planned for disks without protection, whose churn limits go by it; by default what the default policy says.",
+    )(command)
     return click.option("--bandwidth", help="The line that there is, such as '100 Mbps'.")(command)
 
 
@@ -54,13 +60,23 @@ def report_options(command: Command) -> Command:
 def size_site(
     invocation: Invocation,
     bandwidth: str | None,
+    target_disk_type: DiskType | None,
     wire_ratio: float,
     point_interval: str,
     html: Path | None,
     as_json_wanted: bool,
 ) -> None:
     """Machines, bandwidth, initial replication time and RPO that the observed churn needs."""
-    _report(invocation, bandwidth, wire_ratio, point_interval, html, as_json_wanted=as_json_wanted, profiles=False)
+    _report(
+        invocation,
+        bandwidth,
+        target_disk_type,
+        wire_ratio,
+        point_interval,
+        html,
+        as_json_wanted=as_json_wanted,
+        profiles=False,
+    )
 
 
 @click.command()
@@ -80,6 +96,7 @@ def plan(
     wait: bool,
     stop: bool,
     bandwidth: str | None,
+    target_disk_type: DiskType | None,
     wire_ratio: float,
     point_interval: str,
     html: Path | None,
@@ -105,7 +122,16 @@ def plan(
             )
             return
         invocation.run(lambda server: _measured(server, frozenset(names), request.duration_s + WAIT_BEYOND_S))
-    _report(invocation, bandwidth, wire_ratio, point_interval, html, as_json_wanted=as_json_wanted, profiles=True)
+    _report(
+        invocation,
+        bandwidth,
+        target_disk_type,
+        wire_ratio,
+        point_interval,
+        html,
+        as_json_wanted=as_json_wanted,
+        profiles=True,
+    )
 
 
 async def _stop(connection: ConfigServer, servers: tuple[str, ...]) -> None:
@@ -150,6 +176,7 @@ async def _measured(server: ConfigServer, names: frozenset[str], timeout_s: floa
 def _report(
     invocation: Invocation,
     bandwidth: str | None,
+    target_disk_type: DiskType | None,
     wire_ratio: float,
     point_interval: str,
     html: Path | None,
@@ -164,6 +191,7 @@ def _report(
             "/sizing",
             SizingReport,
             bandwidth_bits_per_s=bits_per_s,
+            target_disk_type=target_disk_type,
             wire_ratio=str(wire_ratio),
             point_interval_s=str(interval_s),
             profiles="true" if profiles else None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +46,7 @@ from config_server.tables import (
     ProtectedItemRow,
     RecoveryPointRow,
 )
+from config_server.target_disks import churn_limits
 from config_server.webhook import WebhookFigures
 
 
@@ -158,13 +159,14 @@ class AlarmFacts:
     ) -> list[Sighting]:
         policies = {policy.id: policy for policy in await session.scalars(select(PolicyRow))}
         churn: dict[str, list[DiskChurn]] = {}
+        limits = await churn_limits(session, self.settings.disk_churn_limit_bytes)
         rates = await session.execute(
-            select(DiskChurnRow.item_id, DiskRow.path, DiskChurnRow.rate_bytes_per_s)
+            select(DiskChurnRow.item_id, DiskRow.id, DiskRow.path, DiskChurnRow.rate_bytes_per_s)
             .join(DiskRow, DiskRow.id == DiskChurnRow.disk_id)
             .order_by(DiskRow.path)
         )
-        for item_id, path, rate in rates:
-            churn.setdefault(item_id, []).append(DiskChurn(path, rate))
+        for item_id, disk_id, path, rate in rates:
+            churn.setdefault(item_id, []).append(DiskChurn(path, rate, limits[disk_id]))
         found: list[Sighting] = []
         for row in rows:
             machine, policy = machines[row.machine_id], policies.get(row.policy_id)
@@ -175,8 +177,7 @@ class AlarmFacts:
             disks = churn.get(row.id, [])
             state = ServerState(
                 subject=Subject("server", row.id, machine.hostname),
-                disks=tuple(disks if is_heard else (DiskChurn(disk.path, None) for disk in disks)),
-                disk_limit_bytes=self.settings.disk_churn_limit_bytes,
+                disks=tuple(disks if is_heard else (replace(disk, bytes_per_s=None) for disk in disks)),
                 server_limit_bytes=self.settings.server_churn_limit_bytes,
                 app_interval_s=policy.app_consistent_interval_s,
                 app_point_age_s=await self._app_point_age_s(session, row, policy),

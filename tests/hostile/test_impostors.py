@@ -85,7 +85,7 @@ async def agent_to_process_server(place: Place, url: str) -> None:
 
 
 async def operator_to_config_server(place: Place, url: str) -> None:
-    async with OperatorsConnection(Connection(url, TOKEN, place.authority_file)) as connection:
+    async with OperatorsConnection(Connection((url,), TOKEN, place.authority_file)) as connection:
         await connection.get("/site", SiteStatus)
 
 

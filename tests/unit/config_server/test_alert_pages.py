@@ -82,7 +82,7 @@ def _shares(warning: Limit, critical: Limit) -> list[str]:
                 _duration(certificate_health.AUTHORITY_CRITICAL_S).replace(" d", " days"),
             ],
         ),
-        ("churn-of-disk", [f"{AlertSettings().disk_churn_limit_bytes / 1e6:.0f} MB", "90 %"]),
+        ("churn-of-disk", [*(f"{limit:g} MB/s" for limit in (2, 8, 20)), "90 %"]),
         ("churn-of-server", [f"{AlertSettings().server_churn_limit_bytes / 1e6:.0f} MB", "90 %"]),
         (
             "agent-disconnected",

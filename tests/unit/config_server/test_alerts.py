@@ -331,6 +331,23 @@ async def test_churn_beyond_the_limit_for_a_quarter_of_an_hour_is_an_alert(
     assert "/dev/sda changes at 25.0 MB/s" in found[0]["message"]
 
 
+async def test_the_limit_is_that_of_the_disks_that_the_policy_plans(site: DrivenSite, clock: PassingTime) -> None:
+    (policy,) = (await site.lab.administer("GET", "/api/v1/policies")).json["items"]
+    standard = policy | {"target_disk_type": "standard"}
+    assert (await site.lab.administer("PUT", "/api/v1/policies/default", standard)).status == 200
+    await site.replicate()
+    changed = 0
+    for _ in range(40):
+        clock.passes(29)
+        changed += 87_000_000
+        await beat(site.lab)
+        await site.observe([disk_observation(DISK, changed_bytes=changed)])
+        await site.lab.running.reconciler.run_once()
+    (found,) = [a for a in await alerts(site.lab) if a["code"].startswith("churn")]
+    assert "3.0 MB/s; the limit is 2 MB/s of a standard disk" in found["message"]
+    assert "--target-disk-type" in found["remedy"]
+
+
 async def test_churn_of_a_day_and_of_a_minute_are_counted_over_restarts_of_the_agent(
     site: DrivenSite, clock: PassingTime
 ) -> None:

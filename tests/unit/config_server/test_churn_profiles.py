@@ -17,6 +17,7 @@ from config_server.core.sizing import (
     site_churn,
     with_profiles,
 )
+from config_server.core.target_disks import churn_limit
 from config_server.sizing_documents import SizingReport
 from replication.churn_profile import ProfiledDisk, ProfiledWindow, ProfileObservation
 from replication.control_plane import AgentDesired
@@ -29,7 +30,7 @@ MB = 10**6
 
 
 def disk(server: str, name: str, *windows: tuple[float, float, float]) -> ProfiledChurn:
-    return ProfiledChurn(server, name, windows, 7200.0)
+    return ProfiledChurn(server, name, windows, 7200.0, churn_limit("standard", 2**30))
 
 
 A = disk("a", "/dev/sda", (10, 20 * MB, 40 * MB), (60, 60 * MB, 90 * MB), (300, 150 * MB, 200 * MB))
@@ -66,12 +67,25 @@ def test_the_shortest_window_whose_changes_are_through_before_the_next_one_ends_
 
 
 def test_what_was_measured_counts_beside_what_was_observed() -> None:
-    observed = site_churn([HourOfChurn("b", "/dev/sdb", 1, 3600 * MB, 3600.0)])
+    observed = site_churn([HourOfChurn("b", "/dev/sdb", 1, 3600 * MB, 3600.0, churn_limit("standard", 2**30))])
     churn = with_profiles(observed, [A, B])
     assert [(each.server, each.mean_bytes_per_s) for each in churn.servers] == [("a", 2 * MB), ("b", 2 * MB)]
     assert churn.mean_bytes_per_s == 4 * MB
     assert churn.busiest_bytes_per_s == pytest.approx((1 + 2 + 1) * MB)
     assert with_profiles(observed, []) == observed
+
+
+def test_what_was_measured_is_held_against_the_limits_of_its_disk_and_server() -> None:
+    fast = disk("a", "/dev/sdb", (10, 30 * MB, 60 * MB), (60, 180 * MB, 240 * MB))
+    huge = disk("a", "/dev/sdc", (10, 520 * MB, 600 * MB), (60, 3120 * MB, 3200 * MB))
+    (server,) = with_profiles(site_churn([]), [fast, huge]).servers
+    assert list(server.warnings) == [
+        "/dev/sdb: 4.0 MB/s, beyond 2 MB/s of a standard disk",
+        "/dev/sdc: 53.3 MB/s, beyond 2 MB/s of a standard disk",
+        "57 MB/s, beyond 54 MB/s a server",
+    ]
+    (quiet,) = with_profiles(site_churn([]), [B]).servers
+    assert quiet.warnings == ()
 
 
 @pytest.fixture

@@ -189,7 +189,12 @@ def test_policies_are_made_and_changed(ctl: Ctl) -> None:
         ]
         is None
     )
+    assert (
+        json.loads(ctl("set-policy", name, "--target-disk-type", "standard", "--json").output)["retention_s"] == 604800
+    )
     assert name in ctl("policies").output
+    assert "standard" in ctl("policies").output
+    assert ctl("set-policy", name, "--target-disk-type", "tape").exit_code == 2
     assert ctl("set-policy", name, "--retention", "90 d").exit_code == 2
     assert ctl("set-policy", name, "--retention", "long").exit_code == 2
 

@@ -18,6 +18,7 @@ from config_server.core.site_health import (
     of_server,
     of_site,
 )
+from config_server.core.target_disks import ChurnLimit, churn_limit
 
 PRESENT, BETWEEN, ABSENT, UNKNOWN = Found.PRESENT, Found.BETWEEN, Found.ABSENT, Found.UNKNOWN
 GOOD: Final = ProcessServerState(
@@ -33,7 +34,7 @@ GOOD: Final = ProcessServerState(
     upload_problem=None,
     churn_day_bytes=10**12,
 )
-SERVER: Final = ServerState(Subject("server", "item", "web-1"), (), 20_000_000, 54_000_000, None, None)
+SERVER: Final = ServerState(Subject("server", "item", "web-1"), (), 54_000_000, None, None)
 WHOLE: Final = SiteState(None, 10, 50 * 2**30, 100 * 2**30, None, None)
 
 
@@ -102,9 +103,21 @@ def test_what_a_silent_process_server_said_last_is_not_known_to_be_so_still() ->
 def test_churn_of_disks_and_of_their_server_against_the_limits(
     rates: list[float | None], of_disk: Found, of_machine: Found
 ) -> None:
-    disks = tuple(DiskChurn(f"/dev/sd{index}", rate) for index, rate in enumerate(rates))
+    disks = tuple(
+        DiskChurn(f"/dev/sd{index}", rate, ChurnLimit(20e6, "a fast disk")) for index, rate in enumerate(rates)
+    )
     found = {s.code: s for s in of_server(dataclasses.replace(SERVER, disks=disks))}
     assert (found["churn-of-disk"].warning, found["churn-of-server"].warning) == (of_disk, of_machine)
+
+
+def test_disk_that_is_furthest_beyond_its_own_limit_speaks() -> None:
+    disks = (
+        DiskChurn("/dev/sda", 19e6, churn_limit("premium", 2**40)),
+        DiskChurn("/dev/sdb", 9e6, churn_limit("premium", 2**37)),
+        DiskChurn("/dev/sdc", 3e6, churn_limit("standard", 2**40)),
+    )
+    found = {s.code: s for s in of_server(dataclasses.replace(SERVER, disks=disks))}["churn-of-disk"]
+    assert found.message == "disk /dev/sdc changes at 3.0 MB/s; the limit is 2 MB/s of a standard disk (2 disks)"
 
 
 @pytest.mark.parametrize(

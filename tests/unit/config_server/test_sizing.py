@@ -20,8 +20,10 @@ from config_server.core.sizing import (
     reachable_rpo_s,
     site_churn,
 )
+from config_server.core.target_disks import churn_limit
 from config_server.migratectl.sizing_page import sizing_page
 from config_server.sizing_documents import SizingReport
+from config_server.tables import ChurnHourRow
 from replication.control_plane import DiskObservation
 from replication.tls_identity import Role
 from tests.harness.config_site import Lab, running_lab
@@ -118,7 +120,7 @@ def test_the_needed_line_keeps_up_and_the_table_of_lines_is_in_order() -> None:
 
 
 def hour(server: str, disk: str, number: int, changed_mb: int, observed_s: float = 3600.0) -> HourOfChurn:
-    return HourOfChurn(server, disk, number, changed_mb * MB, observed_s)
+    return HourOfChurn(server, disk, number, changed_mb * MB, observed_s, churn_limit("premium", 2**40))
 
 
 def test_hours_become_means_the_busiest_hour_and_warnings() -> None:
@@ -185,7 +187,7 @@ async def test_counters_become_hours_and_what_nobody_wrote_is_left_out(lab: Lab)
             await note_churn(session, before, before_ns, now, now_ns)
             before, before_ns = now, now_ns
     async with lab.running.site.database.read() as session:
-        found = await churn_by_hour(session, 0)
+        found = await churn_by_hour(session, 0, {DISK: churn_limit("premium", 2**40)})
     assert [(each.server, each.disk, each.hour, each.changed_bytes, each.observed_s) for each in found] == [
         ("web-1", "/dev/sda", 1000, 7 * MB, 3590),
         ("web-1", "/dev/sda", 1001, 4 * MB, 40),
@@ -193,7 +195,7 @@ async def test_counters_become_hours_and_what_nobody_wrote_is_left_out(lab: Lab)
     async with lab.running.site.database.write() as session:
         assert await forget_old_churn(session, (1000 + KEPT_HOURS) * HOUR_NS) == 0
         assert await forget_old_churn(session, (1001 + KEPT_HOURS) * HOUR_NS) == 1
-        assert [each.hour for each in await churn_by_hour(session, 0)] == [1001]
+        assert [each.hour for each in await churn_by_hour(session, 0, {DISK: churn_limit("premium", 2**40)})] == [1001]
 
 
 async def test_the_report_counts_servers_without_churn_with_their_disks_and_says_so(lab: Lab) -> None:
@@ -204,8 +206,29 @@ async def test_the_report_counts_servers_without_churn_with_their_disks_and_says
     (given,) = [line for line in report.lines if line.asked_for]
     assert given.initial_replication_s == pytest.approx(64 * 2**30 * 0.5 * 8 / 25e6)
     assert any("1 of 1 servers" in note for note in report.notes)
-    for wrong in ("bandwidth_bits_per_s=0", "wire_ratio=3", "point_interval_s=1", "width=1"):
+    for wrong in ("target_disk_type=tape", "bandwidth_bits_per_s=0", "wire_ratio=3", "point_interval_s=1", "width=1"):
         assert (await lab.administer("GET", f"/api/v1/sizing?{wrong}")).status == 400
+
+
+async def test_limits_go_by_the_type_that_is_planned_and_by_the_default_policy(lab: Lab) -> None:
+    async with lab.running.site.database.write() as session:
+        now_hour = lab.running.site.clock() // HOUR_NS
+        session.add(ChurnHourRow(disk_id=DISK, hour=now_hour, changed_bytes=10 * 3600 * MB, observed_s=3600.0))
+
+    async def beyond(query: str = "") -> list[str]:
+        report = SizingReport.decode((await lab.administer("GET", f"/api/v1/sizing{query}")).body)
+        return report.observed[0].warnings
+
+    assert await beyond() == ["/dev/sda: 10.0 MB/s, beyond 8 MB/s of a premium disk up to 256 GiB"]
+    assert await beyond("?target_disk_type=standard") == ["/dev/sda: 10.0 MB/s, beyond 2 MB/s of a standard disk"]
+    (default,) = (await lab.administer("GET", "/api/v1/policies")).json["items"]
+    changed = default | {"target_disk_type": "standard"}
+    assert (await lab.administer("PUT", "/api/v1/policies/default", changed)).status == 200
+    assert await beyond() == ["/dev/sda: 10.0 MB/s, beyond 2 MB/s of a standard disk"]
+    assert await beyond("?target_disk_type=premium") != await beyond()
+    assert (
+        await lab.administer("PUT", "/api/v1/policies/default", default | {"target_disk_type": "tape"})
+    ).status == 400
 
 
 class _Page(HTMLParser):
