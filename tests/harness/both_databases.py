@@ -36,6 +36,10 @@ ON_BOTH = (
 )
 
 
+HAVE_THEIR_OWN = ("test_backup",)
+"""Modules that are about SQLite's files; what corresponds to them on PostgreSQL is in ``<name>_on_postgresql``."""
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     makes_servers = any(hasattr(metafunc.module, name) for name in MAKERS) and "tmp_path" in metafunc.fixturenames
     has_its_own = "cluster" in metafunc.fixturenames
@@ -43,6 +47,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         name = metafunc.module.__name__.rpartition(".")[2]
         usual = KINDS if name in ON_BOTH or os.environ.get("BLOCKFERRY_HEAVY") == "1" else (SQLITE,)
         kinds = os.environ.get("BLOCKFERRY_DATABASES", ",".join(usual)).split(",")
+        if name in HAVE_THEIR_OWN:
+            kinds = [SQLITE]
         metafunc.parametrize("database_kind", [_parameter(kind) for kind in kinds], indirect=True)
 
 

@@ -120,11 +120,16 @@ async def asked(client: Client, place: Place, identity: TlsIdentity) -> tuple[Im
     return peer, raised.value
 
 
+def heard_nothing(impostor: Impostor, client: Client) -> bool:
+    """A daemon's handshake must not come to its end. An operator's may, before he hangs up: without a certificate it tells nothing."""
+    return not impostor.heard and (impostor.handshakes == 0 or client is operator_to_config_server)
+
+
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.__name__)
 async def test_a_peer_of_another_role_hears_nothing(place: Place, client: Client) -> None:
     for role in set(Role) - {CLIENTS[client]}:
         impostor, error = await asked(client, place, place.identity(role, ASSIGNED))
-        assert (impostor.handshakes, bytes(impostor.heard)) == (0, b""), role
+        assert heard_nothing(impostor, client), role
         assert f"cannot take urn:blockferry:{role}:{ASSIGNED} for " in error.message
     right, _ = await asked(client, place, place.identity(CLIENTS[client], ASSIGNED))
     assert right.handshakes >= 1
@@ -144,7 +149,7 @@ async def test_a_site_s_certificate_without_one_clear_name_is_no_peer_s(place: P
         for client in CLIENTS:
             if names or client is not daemon_to_store:  # a store without a name of this product is another authority's
                 impostor, _ = await asked(client, place, identity)
-                assert (impostor.handshakes, bytes(impostor.heard)) == (0, b"")
+                assert heard_nothing(impostor, client)
 
 
 async def test_a_store_of_another_authority_needs_no_name_of_this_product(place: Place) -> None:

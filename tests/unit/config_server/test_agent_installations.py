@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from config_server.agent_installations import ENROLLING_TIMEOUT_S, INSTALLATION_TIMEOUT_S
 from config_server.core.agent_installation import (
@@ -84,14 +84,10 @@ class Site:
         identity = self.lab.identities[name]
         assert (await self.lab.request("PUT", "/api/v1/agent/inventory", report, identity=identity)).status == 204
 
-    def forget_fingerprint(self) -> None:
+    async def forget_fingerprint(self) -> None:
         """As if it had been looked at without root."""
-        database = sqlite3.connect(self.lab.settings.state_dir / "state.sqlite")
-        try:
-            with database:
-                database.execute("UPDATE discovered_servers SET machine_fingerprint = NULL")
-        finally:
-            database.close()
+        async with self.lab.running.site.database.write() as session:
+            await session.execute(text("UPDATE discovered_servers SET machine_fingerprint = NULL"))
 
     async def pass_time(self, seconds: float) -> None:
         await self.lab.running.reconciler.run_once()
@@ -101,18 +97,15 @@ class Site:
     async def status(self, installation: str) -> Any:
         return (await self.administer("GET", f"/installations/{installation}")).json
 
-    def secrets(self) -> list[Any]:
-        return self.stored("SELECT secrets FROM agent_installations")
+    async def secrets(self) -> list[Any]:
+        return await self.stored("SELECT secrets FROM agent_installations")
 
-    def passphrases(self) -> list[Any]:
-        return self.stored("SELECT id FROM enrolment_passphrases ORDER BY id")
+    async def passphrases(self) -> list[Any]:
+        return await self.stored("SELECT id FROM enrolment_passphrases ORDER BY id")
 
-    def stored(self, query: str) -> list[Any]:
-        database = sqlite3.connect(self.lab.settings.state_dir / "state.sqlite")
-        try:
-            return [row[0] for row in database.execute(query)]
-        finally:
-            database.close()
+    async def stored(self, query: str) -> list[Any]:
+        async with self.lab.running.site.database.read() as session:
+            return list(await session.scalars(text(query)))
 
 
 @pytest.fixture
@@ -154,7 +147,7 @@ async def test_secrets_are_wrapped_at_rest_and_erased_when_installed(site: Site)
     assert (order.target.host, order.target.host_key, order.fingerprint) == ("web-1", KEY, site.lab.fingerprint)
 
     assert await site.report(identifier, "installed", version="1.0.0") == 204
-    assert site.secrets() == [None]
+    assert await site.secrets() == [None]
     assert (await site.ask("GET", f"/installations/{identifier}")).status == 404
     assert await site.report(identifier, "copying") == 404
     with pytest.raises(Exception, match="wrong or has expired"):
@@ -201,7 +194,7 @@ async def test_passphrase_is_good_for_the_machine_that_was_probed_and_no_other(s
 
 
 async def test_passphrase_is_bound_to_the_first_that_uses_it_if_the_probe_had_no_fingerprint(site: Site) -> None:
-    site.forget_fingerprint()
+    await site.forget_fingerprint()
     identifier = (await site.begin()).json["id"]
     passphrase = await site.passphrase(identifier)
     assert await site.report(identifier, "installing", facts=facts_of(None)) == 204
@@ -249,14 +242,14 @@ async def test_server_that_says_it_is_another_machine_does_not_lead_to_its_prote
     assert f"victim ({victim.identifier})" in status["problem"]["message"]
     assert f"migratectl protect {victim.identifier}" in status["problem"]["hint"]
     assert (await site.administer("GET", "/protected-items")).json["items"] == []
-    assert site.secrets() == [None]
+    assert await site.secrets() == [None]
 
 
 async def test_waiting_has_an_end_with_secrets_erased(site: Site) -> None:
     identifier = (await site.begin()).json["id"]
     await site.pass_time(INSTALLATION_TIMEOUT_S + 1)
     assert (await site.status(identifier))["problem"]["code"] == "not-installed"
-    assert site.secrets() == [None]
+    assert await site.secrets() == [None]
     assert (await site.ask("POST", "/heartbeats", heartbeat())).status == 200
     identifier = (await site.begin()).json["id"]
     assert await site.report(identifier, "installed") == 204
@@ -265,11 +258,11 @@ async def test_waiting_has_an_end_with_secrets_erased(site: Site) -> None:
 
 
 async def test_what_cannot_be_begun_is_refused(site: Site) -> None:
-    before = site.passphrases()
+    before = await site.passphrases()
     assert (await site.begin(credentials={})).status == 400
     assert (await site.begin(policy="none such")).status == 404
     assert (await site.begin(process_server="none such")).status == 404
-    assert site.passphrases() == before  # none is left behind
+    assert await site.passphrases() == before  # none is left behind
     assert (await site.begin()).status == 202
     assert (await site.begin()).status == 409
     changed = {"hosts": [{"address": "web-1"}], "credentials": {"password": "x"}, "process_server": "ps-1"}

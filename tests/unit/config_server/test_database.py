@@ -71,9 +71,9 @@ async def test_generations_closed_before_torn_ones_were_known_learn_it_from_the_
         for generation, answer in ((1, '{"problem": {"code": "torn-epoch"}}'), (11, '{"problem": null}')):
             await old.execute(
                 text(
-                    "INSERT INTO generations VALUES ('disk', :generation, 'item', :generation, '', 'closed', NULL, 7, 1, 2)"
+                    "INSERT INTO generations VALUES ('disk', :generation, 'item', :request, '', 'closed', NULL, 7, 1, 2)"
                 ),
-                {"generation": generation},
+                {"generation": generation, "request": str(generation)},
             )
             await old.execute(
                 text(
@@ -268,22 +268,16 @@ def test_no_row_is_locked_for_itself() -> None:
 async def test_upload_limits_that_were_set_before_there_were_work_hours_are_kept(
     database: Database, tmp_path: Path
 ) -> None:
-    def upgrade_to_before(connection: Connection) -> None:
-        alembic.command.upgrade(migration_config(connection), "0010")
-
-    engine = create_async_engine(sqlite_url(tmp_path / "state.sqlite"))
-    async with engine.begin() as old:
-        await old.run_sync(upgrade_to_before)
+    async with schema_of(database, "0010", tmp_path) as old:
         for name, threads, limit in (("a", 4, None), ("b", 1, 64_000), ("c", 8, 20_000_000)):
             await old.execute(
                 text(
                     "INSERT INTO process_servers (id, hostname, machine_fingerprint, service_url, enrolled_ns, connected, "
                     "draining, upload_threads_per_machine, upload_limit_bits_per_s) "
-                    "VALUES (:name, :name, :name, '', 1, 0, 0, :threads, :bits)"
+                    "VALUES (:name, :name, :name, '', 1, false, false, :threads, :bits)"
                 ),
                 {"name": name, "threads": threads, "bits": limit},
             )
-    await engine.dispose()
     await database.upgrade()
     async with database.read() as session:
         rows = await session.scalars(select(ProcessServerRow).order_by(ProcessServerRow.id))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sqlite3
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from config_server.config import PlacementSettings
 from config_server.discoveries import MOST_OPEN_RUNS, RUN_TIMEOUT_S
@@ -51,12 +50,9 @@ class Site:
     async def status(self, run: str) -> Any:
         return (await self.lab.administer("GET", f"/api/v1/discoveries/{run}")).json
 
-    def stored_credentials(self) -> list[Any]:
-        database = sqlite3.connect(self.lab.settings.state_dir / "state.sqlite")
-        try:
-            return [row[0] for row in database.execute("SELECT credentials FROM discovery_runs")]
-        finally:
-            database.close()
+    async def stored_credentials(self) -> list[Any]:
+        async with self.lab.running.site.database.read() as session:
+            return list(await session.scalars(text("SELECT credentials FROM discovery_runs")))
 
 
 @pytest.fixture
@@ -77,7 +73,7 @@ async def test_credentials_are_wrapped_at_rest_and_handed_to_the_one_that_goes_t
     assert begun.status == 202, begun.body
     run = begun.json["id"]
     assert PASSWORD not in begun.body.decode()
-    [stored] = site.stored_credentials()
+    [stored] = await site.stored_credentials()
     assert len(stored) > 20
     assert PASSWORD.encode() not in stored
     for file in site.lab.settings.state_dir.rglob("*"):
@@ -110,7 +106,7 @@ async def test_host_that_has_ended_stays_and_the_last_one_ends_the_run(site: Sit
     assert await site.report(run, "silent", ordinal=2) == 204
     status = await site.status(run)
     assert (status["state"], [host["state"] for host in status["hosts"]]) == ("ended", ["found", "silent"])
-    assert site.stored_credentials() == [None]
+    assert await site.stored_credentials() == [None]
     assert await site.report(run, "found", ordinal=2) == 404
     [listed] = (await site.lab.administer("GET", "/api/v1/servers")).json["items"]
     assert listed["hostname"] == PROBED.hostname
@@ -127,20 +123,19 @@ async def test_credentials_are_erased_when_the_time_is_over(site: Site) -> None:
     status = await site.status(run)
     assert status["state"] == "ended"
     assert status["hosts"][0]["problem"]["code"] == "not-looked-at"
-    assert site.stored_credentials() == [None]
+    assert await site.stored_credentials() == [None]
 
 
 async def test_run_of_which_no_order_can_be_made_ends_with_the_reason(site: Site) -> None:
     run = (await site.begin("web1", process_server="ps-1")).json["id"]
-    database = sqlite3.connect(site.lab.settings.state_dir / "state.sqlite")
-    with contextlib.closing(database), database:
-        database.execute("UPDATE discovery_hosts SET address = '::1'")  # as an older version took it
+    async with site.lab.running.site.database.write() as session:
+        await session.execute(text("UPDATE discovery_hosts SET address = '::1'"))  # as an older version took it
     fetched = await site.ask("GET", f"/discoveries/{run}")
     assert (fetched.status, DiscoveryOrder.decode(fetched.body).hosts) == (200, [])
     status = await site.status(run)
     assert (status["state"], status["message"]) == ("ended", "no host is left that can be looked at")
     assert "no order can be made of it" in status["hosts"][0]["problem"]["message"]
-    assert site.stored_credentials() == [None]
+    assert await site.stored_credentials() == [None]
 
 
 async def test_cancelled_run_is_over_and_its_credentials_are_erased(site: Site) -> None:
@@ -149,7 +144,7 @@ async def test_cancelled_run_is_over_and_its_credentials_are_erased(site: Site) 
     cancelled = (await site.lab.administer("POST", path)).json
     assert (cancelled["state"], cancelled["message"]) == ("ended", "cancelled")
     assert cancelled["hosts"][0]["problem"]["code"] == "cancelled"
-    assert site.stored_credentials() == [None]
+    assert await site.stored_credentials() == [None]
     assert await site.report(run, "connecting") == 404
     assert (await site.lab.administer("POST", path)).status == 409
 
