@@ -3,9 +3,9 @@
 Called by the ``conftest.py`` of the test directories that make configuration servers, which import the names. Which tests these are is
 seen by what their module imports and that they have a directory, so that a new one is among them by itself.
 
-With ``HEAVY=1``, as in CI, every one of them runs on both. A test costs the same on either (a used database is cleaned for the next test,
-``cleaned_database.py``), so that is some three minutes of CPU more. ``make test`` alone runs those modules on PostgreSQL of which each kind
-of statement is in one (``ON_BOTH``); ``make postgres``, by ``BLOCKFERRY_DATABASES``, runs all on PostgreSQL only.
+A test costs about the same on either (a used database is cleaned for the next test, ``cleaned_database.py``): a second of CPU. So
+``make test``, and CI, run those modules on both of which each kind of statement is in one (``ON_BOTH``); ``make postgres``, by
+``BLOCKFERRY_DATABASES``, runs all of them on PostgreSQL.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     has_its_own = "cluster" in metafunc.fixturenames
     if (makes_servers and not has_its_own) or "database" in metafunc.fixturenames:
         name = metafunc.module.__name__.rpartition(".")[2]
-        usual = KINDS if name in ON_BOTH or os.environ.get("BLOCKFERRY_HEAVY") == "1" else (SQLITE,)
+        usual = KINDS if name in ON_BOTH else (SQLITE,)
         kinds = os.environ.get("BLOCKFERRY_DATABASES", ",".join(usual)).split(",")
         if name in HAVE_THEIR_OWN:
             kinds = [SQLITE]

@@ -24,6 +24,7 @@ from config_server.config import HeartbeatSettings, ReconcilerSettings, Settings
 from config_server.daemon import RunningSite, running_site
 from config_server.events import COMMAND_LINE
 from config_server.installation import initialize
+from config_server.postgresql import PostgresqlSettings
 from replication.blob_client.api import BlobClient
 from replication.blob_client.settings import BlobEndpointSettings
 from replication.control_plane import EnrollingRole
@@ -32,6 +33,9 @@ from replication.enrolment import enrol
 from replication.service.observability import ObservabilitySettings
 from replication.tls_identity import PeerName, Role, TlsIdentity
 from tests.harness.each_database import in_use
+
+_PATIENT = PostgresqlSettings(leader_timeout_s=60.0)
+"""A test may stand still for longer than a leader may: on a busy machine no session is ended for that."""
 
 _initialized: dict[str, Path] = {}
 """By kind of database: the directory that ``config-server init`` has left."""
@@ -178,9 +182,10 @@ async def running_lab(
     if not settings.state_dir.exists():
         shutil.copytree(initialized, settings.state_dir)
     if settings.database_url is None:
-        settings = replace(
-            settings, database_url=await in_use.url(settings.state_dir, template=in_use.templates.get(initialized))
-        )
+        url = await in_use.url(settings.state_dir, template=in_use.templates.get(initialized))
+        settings = replace(settings, database_url=url)
+        if settings.postgresql == PostgresqlSettings():
+            settings = replace(settings, postgresql=_PATIENT)
     installed = await initialize(settings, clock)
     async with running_site(
         settings, store, clock, monotonic=monotonic or (lambda: clock() / 1e9), reconcile=reconcile
