@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import ValidationError
-
 from mobility_agent.core.memory_plan import MIN_MEMORY_BYTES, MemoryPlan, fitted
 from replication.agent_limits import (
     CPU_RANGE,
@@ -26,10 +24,10 @@ from replication.batch_frame import MAX_BATCH_DATA_BYTES
 from replication.config_server_urls import check_standby_urls
 from replication.dirty_bitmap import DEFAULT_GRANULARITY_BYTES, Geometry
 from replication.errors import InvalidInput, SettingsError
+from replication.hours_settings import require_usable_hours
 from replication.service.logs import LogSettings
 from replication.service.observability import ObservabilitySettings
 from replication.service_address import check_setting
-from replication.time_zones import time_zone
 from replication.work_hours import Weekday
 
 DEFAULT_CONFIG_PATH: Final = "/etc/blockferry/agent.yaml"
@@ -165,16 +163,7 @@ class LimitedHoursSettings:
 
     def __post_init__(self) -> None:
         _require_limits(self.read_bytes_per_s, self.cpu_cores)
-        try:
-            _ = self.hours
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field_name = ".".join(str(part) for part in first["loc"]) or "these hours"
-            raise SettingsError(
-                f"cannot use {field_name}: {first['msg']}",
-                hint="days: [mon, tue], start: 08:00, end: 18:00, time_zone: Europe/Berlin",
-            ) from error
-        time_zone(self.time_zone)
+        require_usable_hours(lambda: self.hours)
 
     @property
     def hours(self) -> LimitedHours:

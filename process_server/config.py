@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from pydantic import ValidationError
-
 from process_server.control.heartbeat import DEFAULT_INTERVAL_S
 from process_server.core.spool_budget import DEFAULT_LIMIT_BYTES, MIN_LIMIT_BYTES
 from process_server.core.upload_schedule import DEFAULT_THREADS_PER_MACHINE
@@ -24,13 +22,13 @@ from replication.blob_client.settings import BlobEndpointSettings
 from replication.config_server_urls import check_standby_urls
 from replication.data_plane import DEFAULT_PORT
 from replication.errors import SettingsError
+from replication.hours_settings import require_usable_hours
 from replication.sealed_segment import DEFAULT_COMPRESSION_LEVEL, MAX_SEGMENT_BYTES
 from replication.service.connections import ConnectionSettings
 from replication.service.https import ListenAddress
 from replication.service.logs import LogSettings
 from replication.service.observability import ObservabilitySettings
 from replication.service_address import check_setting
-from replication.time_zones import time_zone
 from replication.upload_limits import (
     LIMIT_RANGE,
     MAX_LIMIT_BITS_PER_S,
@@ -114,16 +112,7 @@ class WorkHoursSettings:
 
     def __post_init__(self) -> None:
         _require_limit(self.limit_bits_per_s)
-        try:
-            _ = self.hours
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field_name = ".".join(str(part) for part in first["loc"]) or "these hours"
-            raise SettingsError(
-                f"cannot use {field_name}: {first['msg']}",
-                hint="days: [mon, tue], start: 08:00, end: 18:00, time_zone: Europe/Berlin",
-            ) from error
-        time_zone(self.time_zone)
+        require_usable_hours(lambda: self.hours)
 
     @property
     def hours(self) -> WorkHours:

@@ -77,6 +77,7 @@ _UNITS: Final[Mapping[str, _Units]] = {
 """By the suffix of the field's name; the first that fits counts."""
 
 SettingsT = TypeVar("SettingsT")
+_Number = TypeVar("_Number", int, float)
 
 
 def load_settings(settings_type: type[SettingsT], path: Path) -> SettingsT:
@@ -274,13 +275,7 @@ def parse_duration(text: str, option: str) -> float:
 
     :raises SettingsError: if it is none.
     """
-    try:
-        return _parse_float(text, "duration_s")
-    except SettingsError as error:
-        raise SettingsError(
-            f"cannot use {text[:64]!r} for {option}",
-            hint="a number with its unit, such as 250 ms, 30 s, 5 min, 12 h, 5 d",
-        ) from error
+    return _parsed(_parse_float, text, "duration_s", option, "250 ms, 30 s, 5 min, 12 h, 5 d")
 
 
 def parse_rate(text: str, option: str) -> int:
@@ -288,12 +283,7 @@ def parse_rate(text: str, option: str) -> int:
 
     :raises SettingsError: if it is none.
     """
-    try:
-        return _parse_int(text, "rate_bits_per_s")
-    except SettingsError as error:
-        raise SettingsError(
-            f"cannot use {text[:64]!r} for {option}", hint="a number with its unit, such as 512 Kbps, 100 Mbps, 1 Gbps"
-        ) from error
+    return _parsed(_parse_int, text, "rate_bits_per_s", option, "512 Kbps, 100 Mbps, 1 Gbps")
 
 
 def parse_byte_rate(text: str, option: str) -> int:
@@ -301,12 +291,7 @@ def parse_byte_rate(text: str, option: str) -> int:
 
     :raises SettingsError: if it is none.
     """
-    try:
-        return _parse_int(text, "rate_bytes_per_s")
-    except SettingsError as error:
-        raise SettingsError(
-            f"cannot use {text[:64]!r} for {option}", hint="a number with its unit, such as 100 MB/s or 16 MiB/s"
-        ) from error
+    return _parsed(_parse_int, text, "rate_bytes_per_s", option, "100 MB/s or 16 MiB/s")
 
 
 def parse_size(text: str, option: str) -> int:
@@ -314,11 +299,16 @@ def parse_size(text: str, option: str) -> int:
 
     :raises SettingsError: if it is none.
     """
+    return _parsed(_parse_int, text, "size_bytes", option, "256 MiB or 1 GB")
+
+
+def _parsed(parse: Callable[[object, str], _Number], text: str, path: str, option: str, examples: str) -> _Number:
+    """``path`` ends in the unit, as a setting's name does."""
     try:
-        return _parse_int(text, "size_bytes")
+        return parse(text, path)
     except SettingsError as error:
         raise SettingsError(
-            f"cannot use {text[:64]!r} for {option}", hint="a number with its unit, such as 256 MiB or 1 GB"
+            f"cannot use {text[:64]!r} for {option}", hint=f"a number with its unit, such as {examples}"
         ) from error
 
 
