@@ -18,7 +18,7 @@ _ALPHABET: Final = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"  # 32 signs, none taken fo
 _IDENTIFIER_LENGTH: Final = 8
 _GROUPS: Final = 5
 _GROUP_LENGTH: Final = 5
-_SCRYPT_N: Final = 2**14
+SCRYPT_N = 2**14
 _SCRYPT_R: Final = 8
 _SCRYPT_MEMORY: Final = 64 * 2**20
 SALT_BYTES: Final = 16
@@ -61,7 +61,7 @@ def passphrase_identifier(text: str) -> str:
 def passphrase_digest(text: str, salt: bytes) -> bytes:
     """scrypt; blocks for some 40 ms: call it in a thread."""
     return hashlib.scrypt(
-        normalized_passphrase(text).encode(), salt=salt, n=_SCRYPT_N, r=_SCRYPT_R, p=1, maxmem=_SCRYPT_MEMORY, dklen=32
+        normalized_passphrase(text).encode(), salt=salt, n=SCRYPT_N, r=_SCRYPT_R, p=1, maxmem=_SCRYPT_MEMORY, dklen=32
     )
 
 

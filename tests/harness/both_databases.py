@@ -3,9 +3,9 @@
 Called by the ``conftest.py`` of the test directories that make configuration servers, which import the names. Which tests these are is
 seen by what their module imports and that they have a directory, so that a new one is among them by itself.
 
-A test costs about the same on either (a used database is cleaned for the next test, ``cleaned_database.py``): a second of CPU. So
-``make test``, and CI, run those modules on both of which each kind of statement is in one (``ON_BOTH``); ``make postgres``, by
-``BLOCKFERRY_DATABASES``, runs all of them on PostgreSQL.
+A test costs about the same on either (a used database is cleaned for the next test, ``cleaned_database.py``), but all of them twice are
+minutes. So CI (``make test HEAVY=1``) runs those modules on both of which each kind of statement is in one (``ON_BOTH``), and
+``make postgres``, by ``BLOCKFERRY_DATABASES``, all of them. What is about PostgreSQL itself runs in every ``make test``.
 """
 
 from __future__ import annotations
@@ -46,14 +46,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if (makes_servers and not has_its_own) or "database" in metafunc.fixturenames:
         name = metafunc.module.__name__.rpartition(".")[2]
         usual = KINDS if name in ON_BOTH else (SQLITE,)
-        kinds = os.environ.get("BLOCKFERRY_DATABASES", ",".join(usual)).split(",")
+        asked = os.environ.get("BLOCKFERRY_DATABASES")
+        kinds = usual if asked is None else tuple(asked.split(","))
         if name in HAVE_THEIR_OWN:
-            kinds = [SQLITE]
-        metafunc.parametrize("database_kind", [_parameter(kind) for kind in kinds], indirect=True)
+            kinds = (SQLITE,)
+        parameters = [_parameter(kind, is_asked_for=asked is not None) for kind in kinds]
+        metafunc.parametrize("database_kind", parameters, indirect=True)
 
 
-def _parameter(kind: str) -> object:
-    return pytest.param(kind, marks=pytest.mark.requires(POSTGRESQL)) if kind == POSTGRESQL else kind
+def _parameter(kind: str, *, is_asked_for: bool) -> object:
+    if kind == SQLITE:
+        return kind
+    again = [] if is_asked_for else [pytest.mark.heavy("the tests of the configuration server again, on PostgreSQL")]
+    return pytest.param(kind, marks=[pytest.mark.requires(POSTGRESQL), *again])
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from typing import Any
 
 import aiohttp
 
+from config_server import secret_text
 from config_server.config import HeartbeatSettings, ReconcilerSettings, Settings
 from config_server.daemon import RunningSite, running_site
 from config_server.events import COMMAND_LINE
@@ -33,9 +34,13 @@ from replication.enrolment import enrol
 from replication.service.observability import ObservabilitySettings
 from replication.tls_identity import PeerName, Role, TlsIdentity
 from tests.harness.each_database import in_use
+from tests.harness.shared_statements import share_statements
 
 _PATIENT = PostgresqlSettings(leader_timeout_s=60.0)
 """A test may stand still for longer than a leader may: on a busy machine no session is ended for that."""
+
+_CHEAP_SCRYPT = 2**4
+"""Two servers that enrol would cost a quarter of what the usual test does. ``test_secret_text`` has the true cost."""
 
 _initialized: dict[str, Path] = {}
 """By kind of database: the directory that ``config-server init`` has left."""
@@ -175,6 +180,7 @@ async def running_lab(
 
     Without ``monotonic`` nobody sets the clock: time passes by it.
     """
+    secret_text.SCRYPT_N = _CHEAP_SCRYPT
     writer = writer or WriterIdentity.generate()
     initialized = await _initialized_directory()
     settings = change(lab_settings(directory / "state", writer))
@@ -190,6 +196,7 @@ async def running_lab(
     async with running_site(
         settings, store, clock, monotonic=monotonic or (lambda: clock() / 1e9), reconcile=reconcile
     ) as running:
+        share_statements(running.site.database)
         lab = Lab(running, settings, writer, store, token_file.read_text(), installed.fingerprint, directory)
         try:
             yield lab

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from replication.control_plane import CutoverObservation, GenerationRequest
 from replication.tls_identity import Role
+from tests.harness.changed_rows import changed_rows
 from tests.harness.config_site import Lab, running_lab
 from tests.harness.memory_blob_client import MemoryBlobClient
 from tests.harness.scripted_peers import (
@@ -35,6 +36,7 @@ DISKS: Final = [
     inventory_disk(DISK, "/dev/sda", len(SOURCE[DISK])),
     inventory_disk(OTHER_DISK, "/dev/sdb", len(SOURCE[OTHER_DISK])),
 ]
+_MOST_PASSES: Final = 4
 
 
 class DrivenSite:
@@ -75,10 +77,14 @@ class DrivenSite:
         return (await self.agent("GET", "/agent/desired")).json
 
     async def settle(self) -> None:
-        """Let server and writer work until nothing more is to be done."""
-        for _ in range(4):
-            await self.lab.running.reconciler.run_once()
-            await self.writer.work()
+        """Let server and writer work until nothing more is to be done: the last pass changes no row and asks the writer for nothing."""
+        with changed_rows(self.lab.running.site.database) as rows:
+            for _ in range(_MOST_PASSES):
+                before = rows.changed, len(self.writer.worked)
+                await self.lab.running.reconciler.run_once()
+                await self.writer.work()
+                if (rows.changed, len(self.writer.worked)) == before:
+                    return
 
     async def verb(self, path: str, body: dict[str, Any] | None = None) -> Any:
         reply = await self.lab.administer("POST", f"/api/v1/protected-items/web-1{path}", body)

@@ -154,6 +154,9 @@ async def test_database_that_does_not_answer_or_has_another_schema_is_not_backed
 async def test_copy_takes_every_table_but_who_serves(cluster: PostgresqlCluster, tmp_path: Path) -> None:
     async with running_lab(tmp_path, MemoryBlobClient()) as lab:
         source = lab.running.site.database
+        async with asyncio.timeout(20):
+            while lab.running.site.leadership.term is None:
+                await asyncio.sleep(0.01)
         target = Database(sqlite_url(tmp_path / "image.sqlite"))
         await copy_database(source, target, upgrade_source=False)
         async with target.read() as session:
