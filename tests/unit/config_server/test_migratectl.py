@@ -242,6 +242,7 @@ def test_process_server_is_added_drained_taken_back_and_removed_and_a_server_is_
     deadline_s = time.monotonic() + 30.0
     while "silent" in ctl("process-servers").output:
         assert time.monotonic() < deadline_s
+        time.sleep(0.1)
     switched = ctl("switch-process-server", "web-1", "--to", "127.0.0.1:9444")
     assert (switched.exit_code, f"web-1 ships to process server {url}" in switched.output) == (0, True), switched.output
     refused = ctl("remove-process-server", "ps-2", "--yes")
@@ -257,6 +258,7 @@ def test_process_server_is_added_drained_taken_back_and_removed_and_a_server_is_
     deadline_s = time.monotonic() + 30.0
     while "no other process server can take it" not in ctl("process-servers").output.replace("\n", " "):
         assert time.monotonic() < deadline_s
+        time.sleep(0.1)
     assert ctl("undrain-process-server", "ps-1").exit_code == 0
     assert ctl("drain-process-server", "ps-9").exit_code == 1
     del server.beating["ps-2"]
