@@ -26,6 +26,8 @@ RULES: Final[dict[str, Any]] = yaml.safe_load((MONITORING / "prometheus-rules.ya
 RULE_TESTS: Final[dict[str, Any]] = yaml.safe_load((MONITORING / "prometheus-rules-test.yaml").read_text())
 DASHBOARD: Final[dict[str, Any]] = json.loads((MONITORING / "grafana-dashboard.json").read_text())
 ALERTING: Final[list[dict[str, Any]]] = [rule for group in RULES["groups"] for rule in group["rules"]]
+OF_EVERY_DAEMON: Final = {"up", "process_cpu_seconds_total"}
+"""Metrics that are not Blockferry's own: of the collection, and of a process."""
 OF_PROMETHEUS: Final = {"instance", "job", "le"}
 """Labels that a metric gets when it is collected, or as a histogram."""
 
@@ -60,9 +62,9 @@ def _metric(name: str) -> str:
 @pytest.mark.parametrize(("where", "expression", "text"), list(_expressions()), ids=lambda text: text[:30])
 def test_every_expression_asks_for_metrics_and_labels_that_exist(where: str, expression: str, text: str) -> None:
     names = {_metric(name) for name in re.findall(r"\bblockferry_\w+", expression)}
-    names |= {"up"} & set(re.findall(r"\bup\b", expression))
+    names |= OF_EVERY_DAEMON & set(re.findall(r"\b[a-z_]+\b", expression))
     assert names, f"{where} asks for nothing"
-    assert names <= METRICS.keys() | {"up"}, f"{where}: no such metric: {names - METRICS.keys()}"
+    assert names <= METRICS.keys() | OF_EVERY_DAEMON, f"{where}: no such metric: {names - METRICS.keys()}"
     labels = OF_PROMETHEUS.union(*(METRICS.get(name, set()) for name in names))
     used = set(re.findall(r"[{,]\s*(\w+)\s*(?:=|!=|=~|!~)\s*\"", expression))
     for by in re.findall(r"\bby \(([^)]*)\)", expression):
