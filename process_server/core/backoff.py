@@ -6,7 +6,8 @@ Called by the uploader. Randomness comes in as a number from 0 to 1, the time as
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 from replication.errors import BlockferryError, NotFound, PeerProtocolError, Refused, Retryable
@@ -52,12 +53,14 @@ def classify(error: BlockferryError) -> Failure:
 class StoreGate:
     """Closed after failures that concern the whole store; then one probe at a time goes through until one succeeds.
 
-    Invariant: while ``failures`` is 0 everybody may go, and ``problem`` is None.
+    Invariant: while ``failures`` is 0 everybody may go, and ``problem`` is None. Whoever waits for
+    ``opens_at_s`` is in ``on_open``, too: another's success opens it earlier.
     """
 
     failures: int = 0
     opens_at_s: float = 0.0
     problem: BlockferryError | None = None
+    on_open: list[Callable[[], None]] = field(default_factory=list)
 
     def permits(self, now_s: float) -> bool:
         """Whether another request may start."""
@@ -84,5 +87,9 @@ class StoreGate:
         self.opens_at_s = now_s + wait_s
 
     def succeeded(self) -> None:
+        was_closed = self.failures > 0
         self.failures = 0
         self.problem = None
+        if was_closed:
+            for hear in self.on_open:
+                hear()

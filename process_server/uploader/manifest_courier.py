@@ -79,6 +79,7 @@ class ManifestCourier:
         self._looks: dict[GenerationKey, int] = {}
         self._active: set[GenerationKey] = set()
         self._wake = asyncio.Event()
+        gate.on_open.append(self._wake.set)
         self._problems: dict[GenerationKey, BlockferryError] = {}
 
     @property
@@ -279,7 +280,7 @@ class ManifestCourier:
             self._due.setdefault(key, now_s + SLOW_RETRY_S)
             return
         self._gate.failed(ticket, error, now_s, self._chance())
-        self._due.setdefault(key, self._gate.opens_at_s)
+        self._due.setdefault(key, 0.0)  # as soon as the gate lets it through
 
 
 @contextlib.asynccontextmanager

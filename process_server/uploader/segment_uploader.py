@@ -78,6 +78,7 @@ class SegmentUploader:
         self._parallel = parallel
         self._on_settled = on_settled
         self._wake = asyncio.Event()
+        gate.on_open.append(self.wake)
         self._blob_problems: dict[BatchKey, BlockferryError] = {}
         self.damaged_at_s: float | None = None
         """When a record of the spool could last not be read back."""
@@ -98,15 +99,15 @@ class SegmentUploader:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._wake.clear()
-                self._start_what_may(tasks)
+                now_s = self._clock.monotonic_s()  # once: a gate that opened between two looks would wake nobody
+                self._start_what_may(tasks, now_s)
                 try:
-                    async with asyncio.timeout(self._wait_s()):
+                    async with asyncio.timeout(self._wait_s(now_s)):
                         await self._wake.wait()
                 except TimeoutError:
                     continue
 
-    def _wait_s(self) -> float:
-        now_s = self._clock.monotonic_s()
+    def _wait_s(self, now_s: float) -> float:
         moments = [now_s + _LONGEST_WAIT_S]
         retry_s = self._schedule.next_retry_s()
         if retry_s is not None:
@@ -115,8 +116,7 @@ class SegmentUploader:
             moments.append(self._gate.opens_at_s)
         return max(0.01, min(moments) - now_s)
 
-    def _start_what_may(self, tasks: asyncio.TaskGroup) -> None:
-        now_s = self._clock.monotonic_s()
+    def _start_what_may(self, tasks: asyncio.TaskGroup, now_s: float) -> None:
         self._schedule.unpark(now_s)
         parallel = uploads_at_once(self._throttle.limit_bits_per_s, self._parallel)
         while self._schedule.in_flight < parallel and self._gate.permits(now_s):

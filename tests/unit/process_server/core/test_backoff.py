@@ -95,6 +95,17 @@ def test_failed_probes_wait_longer_and_longer_until_one_succeeds() -> None:
     assert gate.problem is None
 
 
+def test_whoever_waits_hears_once_that_the_gate_is_open_again() -> None:
+    gate, heard = StoreGate(), []
+    gate.on_open.append(lambda: heard.append(gate.permits(0)))
+    gate.succeeded()
+    assert heard == []
+    gate.failed(gate.begin(0), AWAY, 0, 1.0)
+    gate.succeeded()
+    gate.succeeded()
+    assert heard == [True]
+
+
 def test_what_only_a_person_can_mend_is_tried_rarely() -> None:
     for error in (Refused("cannot"), NotFound("cannot")):
         gate = StoreGate()

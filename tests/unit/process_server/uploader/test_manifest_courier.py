@@ -240,6 +240,18 @@ def test_an_outage_of_hours_drops_nothing_and_ends_by_itself(failure: Blockferry
 
 
 @in_virtual_time
+async def test_another_s_success_ends_the_wait_for_the_next_try() -> None:
+    async with running() as rig:
+        rig.chain(1)
+        rig.store.failing = failure_from_answer(403, "AuthenticationFailed", "put blob")
+        await asyncio.sleep(SLOW_RETRY_S + 1)
+        assert rig.pending() == [1]
+        rig.store.failing = None
+        rig.gate.succeeded()
+        await rig.settled(within_s=1)
+
+
+@in_virtual_time
 async def test_a_refused_manifest_holds_up_no_other_disk_and_is_tried_again() -> None:
     async with running() as rig:
         other = rig.new_disk()

@@ -23,6 +23,7 @@ from process_server.store_inquiry import StoreInquiry
 from process_server.throttle import Throttle
 from process_server.uploader.segment_uploader import SegmentUploader
 from replication.blob_client.failures import failure_from_answer
+from replication.clock import Clock
 from replication.errors import BlockferryError, PeerProtocolError, PeerUnavailable
 from replication.identifiers import BatchKey, MachineId
 from replication.store_layout import (
@@ -44,8 +45,8 @@ SIZE = 4096
 class Rig:
     """Spooled segments of one machine, and the uploader that takes them to an unreliable store."""
 
-    def __init__(self, *, parallel: int = 8, arena_segments: int = 8) -> None:
-        clock = virtual_clock()
+    def __init__(self, *, parallel: int = 8, arena_segments: int = 8, clock: Clock | None = None) -> None:
+        clock = clock or virtual_clock()
         self.store = UnreliableStore()
         self.backlog = Backlog()
         self.files = SimulatedDisk()
@@ -223,6 +224,40 @@ def test_a_store_that_fails_for_an_hour_is_probed_and_afterwards_everything_arri
             assert {rig.state(key) for key in keys} == {SegmentState.STORED}
 
     check()
+
+
+@in_virtual_time
+async def test_a_store_that_is_back_between_two_looks_at_the_clock_is_not_overlooked() -> None:
+    loop, looks = asyncio.get_running_loop(), itertools.count()
+    begun: list[float] = []
+
+    def ticking() -> float:
+        """Whatever is not the first look at a moment of the loop is 2⁻¹² s later, as on a machine where all takes its time."""
+        nonlocal looks
+        if begun != [loop.time()]:
+            begun[:], looks = [loop.time()], itertools.count()
+        return loop.time() + min(next(looks), 1) / 4096
+
+    async with running(Rig(clock=Clock(monotonic_s=ticking))) as rig:
+        (key,) = rig.add()
+        rig.store.failing = PeerUnavailable("cannot reach it")
+        await asyncio.sleep(0.125)
+        assert rig.gate.failures == 1
+        rig.store.failing = None
+        await asyncio.sleep(1)
+        assert rig.state(key) is SegmentState.STORED
+
+
+@in_virtual_time
+async def test_another_s_success_ends_the_wait_for_the_next_probe() -> None:
+    async with running(Rig()) as rig:
+        (key,) = rig.add()
+        rig.store.failing = failure_from_answer(403, "AuthenticationFailed", "put blob")
+        await asyncio.sleep(SLOW_RETRY_S + 1)
+        rig.store.failing = None
+        rig.gate.succeeded()
+        await asyncio.sleep(1)
+        assert rig.state(key) is SegmentState.STORED
 
 
 @pytest.mark.parametrize("status", [400, 409, 412, 413, 501])
