@@ -99,7 +99,11 @@ class Halves:
         self.fold()
 
     def fold(self) -> None:
-        """Move what is in the flipped half to what is carried; afterwards that half is clear and may become active."""
+        """Move what is in the flipped half to what is carried; afterwards that half is clear and may become active.
+
+        The flip may have been cut off before it had waited, by a death or an error: what a program still marks there would be cleared unread.
+        """
+        self._wait_for_programs()
         fine, coarse = self._fine[self._flipped], self._coarse[self._flipped]
         filled = list(filled_slices(fine))
         self._carried.include(fine, filled)

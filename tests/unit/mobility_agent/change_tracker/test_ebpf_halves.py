@@ -89,6 +89,35 @@ def test_a_restart_carries_the_flipped_half_forward(kernel: Kernel) -> None:
     assert collected(reborn) == [(5, 1), (7, 1), (128, 64)]
 
 
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_program_that_outlives_a_flip_cut_off_before_it_had_waited_loses_no_mark(kernel: Kernel, dies: bool) -> None:
+    """It has read which half is active, and marks there before the next wait is over (rule R2)."""
+    waits = 0
+
+    def wait() -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 1:
+            raise OSError("killed here, or refused by the kernel")
+        if waits == 2:
+            kernel.words[1] |= np.uint64(1 << 6)  # granule 70, in the half that was active before the flip
+
+    def opened() -> Halves:
+        return Halves(kernel.words, kernel.control, LAYOUT, wait, lambda: None)
+
+    halves = opened()
+    kernel.mark(5)
+    with pytest.raises(OSError, match="killed here"):
+        halves.flip()
+    if dies:
+        halves = opened()
+        halves.recover()
+    else:
+        halves.fold()
+    halves.flip()
+    assert collected(halves) == [(5, 1), (70, 1)]
+
+
 def test_marks_made_while_a_harvest_is_open_survive_its_commit(kernel: Kernel) -> None:
     halves = kernel.halves()
     halves.mark(GranuleRuns.of([(1, 2)]), harvest_open=False)
