@@ -16,7 +16,7 @@ from rich.console import Console
 
 from deploy.demo import demo_directory, preflight
 from deploy.demo.operator import DemoError
-from deploy.demo.remains import Remains
+from deploy.demo.remains import Remains, stop_command
 from deploy.demo.road import Road
 from deploy.demo.source import FileSystemSource, PlainFileSource, Source
 from replication.service.cli import PLAIN_WIDTH
@@ -32,7 +32,7 @@ def _clear(directory: Path, console: Console) -> bool:
     if remains is not None:
         if remains.alive():
             console.print(f"[red]cannot start:[/red] the site of an earlier demo still runs under {directory}")
-            console.print(f"To stop it: {sys.executable} -m deploy.demo.remains {directory}")
+            console.print(f"To stop it: {stop_command(directory)}", soft_wrap=True)
             return False
         try:
             remains.end()

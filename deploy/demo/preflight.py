@@ -5,7 +5,9 @@ Called by ``__main__``. Touches nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import socket
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Final
 GIB: Final = 2**30
 NEEDED_DISK_BYTES: Final = 12 * GIB
 NEEDED_MEMORY_BYTES: Final = 1 * GIB
+_PORT_RANGE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +66,23 @@ def free_ports(count: int) -> list[int]:
     finally:
         for each in sockets:
             each.close()
+
+
+def lasting_ports(count: int) -> list[int]:
+    """Free unprivileged loopback ports that the kernel gives to no outgoing connection while their daemon is dead: they lie below
+    ``ip_local_port_range``.
+
+    :raises OSError: if none are found.
+    """
+    first = int(_PORT_RANGE.read_text().split()[0])
+    found: list[int] = []
+    for _ in range(100 * count):
+        port = random.randrange(max(first // 2, 1024), first)  # noqa: S311 -- no secret
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found += [port] if port not in found else []
+        if len(found) == count:
+            return found
+    raise OSError(
+        f"cannot find {count} free ports below {first}, where outgoing connections begin (ip_local_port_range)"
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,14 @@ from pathlib import Path
 from typing import Final, Self
 
 _FILE: Final = "remains.json"
+_REPOSITORY: Final = Path(__file__).resolve().parents[2]
 _STOP_DEADLINE_S: Final = 20.0
+
+
+def stop_command(directory: Path) -> str:
+    """What stops a kept site, from whatever directory the operator is in."""
+    command = shlex.join([sys.executable, "-m", "deploy.demo.remains", str(directory.resolve())])
+    return f"(cd {shlex.quote(str(_REPOSITORY))} && {command})"
 
 
 @dataclass

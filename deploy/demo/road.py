@@ -15,6 +15,7 @@ from rich.table import Table
 
 from deploy.demo import proof
 from deploy.demo.operator import DemoError, Json, Operator, wait_until
+from deploy.demo.remains import stop_command
 from deploy.demo.site import DAEMONS, RECEIVED_BYTES, SEALED_BYTES, UPLOADED_BYTES, Site
 from deploy.demo.source import Source
 from deploy.demo.watch import Watch, describe, median_and_worst
@@ -27,6 +28,7 @@ ROAD_S: Final = 90.0
 SEEDING_DEADLINE_S: Final = 300.0
 RESUME_DEADLINE_S: Final = 60.0
 JOB_DEADLINE_S: Final = 180.0
+_OTHER_READS: Final = {"ebpf": "", "scan": "; the rest: scans of the whole disk for what changed"}
 
 
 class Road:
@@ -41,6 +43,7 @@ class Road:
         self._operator: Operator | None = None
         self._watch: Watch | None = None
         self._rows: list[tuple[str, str]] = []
+        self._read_initially = self._read_at_cutover = self._stored = 0
         self._started_s = 0.0
         self._walked_s = 0.0
         self._server = ""
@@ -142,6 +145,7 @@ class Road:
             f"{samples.sent_bytes / MIB:.0f} MiB sent"
         )
         self._rows.append(("initial replication", f"{samples.seeding_s:.1f} s, {rate:.0f} MiB/s of disk"))
+        self._read_initially = samples.read_bytes
 
     def _process_server(self) -> Json | None:
         servers = self.operator.get("/process-servers")["items"]
@@ -253,6 +257,7 @@ class Road:
         )
         operator, source = self.operator, self._source
         self._look_disturbed()
+        read_before = self.watch.samples.read_bytes
         stopped_s = time.monotonic()
         source.stop()
         operator.order("migrate", self._server)
@@ -264,6 +269,7 @@ class Road:
             f"proved after {result['seconds_to_proof']:.1f} s"
         )
         self.watch.look()  # the proof read the whole source: that counts too
+        self._read_at_cutover = self.watch.samples.read_bytes - read_before
         if result["identity"] != "proved":
             raise DemoError(f"identity is {result['identity']}, not proved")
         image = self._export(job, "final.raw")
@@ -277,6 +283,7 @@ class Road:
             ("cutover, time to proof", f"{result['seconds_to_proof']:.1f} s"),
             ("downtime until proved", f"{downtime_s:.1f} s (workload stopped to identity proved)"),
         ]
+        self._stored = proof.allocated_bytes(self._directory / "azure-sink" / "blobs")
         if not self._keep:
             operator.order("complete", self._server, "--yes")
             operator.wait_job("complete", JOB_DEADLINE_S)
@@ -285,18 +292,23 @@ class Road:
 
     def _sum_up(self) -> None:
         samples = self.watch.samples
-        stored = proof.allocated_bytes(self._directory / "azure-sink" / "blobs")
         table = Table(title="\n7. Summary", title_justify="left", title_style="bold", show_header=False)
         freezes = [value * 1000 for value in samples.freezes_s]
         rows = [
             (
                 "bytes read from the disk, in all",
-                f"{samples.read_bytes / MIB:.0f} MiB ({self._source.size_bytes // MIB} for initial replication, as much for the proof)",
+                (
+                    f"{samples.read_bytes / MIB:.0f} MiB ({self._read_initially / MIB:.0f} until initial replication was over, "
+                    f"{self._read_at_cutover / MIB:.0f} for the cutover and its proof{_OTHER_READS[self._source.tracker]})"
+                ),
             ),
-            ("bytes of changed granules", f"{samples.changed_bytes / MIB:.0f} MiB"),
+            (
+                "bytes of changed granules",
+                f"{samples.changed_bytes / MIB:.0f} MiB (what changed before its first read is read once)",
+            ),
             ("bytes sent by the agent", f"{samples.sent_bytes / MIB:.0f} MiB"),
             ("bytes uploaded after compression", self._uploaded()),
-            ("bytes stored at the sink", f"{stored / MIB:.0f} MiB (replica, snapshots, final disk)"),
+            ("bytes stored at the sink", f"{self._stored / MIB:.0f} MiB (replica, recovery points, final disk)"),
             *self._rows,
             ("replication lag", median_and_worst(samples.undisturbed.replication_s)),
             ("… over kills and drill", median_and_worst(samples.disturbed.replication_s)),
@@ -312,6 +324,11 @@ class Road:
         self._console.print(table)
         if self._walked_s > ROAD_S:
             self._say(f"[yellow]The road took more than {ROAD_S:.0f} s, for which two quiet cores are enough.[/yellow]")
+        if not self._keep:
+            left = proof.allocated_bytes(self._directory) / MIB
+            self._say(
+                f"{left:.0f} MiB of disk images, store and logs stay in {self._directory}: remove it, or the next demo does."
+            )
         self._say("[green bold]Every check held.[/green bold]")
 
     def _uploaded(self) -> str:
@@ -330,7 +347,7 @@ class Road:
                 f"  export BLOCKFERRY_URL={self._site.config_url} BLOCKFERRY_TOKEN_FILE={self._site.token_file}",
                 f"  export BLOCKFERRY_AUTHORITY={self._site.authority_file}",
                 f"  {Path(sys.executable).parent}/migratectl status",
-                f"To stop it: {sys.executable} -m deploy.demo.remains {self._directory}",
+                f"To stop it: {stop_command(self._directory)}",
             ]
             for line in lines:
                 self._console.print(line, soft_wrap=True)  # to be copied

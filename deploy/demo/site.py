@@ -23,7 +23,7 @@ from typing import Final
 import yaml
 
 from deploy.demo.daemon_process import DaemonProcess, environment_with
-from deploy.demo.preflight import free_ports
+from deploy.demo.preflight import lasting_ports
 
 ACCOUNT: Final = "blockferrydemo"
 DAEMONS: Final = ("azure-sink", "config-server", "process-server", "mobility-agent")
@@ -57,7 +57,7 @@ class Site:
 
     def __post_init__(self) -> None:
         names = ("blob", "config", "process", "h-sink", "h-config", "h-process", "h-agent")
-        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
+        self.ports = dict(zip(names, lasting_ports(len(names)), strict=True))
 
     @property
     def config_url(self) -> str:

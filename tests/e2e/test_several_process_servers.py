@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from deploy.demo.operator import Json, wait_until
+from deploy.demo.preflight import lasting_ports
 from tests.harness.scaled_site import PATIENCE_S, PROCESS_SERVER, Scaled, scaled_site
 
 MIB = 2**20
@@ -80,7 +81,7 @@ def test_process_servers_come_and_go_under_load_and_every_replica_is_its_source(
         # One gets another port; its agents follow.
         moved = scaled.identifier_of(THIRD)
         site.stop(THIRD)
-        port = site.lasting_ports(1)[0]
+        port = lasting_ports(1)[0]
         site.configure(THIRD, site.configuration_of(THIRD) | {"listen": f"127.0.0.1:{port}"})
         site.start(THIRD)
         scaled.until("the new address", lambda: scaled.identifier_of_or_none(THIRD) == moved)

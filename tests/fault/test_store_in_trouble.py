@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pytest
 
+from deploy.demo.preflight import lasting_ports
 from tests.harness.fault_site import FaultSite, QuickSite, fault_site
 from tests.harness.faulty_relay import NO_TROUBLE, FaultyRelay, Trouble, faulty_relay
 from tests.harness.running_site import POLICY
@@ -37,7 +38,7 @@ class RelayedSite(QuickSite):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        *_, self.ports["behind-blob"], self.ports["behind-process"] = self.lasting_ports(len(self.ports) + 2)
+        *_, self.ports["behind-blob"], self.ports["behind-process"] = lasting_ports(len(self.ports) + 2)
 
     def _configurations(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = super()._configurations()

@@ -6,8 +6,6 @@ Called by tests/e2e and ``fault_site``. How daemons really start is the matter o
 from __future__ import annotations
 
 import contextlib
-import random
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, TypeVar
@@ -20,14 +18,8 @@ NO_NETWORKS: Final[Mapping[str, Path]] = {}
 
 
 class ForkedSite(Site):
-    """Its ports are none that the kernel gives to an outgoing connection while their daemon is dead."""
-
     server: ForkServer | None = None
     """Set before anything is installed."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.ports = dict(zip(self.ports, self.lasting_ports(len(self.ports)), strict=True))
 
     def run(self, name: str, *arguments: str | Path) -> str:
         """As ``Site.run``, without a new interpreter."""
@@ -38,18 +30,6 @@ class ForkedSite(Site):
         if code:
             raise RuntimeError(f"{' '.join(command)} failed with exit code {code}:\n{errors or output}")
         return output.strip()
-
-    @staticmethod
-    def lasting_ports(count: int) -> list[int]:
-        """Free loopback ports below the range of outgoing connections (ip_local_port_range)."""
-        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-        found: list[int] = []
-        while len(found) < count:
-            port = random.randrange(first // 2, first)
-            with socket.socket() as probe, contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                found += [port] if port not in found else []
-        return found
 
 
 SiteT = TypeVar("SiteT", bound=ForkedSite)

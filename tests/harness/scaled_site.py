@@ -24,6 +24,7 @@ import yaml
 from deploy.demo import proof
 from deploy.demo.daemon_process import DaemonProcess
 from deploy.demo.operator import Json, wait_until
+from deploy.demo.preflight import lasting_ports
 from deploy.demo.site import Site
 from mobility_agent.block_device.machine_facts import MACHINE_ID_FILE
 from replication.store_layout import REPLICAS_CONTAINER
@@ -64,7 +65,7 @@ class ScaledSite(ForkedSite):
     def add(self, kind: str, name: str, **changes: Any) -> None:
         """``kind``: the first one of which it is another; ``changes``: of its configuration."""
         assert self.server is not None
-        port, health = self.lasting_ports(2)
+        port, health = lasting_ports(2)
         document = self.configuration_of(kind) | {
             "state_dir": str(self.directory / name / "state"),
             "observability": {"listen": f"127.0.0.1:{health}"},

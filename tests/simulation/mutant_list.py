@@ -123,6 +123,11 @@ MUTANTS: Final = (
            '''        self._control.active_word = 0 if int(self._control.active_word) else self._layout.half_words
         self._wait_for_programs()''',
            '''        self._control.active_word = 0 if int(self._control.active_word) else self._layout.half_words'''),
+    Mutant("R2", "what a flip that was cut off left is folded while programs still mark it", _HALVES,
+           """        self._wait_for_programs()
+        fine, coarse""", "        fine, coarse",
+           test="tests/unit/mobility_agent/change_tracker/test_ebpf_halves.py"
+           "::test_a_program_that_outlives_a_flip_cut_off_before_it_had_waited_loses_no_mark"),
     Mutant("R2", "a restart forgets what was pending", "mobility_agent/protection/journal_codec.py",
            "    ledger.restore_pending(_decode_pending(pending, head[\"pending_form\"], geometry))\n", ""),
     Mutant("R2", "tracking that was interrupted is gone on with", _OPENING,
