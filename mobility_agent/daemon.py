@@ -31,6 +31,7 @@ from mobility_agent.churn_profiler import ChurnProfiler
 from mobility_agent.config import AgentSettings
 from mobility_agent.config_server_client import ConfigServerClient
 from mobility_agent.core.own_writes import StateWrites
+from mobility_agent.core.report_pace import ReportPace
 from mobility_agent.desired_memory import DesiredMemory
 from mobility_agent.disk_memory import DISKS_DIRECTORY, DiskMemory
 from mobility_agent.inventory import locate_disk, take_inventory
@@ -76,7 +77,7 @@ INVENTORY_INTERVAL_S: Final = 300.0
 RETRY_S: Final = 2.0
 DISCARD_POLL_S: Final = 5.0
 MIN_REPORT_GAP_S: Final = 0.2
-"""However often something happens, reports are at least this far apart."""
+"""However often something happens, reports are this far apart: ``ReportPace``."""
 MIN_EPOCH_INTERVAL_S: Final = 0.1
 ECHO_WAIT_INTERVALS: Final = 2.0
 """Recovery points take along what waits as the agent's own doing (R10); if none is made for so many intervals, it waits no longer."""
@@ -133,6 +134,7 @@ class Agent:
         self._memory_of_desired = DesiredMemory(settings.state_dir / _DESIRED_FILE)
         self._desired_changed = asyncio.Event()
         self._changes = Changes()
+        self._report_pace = ReportPace(min(MIN_REPORT_GAP_S, settings.heartbeat_s))
         self._item: ItemSession | None = None
         self._freeze_guard = FreezeGuard()
         held.callback(self._freeze_guard.close)
@@ -230,6 +232,7 @@ class Agent:
         """At each heartbeat, and as soon as something has become different that a job or an operator may wait for."""
         while True:
             told = self._standing()
+            self._report_pace.note(time.monotonic())
             try:
                 answer = await self._control.post_observation(self._observe())
                 if answer is not None:
@@ -248,9 +251,9 @@ class Agent:
 
     async def _wait_to_report(self, told: tuple[object, ...]) -> None:
         due_s = time.monotonic() + self._settings.heartbeat_s
-        await asyncio.sleep(min(MIN_REPORT_GAP_S, self._settings.heartbeat_s))
         while self._standing() == told and (left_s := due_s - time.monotonic()) > 0:
             await self._changes.beyond(self._changes.count, left_s)
+        await asyncio.sleep(self._report_pace.wait_s(time.monotonic()))
 
     def _standing(self) -> tuple[object, ...]:
         return self._memory_of_desired.revision, *standing(self._item)

@@ -21,6 +21,7 @@ from typing import Final, TypeVar
 from mobility_agent.block_device.reader import DiskReader
 from mobility_agent.change_tracker.interface import ChangeTracker, DoubtKind, ExtentSource, Harvest
 from mobility_agent.core.epoch_ledger import Epoch, EpochLedger, EpochState
+from mobility_agent.core.epoch_sizes import seeding_epoch_bytes
 from mobility_agent.core.own_writes import EchoRule, StateWrites
 from mobility_agent.interruption import Interruption
 from mobility_agent.protection.epoch_journal import EpochJournal
@@ -265,6 +266,8 @@ class DiskSession:
                 return None  # not committed: the tracker keeps it
             self._absorb(harvest)
         epoch_bytes = min(self.limits.epoch_bytes, self._shipper.pace.largest_epoch_bytes or self.limits.epoch_bytes)
+        if ledger.seed_cursor is not None:
+            epoch_bytes = seeding_epoch_bytes(ledger.pending_bytes(), epoch_bytes)
         limit = max(1, epoch_bytes // ledger.geometry.granularity_bytes)
         epoch = ledger.cut(limit_granules=limit, harvest_time_ns=cut_time_ns if is_harvested else None)
         if epoch is not None:

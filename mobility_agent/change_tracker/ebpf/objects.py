@@ -12,6 +12,7 @@ import mmap
 import os
 import platform
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -151,19 +152,27 @@ def _load_and_attach(
     descriptors: dict[str, int], kernel: KernelTypes, layout: BitmapLayout, device_number: int
 ) -> None:
     types = bpf_syscall.load_btf(function_types())
+    maps = dict(descriptors)
+
+    def load(event: Event) -> None:
+        program = tracing_program(event, kernel.fields, layout, device_number)
+        name = event.name.lower()
+        descriptors[f"program_{name}"] = bpf_syscall.load_program(
+            f"bf_{name}",
+            program.text.assemble(maps),
+            program_type=bpf_syscall.PROG_TYPE_TRACING,
+            btf_descriptor=types,
+            functions=program.functions,
+            expected_attach=bpf_syscall.ATTACH_TRACE_RAW_TP,
+            attach_btf_id=kernel.tracepoints[event],
+        )
+
     try:
-        for event in Event:
-            program = tracing_program(event, kernel.fields, layout, device_number)
-            name = event.name.lower()
-            descriptors[f"program_{name}"] = bpf_syscall.load_program(
-                f"bf_{name}",
-                program.text.assemble(descriptors),
-                program_type=bpf_syscall.PROG_TYPE_TRACING,
-                btf_descriptor=types,
-                functions=program.functions,
-                expected_attach=bpf_syscall.ATTACH_TRACE_RAW_TP,
-                attach_btf_id=kernel.tracepoints[event],
-            )
+        # The verifier takes its time on the caller's processor, 0.05 s for each: side by side. All have ended when the pool is left.
+        with ThreadPoolExecutor(len(Event), thread_name_prefix="load-bpf") as loading:
+            loaded = [loading.submit(load, event) for event in Event]
+        for each in loaded:
+            each.result()
     finally:
         os.close(types)
     for event in Event:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mobility_agent.change_tracker.interface import Harvest
+from mobility_agent.core import epoch_sizes
 from mobility_agent.core.epoch_ledger import HistoryDiverged
 from mobility_agent.protection.epoch_journal import EpochJournal
 from mobility_agent.protection.ledger_opening import settle_attach
@@ -18,9 +19,9 @@ from mobility_agent.quiesce.interface import Mount
 from replication.batch_frame import BatchFrame
 from replication.data_plane import BatchAcknowledgement
 from replication.dirty_bitmap import DirtyBitmap
-from replication.epoch_manifest import EpochFlag
+from replication.epoch_manifest import EpochFlag, decode_manifest
 from replication.errors import ResyncRequired, Retryable
-from replication.identifiers import CutId, DiskId, ItemId
+from replication.identifiers import CutId, DiskId, EpochId, EpochKey, ItemId
 from tests.harness.fake_tracker import FakeTracker
 from tests.harness.memory_sink import MemorySink
 from tests.harness.session_site import GRANULARITY_BYTES, FakeFreezer, SessionSite
@@ -53,6 +54,31 @@ async def test_initial_replication_makes_the_replica_identical(site: SessionSite
     site.start()
     await site.settle()
     assert site.replica_matches
+
+
+async def test_the_last_epochs_of_initial_replication_are_smaller_and_those_of_changes_are_not(
+    site: SessionSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(epoch_sizes, "SMALLEST_BYTES", 2 * GRANULARITY_BYTES)
+    _fill(site, 0, 64, 7)
+    site.start()
+    await site.settle()
+    seeded = len(site.sink.manifests)
+    assert [logical // GRANULARITY_BYTES for logical in _shipped(site)] == [16, 16, 16, 8, 4, 2, 1]  # the last is short
+    _fill(site, 0, 12, 8)
+    await site.settle()
+    assert [logical // GRANULARITY_BYTES for logical in _shipped(site)[seeded:]] == [12]
+    assert site.replica_matches
+
+
+def _shipped(site: SessionSite) -> list[int]:
+    """Bytes of each epoch that was shipped."""
+    generation, key = site.sink.generation, site.sink.manifest_key
+    keys = {epoch: EpochKey(generation.disk, generation.generation, EpochId(epoch)) for epoch in site.sink.manifests}
+    return [
+        decode_manifest(encoded, key, expected=keys[epoch]).logical_bytes
+        for epoch, encoded in sorted(site.sink.manifests.items())
+    ]
 
 
 async def test_zero_granules_are_never_sent_as_data(site: SessionSite) -> None:
