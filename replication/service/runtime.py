@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -95,6 +96,8 @@ def run_daemon(name: str, main: Callable[[Lifecycle], Awaitable[None]]) -> int:
     """Run ``main`` on the daemons' event loop until it returns; log why it failed. Returns the process's exit code."""
     try:
         arm_from_environment(name)
+        # What is imported stays: the collector, which holds up everything for as long as it looks, leaves it out from now on.
+        gc.freeze()
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(_supervise(main))
     except BaseExceptionGroup as group:

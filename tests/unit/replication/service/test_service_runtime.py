@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -47,12 +48,28 @@ def no_service_manager(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture(autouse=True)
+def nothing_stays_frozen() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+
+
 async def _stops_by_itself(lifecycle: Lifecycle) -> None:
     lifecycle.ready()
 
 
 def test_daemon_that_returns_ends_well() -> None:
     assert run_daemon("agent", _stops_by_itself) == EXIT_OK
+
+
+def test_the_garbage_collector_leaves_out_what_a_daemon_has_imported() -> None:
+    there, frozen = len(gc.get_objects()), []
+
+    async def serve(_: Lifecycle) -> None:
+        frozen.append(gc.get_freeze_count())
+
+    assert run_daemon("agent", serve) == EXIT_OK
+    assert frozen[0] > there / 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
