@@ -101,7 +101,8 @@ class Halves:
     def fold(self) -> None:
         """Move what is in the flipped half to what is carried; afterwards that half is clear and may become active.
 
-        The flip may have been cut off before it had waited, by a death or an error: what a program still marks there would be cleared unread.
+        The flip may have been cut off before it had waited, by a death or an error:
+        what a program still marks there would be cleared unread.
         """
         self._wait_for_programs()
         fine, coarse = self._fine[self._flipped], self._coarse[self._flipped]
