@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeGuard
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.core.attempt_limiter import AttemptLimiter
@@ -29,6 +29,9 @@ EXCHANGES_BURST: Final = 10
 EXCHANGE_INTERVAL_S: Final = 6.0
 _NO_DIGEST: Final = bytes(32)
 
+HandOver = Callable[[str], None]
+"""Puts a secret's text where its owner will read it; on return it is there durably."""
+
 
 @dataclass(frozen=True, slots=True)
 class Administrator:
@@ -41,6 +44,10 @@ class Administrator:
     @property
     def actor(self) -> Actor:
         return Actor(f"{self.role}:{self.name}")
+
+    @property
+    def is_administrator(self) -> bool:
+        return self.role == ADMINISTRATOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,20 @@ class Administrators:
             )
         return bool(found)
 
+    async def has_token(self) -> bool:
+        """Whether there is a valid administrator's token; a secret that waits is none."""
+        async with self._database.read() as session:
+            row = AdministratorTokenRow
+            of_administrators = (row.role == ADMINISTRATOR) & row.single_use.is_(False)
+            found = await session.scalar(select(func.count()).select_from(row).where(self._valid(), of_administrators))
+        return bool(found)
+
+    async def is_waiting(self, secret: str) -> bool:
+        """Whether this is a one-time secret that can still be exchanged."""
+        identifier, digest = read_one_time_secret(secret.strip()) or ("", b"")
+        async with self._database.read() as session:
+            return self._can_be_exchanged(await session.get(AdministratorTokenRow, identifier), digest)
+
     async def create_token(
         self, name: str, actor: Actor, role: str = ADMINISTRATOR, valid_for_s: float = DEFAULT_TOKEN_VALIDITY_S
     ) -> IssuedToken:
@@ -94,12 +115,23 @@ class Administrators:
         record_event(session, now_ns, actor, "token-created", f"{role} token {made.identifier} for {name} created")
         return IssuedToken(made.text, made.identifier, expires_ns)
 
-    async def create_one_time_secret(self, actor: Actor) -> str:
-        """A secret that is exchanged for an administrator's token; those before it are dead. Durable on return."""
+    async def create_first_token(self, name: str, actor: Actor, hand_over: HandOver | None = None) -> str:
+        """An administrator's token in the place of one-time secrets, which are dead then; ``hand_over`` as below. Durable on return."""
+        async with self._database.write() as session:
+            await self._end_secrets(session, actor)
+            made = self._add(session, name, actor, ADMINISTRATOR, DEFAULT_TOKEN_VALIDITY_S)
+            if hand_over is not None:
+                hand_over(made.text)
+        return made.text
+
+    async def create_one_time_secret(self, actor: Actor, hand_over: HandOver | None = None) -> str:
+        """A secret that is exchanged for an administrator's token; those before it are dead. Durable on return.
+
+        ``hand_over`` is given the text before it is good for anything; if it raises, nothing was made and nothing has ended.
+        """
         made, now_ns = new_one_time_secret(), self._clock()
         async with self._database.write() as session:
-            row = AdministratorTokenRow
-            await session.execute(update(row).where(row.single_use, row.revoked_ns.is_(None)).values(revoked_ns=now_ns))
+            await self._end_secrets(session, actor)
             session.add(
                 AdministratorTokenRow(
                     id=made.identifier,
@@ -113,7 +145,15 @@ class Administrators:
                 )
             )
             record_event(session, now_ns, actor, "token-created", f"one-time secret {made.identifier} created")
+            if hand_over is not None:
+                hand_over(made.text)
         return made.text
+
+    async def _end_secrets(self, session: AsyncSession, actor: Actor) -> None:
+        row, now_ns = AdministratorTokenRow, self._clock()
+        for waiting in await session.scalars(select(row).where(row.single_use, self._valid())):
+            waiting.revoked_ns = now_ns
+            record_event(session, now_ns, actor, "token-revoked", f"one-time secret {waiting.id} replaced")
 
     async def exchange(self, secret: str, name: str, caller: str) -> IssuedToken:
         """An administrator's token for a one-time secret, which is dead then; durable on return.
@@ -126,20 +166,12 @@ class Administrators:
         identifier, digest = read_one_time_secret(secret.strip()) or ("", b"")
         async with self._database.write() as session:
             row = await session.get(AdministratorTokenRow, identifier)
-            right = same_digest(digest, _NO_DIGEST if row is None else row.digest)
-            now_ns = self._clock()
-            if (
-                row is None
-                or not right
-                or not row.single_use
-                or row.revoked_ns is not None
-                or (row.expires_ns or 0) <= now_ns
-            ):
+            if not self._can_be_exchanged(row, digest):
                 raise Refused(
                     "cannot exchange this secret: it is wrong, was used already, or has expired",
                     hint="on the appliance: `config-server create-administrator-token --name NAME`",
                 )
-            row.revoked_ns = now_ns
+            row.revoked_ns = self._clock()
             made = self._add(
                 session, name, Actor(f"one-time-secret:{identifier}"), ADMINISTRATOR, DEFAULT_TOKEN_VALIDITY_S
             )
@@ -201,6 +233,16 @@ class Administrators:
         if row.expires_ns is not None and row.expires_ns <= self._clock():
             return None
         return Administrator(row.name, row.role, row.id)
+
+    def _can_be_exchanged(self, row: AdministratorTokenRow | None, digest: bytes) -> TypeGuard[AdministratorTokenRow]:
+        right = same_digest(digest, _NO_DIGEST if row is None else row.digest)
+        return (
+            row is not None
+            and right
+            and row.single_use
+            and row.revoked_ns is None
+            and (row.expires_ns or 0) > self._clock()
+        )
 
     def _valid(self) -> ColumnElement[bool]:
         row = AdministratorTokenRow

@@ -23,12 +23,12 @@ from config_server.core.roles import ADMINISTRATOR, ROLES
 from config_server.database import DATABASE_FILE, Database, sqlite_url
 from config_server.database_copy import copy_database
 from config_server.events import COMMAND_LINE
+from config_server.first_access import SecretFile
 from config_server.installation import initialize, issue_certificate, load_authority, reissue_certificate
 from config_server.installer_commands import add_installer, installers, remove_installer
 from config_server.passphrases import DEFAULT_VALIDITY_S, Passphrases
 from config_server.postgresql import is_postgresql
 from replication.control_plane import ENROLLING_ROLES, EnrollingRole
-from replication.durable_file import DurableFile
 from replication.errors import BlockferryError, SettingsError
 from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, version_option
 from replication.service.installed_folders import paths_command
@@ -111,27 +111,32 @@ def init(config_path: Path, token_file: Path | None, administrator: str | None, 
     settings = load_or_exit(Settings, config_path, check_only=False)
     if administrator is not None and token_file is None:
         fail(SettingsError("cannot hand out a token without a file for it", hint="give --token-file, too"))
+    # What is no terminal may be a journal: a secret has no business there.
+    place = token_file or (None if sys.stdout.isatty() else settings.state_dir / SECRET_FILE)
+    file = None if place is None else SecretFile(place, asked_for=token_file is not None)
     try:
-        installed = asyncio.run(initialize(settings, time.time_ns, administrator, replace_keys=replace_keys))
+        installed = asyncio.run(
+            initialize(settings, time.time_ns, administrator, replace_keys=replace_keys, secret_file=file)
+        )
     except BlockferryError as error:
         fail(error)
     click.echo(f"authority fingerprint: {installed.fingerprint}")
     click.echo(f"key-encryption key:    {installed.key_encryption_key_file} (back it up: `config-server backup`)")
-    if installed.secret is None:
+    if installed.secret is None and token_file is not None:
+        click.echo(f"one-time secret:       none was made: with what is in {token_file} an administrator can come in")
+    elif installed.secret is None:
         click.echo(
-            "one-time secret:       none was made: an administrator's token was made earlier, or a secret waits;"
+            "one-time secret:       none was made: an administrator's token was made earlier, or a secret waits, which"
         )
+        click.echo("                       `config-server init --token-file FILE` replaces and writes into a file;")
         click.echo("                       `config-server create-administrator-token` makes another token")
-    elif token_file is None and sys.stdout.isatty():
+    elif place is None:
         click.echo(f"one-time secret:       {installed.secret}")
         click.echo(
             "                       shown this once, good once, for a day: put it into a file that only you can read,"
         )
         click.echo("                       and `migratectl login --token-file FILE` exchanges it there for your token")
     else:
-        # What is no terminal may be a journal: a secret has no business there.
-        place = token_file or settings.state_dir / SECRET_FILE
-        DurableFile(place).replace(f"{installed.secret}\n".encode())
         what = "token:   " if administrator else "secret:  "
         click.echo(f"{'administrator' if administrator else 'one-time'} {what}    written to {place}")
         if not administrator:

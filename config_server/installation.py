@@ -14,7 +14,8 @@ from pathlib import Path
 from config_server.administrators import Administrators
 from config_server.authority import Authority, ServerNames, TrustStore
 from config_server.config import Settings
-from config_server.events import COMMAND_LINE, Clock
+from config_server.events import Clock
+from config_server.first_access import SecretFile, make_first_access
 from config_server.key_encryption import CREDENTIALS_VARIABLE, KeyEncryptionKey, key_file
 from config_server.policies import ensure_default_policy
 from config_server.server_identity import ensure_server_identity
@@ -26,7 +27,7 @@ from replication.tls_identity import PeerName, Role, TlsIdentity, new_private_ke
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """``secret`` None: an administrator can come in already; nothing is shown again."""
+    """``secret`` None: none was made; an administrator can come in already, and nothing is shown again."""
 
     fingerprint: str
     secret: str | None
@@ -39,13 +40,19 @@ def site_key_file(settings: Settings) -> Path:
 
 
 async def initialize(
-    settings: Settings, clock: Clock, administrator: str | None = None, *, replace_keys: bool = False
+    settings: Settings,
+    clock: Clock,
+    administrator: str | None = None,
+    *,
+    replace_keys: bool = False,
+    secret_file: SecretFile | None = None,
 ) -> Installed:
     """Make what is missing; everything is durable on return. With ``administrator`` (a name) the secret is a token, not a one-time secret.
 
-    ``replace_keys``: the database may know other keys, which are given up.
+    ``replace_keys``: the database may know other keys, which are given up. ``secret_file`` and the rest: ``make_first_access``.
 
-    :raises SettingsError: if something that is there cannot be used.
+    :raises SettingsError: if something that is there cannot be used, or a file or directory cannot be made.
+    :raises Conflict: as ``make_first_access``; all else is made.
     """
     make_directory_durably(settings.state_dir)
     trust_store = TrustStore(settings.authority_directory)
@@ -61,13 +68,7 @@ async def initialize(
             await check_site_keys(database, trust_store, key, replace=replace_keys)
         ensure_server_identity(settings, authority, trust_store, clock())
         await ensure_default_policy(database)
-        administrators = Administrators(database, clock)
-        secret = None
-        if not await administrators.can_come_in():
-            if administrator is None:
-                secret = await administrators.create_one_time_secret(COMMAND_LINE)
-            else:
-                secret = (await administrators.create_token(administrator, COMMAND_LINE)).text
+        secret = await make_first_access(Administrators(database, clock), administrator, secret_file)
     finally:
         await database.close()
     return Installed(authority.fingerprint, secret, path)

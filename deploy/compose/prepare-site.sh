@@ -52,8 +52,11 @@ if [[ ! -e $site/store/store.key ]]; then
 fi
 as "$sink" "$bin/azure-sink" init --config "$config/azure-sink.yaml" | keep "$site/store/writer.pub" 0 0644
 
-as "$config_server" "$bin/config-server" init --config "$config/config-server.yaml" \
-    --administrator operator --token-file "$site/config-server/first-token"
+first_token=()
+if [[ ! -e $site/operator/token ]]; then
+    first_token=(--administrator operator --token-file "$site/config-server/first-token")
+fi
+as "$config_server" "$bin/config-server" init --config "$config/config-server.yaml" "${first_token[@]}"
 if [[ -e $site/config-server/first-token ]]; then
     keep "$site/operator/token" "$operator" 0600 <"$site/config-server/first-token"
     rm "$site/config-server/first-token"

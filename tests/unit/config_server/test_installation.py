@@ -8,6 +8,7 @@ import contextlib
 import os
 import pty
 import re
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -21,10 +22,11 @@ from click.testing import CliRunner, Result
 from config_server.authority import ServerNames
 from config_server.cli import main
 from config_server.config import Settings
-from config_server.database import Database
+from config_server.database import DATABASE_FILE, Database
 from config_server.key_encryption import CREDENTIALS_VARIABLE
 from config_server.passphrases import Passphrases
 from replication.documents import WriterIdentity
+from replication.durable_file import DurableFile
 from replication.errors import Refused
 from replication.settings import load_settings
 from replication.tls_identity import Role, TlsIdentity, normalized_fingerprint
@@ -76,6 +78,78 @@ def test_init_writes_the_one_time_secret_into_a_private_file(config: Path, tmp_p
     assert run(config, "init", "--token-file", str(tmp_path / "token")).exit_code == 0
     assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
     assert (tmp_path / "token").read_text().startswith("blockferry-once-")
+
+
+def events_of_tokens(tmp_path: Path) -> list[str]:
+    with contextlib.closing(sqlite3.connect(tmp_path / "state" / DATABASE_FILE)) as database:
+        return [row[0] for row in database.execute("SELECT message FROM events WHERE kind LIKE 'token-%' ORDER BY id")]
+
+
+@pytest.mark.parametrize("for_a_program", [False, True], ids=["secret", "token"])
+def test_a_secret_that_could_not_be_written_is_not_made_and_the_next_init_writes_one(
+    config: Path, tmp_path: Path, for_a_program: bool
+) -> None:
+    options = ("--administrator", "alice", "--token-file") if for_a_program else ("--token-file",)
+    (tmp_path / "folder").mkdir()
+    for place in (tmp_path / "missing" / "token", tmp_path / "account-key" / "token", tmp_path / "folder"):
+        refused = run(config, "init", *options, str(place))
+        assert (refused.exit_code, f"cannot write {place}" in refused.output) == (2, True), refused.output
+        assert "hint:" in refused.output
+    assert events_of_tokens(tmp_path) == [], "nobody can have read it"
+    done = run(config, "init", *options, str(tmp_path / "token"))
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "token").read_text().startswith("blockferry-")
+
+
+def test_a_crash_after_the_file_was_written_leaves_no_secret_that_waits(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, write = tmp_path / "token", DurableFile.replace
+
+    def crash(file: DurableFile, content: bytes) -> None:
+        write(file, content)
+        if file.path == token:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as crashing:
+        crashing.setattr(DurableFile, "replace", crash)
+        assert run(config, "init", "--token-file", str(token)).exit_code != 0
+    dead = token.read_text()
+    assert (dead.startswith("blockferry-once-"), events_of_tokens(tmp_path)) == (True, [])
+    assert run(config, "init", "--token-file", str(token)).exit_code == 0
+    assert (token.read_text() != dead, len(events_of_tokens(tmp_path))) == (True, 1)
+
+
+def test_init_with_a_file_replaces_the_secret_that_waits(config: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run(config, "init", "--token-file", str(first)).exit_code == 0
+    lost = first.read_text()
+    again = run(config, "init", "--token-file", str(first))
+    assert (again.exit_code, first.read_text()) == (0, lost), "what is there stays"
+    first.unlink()
+    done = run(config, "init", "--token-file", str(second))
+    assert done.exit_code == 0, done.output
+    assert second.read_text() not in ("", lost)
+    dead, new = re.findall(r"-([0-9a-f]{16})-", lost + second.read_text())
+    assert events_of_tokens(tmp_path)[-2:] == [f"one-time secret {dead} replaced", f"one-time secret {new} created"]
+    assert "init --token-file FILE` replaces" in run(config, "init").output, "without a file nothing is asked for"
+
+
+def test_init_never_succeeds_without_the_file_that_was_asked_for(config: Path, tmp_path: Path) -> None:
+    token, other = tmp_path / "token", tmp_path / "other"
+    assert run(config, "init", "--token-file", str(other)).exit_code == 0
+    options = ("--administrator", "alice", "--token-file")
+    assert run(config, "init", *options, str(other)).exit_code == 0
+    assert re.fullmatch(r"blockferry-[0-9a-f]{16}-[0-9a-f]{64}\n", other.read_text()), "a secret is no token"
+    other.rename(token)
+    for refusing in ((*options, str(other)), ("--token-file", str(other))):
+        refused = run(config, "init", *refusing)
+        assert (refused.exit_code, f"cannot write {other}" in refused.output) == (1, True), refused.output
+        assert not other.exists()
+    repetitions: list[tuple[str, ...]] = [(*options, str(token)), ("--token-file", str(token)), ()]
+    for asked in repetitions:
+        repeated = run(config, "init", *asked)
+        assert (repeated.exit_code, "none was made" in repeated.output) == (0, True), repeated.output
 
 
 def test_init_prints_the_one_time_secret_on_a_terminal_only(config: Path, tmp_path: Path) -> None:
