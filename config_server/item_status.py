@@ -12,6 +12,7 @@ from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
 from config_server.core.forecast import SeedingDisk, seeding_forecast
 from config_server.core.job import JobKind
+from config_server.core.protected_item import ENDED_STATES, State
 from config_server.item_health import assess_item, disk_facts
 from config_server.items import item_disks, observation_of
 from config_server.job_documents import MigrationContext
@@ -52,13 +53,17 @@ async def status_of(
     ages: Ages,
     now_ns: int,
 ) -> ItemStatus:
-    """The item at this moment. Lags are the worst of its disks and include the time since they were reported."""
+    """The item at this moment. Lags are the worst of its disks and include the time since they were reported.
+
+    Of an item that has ended no disk is observed: what its agent said last is no longer so.
+    """
+    ended = State(item.state) in ENDED_STATES
     machine = await session.get_one(MachineRow, item.machine_id)
     policy = await session.get_one(PolicyRow, item.policy_id)
     verdict = await assess_item(session, item, heartbeat, store_problem, ages, now_ns)
     rows = await item_disks(session, item.id)
-    disks = [await _disk_status(session, row, ages) for row in rows]
-    forecast = seeding_forecast([seeding_disk(row) for row in rows])
+    disks = [await _disk_status(session, row, ages, item.state if ended else None) for row in rows]
+    forecast = None if ended else seeding_forecast([seeding_disk(row) for row in rows])
     reported_etas = [disk.observation.eta_s for disk in disks if disk.observation is not None]
     known_etas = [eta_s for eta_s in reported_etas if eta_s is not None]
     points, suspects, newest_ns = await _points(session, item.id)
@@ -73,7 +78,7 @@ async def status_of(
         state_since_at=timestamp(item.state_since_ns),
         policy=policy.name,
         process_server=await _process_server(session, item),
-        health=health_level(verdict.health.name),
+        health=None if ended else health_level(verdict.health.name),
         going=verdict.going.value,
         conditions=[
             HealthCondition(
@@ -84,11 +89,11 @@ async def status_of(
             )
             for condition in verdict.conditions
         ],
-        fraction=forecast.fraction,
-        done_bytes=forecast.done_bytes,
-        total_bytes=forecast.total_bytes,
-        rate_bytes_per_s=forecast.rate_bytes_per_s,
-        eta_s=max(known_etas) if known_etas else forecast.eta_s,
+        fraction=None if forecast is None else forecast.fraction,
+        done_bytes=None if forecast is None else forecast.done_bytes,
+        total_bytes=None if forecast is None else forecast.total_bytes,
+        rate_bytes_per_s=None if forecast is None else forecast.rate_bytes_per_s,
+        eta_s=max(known_etas) if known_etas else None if forecast is None else forecast.eta_s,
         replication_lag_s=_worst([disk.replication_lag_s for disk in disks]),
         rpo_lag_s=_worst([disk.rpo_lag_s for disk in disks]),
         recovery_points=points,
@@ -108,8 +113,21 @@ def _worst(lags_s: list[float | None]) -> float | None:
     return max(known) if known and len(known) == len(lags_s) else None
 
 
-async def _disk_status(session: AsyncSession, row: ItemDiskRow, ages: Ages) -> DiskStatus:
+async def _disk_status(session: AsyncSession, row: ItemDiskRow, ages: Ages, ended: str | None) -> DiskStatus:
+    """``ended``: the state in which the item has ended."""
     disk = await session.get_one(DiskRow, row.disk_id)
+    if ended is not None:
+        return DiskStatus(
+            disk=row.disk_id,
+            path=disk.path,
+            size_bytes=row.size_bytes,
+            phase=ended,
+            fraction=None,
+            replication_lag_s=None,
+            rpo_lag_s=None,
+            observation_age_s=None,
+            observation=None,
+        )
     facts, observed = disk_facts(row, ages), observation_of(row)
     return DiskStatus(
         disk=row.disk_id,

@@ -150,13 +150,16 @@ class ProcessServerReference(Document):
 
 
 class DiskStatus(Document):
-    """A protected disk. Lags include the time since the agent reported; ``observation`` is what it said."""
+    """A protected disk. Lags include the time since the agent reported; ``observation`` is what it said.
+
+    Once the item has ended nothing is said of it any more: ``phase`` is the item's state, and what can be null is.
+    """
 
     disk: Uuid
     path: str
     size_bytes: int
     phase: str
-    fraction: float
+    fraction: float | None
     replication_lag_s: float | None
     rpo_lag_s: float | None
     observation_age_s: float | None
@@ -164,7 +167,7 @@ class DiskStatus(Document):
 
 
 class ItemStatus(Document):
-    """Everything about a protected item at this moment."""
+    """Everything about a protected item at this moment. Health, progress, rate and lags are null once it has ended."""
 
     id: Uuid
     server: str
@@ -174,13 +177,13 @@ class ItemStatus(Document):
     state_since_at: str
     policy: str
     process_server: ProcessServerReference | None
-    health: HealthLevel
+    health: HealthLevel | None
     going: str
     conditions: list[HealthCondition]
-    fraction: float
-    done_bytes: int
-    total_bytes: int
-    rate_bytes_per_s: float
+    fraction: float | None
+    done_bytes: int | None
+    total_bytes: int | None
+    rate_bytes_per_s: float | None
     eta_s: float | None
     replication_lag_s: float | None
     rpo_lag_s: float | None

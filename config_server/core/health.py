@@ -157,7 +157,7 @@ class HealthFacts:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``conditions`` worst first; empty if and only if Healthy."""
+    """``conditions`` worst first; empty if and only if Healthy. Of an item that has ended nothing is wrong; its health is not shown."""
 
     health: Health
     going: Going

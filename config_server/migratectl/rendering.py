@@ -57,7 +57,9 @@ def heard_ago(seconds: float | None, *, known: bool) -> str:
     return duration(seconds) if known else f"over {duration(seconds)}"
 
 
-def percent(fraction: float) -> str:
+def percent(fraction: float | None) -> str:
+    if fraction is None:
+        return "-"
     return "100 %" if fraction >= 1 else f"{min(fraction, 0.999):.1%}".replace("%", " %")
 
 
@@ -152,11 +154,11 @@ def _item_row(item: ItemStatus) -> list[Cell]:
     return [
         item.server,
         item.state,
-        coloured(item.health),
+        health_word(item.health),
         item.going,
         percent(item.fraction),
         rate(item.rate_bytes_per_s),
-        duration(item.eta_s) if item.fraction < 1 else "-",
+        "-" if item.fraction is None or item.fraction >= 1 else duration(item.eta_s),
         duration(item.replication_lag_s),
         duration(item.rpo_lag_s),
         points,
@@ -175,7 +177,7 @@ def _disk_row(server: str, disk: DiskStatus) -> list[Cell]:
         percent(disk.fraction),
         f"{size(observed.seeding_done_bytes)} of {size(observed.seeding_total_bytes or disk.size_bytes)}",
         rate(observed.send_rate_bytes_per_s),
-        duration(observed.eta_s) if disk.fraction < 1 else "-",
+        "-" if disk.fraction is None or disk.fraction >= 1 else duration(observed.eta_s),
         duration(disk.replication_lag_s),
         duration(disk.rpo_lag_s),
         tracker,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from config_server.migratectl.rendering import item_tables
+from config_server.operator_plane import ItemStatus
 from replication.control_plane import GenerationGrant
 from tests.harness.driven_site import SOURCE, DrivenSite, driven_site
 from tests.harness.scripted_peers import (
@@ -94,6 +96,27 @@ async def test_stopped_server_can_be_protected_again_and_starts_without_a_base(s
     second = GenerationGrant.decode((await site.grant()).body)
     assert (second.generation, second.base) == (2, None)
     assert second.digest_key != first.digest_key
+
+
+async def test_of_an_item_that_has_ended_nothing_is_observed_any_more(site: DrivenSite) -> None:
+    await site.replicate()
+    before = await site.item()
+    assert (before["health"] is None, before["fraction"]) == (False, 1.0)
+    assert None not in (before["replication_lag_s"], before["disks"][0]["observation"])
+    await site.verb("/stop")
+    await site.observe([])
+    await site.settle()
+    item = await site.item()
+    assert (item["state"], item["going"], item["conditions"]) == ("stopped", "ENDED", [])
+    unknown = ("health", "fraction", "done_bytes", "total_bytes", "rate_bytes_per_s", "eta_s", "replication_lag_s")
+    assert {name: item[name] for name in (*unknown, "rpo_lag_s")} == dict.fromkeys((*unknown, "rpo_lag_s"))
+    for disk in item["disks"]:
+        assert (disk["phase"], disk["size_bytes"] > 0) == ("stopped", True)
+        assert (disk["fraction"], disk["observation"], disk["observation_age_s"]) == (None, None, None)
+        assert (disk["replication_lag_s"], disk["rpo_lag_s"]) == (None, None)
+    tables = item_tables([ItemStatus.model_validate(item)])
+    shown = " ".join(str(cell) for made in tables for column in made.columns for cell in column.cells)
+    assert not [word for word in ("healthy", "replicating", "ebpf", "100 %") if word in shown], shown
 
 
 async def test_what_an_agent_says_of_an_earlier_item_is_not_taken_for_the_present_one(site: DrivenSite) -> None:
