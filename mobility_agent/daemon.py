@@ -42,6 +42,7 @@ from mobility_agent.protection.disk_session import DiskSession, SessionLimits
 from mobility_agent.protection.disk_supervisor import DiskEnvironment
 from mobility_agent.protection.item_session import ItemEnvironment, ItemSession, ended, runs, structure_of
 from mobility_agent.protection.point_coordinator import PointCoordinator
+from mobility_agent.protection.resting_disk import RestingDisks, look_at_all
 from mobility_agent.quiesce.file_systems import file_systems_on
 from mobility_agent.quiesce.freeze_guard import FreezeGuard
 from mobility_agent.quiesce.hooks import QuiesceHooks
@@ -51,7 +52,7 @@ from mobility_agent.shipping.epoch_shipper import ShippingBuffers, backoff_s
 from mobility_agent.shipping.process_server_client import ProcessServerClient
 from mobility_agent.sole_agent import hold_disk, hold_machine
 from mobility_agent.state_place import lies_on
-from mobility_agent.tracker_choice import discard_tracking, open_tracker, prepare_tracking
+from mobility_agent.tracker_choice import discard_tracking, open_tracker, prepare_tracking, tracking_at_rest
 from mobility_agent.unprotected_disks import UnprotectedDisks
 from replication import __version__
 from replication.clock import Clock
@@ -323,10 +324,13 @@ class Agent:
                     if running is not None:
                         await ended(running)
                     running = None
+                    resting: RestingDisks = {}
+                    if wanted is not None and not runs(wanted):
+                        resting = await asyncio.to_thread(self._look_at_rest, wanted.disks)
                     _tell_change(None if self._item is None else self._item.desired, wanted)
                     self._forget_item()
                     if wanted is not None:
-                        self._item = self._metrics.item = ItemSession(wanted, self._item_environment(wanted))
+                        self._item = self._metrics.item = ItemSession(wanted, self._item_environment(wanted), resting)
                         if runs(wanted) and wanted.process_server is not None:
                             running = tasks.create_task(self._replicate(self._item, wanted.process_server))
                 elif self._item is not None:
@@ -370,6 +374,10 @@ class Agent:
         for supervisor in () if self._item is None else self._item.supervisors.values():
             self._board.forget(f"disk {supervisor.disk}")
         self._item = self._metrics.item = None
+
+    def _look_at_rest(self, disks: Sequence[str]) -> RestingDisks:
+        tracking = functools.partial(tracking_at_rest, self._settings.tracker, self._locate)
+        return look_at_all(self._settings.state_dir, disks, tracking)
 
     def _item_environment(self, wanted: DesiredItem) -> ItemEnvironment:
         settings = self._settings

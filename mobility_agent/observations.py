@@ -17,6 +17,7 @@ from mobility_agent.change_tracker.interface import TrackerState
 from mobility_agent.protection.disk_session import DiskSession
 from mobility_agent.protection.disk_supervisor import DiskSupervisor
 from mobility_agent.protection.item_session import ItemSession
+from mobility_agent.protection.resting_disk import RestingDisk
 from replication.control_plane import DiskObservation, DiskPhase, TrackerHealth, TrackerKind
 from replication.dirty_bitmap import Geometry
 
@@ -77,7 +78,21 @@ def observe_disk(supervisor: DiskSupervisor, item: ItemSession, now_ns: int) -> 
         last_freeze_s=figures.freezes_s[-1] if figures.freezes_s else None,
         problem=supervisor.problem,
     )
-    return observation if session is None else _with_session(observation, session)
+    if session is not None:
+        return _with_session(observation, session)
+    resting = item.resting.get(supervisor.disk)
+    return observation if resting is None or observation.phase != "paused" else _at_rest(observation, resting)
+
+
+def _at_rest(observation: DiskObservation, resting: RestingDisk) -> DiskObservation:
+    """Paused: no session vouches for anything (so without a generation), but what it had reached stays, and tracking may go on."""
+    kind, health, reason = resting.tracking()
+    told = observation.model_copy(update={"tracker_kind": kind, "tracker_health": health, "tracker_reason": reason})
+    if resting.geometry is None:
+        return told
+    size = resting.geometry.size_bytes
+    done = seeded_bytes(resting.seed_cursor, resting.geometry)
+    return told.model_copy(update={"size_bytes": size, "seeding_total_bytes": size, "seeding_done_bytes": done})
 
 
 def _with_session(observation: DiskObservation, session: DiskSession) -> DiskObservation:

@@ -1,7 +1,8 @@
 """Which change tracker a disk gets, and which ones work on this machine.
 
-Called by ``daemon`` (prepares and opens trackers for the disk supervisors) and ``inventory``. ``auto`` takes ``ebpf`` where kernel, device
-and privilege allow it, else ``scan``; the reason for falling back is logged and shown to the operator, never hidden (P3).
+Called by ``daemon`` (prepares and opens trackers for the disk supervisors, says what tracks a paused disk) and ``inventory``. ``auto``
+takes ``ebpf`` where kernel, device and privilege allow it, else ``scan``; the reason for falling back is logged and shown to the operator,
+never hidden (P3).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -93,6 +95,26 @@ def prepare_tracking(settings: TrackerSettings) -> None:
     if settings.kind != "scan" and not why_not_machine():
         with contextlib.suppress(BlockferryError):
             kernel_types()
+
+
+def tracking_at_rest(
+    settings: TrackerSettings, locate: Callable[[DiskId], Path], disk: DiskId
+) -> tuple[TrackerKind, Callable[[], bool]]:
+    """Which tracker follows a disk that is not opened, and how to see whether the kernel tracks it now. Blocks.
+
+    Where ``ebpf`` would work but has no pins, nothing sees what is written: opening it finds that out.
+    """
+    pins = Pins(settings.pin_root / disk)
+    if settings.kind == "ebpf" or (settings.kind == "auto" and (pins.exist() or _works_for(locate, disk))):
+        return "ebpf", pins.exist
+    return "scan", pins.exist
+
+
+def _works_for(locate: Callable[[DiskId], Path], disk: DiskId) -> bool:
+    try:
+        return tracker_availability()[0].available and "ebpf" in trackers_for(locate(disk))
+    except BlockferryError:
+        return True  # the disk is away: whatever is written to it is not seen
 
 
 def discard_tracking(settings: TrackerSettings, disk: DiskId) -> None:

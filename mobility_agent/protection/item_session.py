@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 from mobility_agent.changes import Changes
@@ -23,6 +24,7 @@ from mobility_agent.protection.disk_session import DiskSession
 from mobility_agent.protection.disk_supervisor import DiskEnvironment, DiskSupervisor
 from mobility_agent.protection.point_coordinator import PointCoordinator, PointOutcome
 from mobility_agent.protection.point_schedule import DuePoint, PointSchedule
+from mobility_agent.protection.resting_disk import RestingDisks
 from mobility_agent.shipping.epoch_shipper import Uplink
 from mobility_agent.task_groups import together
 from replication.control_plane import CutoverObservation, DesiredItem, ProcessServerAddress
@@ -54,8 +56,12 @@ class ItemEnvironment:
 class ItemSession:
     """``run`` until cancelled."""
 
-    def __init__(self, desired: DesiredItem, environment: ItemEnvironment) -> None:
+    def __init__(
+        self, desired: DesiredItem, environment: ItemEnvironment, resting: RestingDisks = MappingProxyType({})
+    ) -> None:
+        """:param resting: what is known of the disks if this item is not to run."""
         self.desired = desired
+        self.resting = resting
         self.item = ItemId(desired.item)
         self.supervisors = {
             DiskId(disk): DiskSupervisor(DiskId(disk), self.item, environment.disks, environment.changes.tell)

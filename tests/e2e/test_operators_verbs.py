@@ -146,6 +146,9 @@ def test_pause_ships_nothing_and_resume_goes_on_without_a_resync(
     operator.order("pause", site.server)
     site.wait_state("paused")
     site.wait_item("the agent's pause", 30.0, lambda item: item["disks"][0]["phase"] == "paused")
+    kept = operator.required_item()["disks"][0]["observation"]
+    assert (kept["tracker_kind"], kept["tracker_health"]) == ("ebpf", "tracking"), kept["tracker_reason"]
+    assert kept["size_bytes"] == kept["seeding_done_bytes"] == item["disks"][0]["size_bytes"]
     (disk.mount_point / "while-paused").write_bytes(os.urandom(4 * MIB))
     run("sync")
     operator.order("resume", site.server)

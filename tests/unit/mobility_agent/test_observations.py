@@ -14,6 +14,7 @@ import pytest
 from mobility_agent.observations import DiskMetrics, observe_disk, seeded_bytes, standing
 from mobility_agent.protection.disk_supervisor import DiskSupervisor
 from mobility_agent.protection.item_session import ItemSession
+from mobility_agent.protection.resting_disk import RestingDisk, look_at, look_at_all
 from mobility_agent.shipping.disk_figures import DiskFigures
 from replication.control_plane import (
     CutoverObservation,
@@ -52,6 +53,7 @@ class Item:
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisors = {DISK: supervisor}
         self.cutover: CutoverObservation | None = None
+        self.resting: dict[DiskId, RestingDisk] = {}
         self.desired = DesiredItem(
             item=str(uuid.uuid4()), disks=[DISK], goal="replicate", timing=ReplicationTiming(), process_server=None
         )
@@ -121,6 +123,49 @@ async def test_phases_of_a_cutover_and_of_a_pause(item: Item, supervisor: Superv
     assert item.observe().phase == "replicating"
     item.desired = item.desired.model_copy(update={"goal": "pause"})
     assert item.observe().phase == "paused"
+
+
+def test_of_a_paused_disk_is_told_what_it_has_reached_and_what_tracks_it(item: Item, supervisor: Supervisor) -> None:
+    geometry = Geometry(10 * GRANULARITY_BYTES, GRANULARITY_BYTES)
+    item.desired = item.desired.model_copy(update={"goal": "pause"})
+    pins = [True]
+    item.resting[DISK] = RestingDisk(geometry, 4, "ebpf", lambda: pins[0])
+    observed = item.observe()
+    assert (observed.phase, observed.tracker_kind, observed.tracker_health) == ("paused", "ebpf", "tracking")
+    assert "without the agent" in observed.tracker_reason
+    assert observed.size_bytes == observed.seeding_total_bytes == geometry.size_bytes
+    assert observed.seeding_done_bytes == 4 * GRANULARITY_BYTES
+    assert (observed.generation, observed.doubt) == (None, None), "what nobody looks at proves nothing, and is no doubt"
+    metrics = DiskMetrics()
+    metrics.item = cast("ItemSession", item)
+    samples = {sample.name: sample.value for family in metrics.collect() for sample in family.samples}
+    assert samples["blockferry_agent_tracker_healthy"] == 1
+    pins[0] = False
+    observed = item.observe()
+    assert (observed.tracker_kind, observed.tracker_health) == ("ebpf", "blind"), "the machine was restarted"
+    assert "everything is compared" in observed.tracker_reason
+    item.resting[DISK] = RestingDisk(geometry, None, "scan", lambda: False)
+    observed = item.observe()
+    assert (observed.tracker_kind, observed.tracker_health) == ("scan", "tracking")
+    assert (observed.seeding_done_bytes, "scan" in observed.tracker_reason) == (geometry.size_bytes, True)
+    item.resting[DISK] = RestingDisk(None, None, "ebpf", lambda: False)
+    observed = item.observe()
+    assert (observed.tracker_kind, observed.tracker_health, observed.size_bytes) == (None, "blind", 0)
+    item.desired = item.desired.model_copy(update={"goal": "replicate"})
+    assert item.observe().tracker_reason == "the disk is not opened"
+
+
+async def test_a_paused_disk_is_known_by_its_journal(tmp_path: Path, site: SessionSite) -> None:
+    site.start()
+    await site.settle()
+    await site.crash()
+    disks = look_at_all(tmp_path, [DISK], lambda _disk: ("scan", lambda: False))
+    assert disks[DISK].geometry is None, "there is no such directory, and none is made"
+    assert not (tmp_path / "disks").exists()
+    found = look_at(site.directory, "scan", lambda: False)
+    assert (found.geometry, found.seed_cursor) == (site.geometry, None)
+    (site.directory / "ledger").write_bytes(b"damaged")
+    assert look_at(site.directory, "scan", lambda: False).geometry is None
 
 
 async def test_a_blind_tracker_is_told_with_its_reason(item: Item, supervisor: Supervisor, site: SessionSite) -> None:

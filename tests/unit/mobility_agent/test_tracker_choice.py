@@ -17,9 +17,15 @@ from mobility_agent.config import TrackerSettings
 from mobility_agent.interruption import Interruption
 from mobility_agent.pace import unlimited
 from mobility_agent.shipping.digest_table import DigestTable
-from mobility_agent.tracker_choice import discard_tracking, open_tracker, tracker_availability, trackers_for
+from mobility_agent.tracker_choice import (
+    discard_tracking,
+    open_tracker,
+    tracker_availability,
+    trackers_for,
+    tracking_at_rest,
+)
 from replication.dirty_bitmap import Geometry
-from replication.errors import Conflict, Refused, Retryable, Unsupported
+from replication.errors import Conflict, NotFound, Refused, Retryable, Unsupported
 from replication.identifiers import DiskId
 
 DISK = DiskId("22222222-2222-4222-8222-222222222222")
@@ -54,6 +60,24 @@ def test_a_plain_file_is_scanned(parts: Parts, kind: str) -> None:
     tracker = parts.open(kind)
     assert (tracker.kind, tracker.geometry) == ("scan", GEOMETRY)
     tracker.close()
+
+
+def test_what_tracks_a_disk_that_is_not_opened(parts: Parts, tmp_path: Path) -> None:
+    def look(kind: str, path: Path | None = parts.reader.path) -> tuple[str, bool]:
+        def locate(_disk: DiskId) -> Path:
+            if path is None:
+                raise NotFound("cannot find the disk")
+            return path
+
+        settings = TrackerSettings(kind=kind, pin_root=tmp_path / "pins")  # type: ignore[arg-type]  # a test's parameter
+        found, is_tracked = tracking_at_rest(settings, locate, DISK)
+        return found, is_tracked()
+
+    assert look("scan") == look("auto") == ("scan", False), "the kernel cannot track a file"
+    assert look("ebpf") == look("auto", None) == ("ebpf", False), "nothing sees what is written"
+    (tmp_path / "pins" / DISK).mkdir(parents=True)
+    assert look("ebpf") == look("auto") == look("auto", None) == ("ebpf", True)
+    assert look("scan")[0] == "scan"
 
 
 def test_what_was_asked_for_by_name_is_not_replaced(parts: Parts) -> None:
