@@ -131,12 +131,13 @@ class Generations:
     async def data_key(self, process_server_id: str, key: GenerationKey) -> DataKeyGrant:
         """What a process server needs to seal for a generation.
 
-        :raises NotFound: if there is no such generation any more. :raises AssignedElsewhere: if the item is another process server's.
+        :raises NotFound: if there is no such generation any more, or its item is being stopped or completed: whatever the store has of
+            it is deleted, and what goes there meanwhile is not missed. :raises AssignedElsewhere: if the item is another process server's.
         """
         async with self._database.read() as session:
             row = await session.get(GenerationRow, (key.disk, key.generation))
             item = None if row is None else await session.get(ProtectedItemRow, row.item_id)
-        if row is None or item is None or row.state in (ALLOCATED, DELETED):
+        if row is None or item is None or row.state in (ALLOCATED, DELETED) or State(item.state) in DELETING_STATES:
             raise NotFound(f"cannot find generation {key.generation}", disk=key.disk)
         if item.process_server_id != process_server_id:
             raise AssignedElsewhere(

@@ -230,7 +230,9 @@ class _Site:
         )
         self.gate = StoreGate()
         self.inquiry = StoreInquiry(store)
-        self.receipts = ReceiptWatch(store, clock, self._note_receipt, self._note_step_back, self.backlog.doubt_stored)
+        self.receipts = ReceiptWatch(
+            store, clock, self._note_receipt, self._note_step_back, self.backlog.doubt_stored, self._is_over
+        )
         self.peers = Peers(clock)
         self.grants = Grants(config_server, self.inquiry, clock, self._known_owner)
         self.sealing = Sealing(
@@ -370,6 +372,9 @@ class _Site:
         if generation is not None:
             generation.chain.learn(facts)
             self.courier.settle(key)
+
+    async def _is_over(self, key: GenerationKey) -> bool:
+        return await self.retirement.is_over(key)
 
     def _note_step_back(self, key: GenerationKey, facts: ReceiptFacts) -> None:
         """The store was put back to an older state: what is known of it is not so any more."""

@@ -5,7 +5,8 @@ is applied decides which manifests may go). A generation is polled while an agen
 0.05 s after news or a new manifest, then more and more slowly, up to every 2 s while nothing happens.
 
 A generation's receipt is read by one read after the other, so that a receipt which says less than the one before is no answer that was
-overtaken: the store itself was put back to an older state (``on_step_back``). Who knows of more than the store is told so
+overtaken: the store itself was put back to an older state (``on_step_back``). But one that is gone together with the record of its
+generation was deleted if the generation is over (``is_over``): an operator stopped it. Who knows of more than the store is told so
 (``SinkBehind``), on the word of a read that began after he asked, never of what is remembered here: a late answer is no such word.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -101,10 +102,15 @@ def read_receipt(content: bytes, key: GenerationKey) -> ReceiptFacts:
     return ReceiptFacts(EpochId(receipt.epoch), bytes.fromhex(receipt.manifest_hash), receipt.closed)
 
 
+async def _never_over(_key: GenerationKey) -> bool:
+    return False
+
+
 class ReceiptWatch:
     """``on_receipt`` is told of each new receipt, on the event loop; ``on_step_back`` of one that says less than the one before.
 
-    ``on_outage``: the store did not answer about a generation; when it answers again it may be another one.
+    ``on_outage``: the store did not answer about a generation; when it answers again it may be another one. ``is_over``: whether it is
+    known that a generation has ended; asked only when its receipt and its record have gone. False if nobody can tell.
     """
 
     def __init__(
@@ -114,12 +120,14 @@ class ReceiptWatch:
         on_receipt: Callable[[GenerationKey, ReceiptFacts], None] = lambda _key, _facts: None,
         on_step_back: Callable[[GenerationKey, ReceiptFacts], None] = lambda _key, _facts: None,
         on_outage: Callable[[GenerationKey], None] = lambda _key: None,
+        is_over: Callable[[GenerationKey], Awaitable[bool]] = _never_over,
     ) -> None:
         self._client = client
         self._clock = clock
         self.on_receipt = on_receipt
         self.on_step_back = on_step_back
         self.on_outage = on_outage
+        self._is_over = is_over
         self._watched: dict[GenerationKey, _Watched] = {}
         self._wake = asyncio.Event()
         self._stopping = False
@@ -264,7 +272,11 @@ class ReceiptWatch:
                 REPLICATION_CONTAINER, receipt_name(key), max_bytes=MAX_DOCUMENT_BYTES, if_none_match=watched.etag
             )
         except NotFound:
-            watched.has_record = not watched.waiting or await self._has_record(key)
+            was_there = watched.receipt is not None
+            watched.has_record = not (watched.waiting or was_there) or await self._has_record(key)
+            if was_there and not watched.has_record and await self._is_over(key):
+                watched.receipt, watched.etag, watched.expected_epoch = None, None, 0
+                return False
             return self._note(key, watched, None, NOTHING_APPLIED)
         if blob is None:
             return False

@@ -1,8 +1,9 @@
 """Generations that are over: what the spool still holds of them is given up, their keys leave the memory, idle ones are forgotten.
 
-Built by ``daemon``; told by the intake of each generation's first batch, and run now and then. Giving up costs at most a new attempt: an
-agent drops nothing before a receipt. A generation is over when a newer one of its disk ships (the older was closed at the sink first,
-R8), or when the configuration server, asked about one that has not moved for long, says that there is no such generation any more.
+Built by ``daemon``; told by the intake of each generation's first batch, asked by the receipt watch, and run now and then. Giving up
+costs at most a new attempt: an agent drops nothing before a receipt. A generation is over when a newer one of its disk ships (the older
+was closed at the sink first, R8), or when the configuration server, asked about one that has not moved for long or has gone from the
+store, says that there is no such generation any more.
 
 It is over here, too, when its item belongs to another process server: what was complete has gone to the store by then, where the first
 manifest of an epoch decides (R5), whoever puts it. What has not moved for long although the store answers never will. While the store does
@@ -25,6 +26,7 @@ from replication.errors import BlockferryError, NotFound
 from replication.identifiers import GenerationKey
 
 REVIEW_EVERY_S: Final = 600.0
+_UNKNOWN_NOW: Final = "the configuration server has no such generation any more"
 _logger = logging.getLogger(__name__)
 
 
@@ -98,11 +100,26 @@ class Retirement:
                 await self._ask(key)
         self._quiet = quiet
 
+    async def is_over(self, key: GenerationKey) -> bool:
+        """Whether the configuration server says now that there is no such generation any more: then it is retired. False if it does not
+        answer: who stops or completes an item does it there.
+        """
+        try:
+            await self._source.data_key(key)
+        except NotFound:
+            self.retire(key, _UNKNOWN_NOW)
+            return True
+        except BlockferryError as error:
+            _logger.debug(
+                "cannot ask about a generation", extra={"fields": {"generation": str(key), "error": str(error)}}
+            )
+        return False
+
     async def _ask(self, key: GenerationKey) -> None:
         try:
             await self._source.data_key(key)
         except NotFound:
-            self.retire(key, "the configuration server has no such generation any more")
+            self.retire(key, _UNKNOWN_NOW)
         except AssignedElsewhere:
             kept = self._backlog.generations.get(key)  # it may be gone by now
             if kept is not None and (self._store_answers() or kept.next_manifest is None):

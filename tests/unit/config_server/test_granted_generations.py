@@ -332,6 +332,17 @@ async def test_machine_can_only_touch_disks_it_owns(site: DrivenSite) -> None:
     assert len(events) == 1
 
 
+async def test_a_generation_is_over_as_soon_as_its_item_is_being_stopped(site: DrivenSite) -> None:
+    await site.replicate()
+    await site.grant()
+    path, process_server = f"/api/v1/process-server/disks/{DISK}/generations/1/key", site.lab.identities["ps-1"]
+    assert (await site.lab.request("GET", path, identity=process_server)).status == 200
+    await site.verb("/stop")
+    assert (await site.item())["state"] == "stopping"
+    gone = await site.lab.request("GET", path, identity=process_server)
+    assert gone.status == 404, "before anything is deleted: what goes is then known to go on purpose"
+
+
 async def test_data_key_is_only_for_the_assigned_process_server(site: DrivenSite) -> None:
     await site.replicate()
     await site.grant()

@@ -35,13 +35,24 @@ class Rig:
         self.told: list[ReceiptFacts] = []
         self.stepped_back: list[ReceiptFacts] = []
         self.outages: list[GenerationKey] = []
+        self.over = False
+        self.asked = 0
         self.watch = ReceiptWatch(
             self.store,
             virtual_clock(),
             lambda _key, facts: self.told.append(facts),
             lambda _key, facts: self.stepped_back.append(facts),
             self.outages.append,
+            self.is_over,
         )
+
+    async def is_over(self, _key: GenerationKey) -> bool:
+        self.asked += 1
+        return self.over
+
+    async def delete(self, *names: str) -> None:
+        for name in names:
+            await self.store.delete_blob(REPLICATION_CONTAINER, name)
 
     async def have_record(self) -> None:
         """As it is before anybody is given the generation."""
@@ -111,6 +122,32 @@ async def test_who_knows_more_than_the_store_is_told_that_it_was_put_back_and_so
         assert await rig.news(0) == older
         assert [facts.epoch for facts in rig.told] == [5]
         assert [facts.epoch for facts in rig.stepped_back] == [3]
+
+
+@in_virtual_time
+@pytest.mark.parametrize("over", [True, False], ids=["stopped", "put-back"])
+async def test_what_an_operator_stopped_is_no_step_back(over: bool) -> None:
+    async with running() as rig:
+        await rig.apply(60)
+        await rig.watch.read_now(rig.disk.key)
+        rig.watch.expect(rig.disk.key, EpochId(61))
+        await rig.delete(generation_record_name(rig.disk.key), receipt_name(rig.disk.key))
+        rig.over = over
+        await asyncio.sleep(10 * SLOWEST_S)
+        assert rig.asked == 1
+        assert rig.stepped_back == ([] if over else [NOTHING_APPLIED])
+        assert rig.watch.newest(rig.disk.key) is None
+
+
+@in_virtual_time
+async def test_a_receipt_that_is_gone_while_its_record_is_there_was_not_deleted_on_purpose() -> None:
+    async with running() as rig:
+        await rig.apply(60)
+        await rig.watch.read_now(rig.disk.key)
+        await rig.delete(receipt_name(rig.disk.key))
+        rig.over = True
+        await rig.watch.read_now(rig.disk.key)
+        assert (rig.asked, rig.stepped_back) == (0, [NOTHING_APPLIED])
 
 
 @in_virtual_time

@@ -123,6 +123,19 @@ async def test_a_generation_that_does_not_exist_any_more_is_given_up() -> None:
     assert list(rig.backlog.places()) == []
 
 
+async def test_whether_a_generation_is_over_is_the_configuration_server_s_word_alone() -> None:
+    rig = Rig()
+    rig.add(FIRST)
+    assert not await rig.retirement.is_over(FIRST)
+    for kind in (PeerUnavailable, AssignedElsewhere, Refused):
+        rig.answer = kind("cannot")
+        assert not await rig.retirement.is_over(FIRST)
+    assert rig.kept == {FIRST}
+    rig.answer = NotFound("cannot find it")
+    assert await rig.retirement.is_over(FIRST)
+    assert (rig.kept, rig.forgotten) == (set(), [FIRST])
+
+
 @pytest.mark.parametrize("kind", [PeerUnavailable, Refused, PeerProtocolError, Permanent, BlockferryError])
 async def test_whatever_else_the_configuration_server_says_gives_up_nothing(kind: type[BlockferryError]) -> None:
     rig = Rig()
