@@ -20,8 +20,8 @@ from config_server.key_encryption import CREDENTIALS_VARIABLE, KeyEncryptionKey,
 from config_server.policies import ensure_default_policy
 from config_server.server_identity import ensure_server_identity
 from config_server.site_keys import check_site_keys, must_have_keys_already
-from replication.durable_file import make_directory_durably
 from replication.errors import Conflict, NotFound, Refused
+from replication.state_directory import make_state_directory, state_directory_usable
 from replication.tls_identity import PeerName, Role, TlsIdentity, new_private_key, private_key_pem
 
 
@@ -54,7 +54,14 @@ async def initialize(
     :raises SettingsError: if something that is there cannot be used, or a file or directory cannot be made.
     :raises Conflict: as ``make_first_access``; all else is made.
     """
-    make_directory_durably(settings.state_dir)
+    make_state_directory(settings.state_dir)
+    with state_directory_usable(settings.state_dir):
+        return await _initialize(settings, clock, administrator, replace_keys=replace_keys, secret_file=secret_file)
+
+
+async def _initialize(
+    settings: Settings, clock: Clock, administrator: str | None, *, replace_keys: bool, secret_file: SecretFile | None
+) -> Installed:
     trust_store = TrustStore(settings.authority_directory)
     path = site_key_file(settings)
     database = settings.open_database()

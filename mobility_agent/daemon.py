@@ -63,7 +63,6 @@ from replication.control_plane import (
     MachineInventory,
     ProcessServerAddress,
 )
-from replication.durable_file import make_directory_durably
 from replication.errors import BlockferryError, Refused, Retryable, SettingsError
 from replication.failpoint import reached
 from replication.identifiers import DiskId
@@ -71,6 +70,7 @@ from replication.renewal import Renewal
 from replication.service.health import HealthBoard, HealthState
 from replication.service.observability import make_registry, start_observability
 from replication.service.runtime import Lifecycle
+from replication.state_directory import make_state_directory, state_directory_usable
 from replication.tls_identity import ExpectedPeer, Role, TlsIdentity
 
 DESIRED_WAIT_S: Final = 30.0
@@ -91,7 +91,7 @@ _logger = logging.getLogger(__name__)
 async def run(settings: AgentSettings, lifecycle: Lifecycle) -> None:
     """Serve until ``lifecycle.stopping``.
 
-    :raises SettingsError: if the agent is not enrolled, or another one uses the state directory or a copy of it.
+    :raises SettingsError: if the agent is not enrolled, the state directory cannot be used, or another one uses it or a copy of it.
     """
     identity = TlsIdentity(settings.identity_dir)
     if not identity.exists():
@@ -99,9 +99,10 @@ async def run(settings: AgentSettings, lifecycle: Lifecycle) -> None:
             f"cannot run: there is no identity in {settings.identity_dir}", hint="run `mobility-agent enrol` first"
         )
     identity.settle()
-    make_directory_durably(settings.state_dir)
+    make_state_directory(settings.state_dir)
     with contextlib.ExitStack() as held:
-        held.callback(os.close, _lock_state(settings.state_dir))
+        with state_directory_usable(settings.state_dir):
+            held.callback(os.close, _lock_state(settings.state_dir))
         held.callback(hold_machine(identity.name().identifier).close)
         agent = Agent(settings.within_memory(), identity, held)
         await agent.run(lifecycle)

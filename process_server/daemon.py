@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +81,7 @@ from replication.service.https import ListenAddress, RunningServer, start_server
 from replication.service.observability import make_registry, start_observability
 from replication.service.runtime import Lifecycle
 from replication.service_address import ServiceAddress
+from replication.state_directory import state_directory_usable
 from replication.tls_identity import Role, TlsIdentity
 from replication.upload_limits import UploadLimits
 
@@ -131,19 +132,8 @@ class RunningProcessServer:
     orders: RemoteOrders
 
 
-@contextlib.contextmanager
-def _state_directory_usable(settings: Settings) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SettingsError(
-            f"cannot use state_dir {settings.state_dir}: {error.strerror or error}",
-            hint="it must be a directory that this user may write to, on a file system that is mounted and writable",
-        ) from error
-
-
 def _budget(settings: Settings, files: SpoolFiles) -> SpoolBudget:
-    with _state_directory_usable(settings):
+    with state_directory_usable(settings.state_dir):
         space = files.space()
     limit = spool_limit_bytes(settings.spool.limit_bytes, space.total_bytes)
     try:
@@ -180,7 +170,7 @@ async def running_process_server(
     around = around or Surroundings()
     identity = _identity(settings)
     async with contextlib.AsyncExitStack() as stack:
-        with _state_directory_usable(settings):
+        with state_directory_usable(settings.state_dir):
             make_directory_durably(settings.spool_directory)
             stack.enter_context(locked(settings.spool_directory))
             files = around.open_files(settings.spool_directory)

@@ -32,6 +32,7 @@ from replication.errors import (
 from replication.problem_details import error_from_problem
 from replication.renewal import check_answer
 from replication.service_address import ServiceAddress
+from replication.state_directory import state_directory_usable
 from replication.tls_identity import (
     ExpectedPeer,
     PeerName,
@@ -47,6 +48,7 @@ from replication.tls_identity import (
 REQUEST_TIMEOUT_S: Final = 30.0
 MAX_AUTHORITIES_BYTES: Final = 256 * 1024
 ENROLLING_ROLES: Final = (Role.AGENT, Role.PROCESS_SERVER)
+_IDENTITY: Final = "the directory for the identity"
 
 
 async def enrol(
@@ -63,7 +65,7 @@ async def enrol(
 
     Nothing is stored but the new private key unless everything succeeded; the call may be repeated.
 
-    :raises InvalidInput: for a ``url`` or fingerprint that cannot be used.
+    :raises InvalidInput: for a ``url`` or fingerprint that cannot be used; as ``SettingsError`` for a ``directory`` that cannot.
     :raises Refused: if the server's authority is not the one of the fingerprint (the passphrase was not sent), or the passphrase is wrong.
     :raises Conflict: if ``directory`` holds an identity already, or the machine is enrolled already.
     :raises PeerUnavailable: if the server does not answer, or its certificate does not name the address in ``url``.
@@ -79,7 +81,8 @@ async def enrol(
             f"cannot enrol: {directory} holds the identity {identity.name().urn} already",
             hint="remove the directory to enrol anew; the configuration server must allow the re-enrolment",
         )
-    key = identity.durable_key()
+    with state_directory_usable(directory, _IDENTITY):
+        key = identity.durable_key()
     authority = await fetch_authority(base, authority_fingerprint)
     request = EnrolmentRequest(
         role="agent" if role is Role.AGENT else "process-server",
@@ -92,11 +95,12 @@ async def enrol(
     answer = await _send(base, authority, request)
     name = PeerName(role, answer.identifier)
     check_answer(answer, key, name, authority.public_bytes(serialization.Encoding.PEM))
-    identity.store(
-        key_pem=private_key_pem(key),
-        certificate_pem=answer.certificate_pem.encode(),
-        authorities_pem=answer.authorities_pem.encode(),
-    )
+    with state_directory_usable(directory, _IDENTITY):
+        identity.store(
+            key_pem=private_key_pem(key),
+            certificate_pem=answer.certificate_pem.encode(),
+            authorities_pem=answer.authorities_pem.encode(),
+        )
     return name
 
 

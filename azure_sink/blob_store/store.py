@@ -45,8 +45,8 @@ from azure_sink.core.page_map import Piece
 from azure_sink.core.storage_fault import StorageFault
 from replication.blob_client.api import BlobType
 from replication.blob_client.codes import StorageCode
-from replication.durable_file import make_directory_durably
 from replication.errors import SettingsError
+from replication.state_directory import make_state_directory, state_directory_usable
 
 WRITER_THREADS: Final = 4
 STALE_BLOCK_S: Final = 7 * 24 * 3600
@@ -84,9 +84,10 @@ class BlobStore:
     """One store in one directory. Make it with ``open``; ``close`` ends its threads."""
 
     def __init__(self, directory: Path, options: StoreOptions) -> None:
-        make_directory_durably(directory)
+        make_state_directory(directory)
         self._directory = directory
-        self._lock = _lock_directory(directory)
+        with state_directory_usable(directory):
+            self._lock = _lock_directory(directory)
         self._clock = options.clock
         self._on_put = options.on_put
         self._arenas = ArenaSet(

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Final
 
 from replication.documents import WriterIdentity
-from replication.durable_file import DurableFile, make_directory_durably
+from replication.durable_file import DurableFile
 from replication.errors import BlockferryError, SettingsError
 from replication.identifiers import parse_uuid
+from replication.state_directory import make_state_directory, state_directory_usable
 
 IDENTITY_FILE: Final = "writer-identity.json"
 INSTANCE_FILE: Final = "writer-instance"
@@ -81,12 +82,9 @@ class StateDirectory:
 
         :raises SettingsError: another writer runs on it.
         """
-        self._make()
-        path = self.path / LOCK_FILE
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise SettingsError(f"cannot open {path}: {error.strerror}") from error
+        make_state_directory(self.path)
+        with state_directory_usable(self.path):
+            descriptor = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -99,12 +97,6 @@ class StateDirectory:
         finally:
             os.close(descriptor)
 
-    def _make(self) -> None:
-        try:
-            make_directory_durably(self.path)
-        except OSError as error:
-            raise SettingsError(f"cannot make the state directory {self.path}: {error.strerror}") from error
-
     def _read(self, file: DurableFile) -> bytes | None:
         try:
             content = file.read()
@@ -115,7 +107,7 @@ class StateDirectory:
         return content
 
     def _write(self, file: DurableFile, content: bytes) -> None:
-        self._make()
+        make_state_directory(self.path)
         try:
             file.replace(content)
         except OSError as error:
