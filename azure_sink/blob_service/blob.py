@@ -141,5 +141,5 @@ async def set_properties(operation: Operation) -> web.StreamResponse:
             case _:
                 raise StorageFault(StorageCode.INVALID_HEADER_VALUE, "x-ms-sequence-number-action")
     else:
-        record = await store.set_headers(address, request.content_headers(standard_too=False), guard)
+        record = await store.set_headers(address, request.content_headers(standard_too=False, content_type=""), guard)
     return answer(200, {**state_headers(record), **sequence_header(record)})

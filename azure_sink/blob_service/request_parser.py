@@ -243,15 +243,17 @@ class BlobRequest:
             raise StorageFault(StorageCode.METADATA_TOO_LARGE)
         return found
 
-    def content_headers(self, *, standard_too: bool) -> ContentHeaders:
-        """``x-ms-blob-*`` for the blob's readers; ``standard_too``: else the plain ones of the request (Put Blob)."""
+    def content_headers(self, *, standard_too: bool, content_type: str = DEFAULT_CONTENT_TYPE) -> ContentHeaders:
+        """``x-ms-blob-*`` for the blob's readers; ``standard_too``: else the plain ones of the request (Put Blob; of Put Block List they
+        are the list's own). ``content_type``: where none is named; Set Blob Properties clears what it does not name.
+        """
 
         def of(name: str) -> str:
             fallback = self.headers.get(name, "") if standard_too else ""
             return self.headers.get(f"x-ms-blob-{name.lower()}", fallback)
 
         return ContentHeaders(
-            content_type=of("Content-Type") or (DEFAULT_CONTENT_TYPE if standard_too else ""),
+            content_type=of("Content-Type") or content_type,
             content_encoding=of("Content-Encoding"),
             content_language=of("Content-Language"),
             content_disposition=self.headers.get("x-ms-blob-content-disposition", ""),

@@ -54,6 +54,19 @@ async def test_blocks_are_put_listed_and_committed(blobs: SignedRequests) -> Non
     assert lists_after.headers["x-ms-blob-content-length"] == "6"
 
 
+async def test_what_no_content_type_is_named_for_is_an_octet_stream(blobs: SignedRequests) -> None:
+    await blobs.put_block("list", b64(b"1"), b"one")
+    body = f"<BlockList><Latest>{b64(b'1')}</Latest></BlockList>".encode()
+    assert (await blobs.send("PUT", "/lab/list?comp=blocklist", {"Content-Type": "text/xml"}, body)).status == 201
+    assert (await blobs.send("PUT", "/lab/blob", {"x-ms-blob-type": "BlockBlob"}, b"one")).status == 201
+    await blobs.create_page_blob("disk", PAGE_BYTES)
+    for name in ("list", "blob", "disk"):
+        found = await blobs.send("HEAD", f"/lab/{name}")
+        assert found.headers["Content-Type"] == "application/octet-stream", f"{name}: a list's own type is no blob's"
+    assert (await blobs.send("PUT", "/lab/list?comp=properties", {"x-ms-blob-content-type": "a/b"})).status == 200
+    assert (await blobs.send("HEAD", "/lab/list")).headers["Content-Type"] == "a/b"
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [
