@@ -41,6 +41,18 @@ _BREACHES: Final[dict[rules.Rule, list[dict[str, str]]]] = {
         },
         {"azure_sink/core/plan.py": "import datetime\nstamp = datetime.datetime.now(datetime.UTC)"},
         {"azure_sink/core/__init__.py": "import random"},
+        {"azure_sink/core/plan.py": "import importlib\nclock = importlib.import_module('time')"},
+        {"azure_sink/core/plan.py": "from importlib import import_module as get"},
+        {"azure_sink/core/plan.py": "folder = __import__('os').getcwd()"},
+        {"azure_sink/core/plan.py": "import builtins"},
+        {"azure_sink/core/plan.py": "def f(path):\n    with open(path) as file:\n        return file.read()"},
+        {"azure_sink/core/plan.py": "read = open"},
+        {"azure_sink/core/plan.py": "import io\nfile = io.open('x')"},
+        {"azure_sink/core/plan.py": "exec('import time')"},
+        {"azure_sink/core/plan.py": "import numpy as np\nchance = np.random.default_rng()"},
+        {"azure_sink/core/plan.py": "from numpy.random import default_rng"},
+        {"azure_sink/core/plan.py": "from numpy import random"},
+        {"azure_sink/core/plan.py": "from replication import disk", "replication/disk.py": "def f(x):\n    open(x)"},
     ],
     rules.daemons_are_independent: [
         {"process_server/spool.py": "import config_server.store"},
@@ -91,6 +103,12 @@ _BREACHES: Final[dict[rules.Rule, list[dict[str, str]]]] = {
         {"azure_sink/lease.py": "try:\n    g()\nexcept Exception:\n    if x:\n        raise\n    log()"},
         {"azure_sink/lease.py": "try:\n    g()\nexcept (OSError, BaseException) as error:\n    print(error)"},
         {"azure_sink/lease.py": "try:\n    g()\nexcept Exception:  # noqa: BLE001\n    pass"},
+        {"azure_sink/lease.py": "import builtins\ntry:\n    g()\nexcept builtins.Exception:\n    pass"},
+        {"azure_sink/lease.py": "import contextlib\nwith contextlib.suppress(Exception):\n    g()"},
+        {"azure_sink/lease.py": "from contextlib import suppress\nwith suppress(OSError, BaseException):\n    g()"},
+        {
+            "azure_sink/lease.py": "from contextlib import suppress as quiet\nwith quiet(*(OSError, Exception)):\n    g()"
+        },
     ],
     rules.nothing_is_left_undone: [
         {"azure_sink/lease.py": f"# {_TODO}: later"},

@@ -23,9 +23,15 @@ IMPURE: Final = frozenset(
     {
         *("asyncio", "os", "time", "random", "ssl", "aiohttp", "pathlib", "socket", "threading", "subprocess"),
         *("concurrent", "multiprocessing", "secrets", "select", "selectors", "shutil", "signal", "tempfile", "uvloop"),
+        *("builtins", "ctypes", "fcntl", "glob", "http", "importlib", "io", "mmap", "numpy.random", "runpy", "sqlite3"),
     }
 )
-"""Modules through which I/O, the clock or randomness would enter a core."""
+"""Modules through which I/O, the clock or randomness would enter a core, or by which any of these could be imported unseen."""
+
+_IMPURE_NAMES: Final = frozenset(
+    {"open", "input", "breakpoint", "__import__", "__builtins__", "exec", "eval", "compile"}
+)
+"""What needs no import: I/O, and the ways to any other module."""
 
 _OF_CODECS: Final = frozenset({"os", "secrets"})
 """What a codec outside a core may import, though a core reads its types: it draws a salt."""
@@ -45,8 +51,10 @@ def cores_are_pure(tree: SourceTree) -> Iterator[str]:
         for name, chain in tree.reachable(module.name).items():
             forbidden = IMPURE if tree.modules[name].room == "core" else IMPURE - _OF_CODECS
             for found in tree.imports[name]:
-                if found.target.partition(".")[0] in forbidden:
+                if not forbidden.isdisjoint(_itself_and_parents(found.target)):
                     yield f"{module.path}: {' → '.join([*chain, found.target])}"
+            for line, what in _impure_uses(tree.modules[name]):
+                yield f"{module.path}: {' → '.join([*chain, what])} in line {line}"
         for node in ast.walk(module.syntax):
             if (
                 isinstance(node, ast.Call)
@@ -54,6 +62,30 @@ def cores_are_pure(tree: SourceTree) -> Iterator[str]:
                 and node.func.attr in _CLOCK_AND_CHANCE
             ):
                 yield f"{module.path}:{node.lineno}: {ast.unparse(node.func)}() asks the clock or chance"
+
+
+def _itself_and_parents(target: str) -> Iterator[str]:
+    parts = target.split(".")
+    return (".".join(parts[: count + 1]) for count in range(len(parts)))
+
+
+def _impure_uses(module: Module) -> Iterator[tuple[int, str]]:
+    """Where a module uses one of ``_IMPURE_NAMES``, called or not, or ``numpy.random`` through numpy: line and name."""
+    numpy_names = {
+        alias.asname or alias.name
+        for node in ast.walk(module.syntax)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+        if alias.name == "numpy"
+    }
+    for node in ast.walk(module.syntax):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()) if name in _IMPURE_NAMES:
+                yield node.lineno, name
+            case ast.ImportFrom(module="numpy", names=names) if any(alias.name == "random" for alias in names):
+                yield node.lineno, "numpy.random"
+            case ast.Attribute(value=ast.Name(id=name), attr="random") if name in numpy_names:
+                yield node.lineno, "numpy.random"
 
 
 def daemons_are_independent(tree: SourceTree) -> Iterator[str]:
@@ -150,12 +182,19 @@ def names_say_something(tree: SourceTree) -> Iterator[str]:
 
 
 def errors_are_not_swallowed(tree: SourceTree) -> Iterator[str]:
-    """``except Exception`` (or wider) ends by raising again, or says on its line in a few words why it may go on."""
+    """``except Exception`` (or wider) ends by raising again, or says on its line in a few words why it may go on; so does ``suppress``."""
     for module in tree.product_modules():
         lines = module.source.splitlines()
+        suppressing = {"suppress", *_names_of_suppress(module)}
         for node in ast.walk(module.syntax):
-            if not isinstance(node, ast.ExceptHandler) or not _is_blind(node) or isinstance(node.body[-1], ast.Raise):
-                continue
+            match node:
+                case ast.ExceptHandler() if _is_blind(node) and not isinstance(node.body[-1], ast.Raise):
+                    pass
+                case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in suppressing:
+                    if not any(_is_everything(kind) for kind in node.args):
+                        continue
+                case _:
+                    continue
             if not _REASON.search(lines[node.lineno - 1]):
                 yield f"{module.path}:{node.lineno}: catches everything and goes on"
 
@@ -163,8 +202,26 @@ def errors_are_not_swallowed(tree: SourceTree) -> Iterator[str]:
 def _is_blind(handler: ast.ExceptHandler) -> bool:
     if handler.type is None:
         return True
-    kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
-    return any(isinstance(kind, ast.Name) and kind.id in ("Exception", "BaseException") for kind in kinds)
+    return _is_everything(handler.type)
+
+
+def _is_everything(kind: ast.expr) -> bool:
+    """Whether this class, or one of these, takes in every error."""
+    match kind:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name in ("Exception", "BaseException")
+        case ast.Tuple(elts=kinds):
+            return any(_is_everything(each) for each in kinds)
+        case ast.Starred(value=inner):
+            return _is_everything(inner)
+        case _:
+            return False
+
+
+def _names_of_suppress(module: Module) -> Iterator[str]:
+    for node in ast.walk(module.syntax):
+        if isinstance(node, ast.ImportFrom) and node.module == "contextlib":
+            yield from (alias.asname for alias in node.names if alias.name == "suppress" and alias.asname)
 
 
 # Written so that this file does not match itself.
