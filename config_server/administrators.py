@@ -8,6 +8,7 @@ appliance itself ``create-administrator-token`` always makes another. Every toke
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeGuard
@@ -15,19 +16,21 @@ from typing import Final, TypeGuard
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config_server.certificate_plane import DEFAULT_TOKEN_VALIDITY_S, MAX_TOKEN_VALIDITY_S, TOKEN_NAME
 from config_server.core.attempt_limiter import AttemptLimiter
 from config_server.core.roles import ADMINISTRATOR
 from config_server.database import Database
 from config_server.events import Actor, Clock, record_event
 from config_server.secret_text import new_one_time_secret, new_token, read_one_time_secret, read_token, same_digest
 from config_server.tables import AdministratorTokenRow
-from replication.errors import Conflict, NotFound, Overloaded, Refused
+from replication.errors import Conflict, InvalidInput, NotFound, Overloaded, Refused
 
 ONE_TIME_SECRET_VALID_S: Final = 86400.0
-DEFAULT_TOKEN_VALIDITY_S: Final = 365 * 86400.0
 EXCHANGES_BURST: Final = 10
 EXCHANGE_INTERVAL_S: Final = 6.0
 _NO_DIGEST: Final = bytes(32)
+_MAX_SHOWN: Final = 100
+_NAME_HINT: Final = "up to 100 letters, digits, blanks and . _ @ -, a letter or a digit first"
 
 HandOver = Callable[[str], None]
 """Puts a secret's text where its owner will read it; on return it is there durably."""
@@ -94,11 +97,21 @@ class Administrators:
     async def create_token(
         self, name: str, actor: Actor, role: str = ADMINISTRATOR, valid_for_s: float = DEFAULT_TOKEN_VALIDITY_S
     ) -> IssuedToken:
-        """A new token; its text is not kept. Durable on return."""
+        """A new token; its text is not kept. Durable on return.
+
+        :raises InvalidInput: if it cannot have this name, or be valid for so long.
+        """
         async with self._database.write() as session:
             return self._add(session, name, actor, role, valid_for_s)
 
     def _add(self, session: AsyncSession, name: str, actor: Actor, role: str, valid_for_s: float) -> IssuedToken:
+        if not re.fullmatch(TOKEN_NAME, name):
+            raise InvalidInput(f"cannot make a token for {name[:_MAX_SHOWN]!r}", hint=_NAME_HINT)
+        if not 0 < valid_for_s <= MAX_TOKEN_VALIDITY_S:
+            raise InvalidInput(
+                f"cannot make a token valid for {valid_for_s / 86400:g} days",
+                hint="more than nothing, at most five years",
+            )
         made, now_ns = new_token(), self._clock()
         expires_ns = now_ns + int(valid_for_s * 1e9)
         session.add(

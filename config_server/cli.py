@@ -14,10 +14,11 @@ from pathlib import Path
 import click
 
 from config_server import daemon
-from config_server.administrators import DEFAULT_TOKEN_VALIDITY_S, Administrators
+from config_server.administrators import Administrators
 from config_server.authority import ServerNames, TrustStore
 from config_server.backup import back_up, check_backup
 from config_server.backup import restore as restore_backup
+from config_server.certificate_plane import DEFAULT_TOKEN_VALIDITY_S
 from config_server.config import DEFAULT_CONFIG, Settings
 from config_server.core.roles import ADMINISTRATOR, ROLES
 from config_server.database import DATABASE_FILE, Database, sqlite_url
@@ -260,7 +261,10 @@ def create_enrolment_passphrase(config_path: Path, valid_for: str, role: Enrolli
 @click.option("--name", required=True, help="Whose it is; shown in events and in the audit log.")
 @click.option("--role", type=click.Choice(ROLES), default=ADMINISTRATOR, show_default=True, help="What it may do.")
 @click.option(
-    "--valid-for", default=f"{DEFAULT_TOKEN_VALIDITY_S / 86400:.0f} d", show_default=True, help="Such as 8 h or 90 d."
+    "--valid-for",
+    default=f"{DEFAULT_TOKEN_VALIDITY_S / 86400:.0f} d",
+    show_default=True,
+    help="Such as 8 h or 90 d; at most five years.",
 )
 def create_administrator_token(config_path: Path, name: str, role: str, valid_for: str) -> None:
     """Print a new token, an administrator's by default, for instance when the last one is lost."""

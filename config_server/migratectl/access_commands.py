@@ -33,6 +33,7 @@ from config_server.migratectl.invocation import (
 from config_server.migratectl.rendering import Cell, table
 from config_server.operator_plane import Page
 from replication.errors import InvalidInput, SettingsError
+from replication.service.cli import one_line
 from replication.settings import parse_duration
 
 EXPORT_PAGE = 1000
@@ -175,7 +176,7 @@ def audit(
 
     def tell(console: Console) -> None:
         for entry in page.items:
-            console.print(_line(entry))
+            console.print(one_line(_line(entry)), soft_wrap=True)
 
     show(page, as_json_wanted=as_json_wanted, otherwise=tell)
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from config_server.operator_plane import ConfigurationServerStatus, DiskStatus, HealthLevel, ItemStatus
 from replication.agent_limits import AgentLimitsInForce, cores_text, read_rate_text
-from replication.service.cli import printable
+from replication.service.cli import one_line
 
 Cell = str | Text
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -72,7 +72,7 @@ def table(*columns: str, rows: Sequence[Sequence[Cell]]) -> Table:
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
-        made.add_row(*(Text(printable(cell)) if isinstance(cell, str) else cell for cell in row))
+        made.add_row(*(Text(one_line(cell)) if isinstance(cell, str) else cell for cell in row))
     return made
 
 

@@ -62,7 +62,7 @@ from replication.control_plane import ENROLLING_ROLES, EnrollingRole
 from replication.durable_file import DurableFile, make_directory_durably
 from replication.enrolment import fetch_authority
 from replication.errors import BlockferryError, PeerUnavailable, SettingsError
-from replication.service.cli import make_console
+from replication.service.cli import make_console, one_line
 from replication.settings import parse_duration
 
 FOLLOW_S = 1.0
@@ -431,7 +431,8 @@ def events(invocation: Invocation, server: str | None, limit: int, follow: bool,
                 if as_json_wanted:
                     click.echo(event.model_dump_json())
                 else:
-                    console.print(f"{event.at}  {event.actor}  {event.kind}: {event.message}")
+                    line = one_line(f"{event.at}  {event.actor}  {event.kind}: {event.message}")
+                    console.print(line, soft_wrap=True)
             if not follow:
                 return
             await asyncio.sleep(FOLLOW_S)

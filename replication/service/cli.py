@@ -75,6 +75,11 @@ def printable(text: str) -> str:
     return "".join(sign if sign.isprintable() or sign in "\n\t" else REPLACEMENT for sign in text)
 
 
+def one_line(text: str) -> str:
+    r"""``text`` with an escape (``\n``, ``\x1b``) in place of all that is not printed: it takes one line, whoever wrote it."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
 class _PrintableConsole(Console):
     """What is printed is shown, not obeyed; colours and the like are the console's own."""
 

@@ -268,6 +268,23 @@ def test_passphrases_and_tokens_are_made_on_the_appliance(config: Path) -> None:
     assert run(config, "create-enrolment-passphrase", "--valid-for", "soon").exit_code == 2
     token = run(config, "create-administrator-token", "--name", "alice")
     assert token.output.startswith("blockferry-")
+    assert run(config, "create-administrator-token", "--name", "bob", "--valid-for", "1825 d").exit_code == 0
+
+
+@pytest.mark.parametrize("valid_for", ["0s", "1826d", "6000d", "99999999d"])
+def test_no_token_on_the_appliance_is_dead_or_lives_for_more_than_five_years(config: Path, valid_for: str) -> None:
+    run(config, "init")
+    refused = run(config, "create-administrator-token", "--name", "alice", "--valid-for", valid_for)
+    assert isinstance(refused.exception, SystemExit), refused.exception
+    assert (refused.exit_code, "at most five years" in refused.output) == (1, True), refused.output
+
+
+@pytest.mark.parametrize("name", ["", " alice", "a" * 101, "x\n2026-01-01 administrator:eve", "x\x1b[2J", "x\n"])
+def test_no_token_on_the_appliance_has_a_name_that_makes_a_line_of_its_own(config: Path, name: str) -> None:
+    run(config, "init")
+    refused = run(config, "create-administrator-token", "--name", name)
+    assert isinstance(refused.exception, SystemExit), refused.exception
+    assert (refused.exit_code, "error: cannot make a token for " in refused.output) == (1, True), refused.output
 
 
 def test_check_config_says_what_is_wrong(config: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from config_server.events import COMMAND_LINE
+from config_server.core.audit_chain import AuditRecord
+from config_server.events import COMMAND_LINE, Actor, record_event
 from replication.tls_identity import Role
 from tests.harness.migratectl_server import Ctl, Server
 
@@ -52,3 +53,26 @@ def test_tokens_certificates_and_the_audit_log(server: Server, ctl: Ctl, tmp_pat
     assert "POST /api/v1/tokens → 403" in ctl("audit", "--actor", "reader:eve").output
     assert ctl("audit", "--export", "--after", str(lines[-1]["id"])).output == ""
     assert ctl("audit", "--verify").exit_code == 0
+
+
+def test_a_record_is_one_line_whatever_is_in_it(server: Server, ctl: Ctl) -> None:
+    """Names from before names were checked, and what a peer wrote into a request."""
+    forged = "x\n2026-01-01T00:00:00Z  administrator:mallory\x1b[1A"
+    site = server.lab.running.site
+
+    async def write() -> None:
+        async with site.database.write() as session:
+            record_event(session, site.clock(), Actor(f"reader:{forged}"), "token-created", f"{forged} created " * 20)
+        await site.audit.append(
+            AuditRecord(
+                site.clock(), f"reader:{forged}", None, "192.0.2.1", "POST /tokens", "/t", 403, f"no {forged}" * 20
+            )
+        )
+
+    server.call(write())
+    for command in ("events", "audit"):
+        text = ctl(command).output
+        lines = [line for line in text.splitlines() if "mallory" in line]
+        assert len(lines) == 1, text
+        assert not lines[0].startswith("2026-01-01")
+        assert r"reader:x\n2026-01-01T00:00:00Z  administrator:mallory\x1b[1A" in lines[0]
