@@ -16,7 +16,13 @@ from typing import Final, TypeGuard
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from config_server.certificate_plane import DEFAULT_TOKEN_VALIDITY_S, MAX_TOKEN_VALIDITY_S, TOKEN_NAME
+from config_server.certificate_plane import (
+    DEFAULT_TOKEN_VALIDITY_S,
+    MAX_TOKEN_VALIDITY_S,
+    TOKEN_NAME,
+    TOKEN_NAMES,
+    TOKEN_TIMES,
+)
 from config_server.core.attempt_limiter import AttemptLimiter
 from config_server.core.roles import ADMINISTRATOR
 from config_server.database import Database
@@ -30,7 +36,6 @@ EXCHANGES_BURST: Final = 10
 EXCHANGE_INTERVAL_S: Final = 6.0
 _NO_DIGEST: Final = bytes(32)
 _MAX_SHOWN: Final = 100
-_NAME_HINT: Final = "up to 100 letters, digits, blanks and . _ @ -, a letter or a digit first"
 
 HandOver = Callable[[str], None]
 """Puts a secret's text where its owner will read it; on return it is there durably."""
@@ -106,11 +111,11 @@ class Administrators:
 
     def _add(self, session: AsyncSession, name: str, actor: Actor, role: str, valid_for_s: float) -> IssuedToken:
         if not re.fullmatch(TOKEN_NAME, name):
-            raise InvalidInput(f"cannot make a token for {name[:_MAX_SHOWN]!r}", hint=_NAME_HINT)
+            raise InvalidInput(f"cannot make a token for {name[:_MAX_SHOWN]!r}", hint=TOKEN_NAMES.rstrip(","))
         if not 0 < valid_for_s <= MAX_TOKEN_VALIDITY_S:
             raise InvalidInput(
                 f"cannot make a token valid for {valid_for_s / 86400:g} days",
-                hint="more than nothing, at most five years",
+                hint=TOKEN_TIMES,
             )
         made, now_ns = new_token(), self._clock()
         expires_ns = now_ns + int(valid_for_s * 1e9)

@@ -13,6 +13,9 @@ DEFAULT_TOKEN_VALIDITY_S = 365 * 86400.0
 MAX_TOKEN_VALIDITY_S = 5 * 365 * 86400.0
 TOKEN_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9 ._@-]{0,99}$"  # noqa: S105 - what names may be
 """It stands in events and in the audit log, a line each: nothing in it ends one."""
+TOKEN_NAMES: Final = "a name of up to 100 letters, digits, blanks and . _ @ -, a letter or a digit first,"  # noqa: S105
+TOKEN_TIMES: Final = "a time up to five years"  # noqa: S105
+"""What both may be, in words."""
 
 
 class CertificateStatus(Document):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 
 import click
-from pydantic import ValidationError
 from rich.console import Console
 
 from config_server.audit_plane import AuditEntry, AuditVerdict
 from config_server.certificate_plane import (
+    TOKEN_NAMES,
+    TOKEN_TIMES,
     CertificateStatus,
     RevocationRequest,
     RevokedCertificates,
@@ -19,6 +20,7 @@ from config_server.certificate_plane import (
     TokenStatus,
 )
 from config_server.core.roles import READER, ROLES
+from config_server.migratectl.checked_input import checked
 from config_server.migratectl.connection import ConfigServer, as_json, path_part
 from config_server.migratectl.invocation import (
     EXIT_FAILED,
@@ -32,7 +34,7 @@ from config_server.migratectl.invocation import (
 )
 from config_server.migratectl.rendering import Cell, table
 from config_server.operator_plane import Page
-from replication.errors import InvalidInput, SettingsError
+from replication.errors import SettingsError
 from replication.service.cli import one_line
 from replication.settings import parse_duration
 
@@ -129,11 +131,10 @@ def tokens(invocation: Invocation, as_json_wanted: bool) -> None:
 @pass_invocation
 def create_token(invocation: Invocation, name: str, role: TokenRole, valid_for: str, as_json_wanted: bool) -> None:
     """Print a new token; it is told this once."""
-    try:
-        request = TokenRequest(name=name, role=role, valid_for_s=parse_duration(valid_for, "--valid-for"))
-    except ValidationError as error:
-        reason = error.errors(include_url=False)[0]["msg"]
-        fail(InvalidInput(f"cannot make this token: {reason}", hint="a plain name, and at most five years"))
+    values = {"name": name, "role": role, "valid_for_s": parse_duration(valid_for, "--valid-for")}
+    request = checked(
+        TokenRequest, values, {"name": ("--name", TOKEN_NAMES), "valid_for_s": ("--valid-for", TOKEN_TIMES)}
+    )
     grant = invocation.run(lambda server: server.send("POST", "/tokens", TokenGrant, request))
     show(grant, as_json_wanted=as_json_wanted, otherwise=lambda _console: click.echo(grant.token))
 

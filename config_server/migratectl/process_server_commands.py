@@ -7,6 +7,7 @@ import asyncio
 import click
 from rich.console import Console
 
+from config_server.migratectl.checked_input import checked
 from config_server.migratectl.connection import ConfigServer, path_part
 from config_server.migratectl.invocation import (
     Invocation,
@@ -174,7 +175,8 @@ def remove_process_server(invocation: Invocation, process_server: str, yes: bool
 @pass_invocation
 def switch_process_server(invocation: Invocation, server: str, to: str, as_json_wanted: bool) -> None:
     """Let the protected SERVER ship to another process server from now on."""
-    path, request = f"/protected-items/{path_part(server)}/process-server", SwitchRequest(process_server=to)
+    path = f"/protected-items/{path_part(server)}/process-server"
+    request = checked(SwitchRequest, {"process_server": to}, {"process_server": ("--to", "a process server's name")})
     item = invocation.run(lambda connection: connection.send("POST", path, ItemStatus, request))
     address = "none" if item.process_server is None else item.process_server.url
     show(

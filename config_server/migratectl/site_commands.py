@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from config_server.core.target_disks import DISK_TYPES, DiskType
+from config_server.migratectl.checked_input import checked
 from config_server.migratectl.connection import (
     AUTHORITY_NAME,
     CONFIG_NAME,
@@ -29,7 +30,6 @@ from config_server.migratectl.discovery_rendering import tell_discovery
 from config_server.migratectl.invocation import (
     EXIT_NOT_READY,
     Invocation,
-    fail,
     guarded,
     json_option,
     pass_invocation,
@@ -61,7 +61,7 @@ from replication.config_server_urls import check_standby_urls
 from replication.control_plane import ENROLLING_ROLES, EnrollingRole
 from replication.durable_file import DurableFile, make_directory_durably
 from replication.enrolment import fetch_authority
-from replication.errors import BlockferryError, PeerUnavailable, SettingsError
+from replication.errors import PeerUnavailable, SettingsError
 from replication.service.cli import make_console, one_line
 from replication.settings import parse_duration
 
@@ -378,10 +378,8 @@ def create_enrolment_passphrase(
     invocation: Invocation, valid_for: str, role: EnrollingRole, as_json_wanted: bool
 ) -> None:
     """Print a new passphrase with which agents enrol, or process servers; it is told this once."""
-    try:
-        request = PassphraseRequest(valid_for_s=parse_duration(valid_for, "--valid-for"), role=role)
-    except BlockferryError as error:
-        fail(error)
+    values = {"valid_for_s": parse_duration(valid_for, "--valid-for"), "role": role}
+    request = checked(PassphraseRequest, values, {"valid_for_s": ("--valid-for", "a time up to 30 d")})
     grant = invocation.run(lambda server: server.send("POST", "/enrolment-passphrases", PassphraseGrant, request))
     show(grant, as_json_wanted=as_json_wanted, otherwise=lambda _console: click.echo(grant.passphrase))
 

@@ -229,7 +229,7 @@ def test_site_process_servers_and_passphrases(ctl: Ctl) -> None:
     assert made["id"] not in ctl("enrolment-passphrases").output
     plain = ctl("create-enrolment-passphrase").output.strip()
     assert len(plain.split("-")) == 6
-    assert ctl("create-enrolment-passphrase", "--valid-for", "99 d").exit_code == 1
+    assert ctl("create-enrolment-passphrase", "--valid-for", "99 d").exit_code == 2
 
 
 @pytest.mark.usefixtures("protected")

@@ -36,7 +36,7 @@ def test_tokens_certificates_and_the_audit_log(server: Server, ctl: Ctl, tmp_pat
     assert ctl(*as_eve, "site").exit_code == 0
     refused = ctl(*as_eve, "create-token", "--name", "eve")
     assert (refused.exit_code, "it needs the role administrator" in refused.output) == (1, True)
-    assert ctl("create-token", "--name", "x", "--valid-for", "100000 d").exit_code == 1
+    assert ctl("create-token", "--name", "x", "--valid-for", "100000 d").exit_code == 2
     eve = next(row for row in json.loads(ctl("tokens", "--json").output)["items"] if row["name"] == "eve")
     assert "administrator:first" in ctl("tokens").output
     assert ctl("revoke-token", eve["id"]).exit_code == 0
