@@ -53,6 +53,9 @@ class ProcessServerMetrics:
         )
         self.spool_used_bytes = gauge("spool_used_bytes", "What the spool's records take.")
         self.spool_limit_bytes = gauge("spool_limit_bytes", "What they may take.")
+        self.spool_free_ratio = gauge(
+            "spool_free_ratio", "What may still be used of the limit: bounded by what the spool's file system has left."
+        )
         self.intake_limit = gauge(
             "intake_limit_bytes_per_second",
             "So fast are batches accepted, since little of the spool is free; 0: no limit.",

@@ -77,6 +77,7 @@ class Observation:
         metrics, use = self.metrics, self.spool.use
         metrics.spool_used_bytes.set(use.used_bytes)
         metrics.spool_limit_bytes.set(self.spool.budget.limit_bytes)
+        metrics.spool_free_ratio.set(self.spool.budget.free_fraction(use, self.pressure.file_system_available_bytes))
         metrics.spool_files.set(self.spool.file_count)
         metrics.index_bytes.set(use.index_bytes)
         metrics.backlog_bytes.set(self.backlog.waiting_bytes)

@@ -22,6 +22,8 @@ from replication.control_plane import DiskObservation
 from replication.data_plane import SPOOL_THROTTLED_BELOW
 
 NO_POINT_CRITICAL_S: Final = 3600.0
+NO_NEW_POINTS: Final = (State.MIGRATING, State.MIGRATED, State.MIGRATION_FAILED)
+"""The states in which none are due."""
 LAG_WARNING_S: Final = 300.0
 LAG_CRITICAL_S: Final = 1800.0
 STALLED_S: Final = 300.0
@@ -422,7 +424,7 @@ def _of_points(facts: HealthFacts) -> Iterator[Condition]:
             f"{facts.lost_points} recovery points are gone from the store without having been pruned",
             "if the store was put back by mistake, bring its newer state back: they are offered again; else this ends with their retention",
         )
-    if facts.state in (State.MIGRATING, State.MIGRATED, State.MIGRATION_FAILED):
+    if facts.state in NO_NEW_POINTS:
         return
     if facts.seeded_age_s is None:
         yield Condition(

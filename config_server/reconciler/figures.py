@@ -19,7 +19,7 @@ from config_server.ages import Ages
 from config_server.certificate_ages import ends_by_name
 from config_server.config import HeartbeatSettings
 from config_server.core.age import at_least_s
-from config_server.core.health import Health
+from config_server.core.health import NO_NEW_POINTS, Health
 from config_server.core.job import OPEN_STATES
 from config_server.core.protected_item import State
 from config_server.core.source_hold import SourceHold, hold_now
@@ -56,6 +56,7 @@ class Snapshot:
     health: dict[str, int] = field(default_factory=dict)
     replication_lags_s: dict[tuple[str, str], float] = field(default_factory=dict)
     rpo_lags_s: dict[tuple[str, str], float] = field(default_factory=dict)
+    without_point_s: dict[str, float] = field(default_factory=dict)
     points: dict[tuple[str, str], int] = field(default_factory=dict)
     clock_offsets_s: dict[str, float] = field(default_factory=dict)
     differing: dict[str, int] = field(default_factory=dict)
@@ -89,12 +90,15 @@ async def take_snapshot(
     for server in await session.scalars(select(ProcessServerRow).where(ProcessServerRow.heard_ns.is_not(None))):
         snapshot.heard_s["process-server", server.hostname] = at_least_s(heard_age(server, ages)) or 0.0
     servers: dict[str, str] = {}
+    seeded_s: dict[str, float] = {}
     for item in await session.scalars(select(ProtectedItemRow)):
         snapshot.items[item.state] += 1
         if item.ended_ns is None:
             servers[item.id] = names[item.machine_id]
             snapshot.health[names[item.machine_id]] = _LEVELS.get(item.health or "", Health.CRITICAL.value)
             snapshot.differing[names[item.machine_id]] = len(await differing_disks(session, item.id))
+            if item.seeded_ns is not None and State(item.state) not in NO_NEW_POINTS:
+                seeded_s[names[item.machine_id]] = at_least_s(ages.of("seeded", item.id, item.seeded_ns)) or 0.0
             if State(item.state) is State.MIGRATED:
                 age = agent_age(await session.get_one(MachineRow, item.machine_id), ages)
                 hold = hold_now(await source_hold(session, item), age, heartbeat.agent_timeout_s)
@@ -122,6 +126,9 @@ async def take_snapshot(
     for item_id, is_suspect, count in counted:
         if item_id in servers:
             snapshot.points[servers[item_id], "suspect" if is_suspect else "good"] = count
+    snapshot.without_point_s = {
+        name: age_s for name, age_s in seeded_s.items() if (name, "good") not in snapshot.points
+    }
     jobs = await session.execute(
         select(JobRow.kind, JobRow.state, func.count())
         .where(JobRow.state.in_([state.value for state in OPEN_STATES]))
@@ -159,6 +166,8 @@ class Figures(Collector):
         lag_labels = ["server", "disk"]
         yield _family("replication_lag_seconds", "Age of the newest applied cut", lag_labels, replication.items())
         yield _family("rpo_lag_seconds", "Age of the newest recovery point", lag_labels, rpo.items())
+        pointless = [((name,), age_s + since_s) for name, age_s in shown.without_point_s.items()]
+        yield _family("without_recovery_point_seconds", "Since seeded, without any good point", ["server"], pointless)
         yield _family("recovery_points", "Recovery points", ["server", "quality"], shown.points.items())
         offsets = [((name,), offset_s) for name, offset_s in shown.clock_offsets_s.items()]
         yield _family("clock_offset_seconds", "The server's clock less this one's", ["server"], offsets)

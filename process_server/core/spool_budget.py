@@ -119,15 +119,15 @@ class SpoolBudget:
         self.reserved_bytes += record_bytes
         return Reservation(self, record_bytes)
 
-    def free_fraction(self, use: SpoolUse, file_system_available_bytes: int) -> float:
-        """What may still be used, as a fraction of the limit: bounded by what the file system has left."""
-        free = min(self.limit_bytes - use.used_bytes, file_system_available_bytes)
+    def free_fraction(self, use: SpoolUse, file_system_available_bytes: int | None) -> float:
+        """What may still be used, as a fraction of the limit: bounded by what the file system has left, if that is known (not None)."""
+        available = self.limit_bytes if file_system_available_bytes is None else file_system_available_bytes
+        free = min(self.limit_bytes - use.used_bytes, available)
         return max(0.0, min(1.0, free / self.limit_bytes))
 
     def is_low(self, use: SpoolUse, file_system_available_bytes: int | None) -> bool:
         """Whether so little is free that batches are accepted more slowly."""
-        available = self.limit_bytes if file_system_available_bytes is None else file_system_available_bytes
-        return self.free_fraction(use, available) < SPOOL_THROTTLED_BELOW
+        return self.free_fraction(use, file_system_available_bytes) < SPOOL_THROTTLED_BELOW
 
     def intake_rate(self, use: SpoolUse, file_system_available_bytes: int | None, drained_bytes_per_s: float) -> float:
         """Bytes of batches that may be accepted per second while ``drained_bytes_per_s`` go to the store; infinite: whatever comes.

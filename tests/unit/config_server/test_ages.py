@@ -19,6 +19,7 @@ from config_server.jobs import end_job, newest_job, open_jobs, start_job
 from tests.harness.config_site import running_lab
 from tests.harness.driven_site import DrivenSite, driven_site
 from tests.harness.memory_blob_client import MemoryBlobClient
+from tests.harness.scripted_peers import new_id
 
 HOUR_S = 3600
 
@@ -133,6 +134,31 @@ async def test_silence_is_told_in_time_though_the_server_s_clock_is_set(
         }
         assert shown["blockferry_reconciler_age_seconds"] == pytest.approx(900.0)
         assert shown["blockferry_heartbeat_age_seconds"] == pytest.approx(931.0)
+
+
+async def test_a_server_that_never_got_a_recovery_point_shows_since_when_until_it_gets_one(
+    tmp_path: Path, clocks: Clocks
+) -> None:
+    def shown(site: DrivenSite) -> list[float]:
+        families = site.lab.running.reconciler.figures.collect()
+        family = next(family for family in families if family.name == "blockferry_without_recovery_point_seconds")
+        return [sample.value for sample in family.samples if sample.labels == {"server": "web-1"}]
+
+    async with driven_site(tmp_path, clocks.wall, clocks.monotonic) as site:
+        await site.protect()
+        await site.settle()
+        assert shown(site) == [], "initial replication is not over"
+        await site.observe()
+        await site.settle()
+        clocks.passed_s += 4000.0
+        await site.lab.running.reconciler.run_once()
+        assert shown(site) == [pytest.approx(4000.0)]
+        clocks.passed_s += 60.0
+        assert shown(site) == [pytest.approx(4060.0)], "it grows between snapshots"
+        item = (await site.item())["id"]
+        await site.writer.publish_point(item, new_id(), time_ns=clocks.wall())
+        await site.settle()
+        assert shown(site) == []
 
 
 async def test_who_was_heard_in_the_future_is_not_fresh_after_a_restart_until_heard(

@@ -185,6 +185,20 @@ async def test_the_observation_says_what_is_free_and_nothing_where_the_disk_does
 
 
 @in_virtual_time
+async def test_what_is_exported_as_free_is_what_is_judged_by_also_where_others_fill_the_file_system() -> None:
+    rig = Rig()
+    rig.spool.use = SpoolUse(50 * MIB, 0)
+    rig.observation.refresh()
+    assert rig.figure("spool_free_ratio") == 0.5, "nobody has looked at the file system yet"
+    for available in (80 * MIB, 10 * MIB, None):
+        rig.spool.available = available
+        told = (await rig.observation.observe()).spool_free_fraction
+        rig.observation.refresh()
+        assert rig.figure("spool_free_ratio") == told
+    assert told == 0.0
+
+
+@in_virtual_time
 async def test_what_is_sent_is_exported_beside_the_limit_that_holds() -> None:
     rig = Rig()
     rig.throttle.set_limit(8_000_000)
