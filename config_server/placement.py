@@ -251,5 +251,10 @@ async def _note_drained(session: AsyncSession, items: Iterable[PlacedItem], move
     draining = select(ProcessServerRow).where(ProcessServerRow.draining, ProcessServerRow.drained_ns.is_(None))
     for server in await session.scalars(draining):
         if server.id not in occupied:
-            server.drained_ns = now_ns
-            record_event(session, now_ns, SYSTEM, "drained", f"process server {server.hostname} has no items any more")
+            note_drained(session, server, now_ns)
+
+
+def note_drained(session: AsyncSession, server: ProcessServerRow, now_ns: int) -> None:
+    """The last item has left it."""
+    server.drained_ns = now_ns
+    record_event(session, now_ns, SYSTEM, "drained", f"process server {server.hostname} has no items any more")

@@ -15,7 +15,7 @@ from config_server.discovery_tables import AgentInstallationRow, DiscoveredServe
 from config_server.events import Actor, record_event
 from config_server.items import find_item
 from config_server.named_rows import enrolled_as
-from config_server.placement import candidates, give, placed_items
+from config_server.placement import candidates, give, note_drained, placed_items
 from config_server.process_servers import item_counts
 from config_server.tables import CertificateRow, EnrolmentPassphraseRow, MachineRow, ProcessServerRow, ProtectedItemRow
 from replication.errors import Conflict, NotFound
@@ -45,6 +45,8 @@ async def drain(session: AsyncSession, text: str, actor: Actor, now_ns: int) -> 
         server.draining, server.drain_began_ns, server.drain_items, server.drained_ns = True, now_ns, items, None
         message = f"process server {server.hostname} is drained of {items} items"
         record_event(session, now_ns, actor, "drain-began", message)
+        if not items:  # at once: nobody has to wait for the reconciler
+            note_drained(session, server, now_ns)
     return server
 
 

@@ -37,6 +37,7 @@ from replication.upload_limits import (
     MIN_THREADS_PER_MACHINE,
     UploadLimits,
     WorkHours,
+    rate_text,
 )
 from replication.work_hours import Weekday
 
@@ -95,8 +96,8 @@ class IntakeSettings:
 def _require_limit(bits_per_s: int | None) -> None:
     _require(
         bits_per_s is None or MIN_LIMIT_BITS_PER_S <= bits_per_s <= MAX_LIMIT_BITS_PER_S,
-        f"use a limit_bits_per_s of {bits_per_s}",
-        f"{LIMIT_RANGE}; leave it out for no limit",
+        f"use a limit_bits_per_s of {rate_text(bits_per_s)}: {LIMIT_RANGE} is expected",
+        "leave it out for no limit",
     )
 
 

@@ -35,6 +35,12 @@ ByteCount = Annotated[int, Field(ge=-MAX_BYTE_COUNT, le=MAX_BYTE_COUNT)]
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
+def own_words(error: ValidationError) -> str | None:
+    """What a check of ours says was wrong, if one of them found it first; None: the model did, in words that are nobody's."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return str(first["ctx"]["error"]) if first["type"] == "value_error" else None
+
+
 def unusable_number(value: object, name: str) -> str | None:
     """The name of the first number in a document that is not finite or does not fit into 63 bits and a sign: no database takes it."""
     if isinstance(value, int | float):

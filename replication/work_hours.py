@@ -28,6 +28,14 @@ WEEKDAYS: Final[tuple[Weekday, ...]] = ("mon", "tue", "wed", "thu", "fri", "sat"
 _TIME = r"^(?:[01][0-9]|2[0-3]):[0-5][0-9]$"
 _END_TIME = r"^(?:(?:[01][0-9]|2[0-3]):[0-5][0-9]|24:00)$"
 
+EXPECTED: Final = {
+    "days": "each day (mon, tue, ... sun) once at most",
+    "start": "a time such as 08:00",
+    "end": "a time such as 18:00, or 24:00,",
+    "time_zone": "a name such as Europe/Berlin",
+}
+"""Field of ``Hours`` → what it takes, in words."""
+
 LimitT = TypeVar("LimitT", int, float)
 
 

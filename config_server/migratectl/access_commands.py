@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Final
 
 import click
 from rich.console import Console
@@ -39,6 +40,12 @@ from replication.service.cli import one_line
 from replication.settings import parse_duration
 
 EXPORT_PAGE = 1000
+REVOCATION_OPTIONS: Final = {
+    "serial": ("--serial", "a serial number as `certificates` shows it"),
+    "holder": ("--holder", "a name or identifier"),
+    "reason": ("--reason", "a text of up to 500 characters"),
+}
+"""Field of ``RevocationRequest`` → option, and what it takes."""
 
 
 @click.command()
@@ -85,9 +92,9 @@ def revoke_certificate(
     """Refuse a certificate from now on: here at once, at process servers with their next heartbeat; what is open under it ends."""
     if (serial is None) == (holder is None):
         fail(SettingsError("cannot tell which certificate is meant", hint="give --serial or --holder"))
+    request = checked(RevocationRequest, {"serial": serial, "holder": holder, "reason": reason}, REVOCATION_OPTIONS)
     what = f"the certificate {serial}" if holder is None else f"every certificate of {holder}"
     confirmed(f"Revoke {what}? Its holder is cut off until it enrols anew.", yes=yes)
-    request = RevocationRequest(serial=serial, holder=holder, reason=reason)
     found = invocation.run(
         lambda server: server.send("POST", "/certificates/revocations", RevokedCertificates, request)
     )

@@ -7,10 +7,11 @@ from typing import Final
 import click
 from rich.console import Console
 
+from config_server.migratectl.checked_input import checked
 from config_server.migratectl.connection import ConfigServer, path_part
 from config_server.migratectl.invocation import Invocation, json_option, pass_invocation, show
 from config_server.migratectl.rendering import Cell, duration, size, table
-from config_server.migratectl.work_hours_options import changed_hours, checked
+from config_server.migratectl.work_hours_options import HOURS_OPTIONS, changed_hours
 from config_server.operator_plane import AgentLimitsStatus
 from replication.agent_limits import (
     CPU_RANGE,
@@ -27,6 +28,9 @@ from replication.errors import SettingsError
 from replication.settings import parse_byte_rate
 
 _COMMAND: Final = "set-agent-limits"
+_HELP: Final = f"`migratectl {_COMMAND} --help` says what each option takes"
+_READ_RATES: Final = f"{READ_RANGE}, or off,"
+_CORES: Final = f"{CPU_RANGE}, or off,"
 
 
 def _path(server: str) -> str:
@@ -126,7 +130,8 @@ def changed_limits(
 
     :raises SettingsError: naming the option that cannot be used.
     """
-    in_hours = {"read_bytes_per_s": ("--work-read-rate", READ_RANGE), "cpu_cores": ("--work-cpu", CPU_RANGE)}
+    limits = {"read_bytes_per_s": ("--work-read-rate", _READ_RATES), "cpu_cores": ("--work-cpu", _CORES)}
+    in_hours = HOURS_OPTIONS | limits
     values: dict[str, object] = {
         "read_bytes_per_s": present.read_bytes_per_s if read_rate is None else _rate(read_rate, "--read-rate"),
         "cpu_cores": present.cpu_cores if cpu is None else _cores(cpu, "--cpu"),
@@ -141,11 +146,11 @@ def changed_limits(
             work_days,
             time_zone,
             example="--work-read-rate '100 MB/s', --work-cpu 0.5, or off",
-            check=lambda kind, hours: checked(kind, hours, in_hours, _COMMAND),
+            check=lambda kind, hours: checked(kind, hours, in_hours, hint=_HELP),
         ),
     }
-    outside = {"read_bytes_per_s": ("--read-rate", READ_RANGE), "cpu_cores": ("--cpu", CPU_RANGE)}
-    return checked(AgentLimits, values, outside, _COMMAND)
+    outside = {"read_bytes_per_s": ("--read-rate", _READ_RATES), "cpu_cores": ("--cpu", _CORES)}
+    return checked(AgentLimits, values, outside, hint=_HELP)
 
 
 def _rate(text: str, option: str) -> int | None:

@@ -6,15 +6,14 @@ import sys
 from typing import Final
 
 import click
-from pydantic import ValidationError
 from rich.console import Console
 
 from config_server.alert_plane import AcknowledgementRequest, AlertStatus, HealthReason, SiteHealth, WebhookTrial
+from config_server.migratectl.checked_input import checked
 from config_server.migratectl.connection import ConfigServer, path_part
 from config_server.migratectl.invocation import EXIT_FAILED, Invocation, json_option, pass_invocation, show
 from config_server.migratectl.rendering import Cell, coloured, table
 from config_server.operator_plane import Page
-from replication.errors import SettingsError
 from replication.settings import parse_duration
 
 EXIT_WARNING: Final = 10
@@ -119,14 +118,8 @@ def acknowledge_alert(
 
 
 def _request(valid_for: str, note: str) -> AcknowledgementRequest:
-    try:
-        return AcknowledgementRequest(valid_for_s=parse_duration(valid_for, "--for"), note=note)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        option = "--note" if first["loc"][0] == "note" else "--for"
-        raise SettingsError(
-            f"cannot use {option}: {first['msg']}", hint="--for takes up to 30 d, --note up to 500 characters"
-        ) from error
+    options = {"valid_for_s": ("--for", "a time up to 30 d"), "note": ("--note", "a text of up to 500 characters")}
+    return checked(AcknowledgementRequest, {"valid_for_s": parse_duration(valid_for, "--for"), "note": note}, options)
 
 
 @click.command("test-webhook")

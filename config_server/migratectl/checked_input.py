@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from replication.documents import Document
+from replication.documents import Document, own_words
 from replication.errors import SettingsError
 
 DocumentT = TypeVar("DocumentT", bound=Document)
@@ -24,7 +24,8 @@ def checked(
 ) -> DocumentT:
     """The document of ``values``.
 
-    :param options: field → option (or argument) and what it takes, such as ``("--valid-for", "a time up to 30 d")``.
+    :param options: field → option (or argument) and what it takes, such as ``("--valid-for", "a time up to 30 d")``; ``""`` → what to
+        name where several fields do not go together.
     :raises SettingsError: naming the option.
     """
     try:
@@ -32,7 +33,13 @@ def checked(
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = str(first["loc"][0]) if first["loc"] else ""
-        if field not in options:
-            raise SettingsError(f"cannot use {field or 'these values'}: {first['msg']}", hint=hint) from None
-        option, expected = options[field]
-        raise SettingsError(f"cannot use {option}: {expected} is expected", hint=hint) from None
+        option, expected = options.get(field, (field or "these values", "something else"))
+        raise SettingsError(
+            f"cannot use {option}: {own_words(error) or f'{expected} is expected'}", hint=hint
+        ) from None  # the model's words, and perhaps a secret
+
+
+def in_range(value: float, least: float, most: float, option: str, expected: str) -> None:
+    """:raises SettingsError: naming the option, unless ``value`` is between both."""
+    if not least <= value <= most:
+        raise SettingsError(f"cannot use {option}: {expected} is expected")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr
 from rich.console import Console
 
 from config_server.core.host_import import HOST_KEY, read_host_file
@@ -26,12 +26,13 @@ from config_server.discovery_plane import (
     HostKeyAcceptance,
     HostRequest,
 )
+from config_server.migratectl.checked_input import checked
 from config_server.migratectl.connection import ConfigServer, as_json, path_part
 from config_server.migratectl.discovery_rendering import host_line, tell_run
 from config_server.migratectl.invocation import EXIT_FAILED, Invocation, json_option, pass_invocation
 from config_server.migratectl.waiting import WaitTimedOut
 from replication.errors import InvalidInput, SettingsError
-from replication.remote_access import MAX_KEY_CHARACTERS, MAX_PASSWORD_CHARACTERS, SSH_PORT, SshCredentials
+from replication.remote_access import MAX_HOSTS, MAX_KEY_CHARACTERS, MAX_PASSWORD_CHARACTERS, SSH_PORT, SshCredentials
 from replication.service.cli import make_console
 from replication.settings import parse_duration
 
@@ -175,13 +176,15 @@ def discover(
 def _checked(
     hosts: list[HostRequest], user: str, port: int, credentials: SshCredentials, process_server: str | None
 ) -> DiscoveryRequest:
-    try:
-        return DiscoveryRequest(
-            hosts=hosts, user=user, port=port, credentials=credentials, process_server=process_server
-        )
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise SettingsError(f"cannot use {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    values = {
+        "hosts": hosts,
+        "user": user,
+        "port": port,
+        "credentials": credentials,
+        "process_server": process_server,
+    }
+    options = {"user": ("--user", "a user's name"), "hosts": ("these hosts", f"1 to {MAX_HOSTS} of them")}
+    return checked(DiscoveryRequest, values, options)
 
 
 def _given_keys(texts: Sequence[str]) -> dict[str, str]:

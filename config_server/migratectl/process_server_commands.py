@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import click
 from rich.console import Console
@@ -107,14 +108,8 @@ def drain_process_server(
         status = await connection.send("POST", _path(process_server, "/drain"), ProcessServerStatus)
         if not wait:
             return status
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await _drained(connection, status, None if as_json_wanted else console)
-        except TimeoutError as error:
-            raise WaitTimedOut(
-                f"cannot wait any longer for {status.hostname} to be drained",
-                hint="the drain goes on; `migratectl process-servers` shows it and what waits",
-            ) from error
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        return await _drained(connection, status, None if as_json_wanted else console, deadline_s)
 
     status = invocation.run(act)
     drain = status.drain
@@ -128,8 +123,12 @@ def drain_process_server(
 
 
 async def _drained(
-    connection: ConfigServer, status: ProcessServerStatus, console: Console | None
+    connection: ConfigServer, status: ProcessServerStatus, console: Console | None, deadline_s: float | None
 ) -> ProcessServerStatus:
+    """Look until no item is left; it looks once more when the time is over.
+
+    :raises WaitTimedOut: some are; the drain goes on.
+    """
     told = None
     while status.drain is not None and status.drain.ended_at is None:
         now = f"{status.drain.items_left} of {status.drain.items_at_begin} items are left"
@@ -137,7 +136,13 @@ async def _drained(
         if console is not None and now != told:
             console.print(now)
             told = now
-        await asyncio.sleep(POLL_S)
+        left_s = POLL_S if deadline_s is None else deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise WaitTimedOut(
+                f"cannot wait any longer for {status.hostname} to be drained",
+                hint="the drain goes on; `migratectl process-servers` shows it and what waits",
+            )
+        await asyncio.sleep(min(POLL_S, left_s))
         status = await connection.get(_path(status.id), ProcessServerStatus)
     return status
 

@@ -6,11 +6,11 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import click
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from pydantic import ValidationError
 from rich.console import Console
 
 from config_server.core.target_disks import DISK_TYPES, DiskType
@@ -61,11 +61,21 @@ from replication.config_server_urls import check_standby_urls
 from replication.control_plane import ENROLLING_ROLES, EnrollingRole
 from replication.durable_file import DurableFile, make_directory_durably
 from replication.enrolment import fetch_authority
-from replication.errors import PeerUnavailable, SettingsError
+from replication.errors import PeerUnavailable
 from replication.service.cli import make_console, one_line
 from replication.settings import parse_duration
 
 FOLLOW_S = 1.0
+POLICY_OPTIONS: Final = {
+    "name": ("this name for a policy", "up to 100 letters, digits, blanks and . _ -, a letter or a digit first,"),
+    "recovery_point_interval_s": ("--recovery-point-interval", "10 s to 24 h"),
+    "epoch_interval_s": ("--epoch-interval", "200 ms to 1 h"),
+    "app_consistent_interval_s": ("--app-consistent-interval", "1 h to 12 h, or off,"),
+    "rpo_threshold_s": ("--rpo-threshold", "10 s or more"),
+    "retention_s": ("--retention", "0 to 15 d"),
+    "freeze_budget_s": ("--freeze-budget", "a time up to 30 s"),
+}
+"""Field of ``Policy`` → option, and what it takes."""
 
 
 @click.command()
@@ -331,27 +341,15 @@ def set_policy(
                 values[f"{option}_s"] = None if text == "off" else parse_duration(text, f"--{option.replace('_', '-')}")
         if target_disk_type is not None:
             values["target_disk_type"] = target_disk_type
-        policy = _checked_policy(values)
+        policy = checked(
+            Policy, values, POLICY_OPTIONS, hint="`migratectl set-policy --help` says what each option takes"
+        )
         if name in present:
             return await server.send("PUT", f"/policies/{path_part(name)}", Policy, policy)
         return await server.send("POST", "/policies", Policy, policy)
 
     policy = invocation.run(act)
     show(policy, as_json_wanted=as_json_wanted, otherwise=lambda console: console.print(f"policy {policy.name} is set"))
-
-
-def _checked_policy(values: dict[str, object]) -> Policy:
-    """:raises SettingsError: naming the option whose value no policy can have."""
-    try:
-        return Policy.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = str(first["loc"][0])
-        option = "this name" if field == "name" else f"--{field.removesuffix('_s').replace('_', '-')}"
-        raise SettingsError(
-            f"cannot use {option} for a policy: {first['msg']}" + ("" if field == "name" else ", in seconds"),
-            hint="`migratectl set-policy --help` says what each option takes",
-        ) from error
 
 
 @click.command("delete-policy")

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from config_server.core.target_disks import DISK_TYPES, DiskType
+from config_server.migratectl.checked_input import in_range
 from config_server.migratectl.connection import ConfigServer, path_part
 from config_server.migratectl.invocation import Invocation, json_option, pass_invocation, show
 from config_server.migratectl.rendering import Cell, duration, rate, size, table
@@ -185,7 +186,11 @@ def _report(
     profiles: bool,
 ) -> None:
     bits_per_s = None if bandwidth is None else parse_rate(bandwidth, "--bandwidth")
+    if bits_per_s is not None:
+        in_range(bits_per_s, 1, 10**13, "--bandwidth", "more than 0, up to 10000 Gbps,")
+    in_range(wire_ratio, 0, 2, "--wire-ratio", "more than 0, up to 2,")  # what is no number passes click
     interval_s = parse_duration(point_interval, "--point-interval")
+    in_range(interval_s, 10, 86400, "--point-interval", "10 s to 24 h")
     report = invocation.run(
         lambda server: server.get(
             "/sizing",

@@ -7,10 +7,11 @@ from typing import Final
 import click
 from rich.console import Console
 
+from config_server.migratectl.checked_input import checked
 from config_server.migratectl.connection import ConfigServer, path_part
 from config_server.migratectl.invocation import Invocation, json_option, pass_invocation, show
 from config_server.migratectl.rendering import Cell, duration, table
-from config_server.migratectl.work_hours_options import changed_hours, checked
+from config_server.migratectl.work_hours_options import HOURS_OPTIONS, changed_hours
 from config_server.operator_plane import Page, ProcessServerStatus, UploadLimitsStatus
 from replication.errors import SettingsError
 from replication.settings import parse_rate
@@ -26,6 +27,8 @@ from replication.upload_limits import (
 )
 
 _COMMAND: Final = "set-upload-limits"
+_HELP: Final = f"`migratectl {_COMMAND} --help` says what each option takes"
+_LIMITS: Final = f"{LIMIT_RANGE}, or off,"
 
 
 def limit_cells(server: ProcessServerStatus) -> list[Cell]:
@@ -158,15 +161,15 @@ def changed_limits(
             time_zone,
             example="--work-limit 20 Mbps, or off",
             check=lambda kind, hours: checked(
-                kind, hours, {"limit_bits_per_s": ("--work-limit", LIMIT_RANGE)}, _COMMAND
+                kind, hours, {**HOURS_OPTIONS, "limit_bits_per_s": ("--work-limit", _LIMITS)}, hint=_HELP
             ),
         ),
     }
     options = {
-        "limit_bits_per_s": ("--limit", LIMIT_RANGE),
-        "threads_per_machine": ("--threads", f"{MIN_THREADS_PER_MACHINE} to {MAX_THREADS_PER_MACHINE}, or default"),
+        "limit_bits_per_s": ("--limit", _LIMITS),
+        "threads_per_machine": ("--threads", f"{MIN_THREADS_PER_MACHINE} to {MAX_THREADS_PER_MACHINE}, or default,"),
     }
-    return checked(UploadLimits, values, options, _COMMAND)
+    return checked(UploadLimits, values, options, hint=_HELP)
 
 
 def _rate(text: str, option: str) -> int | None:

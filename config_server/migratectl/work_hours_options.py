@@ -8,23 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
-from pydantic import ValidationError
-
-from replication.documents import Document
 from replication.errors import SettingsError
-from replication.work_hours import WEEKDAYS, Hours, Weekday
+from replication.work_hours import EXPECTED, WEEKDAYS, Hours, Weekday
 
 WORKING_DAYS: Final[list[Weekday]] = ["mon", "tue", "wed", "thu", "fri"]
+_SPAN: Final = ("--work-hours", "a span such as 08:00-18:00, or off,")
 HOURS_OPTIONS: Final = {
-    "start": "--work-hours",
-    "end": "--work-hours",
-    "time_zone": "--time-zone",
-    "days": "--work-days",
+    "": _SPAN,
+    "start": _SPAN,
+    "end": _SPAN,
+    "time_zone": ("--time-zone", EXPECTED["time_zone"]),
+    "days": ("--work-days", EXPECTED["days"]),
 }
-"""Field of ``Hours`` → option."""
+"""Field of ``Hours`` → option, and what it takes."""
 
 HoursT = TypeVar("HoursT", bound=Hours)
-DocumentT = TypeVar("DocumentT", bound=Document)
 
 
 def changed_hours(
@@ -73,24 +71,6 @@ def changed_hours(
     if zone is not None:
         values["time_zone"] = zone
     return check(kind, values)
-
-
-def checked(
-    kind: type[DocumentT], values: dict[str, object], options: Mapping[str, tuple[str, str]], command: str
-) -> DocumentT:
-    """The document of ``values``.
-
-    :param options: field → option and what it takes.
-    :raises SettingsError: naming the option.
-    """
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = str(first["loc"][0]) if first["loc"] else ""
-        anything = f"`migratectl {command} --help` says what each takes"
-        option, hint = options.get(field, (HOURS_OPTIONS.get(field, "these hours"), anything))
-        raise SettingsError(f"cannot use {option}: {first['msg']}", hint=hint) from error
 
 
 def _days(text: str) -> list[Weekday]:

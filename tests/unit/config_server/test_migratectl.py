@@ -129,8 +129,11 @@ def test_migration_is_proved_and_cancelled(server: Server, ctl: Ctl) -> None:
         (("set-policy", ".."), "cannot use this name for a policy"),
         (("set-policy", "a/b"), "cannot use this name for a policy"),
         (("set-policy", "gold", "--retention", "banana"), "cannot use 'banana' for --retention"),
-        (("set-policy", "gold", "--freeze-budget", "120 s"), "cannot use --freeze-budget for a policy"),
-        (("set-policy", "gold", "--retention", "off"), "cannot use --retention for a policy"),
+        (
+            ("set-policy", "gold", "--freeze-budget", "120 s"),
+            "cannot use --freeze-budget: a time up to 30 s is expected",
+        ),
+        (("set-policy", "gold", "--retention", "off"), "cannot use --retention: 0 to 15 d is expected"),
         (("check", ""), "cannot use '' as a name"),
         (("protect", "..", "--wait"), "cannot use '..' as a name"),
     ],
@@ -253,6 +256,9 @@ def test_process_server_is_added_drained_taken_back_and_removed_and_a_server_is_
     assert (drained.exit_code, "ps-2 is drained" in drained.output) == (0, True), drained.output
     assert json.loads(ctl("status", "web-1", "--json").output)["items"][0]["process_server"]["hostname"] == "ps-1"
     assert "drained" in ctl("process-servers").output
+    assert ctl("undrain-process-server", "ps-2").exit_code == 0
+    at_once = ctl("drain-process-server", "ps-2", "--wait", "--timeout", "0s")
+    assert (at_once.exit_code, "ps-2 is drained" in at_once.output) == (0, True), at_once.output
     no_place = ctl("drain-process-server", "ps-1", "--wait", "--timeout", "1 s")
     assert (no_place.exit_code, "the drain goes on" in no_place.output) == (4, True), no_place.output
     deadline_s = time.monotonic() + 30.0
@@ -338,7 +344,7 @@ def test_size_prints_writes_a_page_and_refuses_what_is_no_rate(ctl: Ctl, tmp_pat
     assert "<svg " in page.read_text()
     assert json.loads(ctl("size", "--json").output)["wire_ratio"] == 1.0
     assert ctl("size", "--bandwidth", "fast").exit_code == 2
-    assert ctl("size", "--point-interval", "1 s").exit_code == 1
+    assert ctl("size", "--point-interval", "1 s").exit_code == 2
     refused = ctl("size", "--html", str(tmp_path / "none" / "sizing.html"))
     assert (refused.exit_code, "cannot write" in refused.output) == (1, True)
 

@@ -1,8 +1,10 @@
-"""Every value that an option of ``migratectl`` takes as text or number, out of range or senseless: a message, never a traceback."""
+"""Every option of ``migratectl`` that takes text or a number, out of range or senseless: our sentence, never a traceback or a model's."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import click
@@ -25,6 +27,9 @@ SENSELESS: Final = (
     "1e999",
     "nan",
     "x\n",
+)
+A_MODEL_S: Final = re.compile(
+    r"Input should|String should|List should|Value error|should match|validation error|Field required"
 )
 OF_THE_SITE: Final = {"set-upload-limits": "ps-1", "set-agent-limits": "web-1", "set-policy": "tried"}
 """What a command asks the server about before it looks at its options; the others are given what is not there, and change nothing."""
@@ -56,14 +61,44 @@ def _cases() -> Iterator[tuple[tuple[str, ...], str]]:
 @pytest.mark.parametrize(
     ("command", "option"), list(_cases()), ids=lambda part: part if isinstance(part, str) else " ".join(part)
 )
-def test_no_value_of_an_option_shows_a_traceback(ctl: Ctl, command: tuple[str, ...], option: str) -> None:
+def test_no_value_of_an_option_shows_a_traceback_or_a_model_s_sentence(
+    ctl: Ctl, command: tuple[str, ...], option: str
+) -> None:
     for value in SENSELESS:
         done = ctl(*command, option, value)
         assert done.exception is None or isinstance(done.exception, SystemExit), (value, done.exception)
         assert done.exit_code in (0, 1, 2, 6), (value, done.output)
+        assert not A_MODEL_S.search(done.output), (value, done.output)
+        assert done.exit_code == 0 or done.output.startswith(("error: cannot ", "Usage: ")), (value, done.output)
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--recovery-point-interval", ("10 s", "24 h")),
+        ("--epoch-interval", ("200 ms", "1 h")),
+        ("--app-consistent-interval", ("1 h", "12 h", "off")),
+        ("--rpo-threshold", ("10 s",)),
+        ("--retention", ("0", "15 d")),
+        ("--freeze-budget", ("30 s",)),
+    ],
+)
+def test_a_policy_takes_what_the_refusal_says_that_it_takes(ctl: Ctl, option: str, values: tuple[str, ...]) -> None:
+    refused = ctl("set-policy", "tried", option, "99999 d" if option != "--rpo-threshold" else "9 s")
+    assert refused.exit_code == 2
+    assert all(value in refused.output for value in values), refused.output
+    for value in values:
+        assert ctl("set-policy", "tried", option, value).exit_code == 0, value
 
 
 @pytest.mark.parametrize("valid_for", ["0s", "31d", "99999999999d"])
 def test_a_passphrase_is_for_a_time_up_to_thirty_days(ctl: Ctl, valid_for: str) -> None:
     refused = ctl("create-enrolment-passphrase", "--valid-for", valid_for)
     assert (refused.exit_code, refused.output) == (2, "error: cannot use --valid-for: a time up to 30 d is expected\n")
+
+
+@pytest.mark.parametrize("value", ["x y", "-x", ""])
+def test_a_login_that_no_server_has_is_refused_before_anything_is_asked(ctl: Ctl, tmp_path: Path, value: str) -> None:
+    (tmp_path / "password").write_text("secret")
+    refused = ctl("discover", "192.0.2.1", "--password-file", str(tmp_path / "password"), "--user", value)
+    assert (refused.exit_code, refused.output) == (2, "error: cannot use --user: a user's name is expected\n")

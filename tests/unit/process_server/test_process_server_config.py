@@ -81,6 +81,24 @@ def test_what_cannot_be_meant_is_refused(section: str, value: object) -> None:
         parsed(**{section: value})
 
 
+@pytest.mark.parametrize(
+    ("upload", "says"),
+    [
+        ({"limit_bits_per_s": "2 Gbps"}, "a limit_bits_per_s of 2000 Mbps: 512 Kbps to 1023 Mbps is expected"),
+        ({"work_hours": HOURS | {"start": "8"}}, "start: a time such as 08:00 is expected"),
+        ({"work_hours": HOURS | {"days": ["mon", "mon"]}}, "these hours: a day is given twice"),
+        (
+            {"work_hours": HOURS | {"end": "08:00"}},
+            "these hours: start and end are the same; the whole day is 00:00 to",
+        ),
+    ],
+)
+def test_what_is_expected_instead_is_said_in_the_file_s_own_units(upload: dict[str, object], says: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        parsed(upload=upload)
+    assert says in refused.value.message
+
+
 def test_work_hours_of_the_file_become_the_limits_that_are_obeyed() -> None:
     upload = parsed(
         upload={"limit_bits_per_s": "100 Mbps", "work_hours": HOURS | {"limit_bits_per_s": "20 Mbps"}}
