@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import ipaddress
 import sys
 import time
 from pathlib import Path
@@ -197,6 +198,23 @@ def show_authority(config_path: Path) -> None:
         fail(error)
 
 
+def _address(text: str) -> str:
+    """:raises SettingsError: if it is no IP address; as a name it would stand in the certificate, and nobody would find it."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise SettingsError(
+            f"cannot use {text[:100]!r} for --ip: it is no IP address", hint="names are given with --dns"
+        ) from None
+
+
+def _no_address(text: str) -> str:
+    """:raises SettingsError: if its last label is a number: then it is looked up as an address by all who connect, and it is none."""
+    if text.rstrip(".").rpartition(".")[2].isdigit():
+        raise SettingsError(f"cannot use {text[:100]!r} for --dns: it is no name", hint="addresses are given with --ip")
+    return text
+
+
 @main.command("issue-certificate")
 @_config
 @click.option("--role", type=click.Choice([Role.SINK.value]), default=Role.SINK.value, show_default=True)
@@ -212,7 +230,7 @@ def issue(
     """Issue an identity for a server that does not enrol: the sink."""
     settings = load_or_exit(Settings, config_path, check_only=False)
     try:
-        names = ServerNames.parse([*dns_names, *addresses])
+        names = ServerNames.parse([*map(_no_address, dns_names), *map(_address, addresses)])
         if renew:
             name = reissue_certificate(settings, names, out, time.time_ns)
         elif not dns_names and not addresses:

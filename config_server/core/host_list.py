@@ -18,6 +18,7 @@ from replication.service_address import is_dns_name
 
 _USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@\\-]{0,99}")
 _RANGE: Final = re.compile(r"([0-9.]+)-([0-9.]+)")
+_BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
 _MAX_SHOWN: Final = 100
 _HINT: Final = "a name, an address, a network such as 10.1.2.0/24, or a range such as 10.1.2.10-10.1.2.40"
 
@@ -39,6 +40,7 @@ def parse_hosts(text: str) -> list[Host]:
     """:raises InvalidInput: if it is no host, network or range, one of more than ``MAX_HOSTS`` addresses, or cannot be ordered."""
     hosts = _parsed(text)
     for host in hosts:
+        _refuse_nobodys(text, host.host)
         try:
             SshTarget(host=host.host, user=host.user or "root")
         except ValueError:
@@ -47,6 +49,21 @@ def parse_hosts(text: str) -> list[Host]:
                 text, f"{host.host[:_MAX_SHOWN]} is no name or address under which another machine is reached"
             ) from None
     return hosts
+
+
+def _refuse_nobodys(text: str, host: str) -> None:
+    """:raises InvalidInput: if ``host`` is an address that no single machine has; connecting to 0.0.0.0 reaches oneself."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return  # a name
+    for is_so, what in (
+        (address.is_unspecified, "stands for every address"),
+        (address == _BROADCAST, "is the broadcast address"),
+        (address.is_multicast, "is a multicast address"),
+    ):
+        if is_so:
+            raise _unusable(text, f"{host} {what}, no machine has it")
 
 
 def target_of(host: Host) -> SshTarget:

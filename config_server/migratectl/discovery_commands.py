@@ -103,7 +103,9 @@ def _secret(path: Path | None, most: int, *, whole: bool = False) -> SecretStr |
 @click.option("--user", default="root", show_default=True, help="Log in as this user where a host names none.")
 @click.option("--port", default=SSH_PORT, show_default=True, type=click.IntRange(1, 65535), help="Port of sshd.")
 @login_options
-@click.option("--host-key", "host_keys", multiple=True, help="HOST=SHA256:…, the host key to accept; may be repeated.")
+@click.option(
+    "--host-key", "host_keys", multiple=True, help="HOST[:PORT]=SHA256:…, the host key to accept; may be repeated."
+)
 @click.option(
     "--accept-new-host-keys",
     is_flag=True,
@@ -137,7 +139,7 @@ def discover(
     A host key that is met for the first time is shown, and nothing is sent, until it is accepted: here on a terminal, with --host-key,
     with --accept-new-host-keys, or with `servers accept-host-key`.
     """
-    wanted = _requests(hosts, files, _given_keys(host_keys))
+    wanted = _requests(hosts, files, port, _given_keys(host_keys))
     credentials = read_credentials(key_file, key_passphrase_file, password_file, sudo_password_file)
     deadline = None if timeout is None else time.monotonic() + parse_duration(timeout, "--timeout")
     console = make_console()
@@ -187,44 +189,63 @@ def _checked(
     return checked(DiscoveryRequest, values, options)
 
 
-def _given_keys(texts: Sequence[str]) -> dict[str, str]:
-    found = {}
+_Keys = dict[tuple[str, int | None], str]
+"""By host and port; port None: the host's, whichever port it is reached at."""
+
+
+def _given_keys(texts: Sequence[str]) -> _Keys:
+    found: _Keys = {}
     for text in texts:
         host, _, key = text.partition("=")
         if not host or not HOST_KEY.fullmatch(key):
             raise SettingsError(
-                f"cannot use --host-key {text[:100]!r}", hint="HOST=SHA256:…, as `ssh-keygen -l` prints the fingerprint"
+                f"cannot use --host-key {text[:100]!r}",
+                hint="HOST[:PORT]=SHA256:…, as `ssh-keygen -l` prints the fingerprint",
             )
-        found[host] = key
+        named = parse_hosts(host)
+        if len(named) != 1:
+            raise SettingsError(
+                f"cannot use --host-key {text[:100]!r}: a key is one host's", hint="give it for each host"
+            )
+        found[named[0].host.lower(), named[0].port] = key
     return found
 
 
-def _requests(hosts: Sequence[str], files: Sequence[Path], keys: dict[str, str]) -> list[HostRequest]:
+def _take_key(host: Host, port: int, keys: _Keys) -> str | None:
+    """The key given for this host, which is reached at ``port`` unless it names another; each key is taken once."""
+    name = host.host.lower()
+    return keys.pop((name, host.port or port), None) or keys.pop((name, None), None)
+
+
+def _requests(hosts: Sequence[str], files: Sequence[Path], port: int, keys: _Keys) -> list[HostRequest]:
     """:raises InvalidInput: for a host that cannot be used; of a file with line and column."""
     found: list[HostRequest] = []
     for text in hosts:
         parsed = parse_hosts(text)
-        key = keys.pop(parsed[0].host, None) if len(parsed) == 1 else None
+        key = _take_key(parsed[0], port, keys) if len(parsed) == 1 else None
         found.append(HostRequest(address=text, host_key=key))
     for path in files:
         try:
             content = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"cannot read {path}: {error}") from error
-        found += [_request(host, keys) for host in read_host_file(path.name, content)]
+        found += [_request(host, port, keys) for host in read_host_file(path.name, content)]
     if keys:
-        raise SettingsError(f"cannot use --host-key for {', '.join(sorted(keys))}: no such host is to be discovered")
+        left = ", ".join(sorted(host if at is None else f"{host} port {at}" for host, at in keys))
+        raise SettingsError(
+            f"cannot use --host-key for {left}: no such host is to be discovered", hint="named as among the hosts"
+        )
     if not found:
         raise InvalidInput("cannot discover nothing", hint="name hosts, or give --file")
     return found
 
 
-def _request(host: Host, keys: dict[str, str]) -> HostRequest:
+def _request(host: Host, port: int, keys: _Keys) -> HostRequest:
     return HostRequest(
         address=host.host,
         port=host.port,
         user=host.user,
-        host_key=host.host_key or keys.pop(host.host, None),
+        host_key=host.host_key or _take_key(host, port, keys),
         of_range=host.of_range,
     )
 

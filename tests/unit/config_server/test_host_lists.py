@@ -57,6 +57,24 @@ def test_what_is_no_host_is_refused_with_the_remedy(text: str) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("0.0.0.0", "0.0.0.0 stands for every address"),  # noqa: S104 - refused
+        ("root@0.0.0.0:22", "stands for every address"),
+        ("0.0.0.0-0.0.0.4", "stands for every address"),
+        ("255.255.255.255", "is the broadcast address"),
+        ("255.255.255.252-255.255.255.255", "is the broadcast address"),
+        ("224.0.0.1", "is a multicast address"),
+        ("239.1.2.0/30", "239.1.2.1 is a multicast address"),
+        ("[ff02::1]:22", "ff02::1 is a multicast address"),
+    ],
+)
+def test_what_is_no_machine_s_address_is_refused(text: str, why: str) -> None:
+    with pytest.raises(InvalidInput, match=why):
+        parse_hosts(text)
+
+
 def test_each_host_comes_once_and_a_named_one_is_missed_when_silent() -> None:
     hosts = [*parse_hosts("10.1.2.0/30"), *parse_hosts("10.1.2.1"), *parse_hosts("10.1.2.2:23")]
     found = expand(hosts, user="root", port=22)

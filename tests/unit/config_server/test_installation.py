@@ -210,6 +210,16 @@ def test_certificate_for_the_sink(config: Path, tmp_path: Path) -> None:
     again = run(config, "issue-certificate", "--ip", "192.0.2.9", "--out", str(out))
     assert (again.exit_code, "already" in again.output) == (1, True)
     assert run(config, "issue-certificate", "--out", str(tmp_path / "x")).exit_code == 2
+    for words, says in (
+        (("--ip", "999"), "cannot use '999' for --ip: it is no IP address"),
+        (("--ip", "sink.example"), "names are given with --dns"),
+        (("--ip", "192.0.2.256"), "it is no IP address"),
+        (("--dns", "192.0.2.256"), "cannot use '192.0.2.256' for --dns: it is no name"),
+        (("--dns", "192.0.2.9"), "addresses are given with --ip"),
+    ):
+        refused = run(config, "issue-certificate", *words, "--out", str(tmp_path / "refused"))
+        assert (refused.exit_code, says in refused.output) == (2, True), refused.output
+        assert not (tmp_path / "refused").exists()
     assert run(config, "issue-certificate", "--dns", "not a name", "--out", str(tmp_path / "x")).exit_code == 1
     assert (
         run(config, "issue-certificate", "--role", "agent", "--dns", "x", "--out", str(tmp_path / "x")).exit_code == 2

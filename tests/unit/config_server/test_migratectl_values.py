@@ -11,6 +11,8 @@ import click
 import pytest
 
 from config_server.migratectl.cli import main
+from config_server.migratectl.discovery_commands import _given_keys, _requests
+from replication.errors import SettingsError
 from tests.harness.migratectl_server import Ctl
 
 SENSELESS: Final = (
@@ -102,3 +104,34 @@ def test_a_login_that_no_server_has_is_refused_before_anything_is_asked(ctl: Ctl
     (tmp_path / "password").write_text("secret")
     refused = ctl("discover", "192.0.2.1", "--password-file", str(tmp_path / "password"), "--user", value)
     assert (refused.exit_code, refused.output) == (2, "error: cannot use --user: a user's name is expected\n")
+
+
+KEY, OTHER_KEY = "SHA256:" + "k" * 43, "SHA256:" + "o" * 43
+
+
+@pytest.mark.parametrize(
+    ("host", "given", "taken"),
+    [
+        ("127.0.0.1:2299", [f"127.0.0.1:2299={KEY}"], KEY),
+        ("127.0.0.1:2299", [f"127.0.0.1={KEY}"], KEY),
+        ("127.0.0.1:2299", [f"127.0.0.1={OTHER_KEY}", f"127.0.0.1:2299={KEY}"], None),
+        ("admin@Web1", [f"web1:22={KEY}"], KEY),
+        ("[2001:DB8::1]:2222", [f"[2001:db8::1]:2222={KEY}"], KEY),
+        ("web1:2299", [f"web1:22={KEY}"], None),
+        ("web1", [f"10.1.2.0/30={KEY}"], None),
+    ],
+)
+def test_a_host_key_is_given_for_a_host_or_for_one_of_its_ports(host: str, given: list[str], taken: str | None) -> None:
+    if taken is None:
+        with pytest.raises(SettingsError, match="--host-key"):
+            _requests([host], [], 22, _given_keys(given))
+        return
+    [request] = _requests([host], [], 22, _given_keys(given))
+    assert request.host_key == taken
+
+
+def test_a_host_named_in_a_file_takes_its_key_from_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "hosts.csv").write_text("address,port\nweb1,2299\nweb2,\n")
+    given = _given_keys([f"web1:2299={KEY}", f"web2:22={OTHER_KEY}"])
+    found = _requests([], [tmp_path / "hosts.csv"], 22, given)
+    assert [request.host_key for request in found] == [KEY, OTHER_KEY]
