@@ -139,15 +139,19 @@ class Renewals:
     async def _check_standing(
         self, session: AsyncSession, certificate: x509.Certificate, name: PeerName, wanted_digest: str
     ) -> None:
-        """Whether the certificate that was shown may still speak for its holder."""
-        row = await session.get(CertificateRow, serial_text(certificate.serial_number))
+        """Whether the certificate that was shown may still speak for its holder, whom a refusal names: the possession of its key is
+        proved, and the audit log has the refusal.
+        """
+        serial = serial_text(certificate.serial_number)
+        shown = f"cannot recover the certificate {serial} of {name.role} {name.identifier}"
+        row = await session.get(CertificateRow, serial)
         if row is None:
-            raise Refused("cannot recover this certificate: it is not known here", hint=_ENROL_AGAIN)
+            raise Refused(f"{shown}: it is not known here", hint=_ENROL_AGAIN)
         if row.revoked_ns is not None:
-            raise Refused("cannot recover this certificate: it is revoked", hint=_ENROL_AGAIN)
+            raise Refused(f"{shown}: it is revoked", hint=_ENROL_AGAIN)
         if self._clock() > row.expires_ns + int(self._recovery_s * 1e9):
             raise Refused(
-                f"cannot recover this certificate: it ended more than {self._recovery_s / 86400:g} days ago",
+                f"{shown}: it ended more than {self._recovery_s / 86400:g} days ago",
                 hint=f"{_ENROL_AGAIN}; `certificate_recovery_s` is this limit",
             )
         newer = await session.scalar(
@@ -159,7 +163,7 @@ class Renewals:
             )
         )
         if newer is not None:
-            raise Refused("cannot recover this certificate: its holder has a newer one", hint=_ENROL_AGAIN)
+            raise Refused(f"{shown}: its holder has a newer one", hint=_ENROL_AGAIN)
 
     async def _revoke_those_of_the_future(self, session: AsyncSession, name: PeerName, row: CertificateRow) -> None:
         """Issued while this server's clock was ahead: nobody accepts them, and none of them is the newest."""

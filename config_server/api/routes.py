@@ -86,7 +86,7 @@ QueryT = TypeVar("QueryT", bound=Query)
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a request comes from, as far as that is proved."""
+    """Who a request comes from, as far as that is proved; not yet whether he may come in: a revoked certificate still says whose it was."""
 
     peer: PeerName | None = None
     serial: str | None = None
@@ -183,7 +183,12 @@ def _served(site: Site, route: Route, body_timeout_s: float) -> Callable[[web.Re
     async def serve(request: web.Request) -> web.StreamResponse:
         identity = Identity()
         try:
-            identity = await _identified(site, route, request)
+            certificate = _shown_certificate(route, request)
+            if certificate is not None:
+                identity = Identity(
+                    certificate.name, serial_text(certificate.serial)
+                )  # whatever comes of it, it was he
+            identity = await _identified(site, route, request, certificate)
             call = await _admitted(site, route, request, identity, body_timeout_s)
             response: web.StreamResponse = _response(route, await route.handler(call))
         except Unauthenticated as error:
@@ -239,16 +244,24 @@ def _response(route: Route, result: HandlerResult) -> web.Response:
     )
 
 
-async def _identified(site: Site, route: Route, request: web.Request) -> Identity:
+def _shown_certificate(route: Route, request: web.Request) -> PeerCertificate | None:
+    """That of a client on a route for certificates: TLS has verified that the authority issued it, and that the client has its key."""
+    if route.access not in (Access.AGENT, Access.PROCESS_SERVER):
+        return None
+    der = peer_certificate_der(request)
+    return None if der is None else peer_certificate(der)
+
+
+async def _identified(site: Site, route: Route, request: web.Request, certificate: PeerCertificate | None) -> Identity:
     match route.access:
         case Access.PUBLIC:
             return Identity()
         case Access.READER | Access.OPERATOR | Access.ADMINISTRATOR:
             return Identity(administrator=await _administrator(site, request))
         case Access.AGENT:
-            return await _peer(site, request, Role.AGENT)
+            return await _peer(site, request, certificate, Role.AGENT)
         case Access.PROCESS_SERVER:
-            return await _peer(site, request, Role.PROCESS_SERVER)
+            return await _peer(site, request, certificate, Role.PROCESS_SERVER)
 
 
 async def _admitted(site: Site, route: Route, request: web.Request, identity: Identity, body_timeout_s: float) -> Call:
@@ -283,12 +296,11 @@ async def _administrator(site: Site, request: web.Request) -> Administrator:
     return found
 
 
-async def _peer(site: Site, request: web.Request, role: Role) -> Identity:
+async def _peer(site: Site, request: web.Request, certificate: PeerCertificate | None, role: Role) -> Identity:
     """The holder of the client certificate: of the right role, neither expired nor revoked, and known."""
     der = peer_certificate_der(request)
-    if der is None:
+    if der is None or certificate is None:
         raise Unauthenticated("cannot tell who you are: a client certificate is needed", hint="enrol first")
-    certificate = peer_certificate(der)
     if certificate.name.role is not role:
         raise Refused(f"cannot serve an {certificate.name.role} here: this is for an {role}")
     certificate.check_not_expired(site.clock())

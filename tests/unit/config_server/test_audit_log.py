@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import delete, select, update
 
 from config_server.audit import SAME_REFUSAL_EVERY_S, AuditLog, forget_old_records
+from config_server.certificates import serial_text
 from config_server.core.audit_chain import BEGINNING, AuditRecord, digest_of, first_broken, is_recorded
 from config_server.events import COMMAND_LINE
 from config_server.tables import AuditRow
@@ -94,6 +95,23 @@ async def test_who_may_not_is_recorded_as_himself_and_who_is_unknown_as_nobody(l
     await lab.request("POST", "/api/v1/policies", {"name": "x"}, headers={"Authorization": f"Bearer {reader}"})
     await lab.request("GET", "/api/v1/site", headers={"Authorization": "Bearer x"})
     assert [(row.actor, row.status) for row in await records(lab)] == [("reader:eve", 403), ("nobody", 401)]
+
+
+async def test_whose_a_refused_certificate_was_is_recorded_with_its_serial_number(lab: Lab) -> None:
+    await lab.enrol(Role.AGENT, "web-1")
+    identity = lab.identities["web-1"]
+    serial, holder = serial_text(identity.certificate().serial_number), identity.name().identifier
+    wrong_place = "/api/v1/process-server/heartbeats"
+    assert (await lab.request("POST", wrong_place, {}, identity=identity)).status == 403
+    await lab.administer("POST", "/api/v1/certificates/revocations", {"serial": serial})
+    for _ in range(3):
+        assert (await lab.request("GET", "/api/v1/agent/desired", identity=identity)).status == 403
+    assert (await lab.request("GET", "/api/v1/agent/desired")).status == 401
+    *_, elsewhere, revocation, refused, unknown = await records(lab)
+    assert revocation.actor == "administrator:first"
+    assert [(row.actor, row.credential) for row in (elsewhere, refused)] == [(f"agent:{holder}", serial)] * 2
+    assert "it is revoked" in refused.detail
+    assert (unknown.actor, unknown.credential, unknown.status) == ("nobody", None, 401)
 
 
 async def test_records_hold_no_secret(lab: Lab) -> None:

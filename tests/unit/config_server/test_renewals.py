@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import delete, select
 
 from config_server.authority import BACKDATED_S, Authority, ServerNames
+from config_server.certificates import serial_text
 from config_server.config import HistorySettings
 from config_server.events import COMMAND_LINE
 from config_server.reconciler.housekeeping import forget_what_is_over
@@ -181,7 +182,10 @@ async def test_a_revoked_a_forgotten_a_superseded_and_a_long_ended_certificate_r
     await refused("ended more than 180 days ago")
     site.now[0] -= 180 * DAY_NS
     await site.lab.running.site.certificates.revoke(serial=None, holder="web-1", reason="", actor=COMMAND_LINE)
-    await refused("it is revoked")
+    identity = site.lab.identities["web-1"]
+    serial = serial_text(identity.certificate().serial_number)
+    await refused(f"the certificate {serial} of agent {identity.name().identifier}: it is revoked")
+    assert serial in (await site.lab.running.site.audit.read(after=None, limit=1, actor=None))[-1].detail
     async with site.lab.running.site.database.write() as session:
         await session.execute(delete(CertificateRow))
     await refused("not known here")
