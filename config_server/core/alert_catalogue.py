@@ -179,9 +179,8 @@ TOLD_BY: Final = {
     "certificate-not-renewed": "certificate-expires",
     "certificate-ended": "certificate-expires",
     "authority-ending": "certificate-expires",
-    "waits-for-take-over": "process-server-disconnected",
 }
-"""Conditions that another alert tells: of whoever holds the certificate, of the process server that is gone."""
+"""Conditions that another alert tells: of whoever holds the certificate."""
 
 SHARED: Final = TOLD_BY.keys() | {
     *("process-server-disconnected", "upload-blocked", "spool-nearly-full", "upload-backlog"),

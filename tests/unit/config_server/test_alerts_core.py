@@ -7,13 +7,14 @@ import inspect
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config_server.core import certificate_health, health
+from config_server.core import certificate_health, health, site_health
 from config_server.core.alert_catalogue import (
     CATALOGUE,
     NO_ALERTS,
@@ -38,6 +39,7 @@ from config_server.core.alerts import (
     turned,
 )
 from config_server.core.health import Condition, Health
+from config_server.reconciler.alarm_facts import CERTIFICATE, OF_THE_WRITER
 
 RULE: Final = Rule("site", 60.0, 60.0, 300.0, "")
 SERVER: Final = Subject("server", "item", "web-1")
@@ -224,11 +226,11 @@ def test_a_latch_that_stays_keeps_its_time_and_one_that_turns_begins_anew(
 # -- the conditions of items ----------------------------------------------------------------------------------------
 
 
-def _codes_of_conditions() -> Iterable[str]:
-    """Every code with which a condition of an item is made; of composed ones the beginning."""
-    trees = [ast.parse(inspect.getsource(module)) for module in (health, certificate_health)]
+def _codes_made(what: str, *modules: ModuleType) -> Iterable[str]:
+    """Every code with which a ``what`` is made; of composed ones the beginning."""
+    trees = [ast.parse(inspect.getsource(module)) for module in modules]
     for node in itertools.chain.from_iterable(map(ast.walk, trees)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Condition":
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == what:
             first = node.args[0]
             if isinstance(first, ast.Constant):
                 yield str(first.value)
@@ -239,11 +241,17 @@ def _codes_of_conditions() -> Iterable[str]:
 
 
 def test_every_condition_of_an_item_is_an_alert_or_known_to_be_none() -> None:
-    codes = set(_codes_of_conditions())
+    codes = set(_codes_made("Condition", health, certificate_health))
     assert len(codes) > 20
     assert not {code for code in codes if (alert_code(code) or "failed") not in CATALOGUE}
     assert codes >= SHARED | NO_ALERTS
     assert CATALOGUE.keys() >= {TOLD_BY.get(code, code) for code in SHARED}
+
+
+def test_every_alert_of_the_catalogue_can_be_found_by_a_look() -> None:
+    of_items = {alert_code(code) for code in _codes_made("Condition", health, certificate_health)}
+    of_others = set(_codes_made("Sighting", site_health))
+    assert not CATALOGUE.keys() - of_items - of_others - {*OF_THE_WRITER, CERTIFICATE}
 
 
 def test_alike_conditions_of_an_item_are_one_sighting_and_the_worst_speaks() -> None:
