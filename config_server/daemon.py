@@ -213,6 +213,7 @@ async def running_site(
             disk_churn_limit_bytes=settings.alerts.disk_churn_limit_bytes,
             ages=ages,
             own=own,
+            installers=Installers(settings.state_dir, authority),
             clock=clock,
             wake_reconciler=wake_reconciler,
             wake_for_jobs=wake_for_jobs,
@@ -232,8 +233,7 @@ async def running_site(
         )
         registry.register(LeadershipFigures(leadership))
         application = make_application(site, ROUTES, settings.body_timeout_s)
-        installers = Installers(settings.state_dir, authority)
-        add_download_routes(application, installers, authority, (*settings.names, socket.gethostname()))
+        add_download_routes(application, site.installers, authority, (*settings.names, socket.gethostname()))
         server = await start_server(
             application,
             ListenAddress.parse(settings.listen),

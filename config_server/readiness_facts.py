@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -12,11 +13,14 @@ from config_server.core.discovered_readiness import DiscoveredReadinessFacts, ch
 from config_server.core.readiness import Readiness, ReadinessFacts, check_readiness
 from config_server.discovered_servers import facts_of
 from config_server.discovery_tables import DiscoveredServerRow
+from config_server.installers import Installers
 from config_server.inventories import inventory_of
 from config_server.items import active_item, agent_age
 from config_server.process_servers import readiness_of_all
 from config_server.store_status import StoreStatus
 from config_server.tables import MachineRow
+from replication.errors import SettingsError
+from replication.installer_catalogue import InstallerCatalogue
 
 
 async def readiness_of_discovered(
@@ -26,6 +30,7 @@ async def readiness_of_discovered(
     heartbeat: HeartbeatSettings,
     store: StoreStatus,
     ages: Ages,
+    installers: Installers,
 ) -> Readiness:
     """What stands against installing the agent on a discovered server and protecting it."""
     age = ages.of("discovered", server.id, server.facts_ns)
@@ -37,11 +42,19 @@ async def readiness_of_discovered(
             host_key=server.host_key,
             offered_host_key=server.offered_host_key,
             disks=disks,
+            installers=await asyncio.to_thread(_offered, installers),
             process_servers=await readiness_of_all(session, heartbeat, ages),
             store_reachable=store.reachable,
             store_problem=store.problem,
         )
     )
+
+
+def _offered(installers: Installers) -> InstallerCatalogue | None:
+    try:
+        return installers.read().catalogue
+    except SettingsError:
+        return None
 
 
 async def readiness_of(

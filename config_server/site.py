@@ -18,6 +18,7 @@ from config_server.desired import DesiredFeed
 from config_server.enrolments import Enrolments
 from config_server.events import Clock
 from config_server.generations import Generations
+from config_server.installers import Installers
 from config_server.job_feed import JobFeed
 from config_server.key_encryption import KeyEncryptionKey
 from config_server.leadership import Leadership
@@ -56,6 +57,7 @@ class Site:
     steady_after_s: float
     disk_churn_limit_bytes: int | None
     own: OwnAddresses
+    installers: Installers
     clock: Clock
     wake_reconciler: Callable[[], None]
     wake_for_jobs: Callable[[], None]

@@ -142,7 +142,7 @@ async def check_server(call: Call) -> ReadinessReport:
         server = await find_server(session, call.path["server"])
         facts = (disks, call.site.heartbeat, call.site.store_status, call.site.ages)
         if isinstance(server, DiscoveredServerRow):
-            readiness = await readiness_of_discovered(session, server, *facts)
+            readiness = await readiness_of_discovered(session, server, *facts, call.site.installers)
         else:
             readiness = await readiness_of(session, server, *facts)
     return ReadinessReport(

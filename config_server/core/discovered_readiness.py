@@ -1,7 +1,8 @@
 """The pre-check of a server that has no agent yet: will installing the agent and protecting this server work? Pure.
 
 Called by ``readiness_facts.py`` with what the probe found. It judges as ``readiness.py`` does with what the agent reports, and beside it
-what only the probe knows: free space, iostats, the C library, and whether the appliance's ports can be reached from there.
+what only the probe knows: free space, iostats, whether an installer that the appliance offers runs there, and whether the appliance's
+ports can be reached from there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from config_server.core.readiness import (
     process_server_check,
     store_check,
 )
+from replication.errors import NotFound, Unsupported
+from replication.installer_catalogue import InstallerCatalogue, parse_glibc
 from replication.remote_access import DiscoveredDisk, DiscoveredFacts, Reach
 
 ARCHITECTURES: Final = ("x86_64",)
@@ -35,7 +38,10 @@ _MAX_SHOWN: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class DiscoveredReadinessFacts:
-    """``facts`` None: it answered, and was not looked at yet. ``offered_host_key``: shown since, and not accepted."""
+    """``facts`` None: it answered, and was not looked at yet. ``offered_host_key``: shown since, and not accepted.
+
+    ``installers``: what the appliance offers; None: that cannot be read.
+    """
 
     name: str
     facts: DiscoveredFacts | None
@@ -43,6 +49,7 @@ class DiscoveredReadinessFacts:
     host_key: str | None
     offered_host_key: str | None
     disks: Collection[str] | None
+    installers: InstallerCatalogue | None
     process_servers: Sequence[ProcessServerReadiness]
     store_reachable: bool
     store_problem: str | None
@@ -61,7 +68,7 @@ def _checks(facts: DiscoveredReadinessFacts) -> Iterator[Check]:
         )
     else:
         yield _freshness(facts)
-        yield from _system(facts.facts)
+        yield from _system(facts.facts, facts.installers)
         yield clock_check(facts.facts.clock_offset_s)
         yield _tracker(facts.facts)
         yield from _disks(facts.facts, facts.disks)
@@ -95,7 +102,7 @@ def _host_key(facts: DiscoveredReadinessFacts) -> Check:
     return Check("host key", Grade.OK, f"{facts.host_key} is accepted")
 
 
-def _system(facts: DiscoveredFacts) -> Iterator[Check]:
+def _system(facts: DiscoveredFacts, installers: InstallerCatalogue | None) -> Iterator[Check]:
     if facts.architecture in ARCHITECTURES:
         yield Check("architecture", Grade.OK, facts.architecture)
     else:
@@ -105,15 +112,10 @@ def _system(facts: DiscoveredFacts) -> Iterator[Check]:
             f"there is no agent for {facts.architecture[:_MAX_SHOWN]}",
             f"the agent runs on {', '.join(ARCHITECTURES)}; migrate this server's data in another way",
         )
-    if facts.glibc is None or not facts.glibc.startswith("glibc"):
-        yield Check(
-            "C library",
-            Grade.BLOCKER,
-            f"{(facts.glibc or 'no glibc')[:_MAX_SHOWN]} was found",
-            "the agent runs on distributions with glibc, so not on Alpine",
-        )
-    else:
-        yield Check("C library", Grade.OK, facts.glibc)
+    library = _c_library(facts)
+    yield library
+    if library.grade is Grade.OK and facts.architecture in ARCHITECTURES:
+        yield _installer(facts, installers)
     if facts.systemd:
         yield Check("service manager", Grade.OK, "systemd")
     else:
@@ -133,6 +135,34 @@ def _system(facts: DiscoveredFacts) -> Iterator[Check]:
             "the server was looked at without root: installing the agent needs it",
             "discover it as root, or with a user whom sudo lets become root",
         )
+
+
+def _c_library(facts: DiscoveredFacts) -> Check:
+    try:
+        parse_glibc(facts.glibc or "")
+    except Unsupported as error:
+        found = f"{(facts.glibc or 'no glibc')[:_MAX_SHOWN]} was found"
+        return Check("C library", Grade.BLOCKER, found, error.hint or "")
+    return Check("C library", Grade.OK, facts.glibc or "")
+
+
+def _installer(facts: DiscoveredFacts, installers: InstallerCatalogue | None) -> Check:
+    """Whether one that is offered runs there; the server has glibc, and a processor for which there is an agent."""
+    if installers is None:
+        return Check(
+            "agent installer",
+            Grade.WARNING,
+            "the appliance's catalogue of installers cannot be read",
+            "`config-server installers` says why",
+        )
+    try:
+        chosen = installers.choose(facts.architecture, facts.glibc or "")
+    except NotFound as error:
+        unknown = f"none is offered yet: whether {facts.glibc} is new enough for it is not known"
+        return Check("agent installer", Grade.WARNING, unknown, error.hint or "")
+    except Unsupported as error:
+        return Check("agent installer", Grade.BLOCKER, error.message, error.hint or "")
+    return Check("agent installer", Grade.OK, f"{chosen.version}, which needs glibc {chosen.oldest_glibc} or later")
 
 
 def _boot(facts: DiscoveredFacts) -> str:

@@ -10,6 +10,7 @@ import pytest
 from config_server.core.age import Age
 from config_server.core.discovered_readiness import DiscoveredReadinessFacts, check_discovered, kernel_version
 from config_server.core.readiness import Grade, ProcessServerReadiness
+from replication.installer_catalogue import Installer, InstallerCatalogue
 from replication.remote_access import DiscoveredDisk, DiscoveredFacts, FreeSpace, Reach
 
 KEY = "SHA256:" + "k" * 43
@@ -38,6 +39,14 @@ PROBED = DiscoveredFacts(
     ],
     disks=[DISK],
 )
+INSTALLER = Installer(
+    file="blockferry-agent-1.0.0-x86_64.run",
+    version="1.0.0",
+    architecture="x86_64",
+    oldest_glibc="2.36",
+    size_bytes=24 * 2**20,
+    sha256="ab" * 32,
+)
 READY = DiscoveredReadinessFacts(
     name="web-1",
     facts=PROBED,
@@ -45,6 +54,7 @@ READY = DiscoveredReadinessFacts(
     host_key=KEY,
     offered_host_key=None,
     disks=None,
+    installers=InstallerCatalogue(installers=(INSTALLER,)),
     process_servers=[
         ProcessServerReadiness("ps", Age(1.0), 30.0, draining=False, spool_free_fraction=0.9, upload_problem=None)
     ],
@@ -83,6 +93,7 @@ def test_server_that_lacks_nothing_is_ready() -> None:
         "port 9443",
         "disk /dev/sda",
         "root",
+        "agent installer",
     }
 
 
@@ -95,6 +106,18 @@ def test_server_that_lacks_nothing_is_ready() -> None:
         (changed(facts_age_s=5 * 86400.0), "discovery", Grade.WARNING),
         (probed(architecture="aarch64"), "architecture", Grade.BLOCKER),
         (probed(glibc=None), "C library", Grade.BLOCKER),
+        (probed(glibc="musl 1.2.4"), "C library", Grade.BLOCKER),
+        (probed(glibc="glibc"), "C library", Grade.BLOCKER),
+        (probed(glibc="glibc 2.17"), "agent installer", Grade.BLOCKER),
+        (changed(installers=InstallerCatalogue()), "agent installer", Grade.WARNING),
+        (changed(installers=None), "agent installer", Grade.WARNING),
+        (
+            changed(
+                installers=InstallerCatalogue(installers=(INSTALLER.model_copy(update={"architecture": "s390x"}),))
+            ),
+            "agent installer",
+            Grade.BLOCKER,
+        ),
         (probed(systemd=False), "service manager", Grade.WARNING),
         (probed(privileged=False), "root", Grade.WARNING),
         (probed(clock_offset_s=-40.0), "clock", Grade.WARNING),

@@ -17,6 +17,7 @@ from config_server.discoveries import MOST_OPEN_RUNS, RUN_TIMEOUT_S
 from replication.remote_access import DiscoveredFacts, DiscoveryOrder
 from replication.tls_identity import Role
 from tests.harness.config_site import Lab, Reply, running_lab
+from tests.harness.little_installer import little_installer
 from tests.harness.memory_blob_client import MemoryBlobClient
 from tests.harness.scripted_peers import heartbeat
 from tests.unit.config_server.test_discovered_readiness import PROBED
@@ -112,6 +113,23 @@ async def test_host_that_has_ended_stays_and_the_last_one_ends_the_run(site: Sit
     assert listed["hostname"] == PROBED.hostname
     shown = (await site.lab.administer("GET", f"/api/v1/servers/{PROBED.hostname}")).json
     assert DiscoveredFacts.model_validate_json(json.dumps(shown["discovered"])) == PROBED
+
+
+async def test_check_looks_at_the_installers_that_the_appliance_offers(site: Site, tmp_path: Path) -> None:
+    async def installer_check() -> tuple[str, str]:
+        report = (await site.lab.administer("GET", "/api/v1/servers/web-1/readiness")).json
+        [check] = [check for check in report["checks"] if check["name"] == "agent installer"]
+        return check["grade"], check["message"]
+
+    run = (await site.begin("web1", process_server="ps-1")).json["id"]
+    facts = PROBED.model_copy(update={"glibc": "glibc 2.17"}).model_dump(mode="json")
+    assert await site.report(run, "found", offered_host_key=KEY, facts=facts) == 204
+    assert (await installer_check())[0] == "warning"
+    site.lab.running.site.installers.add(little_installer(tmp_path / "built"))
+    assert await installer_check() == (
+        "blocker",
+        "cannot install the agent: the server has glibc 2.17, and it needs 2.36 or later",
+    )
 
 
 async def test_credentials_are_erased_when_the_time_is_over(site: Site) -> None:

@@ -107,7 +107,9 @@ async def test_item_that_nobody_can_take_says_what_it_waits_for(tmp_path: Path) 
         assert [each["server"] for each in listed["ps-1"]["waiting"]] == [waiting]
         assert site.figures()["blockferry_items_waiting_for_process_server", ()] == 1
         await site.pass_time(120.0)  # the server's settling, and the hold time
-        raised = {(each["code"], each["subject"]["name"]): each for each in (await site.order("GET", "/alerts"))["items"]}
+        raised = {
+            (each["code"], each["subject"]["name"]): each for each in (await site.order("GET", "/alerts"))["items"]
+        }
         assert ("process-server-disconnected", "ps-1") in raised
         assert "nothing is shipped" in raised["waits-for-take-over", waiting]["message"]
         del site.beats["ps-2"]["upload_problem"]
