@@ -21,6 +21,7 @@ from config_server.divergences import differing_disks
 from config_server.items import agent_age, item_disks, observation_of
 from config_server.jobs import open_jobs
 from config_server.point_history import AVAILABLE, LOST, newest_good_point
+from config_server.point_problems import point_problem
 from config_server.process_servers import health_facts
 from config_server.source_watch import source_hold
 from config_server.tables import (
@@ -141,6 +142,7 @@ async def assess_item(
             wrong_times=await _points_with_a_wrong_time(session, item.id, now_ns),
             clock_offset_s=(machine.clock_offset_ns or 0) / 1e9,
             repair_ordered=bool(await open_jobs(session, item.id, JobKind.RESYNC)),
+            point_problem=point_problem(machine, item, "crash"),
             limit_reached=limit_reached(in_force(machine)),
         )
     )

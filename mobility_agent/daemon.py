@@ -269,6 +269,7 @@ class Agent:
             revision=self._memory_of_desired.revision,
             disks=[] if item is None else observe_item(item),
             cutover=None if item is None else item.cutover,
+            problem=None if item is None else item.point_problem,
             profile=self._profiler.observe(),
             limits=self._limits.observe(),
         )

@@ -36,7 +36,7 @@ def observe_item(item: ItemSession) -> list[DiskObservation]:
 
 def standing(item: ItemSession | None) -> tuple[object, ...]:
     """What is worth a report at once, and costs next to nothing to look at: how far every disk is, its newest point, what it complains of,
-    and how far a cutover is. Bytes and lags wait for the heartbeat.
+    why no point can be made, and how far a cutover is. Bytes and lags wait for the heartbeat.
     """
     if item is None:
         return ()
@@ -50,12 +50,13 @@ def standing(item: ItemSession | None) -> tuple[object, ...]:
         )
         for supervisor in item.supervisors.values()
     )
+    refused = None if item.point_problem is None else item.point_problem.code
     cutover = item.cutover
     if cutover is None:
-        return disks
+        return (*disks, refused)
     problem = None if cutover.problem is None else cutover.problem.code
     hashed = len(cutover.source_hashes)
-    return (*disks, cutover.job, cutover.state, cutover.cut, hashed, cutover.identity_claimed, problem)
+    return (*disks, refused, cutover.job, cutover.state, cutover.cut, hashed, cutover.identity_claimed, problem)
 
 
 def observe_disk(supervisor: DiskSupervisor, item: ItemSession, now_ns: int) -> DiskObservation:

@@ -292,9 +292,15 @@ class CutoverObservation(Document):
     problem: Problem | None = None
 
 
+POINT_NEEDS_HOOKS: Final = "point-needs-hooks"
+"""No point of this kind can be made before quiesce hooks are configured: app-consistent ones, and all of a disk that is scanned."""
+POINT_NOT_MADE: Final = "point-not-made"
+
+
 class AgentObservation(Document):
     """Sent on change and at least every heartbeat interval. ``incarnation``: drawn at each start of the agent; two that report in turn
-    are two agents with one identity (R11). None: an agent from before it was sent.
+    are two agents with one identity (R11). None: an agent from before it was sent. ``problem``: why the newest recovery point that was
+    tried could not be made (``POINT_NEEDS_HOOKS``, ``POINT_NOT_MADE``); what disks and a cutover lack is theirs.
     """
 
     agent_version: str

@@ -115,7 +115,8 @@ CATALOGUE: Final[dict[str, Rule]] = {
     ),
     "no-recovery-point": _rule(
         "server",
-        "For an hour no good recovery point was made: freezes fail, the lag is long, or tracking is in doubt.",
+        "For an hour no good recovery point was made: freezes fail, quiesce hooks are missing, the lag is long, "
+        "or tracking is in doubt.",
     ),
     "no-app-consistent-point": _rule(
         "server", "The quiesce hooks fail or take too long, so that no point was app-consistent within its interval."

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from config_server.core.readiness import (
+    GIVE_HOOKS,
+    ONLY_SCAN,
     Check,
     Grade,
     ProcessServerReadiness,
@@ -190,8 +192,8 @@ def _tracker(facts: DiscoveredFacts) -> Check:
     return Check(
         "change tracker",
         Grade.WARNING,
-        f"only scan: every epoch reads whole disks; {why}",
-        "boot a newer kernel with BTF if the distribution has one, or expect long epochs",
+        f"{ONLY_SCAN}; {why}",
+        f"boot a newer kernel with BTF if the distribution has one; or {GIVE_HOOKS}, and expect long epochs",
     )
 
 
@@ -216,8 +218,8 @@ def _trackable(name: str, disk: DiscoveredDisk) -> Check | None:
         return Check(
             name,
             Grade.WARNING,
-            "its driver makes no block requests: only the scan tracker works on it",
-            "expect each epoch to read the whole disk",
+            "its driver makes no block requests: only the scan tracker works on it, and recovery points need quiesce hooks",
+            f"{GIVE_HOOKS}; expect each epoch to read the whole disk",
         )
     if disk.iostats is False:
         return Check(

@@ -18,7 +18,7 @@ from config_server.core.doubt import doubt_of
 from config_server.core.point_times import TOLERANCE_S
 from config_server.core.protected_item import ENDED_STATES, FAILED_STATES, State
 from config_server.core.source_hold import SourceHold, hold_now
-from replication.control_plane import DiskObservation
+from replication.control_plane import DiskObservation, Problem
 from replication.data_plane import SPOOL_THROTTLED_BELOW
 
 NO_POINT_CRITICAL_S: Final = 3600.0
@@ -153,6 +153,8 @@ class HealthFacts:
     """Why the item should have another process server and has not."""
     source_hold: SourceHold = "held"
     """Of a migrated item: whether its source still was what was proved when its agent was last heard."""
+    point_problem: Problem | None = None
+    """Why the agent could not make the newest crash-consistent recovery point that it tried."""
     limit_reached: str | None = None
     """The limit of its own that the agent works at (``agent_limits.py``)."""
 
@@ -437,21 +439,32 @@ def _of_points(facts: HealthFacts) -> Iterator[Condition]:
     due_s = facts.rpo_threshold_s + facts.recovery_point_interval_s
     age_s = facts.seeded_age_s if facts.point_age_s is None else facts.point_age_s
     none_yet = facts.point_age_s is None
+    refused = facts.point_problem
+    why = "" if refused is None else f": {refused.message}"
+
+    def remedy(otherwise: str) -> str:
+        return (None if refused is None else refused.hint) or otherwise
+
     if age_s > NO_POINT_CRITICAL_S and age_s > facts.recovery_point_interval_s:
         message = (
             "there is no good recovery point" if none_yet else f"the newest good recovery point is {age_s:.0f} s old"
         )
-        yield Condition("no-recovery-point", Health.CRITICAL, message, "see the agent's freeze times and the lags")
+        yield Condition(
+            "no-recovery-point", Health.CRITICAL, message + why, remedy("see the agent's freeze times and the lags")
+        )
     elif age_s > (due_s if none_yet else facts.rpo_threshold_s):
         yield Condition(
             "rpo-threshold",
             Health.WARNING,
-            f"RPO lag {age_s:.0f} s is above the policy's threshold of {facts.rpo_threshold_s:.0f} s",
-            "see the lags, or change the policy",
+            f"RPO lag {age_s:.0f} s is above the policy's threshold of {facts.rpo_threshold_s:.0f} s{why}",
+            remedy("see the lags, or change the policy"),
         )
     elif none_yet:
         yield Condition(
-            "no-recovery-point-yet", Health.WARNING, "there is no recovery point yet", "wait for the first one"
+            "no-recovery-point-yet",
+            Health.WARNING,
+            f"there is no recovery point yet{why}",
+            remedy("wait for the first one"),
         )
 
 

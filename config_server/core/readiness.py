@@ -23,6 +23,9 @@ CLOCK_SKEW_BLOCKER_S: Final = 900.0
 SPOOL_FREE_BLOCKER: Final = 0.20
 SPOOL_FREE_WARNING: Final = 0.30
 
+ONLY_SCAN: Final = "only scan: every epoch reads whole disks, and recovery points need quiesce hooks"
+GIVE_HOOKS: Final = "configure quiesce.pre and quiesce.post of the agent"
+
 DiskT = TypeVar("DiskT", InventoryDisk, DiscoveredDisk)
 """As the agent sees it, or as it was found over SSH."""
 
@@ -144,8 +147,8 @@ def _tracker(inventory: MachineInventory) -> Iterator[Check]:
         yield Check(
             "change tracker",
             Grade.WARNING,
-            "only scan: every epoch reads whole disks; ebpf is not available: " + reasons.get("ebpf", "not reported"),
-            "run the agent as root on Linux 5.12 or later with BTF, with queue/iostats = 1",
+            f"{ONLY_SCAN}; ebpf is not available: " + reasons.get("ebpf", "not reported"),
+            f"run the agent as root on Linux 5.12 or later with BTF, with queue/iostats = 1; or {GIVE_HOOKS}",
         )
     else:
         yield Check(
@@ -207,7 +210,10 @@ def _tracked(name: str, disk: InventoryDisk) -> Check | None:
         return Check(name, Grade.BLOCKER, "no change tracker works on it", "see the agent's log")
     if "ebpf" not in disk.trackers:
         return Check(
-            name, Grade.WARNING, "only the scan tracker works on it", "expect each epoch to read the whole disk"
+            name,
+            Grade.WARNING,
+            "only the scan tracker works on it: recovery points need quiesce hooks",
+            f"{GIVE_HOOKS}; expect each epoch to read the whole disk",
         )
     return None
 

@@ -25,6 +25,7 @@ from config_server.job_documents import JobProblem, TestMigrationContext, TestMi
 from config_server.jobs import context_of, end_job, keep_context, newest_job, set_progress, set_step
 from config_server.made_disks import TEST, keep_made, plan_disks, results_of
 from config_server.point_history import DELETED, LOST
+from config_server.point_problems import follow_waiting
 from config_server.reconciler.made_disk_removal import remove_unwanted
 from config_server.reconciler.replication_jobs import point_overdue
 from config_server.tables import JobRow, ProtectedItemRow, RecoveryPointRow
@@ -47,7 +48,10 @@ async def follow_test_migration(
     point = await session.get(RecoveryPointRow, (item.id, cut or job.id))
     if point is None or point.state in (DELETED, LOST):
         gone = JobProblem(code="point-gone", message=f"the recovery point {cut} is gone", hint="choose another point")
-        problem = gone if cut is not None else point_overdue(job, item, ages, timeout_s)
+        problem: JobProblem | None = gone
+        if cut is None:
+            refused = await follow_waiting(session, job, item, "crash", now_ns)
+            problem = refused or point_overdue(job, item, ages, timeout_s)
         if problem is not None:
             _fail(session, job, item, problem, now_ns)
         return

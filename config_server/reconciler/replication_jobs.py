@@ -19,8 +19,9 @@ from config_server.core.protected_item import FAILED_STATES, State
 from config_server.divergences import resent_generation
 from config_server.item_status import seeding_disk
 from config_server.items import item_disks, observation_of
-from config_server.job_documents import JobProblem, RecoveryPointResult, ResyncContext
-from config_server.jobs import context_of, end_job, job_age, set_progress, set_step
+from config_server.job_documents import JobProblem, RecoveryPointParameters, RecoveryPointResult, ResyncContext
+from config_server.jobs import context_of, end_job, job_age, parameters_of, set_progress, set_step
+from config_server.point_problems import follow_waiting
 from config_server.tables import GenerationRow, JobRow, ProtectedItemRow, RecoveryPointRow
 
 ABSORBED_AFTER_S: Final = 60.0
@@ -111,7 +112,10 @@ async def follow_recovery_point(
     if point is not None:
         result = RecoveryPointResult(cut=point.cut, time_ns=point.counted_ns)
         end_job(session, job, item, JobState.SUCCEEDED, now_ns, result=result)
-    elif (problem := point_overdue(job, item, ages, timeout_s)) is not None:
+        return
+    consistency = parameters_of(job, RecoveryPointParameters).consistency
+    problem = await follow_waiting(session, job, item, consistency, now_ns) or point_overdue(job, item, ages, timeout_s)
+    if problem is not None:
         end_job(session, job, item, JobState.FAILED, now_ns, problem=problem)
 
 
@@ -121,6 +125,7 @@ def point_overdue(job: JobRow, item: ProtectedItemRow, ages: Ages, timeout_s: fl
         return None
     return JobProblem(
         code="no-point",
-        message=f"no recovery point came within {timeout_s:.0f} s; the item is in state {item.state}",
+        message=f"no recovery point came within {timeout_s:.0f} s; the item is in state {item.state}"
+        + (f"; {job.message}" if job.message else ""),
         hint="see the item's health; an existing point can be used: latest-processed",
     )

@@ -27,7 +27,13 @@ from mobility_agent.protection.point_schedule import DuePoint, PointSchedule
 from mobility_agent.protection.resting_disk import RestingDisks
 from mobility_agent.shipping.epoch_shipper import Uplink
 from mobility_agent.task_groups import together
-from replication.control_plane import CutoverObservation, DesiredItem, ProcessServerAddress
+from replication.control_plane import (
+    POINT_NEEDS_HOOKS,
+    CutoverObservation,
+    DesiredItem,
+    Problem,
+    ProcessServerAddress,
+)
 from replication.epoch_manifest import EpochFlag
 from replication.errors import BlockferryError
 from replication.identifiers import DiskId, ItemId
@@ -36,6 +42,8 @@ POINT_DEADLINE_S: Final = 300.0
 """For a point, its pre-copy rounds included. What the rounds have shipped by then stays shipped."""
 FAILED_POINT_TOLD_EVERY_S: Final = 300.0
 _POLL_S: Final = 0.25
+_TOLD_CHARACTERS: Final = 500
+_HOOKS_HINT: Final = "configure quiesce.pre and quiesce.post of the agent, then restart it"
 
 _logger = logging.getLogger(__name__)
 
@@ -85,6 +93,14 @@ class ItemSession:
     @property
     def cutover(self) -> CutoverObservation | None:
         return None if self._cutover is None else self._cutover.observation
+
+    @property
+    def point_problem(self) -> Problem | None:
+        """Why the newest recovery point that was tried could not be made; None: it was made, or none was tried yet."""
+        outcome = self.newest_outcome
+        if outcome is None or outcome.made:
+            return None
+        return Problem(code=outcome.code, message=outcome.reason[-_TOLD_CHARACTERS:], hint=outcome.hint)
 
     async def run(self, uplink: Uplink) -> None:
         """Replicate every disk and make points until cancelled."""
@@ -173,7 +189,7 @@ class ItemSession:
         except TimeoutError:
             outcome = PointOutcome(due.cut, {}, f"it took longer than {POINT_DEADLINE_S:g} s", is_spent=True)
         except BlockferryError as error:
-            outcome = PointOutcome(due.cut, {}, str(error), is_spent=True)
+            outcome = PointOutcome(due.cut, {}, str(error), is_spent=True, hint=error.hint)
         except OSError as error:
             outcome = PointOutcome(due.cut, {}, f"the operating system: {error}", is_spent=True)
         self.newest_outcome = outcome
@@ -204,7 +220,8 @@ class ItemSession:
         if not needs_hooks:
             return await self._cut_now(sessions, due, EpochFlag(0))
         if quiesced is None:
-            return PointOutcome(due.cut, {}, "this point needs quiesce hooks, and none are configured")
+            reason = "this point needs quiesce hooks, and none are configured"
+            return PointOutcome(due.cut, {}, reason, code=POINT_NEEDS_HOOKS, hint=_HOOKS_HINT)
         async with quiesced():
             with self._environment.coordinator.limits_lifted():  # the applications are at rest until this is over
                 return await self._cut_now(sessions, due, EpochFlag.APP_CONSISTENT, quiesced=True)

@@ -31,6 +31,7 @@ from mobility_agent.protection.disk_session import DiskSession
 from mobility_agent.quiesce.file_systems import write_back
 from mobility_agent.quiesce.interface import Freeze, Freezer, FreezeResult, Mount
 from mobility_agent.task_groups import together
+from replication.control_plane import POINT_NOT_MADE
 from replication.dirty_bitmap import DirtyBitmap, GranuleRuns
 from replication.epoch_manifest import ConsistentCut, EpochFlag
 from replication.errors import BlockferryError
@@ -51,7 +52,7 @@ class PointOutcome:
     """``epochs``: each disk's point epoch as it was sealed and put, if the point was made; else ``reason`` says why not.
 
     ``is_spent``: a disk's part may have been sealed under this cut although the point was not made. Another instant must not be cut
-    under the same name: the sink would put parts of both together.
+    under the same name: the sink would put parts of both together. ``code``, ``hint``: what the operator is told beside ``reason``.
     """
 
     cut: CutId
@@ -59,6 +60,8 @@ class PointOutcome:
     reason: str = ""
     frozen_s: float | None = None
     is_spent: bool = False
+    code: str = POINT_NOT_MADE
+    hint: str | None = None
 
     @property
     def made(self) -> bool:

@@ -40,6 +40,7 @@ def test_a_site_goes_on_without_a_resync_on_a_configuration_server_restored_from
     with running_site(tmp_path / "site", disk_files=(disk,), tracker="scan") as site:
         site.protect(disk)
         before = _write_and_wait(site, disk, 0)
+        _assert_that_points_are_refused_with_the_reason(site)
         directory = site.site.directory / "config-server"
         configuration, archive, passphrase = directory / "config.yaml", tmp_path / "backup", tmp_path / "passphrase"
         passphrase.write_text(PASSPHRASE)
@@ -64,6 +65,16 @@ def test_a_site_goes_on_without_a_resync_on_a_configuration_server_restored_from
         assert "restored" in kinds
         assert not [kind for kind in kinds if "resync" in kind]
         wait_until("the process server", lambda: _connected_process_server(site), 30.0)
+
+
+def _assert_that_points_are_refused_with_the_reason(site: RunningSite) -> None:
+    """A disk that is scanned has none without quiesce hooks."""
+    ordered = site.operator.post(f"/protected-items/{site.server}/recovery-points")
+    job = site.operator.job(ordered["id"], wait_s=20.0)
+    assert (job["state"], job["problem"]["code"]) == ("failed", "point-needs-hooks")
+    [condition] = [each for each in site.operator.required_item()["conditions"] if each["code"].startswith("no-recov")]
+    assert "needs quiesce hooks" in condition["message"]
+    assert "quiesce.pre" in condition["remedy"]
 
 
 def _connected_process_server(site: RunningSite) -> Json | None:

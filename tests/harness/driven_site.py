@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
 
-from replication.control_plane import CutoverObservation, GenerationRequest
+from replication.control_plane import CutoverObservation, GenerationRequest, Problem
 from replication.tls_identity import Role
 from tests.harness.changed_rows import changed_rows
 from tests.harness.config_site import Lab, running_lab
@@ -65,11 +65,17 @@ class DrivenSite:
         return await self.lab.request(method, "/api/v1" + path, body, identity=self.lab.identities["web-1"])
 
     async def observe(
-        self, disks: list[Any] | None = None, *, cutover: CutoverObservation | None = None, revision: int | None = None
+        self,
+        disks: list[Any] | None = None,
+        *,
+        cutover: CutoverObservation | None = None,
+        problem: Problem | None = None,
+        revision: int | None = None,
     ) -> None:
         both = [disk_observation(disk, size_bytes=len(content)) for disk, content in SOURCE.items()]
         seen = revision if revision is not None else (await self.desired())["revision"]
-        body = observation("web-1", both if disks is None else disks, cutover=cutover, revision=seen)
+        shown = both if disks is None else disks
+        body = observation("web-1", shown, cutover=cutover, problem=problem, revision=seen)
         reply = await self.agent("POST", "/agent/observations", body)
         assert reply.status == 200, reply.body
 

@@ -17,6 +17,7 @@ from replication.control_plane import (
     DiskObservation,
     InventoryDisk,
     MachineInventory,
+    Problem,
     ProcessServerObservation,
     SourceHash,
     TrackerAvailability,
@@ -248,6 +249,7 @@ def observation(
     *,
     revision: int = 1,
     cutover: CutoverObservation | None = None,
+    problem: Problem | None = None,
 ) -> AgentObservation:
     return AgentObservation(
         agent_version="0.1.0",
@@ -255,6 +257,7 @@ def observation(
         revision=revision,
         disks=[disk_observation()] if disks is None else disks,
         cutover=cutover,
+        problem=problem,
     )
 
 

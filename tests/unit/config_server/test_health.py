@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from config_server.core.age import Age
 from config_server.core.health import DiskFacts, Going, Health, HealthFacts, ProcessServerFacts, assess
 from config_server.core.protected_item import FAILED_STATES, State
+from replication.control_plane import Problem
 from tests.harness.scripted_peers import DISK, disk_observation
 
 
@@ -47,6 +48,30 @@ def facts(**changes: Any) -> HealthFacts:
 def test_item_that_lacks_nothing_is_healthy_and_continuous() -> None:
     verdict = assess(healthy_facts())
     assert (verdict.health, verdict.going, verdict.conditions) == (Health.HEALTHY, Going.CONTINUOUS, ())
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        (facts(point_age_s=None, seeded_age_s=10.0), "no-recovery-point-yet"),
+        (facts(point_age_s=None, seeded_age_s=3601.0), "no-recovery-point"),
+        (facts(point_age_s=3601.0), "no-recovery-point"),
+        (facts(point_age_s=901.0), "rpo-threshold"),
+    ],
+)
+def test_what_the_agent_says_of_points_that_it_cannot_make_stands_where_they_lack(
+    changed: HealthFacts, code: str
+) -> None:
+    problem = Problem(code="point-needs-hooks", message="this point needs quiesce hooks", hint="configure quiesce.pre")
+    verdict = assess(dataclasses.replace(changed, point_problem=problem))
+    [found] = [condition for condition in verdict.conditions if condition.code == code]
+    assert found.message.endswith(": this point needs quiesce hooks")
+    assert found.remedy == "configure quiesce.pre"
+
+
+def test_point_that_failed_while_the_newest_is_young_enough_is_no_condition() -> None:
+    problem = Problem(code="point-not-made", message="the freeze took longer than its budget of 2 s")
+    assert assess(facts(point_problem=problem)).health is Health.HEALTHY
 
 
 @pytest.mark.parametrize(

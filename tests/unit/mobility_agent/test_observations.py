@@ -17,6 +17,7 @@ from mobility_agent.protection.item_session import ItemSession
 from mobility_agent.protection.resting_disk import RestingDisk, look_at, look_at_all
 from mobility_agent.shipping.disk_figures import DiskFigures
 from replication.control_plane import (
+    POINT_NOT_MADE,
     CutoverObservation,
     DesiredItem,
     DiskObservation,
@@ -54,6 +55,7 @@ class Item:
         self.supervisors = {DISK: supervisor}
         self.cutover: CutoverObservation | None = None
         self.resting: dict[DiskId, RestingDisk] = {}
+        self.point_problem: Problem | None = None
         self.desired = DesiredItem(
             item=str(uuid.uuid4()), disks=[DISK], goal="replicate", timing=ReplicationTiming(), process_server=None
         )
@@ -211,6 +213,8 @@ def test_phase_point_problem_and_cutover_are_worth_a_report_at_once_bytes_are_no
     supervisor.figures.newest_point_cut = str(uuid.uuid4())
     assert is_another()
     supervisor.problem = Problem(code="peer-unavailable", message="it is away")
+    assert is_another()
+    item.point_problem = Problem(code=POINT_NOT_MADE, message="a write was seen")
     assert is_another()
     item.is_cutting_over("shipping")
     assert is_another()

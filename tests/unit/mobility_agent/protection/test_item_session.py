@@ -22,6 +22,8 @@ from mobility_agent.protection.item_session import ItemEnvironment, ItemSession,
 from mobility_agent.protection.point_coordinator import PointCoordinator, PointOutcome
 from mobility_agent.shipping.epoch_shipper import Uplink
 from replication.control_plane import (
+    POINT_NEEDS_HOOKS,
+    POINT_NOT_MADE,
     DesiredCutover,
     DesiredItem,
     PointRequest,
@@ -102,7 +104,7 @@ class _Claim:
 
 
 class Scene:
-    def __init__(self, site: SessionSite, desired: DesiredItem) -> None:
+    def __init__(self, site: SessionSite, desired: DesiredItem, *, hooks: bool = True) -> None:
         self.site = site
         self.claims: list[str] = []
         self.hooks: list[str] = []
@@ -111,7 +113,7 @@ class Scene:
         environment = ItemEnvironment(
             disks=cast("DiskEnvironment", _Environment(site.directory)),
             coordinator=coordinator,
-            quiesced=self._quiesced,
+            quiesced=self._quiesced if hooks else None,
             claim=lambda _: _Claim(self.claims),
         )
         self.item = ItemSession(desired, environment)
@@ -144,8 +146,8 @@ class _Environment:
 
 
 @asynccontextmanager
-async def running(site: SessionSite, desired: DesiredItem) -> AsyncIterator[Scene]:
-    scene = Scene(site, desired)
+async def running(site: SessionSite, desired: DesiredItem, *, hooks: bool = True) -> AsyncIterator[Scene]:
+    scene = Scene(site, desired, hooks=hooks)
     task = asyncio.create_task(scene.item.run(cast("Uplink", site.sink)))
     try:
         yield scene
@@ -182,6 +184,20 @@ async def test_a_request_is_answered_by_its_name_and_by_hooks_if_it_asks_for_the
         assert scene.hooks == ["pre", "limits lifted", "limits hold", "post"]
 
 
+async def test_a_point_that_needs_hooks_where_there_are_none_is_told_with_the_remedy(site: SessionSite) -> None:
+    async with running(site, desired_item(), hooks=False) as scene:
+        await scene.until(lambda: len(site.sink.points) == 1)
+        scene.item.update(desired_item(point_request=PointRequest(request=str(uuid.uuid4()), consistency="app")))
+        await scene.until(lambda: scene.item.point_problem is not None)
+        problem = scene.item.point_problem
+        assert problem is not None
+        assert (problem.code, problem.message) == (
+            POINT_NEEDS_HOOKS,
+            "this point needs quiesce hooks, and none are configured",
+        )
+        assert "quiesce.pre" in (problem.hint or "")
+
+
 async def test_a_point_that_takes_too_long_gives_up_and_nothing_else_does(
     site: SessionSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +210,8 @@ async def test_a_point_that_takes_too_long_gives_up_and_nothing_else_does(
         await scene.until(lambda: scene.item.newest_outcome is not None and not scene.item.newest_outcome.made)
         assert scene.item.newest_outcome is not None
         assert "longer than" in scene.item.newest_outcome.reason
+        assert scene.item.point_problem is not None
+        assert scene.item.point_problem.code == POINT_NOT_MADE
         site.sink.failures = 0
         await site.settle()
         assert site.replica_matches
