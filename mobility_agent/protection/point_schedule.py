@@ -76,6 +76,8 @@ class PointSchedule:
         self._answer: _Made | None = None
         """To the newest request."""
         self._not_before_s = float("-inf")
+        self._app_failed = False
+        """The newest try was of an app-consistent point: a crash-consistent one that is due has its turn."""
         self._used_names: set[CutId] | None = None
         """Requests of which parts may be at the sink. None at first: an agent before this one may have tried what is asked for now."""
         self._made_since: deque[CutId] = deque(maxlen=_REMEMBERED_CUTS)
@@ -88,11 +90,16 @@ class PointSchedule:
         sessions: Collection[PointHolder],
         now_s: float,
     ) -> DuePoint | None:
-        """The point that is due, None if none is. A request goes first, and is answered by a cut of its own name."""
+        """The point that is due, None if none is. A request goes first, and is answered by a cut of its own name; but for
+        an app-consistent point that has just failed, which keeps no crash-consistent one from being made.
+        """
         if self._used_names is None:
             self._used_names = set() if request is None else {CutId(request.request)}
         if now_s < self._not_before_s or any(session.ledger.is_seeding for session in sessions):
             return None
+        is_due = _is_due(self._newest, timing.recovery_point_interval_s, sessions, now_s)
+        if self._app_failed and is_due:
+            return DuePoint(CutId(str(uuid.uuid4())), "crash")
         if request is not None and not self._is_answered(request, sessions, now_s):
             cut = CutId(request.request)
             if len(sessions) == 1 or self._may_use(cut, self._used_names, sessions):
@@ -104,7 +111,7 @@ class PointSchedule:
         app_interval_s = timing.app_consistent_interval_s
         if app_interval_s is not None and _is_due(self._newest_app, app_interval_s, sessions, now_s):
             return DuePoint(CutId(str(uuid.uuid4())), "app")
-        if _is_due(self._newest, timing.recovery_point_interval_s, sessions, now_s):
+        if is_due:
             return DuePoint(CutId(str(uuid.uuid4())), "crash")
         return None
 
@@ -120,6 +127,7 @@ class PointSchedule:
     def note_made(self, point: DuePoint, now_s: float) -> None:
         """Every disk's part of ``point`` is sealed and put."""
         self._newest = _Made(point.cut, now_s)
+        self._app_failed = False
         if self._answer is None or self._answer.cut != point.cut:
             self._made_since.append(point.cut)
         if point.consistency == "app":
@@ -128,6 +136,7 @@ class PointSchedule:
     def note_failed(self, point: DuePoint, now_s: float, *, is_spent: bool) -> None:
         """It could not be made: not at once again. ``is_spent``: a disk's part may have been sealed all the same."""
         self._not_before_s = now_s + FAILED_POINT_RETRY_S
+        self._app_failed = point.consistency == "app"
         if not is_spent and self._used_names is not None:
             self._used_names.discard(point.cut)
 

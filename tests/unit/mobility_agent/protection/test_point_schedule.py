@@ -115,6 +115,25 @@ def test_an_app_consistent_point_goes_before_and_counts_as_both(single: Timeline
     assert single.due(timing=WITH_APP) is None
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_app_consistent_point_that_fails_does_not_keep_the_others_from_being_made(
+    single: Timeline, asked: bool
+) -> None:
+    request = PointRequest(request=str(uuid.uuid4()), consistency="app") if asked else None
+    timing = TIMING if asked else WITH_APP
+    tried = []
+    for _ in range(4):  # the server has no hooks, so that every app-consistent one fails
+        due = single.due(request, timing)
+        assert due is not None
+        tried.append(due.consistency)
+        if due.consistency == "app":
+            single.schedule.note_failed(due, single.now_s, is_spent=False)
+            single.now_s += FAILED_POINT_RETRY_S + 1
+        else:
+            single.make(due)
+    assert tried == ["app", "crash", "app", "app"]
+
+
 def test_a_point_that_was_opened_again_is_due_again(single: Timeline) -> None:
     cut = single.make(single.due())
     single.disks[0].on_its_way.remove(cut)
