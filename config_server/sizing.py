@@ -61,18 +61,19 @@ async def size_site(
     churn = site_churn(await churn_by_hour(session, now_ns // HOUR_NS - KEPT_HOURS, limits))
     profiled = await profiled_churn(session, limits) if profiles else []
     churn, intervals = with_profiles(churn, profiled), intervals_of(profiled)
-    needed = bandwidth_needed_bits_per_s(churn.busiest_bytes_per_s, wire_ratio)
+    is_known = bool(churn.servers)
+    needed = bandwidth_needed_bits_per_s(churn.busiest_bytes_per_s, wire_ratio) if is_known else None
     fleet = fleet_for(churn.bytes_per_day, servers)
-    machines = [_sized(APPLIANCE, fleet.appliances)]
+    machines = [_sized(APPLIANCE, fleet.appliances, is_known=is_known)]
     if fleet.process_servers is not None:
-        machines.append(_sized(PROCESS_SERVER, fleet.process_servers))
+        machines.append(_sized(PROCESS_SERVER, fleet.process_servers, is_known=is_known))
     lines = [*LINES_BITS_PER_S, *(line for line in (bandwidth_bits_per_s, needed) if line)]
     return SizingReport(
         made_at=timestamp(now_ns),
         servers=servers,
         disk_bytes=disk_bytes,
-        churn_bytes_per_day=churn.bytes_per_day,
-        busiest_hour_bytes_per_s=churn.busiest_bytes_per_s,
+        churn_bytes_per_day=churn.bytes_per_day if is_known else None,
+        busiest_hour_bytes_per_s=churn.busiest_bytes_per_s if is_known else None,
         wire_ratio=wire_ratio,
         point_interval_s=point_interval_s,
         bandwidth_needed_bits_per_s=needed,
@@ -81,7 +82,7 @@ async def size_site(
             SizedLine(
                 bits_per_s=reach.bits_per_s,
                 initial_replication_s=reach.initial_replication_s,
-                rpo_s=reach.rpo_s,
+                rpo_s=reach.rpo_s if is_known else None,
                 profiled_rpo_s=profiled_rpo_s(intervals, reach.bits_per_s, wire_ratio),
                 asked_for=reach.bits_per_s == bandwidth_bits_per_s,
                 needed=reach.bits_per_s == needed,
@@ -130,7 +131,7 @@ async def _disk_bytes(session: AsyncSession) -> int:
     return int(of_items or 0) + int(others or 0)
 
 
-def _sized(table: CapacityTable, machines: Machines) -> SizedMachines:
+def _sized(table: CapacityTable, machines: Machines, *, is_known: bool) -> SizedMachines:
     size = machines.tier.size
     return SizedMachines(
         kind=table.name,
@@ -139,12 +140,17 @@ def _sized(table: CapacityTable, machines: Machines) -> SizedMachines:
         cpu_count=size.cpu_count,
         memory_bytes=size.memory_bytes,
         spool_bytes=size.spool_bytes,
-        each_churn_bytes_per_day=machines.each_churn_bytes_per_day,
+        each_churn_bytes_per_day=machines.each_churn_bytes_per_day if is_known else None,
         each_servers=machines.each_servers,
     )
 
 
 def _notes(churn: SiteChurn, servers: int) -> list[str]:
+    if not churn.servers:
+        return [
+            "no churn was observed yet: bandwidth and RPO are not known; `migratectl plan --profile 24h` measures it",
+            "machines go by the number of servers, initial replication is without changes meanwhile",
+        ]
     notes = ["churn counts whole granules of 64 KiB, once an epoch: an upper bound of what longer intervals would send"]
     unseen = servers - len(churn.servers)
     if unseen > 0:

@@ -9,7 +9,7 @@ from replication.documents import Document
 
 
 class SizedMachines(Document):
-    """So many machines of one size. ``tier``: the row of the capacity table, from 1."""
+    """So many machines of one size. ``tier``: the row of the capacity table, from 1. Churn null: not known."""
 
     kind: str
     count: int
@@ -17,7 +17,7 @@ class SizedMachines(Document):
     cpu_count: int
     memory_bytes: int
     spool_bytes: int
-    each_churn_bytes_per_day: float
+    each_churn_bytes_per_day: float | None
     each_servers: int
 
 
@@ -32,7 +32,7 @@ class SizedServer(Document):
 
 
 class SizedLine(Document):
-    """What a line of this width allows; null: it never ends, or has no bound.
+    """What a line of this width allows; null: it never ends, or has no bound. ``rpo_s`` is null also where no churn is known.
 
     ``profiled_rpo_s``: the shortest worst RPO lag over all measured windows; null also where nothing was measured.
     """
@@ -60,16 +60,19 @@ class PlannedInterval(Document):
 
 
 class SizingReport(Document):
-    """``servers`` and ``disk_bytes``: what is to be carried, also where nothing was observed yet. ``notes``: what the figures rest on."""
+    """``servers`` and ``disk_bytes``: what is to be carried, also where nothing was observed yet. ``notes``: what the figures rest on.
+
+    Churn and bandwidth null: nothing was observed, so that they are not known.
+    """
 
     made_at: str
     servers: int
     disk_bytes: int
-    churn_bytes_per_day: float
-    busiest_hour_bytes_per_s: float
+    churn_bytes_per_day: float | None
+    busiest_hour_bytes_per_s: float | None
     wire_ratio: float
     point_interval_s: float
-    bandwidth_needed_bits_per_s: float
+    bandwidth_needed_bits_per_s: float | None
     machines: list[SizedMachines]
     lines: list[SizedLine]
     intervals: list[PlannedInterval]

@@ -17,14 +17,21 @@ from config_server.migratectl.connection import ConfigServer, path_part
 from config_server.migratectl.invocation import Invocation, json_option, pass_invocation, show
 from config_server.migratectl.rendering import Cell, duration, rate, size, table
 from config_server.migratectl.sizing_page import sizing_page
+from config_server.migratectl.sizing_rendering import (
+    bandwidth_text,
+    churn_text,
+    duration_or_never,
+    each_churn_text,
+    line_name,
+    rpo_text,
+)
 from config_server.migratectl.waiting import PLAIN_LINE_EVERY_S, WaitTimedOut
 from config_server.operator_plane import Page
-from config_server.sizing_documents import ProfileRequest, ProfileStatus, SizedLine, SizingReport
+from config_server.sizing_documents import ProfileRequest, ProfileStatus, SizingReport
 from replication.churn_profile import MAX_DURATION_S, MIN_DURATION_S
 from replication.durable_file import DurableFile
 from replication.errors import InvalidInput, SettingsError
 from replication.settings import parse_duration, parse_rate
-from replication.upload_limits import rate_text
 
 WAIT_BEYOND_S: Final = 300.0
 """After the profile's time its agents must still report; they may be a heartbeat late, or away."""
@@ -207,22 +214,20 @@ def _report(
             DurableFile(html, mode=0o644).replace(sizing_page(report).encode())
         except OSError as error:
             raise InvalidInput(f"cannot write {html}: {error.strerror or error}") from error
-    show(report, as_json_wanted=as_json_wanted, otherwise=lambda console: _tell(console, report))
+    show(report, as_json_wanted=as_json_wanted, otherwise=lambda console: tell(console, report))
 
 
-def _tell(console: Console, report: SizingReport) -> None:
+def tell(console: Console, report: SizingReport) -> None:
     console.print(f"{report.servers} servers, {size(report.disk_bytes)} on their disks")
-    console.print(
-        f"churn: {size(report.churn_bytes_per_day)} a day, {rate(report.busiest_hour_bytes_per_s)} in the busiest hour"
-    )
-    console.print(f"bandwidth needed: {rate_text(report.bandwidth_needed_bits_per_s)}")
+    console.print(f"churn: {churn_text(report)}")
+    console.print(f"bandwidth needed: {bandwidth_text(report)}")
     rows: list[list[Cell]] = [
         [
             f"{machines.count} x {machines.kind}",
             f"{machines.cpu_count} CPUs",
             size(machines.memory_bytes),
             size(machines.spool_bytes),
-            size(machines.each_churn_bytes_per_day),
+            each_churn_text(machines.each_churn_bytes_per_day),
             str(machines.each_servers),
         ]
         for machines in report.machines
@@ -235,7 +240,7 @@ def _tell(console: Console, report: SizingReport) -> None:
                 [
                     line_name(line),
                     duration_or_never(line.initial_replication_s),
-                    duration_or_never(line.rpo_s),
+                    rpo_text(report, line),
                     *((duration_or_never(line.profiled_rpo_s),) if report.intervals else ()),
                 ]
                 for line in report.lines
@@ -275,12 +280,3 @@ def _tell(console: Console, report: SizingReport) -> None:
         )
     for note in report.notes:
         console.print(f"note: {note}")
-
-
-def line_name(line: SizedLine) -> str:
-    text = rate_text(line.bits_per_s)
-    return text + (" (given)" if line.asked_for else " (needed)" if line.needed else "")
-
-
-def duration_or_never(seconds: float | None) -> str:
-    return "never" if seconds is None else duration(seconds)

@@ -8,6 +8,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from config_server.migratectl.rendering import duration, rate, size
+from config_server.migratectl.sizing_rendering import (
+    bandwidth_text,
+    churn_text,
+    duration_or_never,
+    each_churn_text,
+    line_name,
+    rpo_text,
+)
 from config_server.sizing_documents import SizingReport
 from replication.upload_limits import rate_text
 
@@ -28,10 +36,10 @@ def sizing_page(report: SizingReport) -> str:
     body = [
         (
             f"<h1>Sizing</h1><p>{_text(report.made_at)}: {report.servers} servers, {size(report.disk_bytes)} on their disks; "
-            f"{size(report.churn_bytes_per_day)} of churn a day, {rate(report.busiest_hour_bytes_per_s)} in the busiest hour. "
+            f"churn {churn_text(report)}. "
             f"Bytes sent for each that changed: {report.wire_ratio:g}. Recovery points every {duration(report.point_interval_s)}.</p>"
         ),
-        f"<p><b>Bandwidth needed: {rate_text(report.bandwidth_needed_bits_per_s)}</b></p>",
+        f"<p><b>Bandwidth needed: {bandwidth_text(report)}</b></p>",
         "<h2>Machines</h2>",
         _table(
             ("", "processors", "memory", "spool", "churn a day, each", "servers, each"),
@@ -41,7 +49,7 @@ def sizing_page(report: SizingReport) -> str:
                     str(each.cpu_count),
                     size(each.memory_bytes),
                     size(each.spool_bytes),
-                    size(each.each_churn_bytes_per_day),
+                    each_churn_text(each.each_churn_bytes_per_day),
                     str(each.each_servers),
                 )
                 for each in report.machines
@@ -51,24 +59,22 @@ def sizing_page(report: SizingReport) -> str:
         _table(
             ("line", "initial replication", "worst RPO lag"),
             [
-                (
-                    rate_text(line.bits_per_s) + (" (given)" if line.asked_for else " (needed)" if line.needed else ""),
-                    _or_never(line.initial_replication_s),
-                    _or_never(line.rpo_s),
-                )
+                (line_name(line), duration_or_never(line.initial_replication_s), rpo_text(report, line))
                 for line in report.lines
             ],
         ),
         _bars(
             "Initial replication by line",
             [
-                (rate_text(line.bits_per_s), line.initial_replication_s, _or_never(line.initial_replication_s))
+                (rate_text(line.bits_per_s), line.initial_replication_s, duration_or_never(line.initial_replication_s))
                 for line in report.lines
             ],
         ),
         _bars(
             "Worst RPO lag by line",
-            [(rate_text(line.bits_per_s), line.rpo_s, _or_never(line.rpo_s)) for line in report.lines],
+            [(rate_text(line.bits_per_s), line.rpo_s, rpo_text(report, line)) for line in report.lines]
+            if report.churn_bytes_per_day is not None
+            else [],
         ),
         _bars(
             "Measured churn by length of the window",
@@ -105,10 +111,6 @@ def sizing_page(report: SizingReport) -> str:
 
 def _text(text: str) -> str:
     return html.escape(text)
-
-
-def _or_never(seconds: float | None) -> str:
-    return "never" if seconds is None else duration(seconds)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from config_server.churn_history import HOUR_NS, KEPT_HOURS, churn_by_hour, forget_old_churn, note_churn
 from config_server.core.capacity import GB, TB
@@ -21,6 +23,7 @@ from config_server.core.sizing import (
     site_churn,
 )
 from config_server.core.target_disks import churn_limit
+from config_server.migratectl.sizing_commands import tell
 from config_server.migratectl.sizing_page import sizing_page
 from config_server.sizing_documents import SizingReport
 from config_server.tables import ChurnHourRow
@@ -198,14 +201,43 @@ async def test_counters_become_hours_and_what_nobody_wrote_is_left_out(lab: Lab)
         assert [each.hour for each in await churn_by_hour(session, 0, {DISK: churn_limit("premium", 2**40)})] == [1001]
 
 
-async def test_the_report_counts_servers_without_churn_with_their_disks_and_says_so(lab: Lab) -> None:
+async def test_where_nothing_was_observed_neither_rpo_nor_bandwidth_are_made_up(lab: Lab) -> None:
+    report = SizingReport.decode((await lab.administer("GET", "/api/v1/sizing?profiles=true")).body)
+    assert (report.churn_bytes_per_day, report.busiest_hour_bytes_per_s) == (None, None)
+    assert report.bandwidth_needed_bits_per_s is None
+    assert [each.each_churn_bytes_per_day for each in report.machines] == [None]
+    assert {line.rpo_s for line in report.lines} == {None}
+    assert all((line.initial_replication_s or 0.0) > 0 for line in report.lines)
+    assert any("no churn was observed yet" in note for note in report.notes)
+    for text in (sizing_page(report), _table_of(report)):
+        assert "Bandwidth needed: not known" in text or "bandwidth needed: not known" in text
+        assert "never" not in text.partition("<body>")[2] + text.partition("churn:")[2]
+
+
+def _table_of(report: SizingReport) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    tell(console, report)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+async def test_servers_without_churn_count_with_their_disks_and_are_told(lab: Lab) -> None:
+    await lab.enrol(Role.AGENT, "web-2")
+    async with lab.running.site.database.write() as session:
+        now_hour = lab.running.site.clock() // HOUR_NS
+        session.add(ChurnHourRow(disk_id=DISK, hour=now_hour, changed_bytes=3600 * MB, observed_s=3600.0))
+    report = SizingReport.decode((await lab.administer("GET", "/api/v1/sizing")).body)
+    assert report.churn_bytes_per_day == 86400 * MB
+    assert any("1 of 2 servers" in note for note in report.notes)
+
+
+async def test_initial_replication_is_that_of_all_disks(lab: Lab) -> None:
     reply = await lab.administer("GET", "/api/v1/sizing?bandwidth_bits_per_s=25000000&wire_ratio=0.5")
     report = SizingReport.decode(reply.body)
-    assert (report.servers, report.disk_bytes, report.churn_bytes_per_day) == (1, 64 * 2**30, 0)
+    assert (report.servers, report.disk_bytes) == (1, 64 * 2**30)
     assert [(each.kind, each.count, each.tier) for each in report.machines] == [("appliance", 1, 1)]
     (given,) = [line for line in report.lines if line.asked_for]
     assert given.initial_replication_s == pytest.approx(64 * 2**30 * 0.5 * 8 / 25e6)
-    assert any("1 of 1 servers" in note for note in report.notes)
     for wrong in ("target_disk_type=tape", "bandwidth_bits_per_s=0", "wire_ratio=3", "point_interval_s=1", "width=1"):
         assert (await lab.administer("GET", f"/api/v1/sizing?{wrong}")).status == 400
 
@@ -264,7 +296,8 @@ async def test_the_page_is_whole_loads_nothing_and_shows_names_as_they_are(lab: 
             "warnings": ["a & b"],
         }
     ]
-    document["lines"][0]["rpo_s"] = None
+    document |= {"churn_bytes_per_day": 2e9, "busiest_hour_bytes_per_s": 23e6, "bandwidth_needed_bits_per_s": 230e6}
+    document["lines"] = [line | {"rpo_s": 300.0 if number else None} for number, line in enumerate(document["lines"])]
     text = sizing_page(SizingReport.model_validate(document))
     page = _Page()
     page.feed(text)
