@@ -7,7 +7,7 @@ what nobody wrote. An hour is this server's, at the end of the time that was obs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Final
 
 from sqlalchemy import delete, func, select
@@ -46,8 +46,10 @@ async def note_churn(
     row.observed_s += seconds
 
 
-async def churn_by_hour(session: AsyncSession, since_hour: int, limits: Mapping[str, ChurnLimit]) -> list[HourOfChurn]:
-    """Of every disk of every server, in order of time; ``limits`` by disk."""
+async def churn_by_hour(
+    session: AsyncSession, since_hour: int, limits: Mapping[str, ChurnLimit], counted: Container[str]
+) -> list[HourOfChurn]:
+    """Of every disk that counts, in order of time; ``limits`` by disk."""
     rows = await session.execute(
         select(ChurnHourRow, MachineRow.hostname, DiskRow.path)
         .join(DiskRow, DiskRow.id == ChurnHourRow.disk_id)
@@ -58,6 +60,7 @@ async def churn_by_hour(session: AsyncSession, since_hour: int, limits: Mapping[
     return [
         HourOfChurn(hostname, path, row.hour, row.changed_bytes, row.observed_s, limits[row.disk_id])
         for row, hostname, path in rows
+        if row.disk_id in counted
     ]
 
 

@@ -7,7 +7,7 @@ for each server, the newest; an order stands until its agent says that it is don
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -19,7 +19,7 @@ from config_server.items import active_item, find_machine, item_disks
 from config_server.operator_plane import timestamp
 from config_server.sizing_documents import ProfileStatus
 from config_server.tables import ChurnProfileRow, DiskRow, MachineRow
-from replication.churn_profile import ProfileObservation, ProfileOrder
+from replication.churn_profile import ProfiledDisk, ProfileObservation, ProfileOrder
 from replication.errors import Conflict, NotFound
 
 
@@ -139,19 +139,32 @@ async def list_profiles(session: AsyncSession) -> list[ProfileStatus]:
     ]
 
 
-async def profiled_churn(session: AsyncSession, limits: Mapping[str, ChurnLimit]) -> list[ProfiledChurn]:
-    """What is known of disks that are not replicated; ``limits`` by disk."""
+async def measured_disks(session: AsyncSession) -> set[str]:
+    """Of which a profile knows something."""
+    return {disk.disk for _, disk in _measured(await list_profiles(session))}
+
+
+def _measured(profiles: Sequence[ProfileStatus]) -> Iterator[tuple[str, ProfiledDisk]]:
+    """Each with its server; but for those that replicate meanwhile."""
+    for status in profiles:
+        for disk in () if status.seen is None else status.seen.disks:
+            if disk.windows and disk.state != "replicated":
+                yield status.server, disk
+
+
+async def profiled_churn(
+    session: AsyncSession, limits: Mapping[str, ChurnLimit], counted: Container[str]
+) -> list[ProfiledChurn]:
+    """What was measured of the disks that count; ``limits`` by disk."""
     paths = {disk: path for disk, path in await session.execute(select(DiskRow.id, DiskRow.path))}  # noqa: C416 -- rows
     return [
         ProfiledChurn(
-            server=status.server,
+            server=server,
             disk=paths.get(disk.disk, disk.disk),
             windows=tuple((each.interval_s, each.mean_bytes, each.most_bytes) for each in disk.windows),
             watched_s=disk.watched_s,
             limit=limits.get(disk.disk) or churn_limit(DEFAULT_DISK_TYPE, 0),
         )
-        for status in await list_profiles(session)
-        if status.seen is not None
-        for disk in status.seen.disks
-        if disk.windows and disk.state != "replicated"
+        for server, disk in _measured(await list_profiles(session))
+        if disk.disk in counted
     ]

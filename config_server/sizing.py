@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.churn_history import HOUR_NS, KEPT_HOURS, churn_by_hour
-from config_server.churn_profiles import profiled_churn
+from config_server.churn_profiles import measured_disks, profiled_churn
 from config_server.core.capacity import APPLIANCE, PROCESS_SERVER, CapacityTable
 from config_server.core.sizing import (
     DAY_S,
@@ -25,6 +25,7 @@ from config_server.core.sizing import (
 )
 from config_server.core.target_disks import DiskType
 from config_server.operator_plane import timestamp
+from config_server.sized_disks import SizedDisks, sized_disks
 from config_server.sizing_documents import (
     HourlyChurn,
     PlannedInterval,
@@ -33,10 +34,11 @@ from config_server.sizing_documents import (
     SizedServer,
     SizingReport,
 )
-from config_server.tables import DiskRow, ItemDiskRow, MachineRow, ProtectedItemRow
+from config_server.tables import MachineRow
 from config_server.target_disks import churn_limits
 
 SHORT_S: Final = DAY_S
+MOST_NAMED: Final = 10
 
 
 async def size_site(
@@ -50,17 +52,20 @@ async def size_site(
     disk_limit_bytes: int | None = None,
     target_disk_type: DiskType | None = None,
 ) -> SizingReport:
-    """Every enrolled server counts with its disks; those under protection with what they changed while they replicated.
+    """Every enrolled server counts with its disks (``sized_disks.py``), and these with what they changed while they replicated.
 
     ``profiles``: the others with what was measured of them; ``target_disk_type``: what is planned for their disks, None: what the default
     policy says. ``disk_limit_bytes``: what the configuration sets for every type.
     """
     limits = await churn_limits(session, disk_limit_bytes, target_disk_type)
     servers = await session.scalar(select(func.count()).select_from(MachineRow)) or 0
-    disk_bytes = await _disk_bytes(session)
-    churn = site_churn(await churn_by_hour(session, now_ns // HOUR_NS - KEPT_HOURS, limits))
-    profiled = await profiled_churn(session, limits) if profiles else []
-    churn, intervals = with_profiles(churn, profiled), intervals_of(profiled)
+    disks = await sized_disks(session, await measured_disks(session) if profiles else ())
+    disk_bytes = sum(disks.size_bytes.values())
+    hours = await churn_by_hour(session, now_ns // HOUR_NS - KEPT_HOURS, limits, disks.size_bytes)
+    profiled = await profiled_churn(session, limits, disks.size_bytes) if profiles else []
+    observed = {(hour.server, hour.disk) for hour in hours}
+    churn = with_profiles(site_churn(hours), [each for each in profiled if (each.server, each.disk) not in observed])
+    intervals = intervals_of(profiled)
     is_known = bool(churn.servers)
     needed = bandwidth_needed_bits_per_s(churn.busiest_bytes_per_s, wire_ratio) if is_known else None
     fleet = fleet_for(churn.bytes_per_day, servers)
@@ -113,22 +118,8 @@ async def size_site(
             )
             for each in churn.servers
         ],
-        notes=_notes(churn, servers),
+        notes=_notes(churn, servers, disks),
     )
-
-
-async def _disk_bytes(session: AsyncSession) -> int:
-    """Of disks under protection their size as replicated; of servers without protection all of their disks."""
-    protected = select(ProtectedItemRow.machine_id).where(ProtectedItemRow.ended_ns.is_(None))
-    of_items = await session.scalar(
-        select(func.sum(ItemDiskRow.size_bytes))
-        .join(ProtectedItemRow, ProtectedItemRow.id == ItemDiskRow.item_id)
-        .where(ProtectedItemRow.ended_ns.is_(None))
-    )
-    others = await session.scalar(
-        select(func.sum(DiskRow.size_bytes)).where(DiskRow.present, DiskRow.machine_id.not_in(protected))
-    )
-    return int(of_items or 0) + int(others or 0)
 
 
 def _sized(table: CapacityTable, machines: Machines, *, is_known: bool) -> SizedMachines:
@@ -145,7 +136,19 @@ def _sized(table: CapacityTable, machines: Machines, *, is_known: bool) -> Sized
     )
 
 
-def _notes(churn: SiteChurn, servers: int) -> list[str]:
+def _notes(churn: SiteChurn, servers: int, disks: SizedDisks) -> list[str]:
+    return [*_notes_on_churn(churn, servers), *_notes_on_disks(disks)]
+
+
+def _notes_on_disks(disks: SizedDisks) -> list[str]:
+    if not disks.left_out:
+        return []
+    more = len(disks.left_out) - MOST_NAMED
+    named = ", ".join(disks.left_out[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return [f"left out, with their bytes and their churn: {named}"]
+
+
+def _notes_on_churn(churn: SiteChurn, servers: int) -> list[str]:
     if not churn.servers:
         return [
             "no churn was observed yet: bandwidth and RPO are not known; `migratectl plan --profile 24h` measures it",
@@ -157,5 +160,5 @@ def _notes(churn: SiteChurn, servers: int) -> list[str]:
         notes.append(f"{unseen} of {servers} servers have no observed churn: they count with their disks only")
     short = [each.server for each in churn.servers if each.observed_s < SHORT_S]
     if short:
-        notes.append(f"observed for less than a day, so a day is extrapolated: {', '.join(short[:10])}")
+        notes.append(f"observed for less than a day, so a day is extrapolated: {', '.join(short[:MOST_NAMED])}")
     return notes

@@ -270,7 +270,8 @@ def profiled_rpo_s(intervals: Sequence[IntervalChurn], bits_per_s: float, wire_r
 def with_profiles(observed: SiteChurn, profiled: Sequence[ProfiledChurn]) -> SiteChurn:
     """What replicates as it was observed, and beside it what was only measured: its mean at the shortest windows, its fullest longest one.
 
-    A server of which both is known (some of its disks replicate) counts with both. Busiest hours are added, as if they coincided.
+    ``profiled``: of other disks. A server of which both is known (some of its disks replicate) counts with both. Busiest hours are
+    added, as if they coincided.
     """
     by_server: dict[str, list[ProfiledChurn]] = {}
     for each in profiled:

@@ -279,4 +279,4 @@ def tell(console: Console, report: SizingReport) -> None:
             )
         )
     for note in report.notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", markup=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from config_server.churn_history import HOUR_NS
 from config_server.core.sizing import (
     HourOfChurn,
     ProfiledChurn,
@@ -19,12 +20,13 @@ from config_server.core.sizing import (
 )
 from config_server.core.target_disks import churn_limit
 from config_server.sizing_documents import SizingReport
+from config_server.tables import ChurnHourRow
 from replication.churn_profile import ProfiledDisk, ProfiledWindow, ProfileObservation
 from replication.control_plane import AgentDesired
 from replication.tls_identity import Role
 from tests.harness.config_site import Lab, Reply, running_lab
 from tests.harness.memory_blob_client import MemoryBlobClient
-from tests.harness.scripted_peers import DISK, inventory, inventory_disk, observation
+from tests.harness.scripted_peers import DISK, OTHER_DISK, inventory, inventory_disk, observation
 
 MB = 10**6
 
@@ -178,6 +180,53 @@ async def test_what_is_withdrawn_is_asked_for_no_more_and_what_was_seen_is_kept(
     assert (await desired(lab)).profile is None
     assert (await profiles(lab))[0]["seen"]["elapsed_s"] == 60
     assert (await lab.administer("DELETE", "/api/v1/churn-profiles/web-1")).status == 404
+
+
+async def test_bytes_and_churn_are_of_the_same_disks_and_what_is_left_out_is_named(lab: Lab) -> None:
+    zoned = str(uuid.uuid4())
+    disks = [
+        inventory_disk(DISK, "/dev/sda", 64 * 2**30),
+        inventory_disk(OTHER_DISK, "/dev/sdb", 8 * 2**30),
+        inventory_disk(zoned, "/dev/sdc", 2**40).model_copy(update={"not_protectable": "it is a zoned device"}),
+    ]
+    agent = lab.identities["web-1"]
+    await lab.request("PUT", "/api/v1/agent/inventory", inventory("web-1", disks), identity=agent)
+
+    async def sizing(query: str = "") -> tuple[SizingReport, str]:
+        report = SizingReport.decode((await lab.administer("GET", f"/api/v1/sizing{query}")).body)
+        return report, next((note for note in report.notes if note.startswith("left out")), "")
+
+    sized, note = await sizing()
+    assert (sized.disk_bytes, note) == (
+        72 * 2**30,
+        "left out, with their bytes and their churn: web-1 /dev/sdc (it is a zoned device)",
+    )
+    await begin(lab)
+    wanted = (await desired(lab)).profile
+    assert wanted is not None
+    windows = [ProfiledWindow(interval_s=10, windows=6, mean_bytes=10.0 * MB, most_bytes=40 * MB)]
+    seen = ProfileObservation(
+        request=wanted.request,
+        elapsed_s=60,
+        done=True,
+        disks=[ProfiledDisk(disk=each.disk, state="done", watched_s=60, windows=windows) for each in disks],
+    )
+    document = observation("web-1", []).model_copy(update={"profile": seen})
+    await lab.request("POST", "/api/v1/agent/observations", document, identity=agent)
+    planned, _ = await sizing("?profiles=true")
+    assert planned.churn_bytes_per_day == 2 * MB * 86400, "what cannot be protected counts in neither"
+
+    assert (await lab.administer("POST", "/api/v1/servers/web-1/protection", {"disks": [DISK]})).status == 202
+    async with lab.running.site.database.write() as session:
+        hour = lab.running.site.clock() // HOUR_NS
+        for each in (DISK, OTHER_DISK):  # it was protected with both before
+            session.add(ChurnHourRow(disk_id=each, hour=hour, changed_bytes=3 * 3600 * MB, observed_s=3600.0))
+    sized, note = await sizing()
+    assert (sized.disk_bytes, sized.churn_bytes_per_day) == (64 * 2**30, 3 * MB * 86400)
+    assert "web-1 /dev/sdb (not protected), web-1 /dev/sdc (it is a zoned device)" in note
+    planned, note = await sizing("?profiles=true")
+    assert (planned.disk_bytes, planned.churn_bytes_per_day) == (72 * 2**30, 6 * MB * 86400), "each disk counts once"
+    assert "/dev/sdb" not in note
 
 
 async def test_what_cannot_be_measured_is_refused(lab: Lab) -> None:

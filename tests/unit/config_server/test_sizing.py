@@ -190,7 +190,7 @@ async def test_counters_become_hours_and_what_nobody_wrote_is_left_out(lab: Lab)
             await note_churn(session, before, before_ns, now, now_ns)
             before, before_ns = now, now_ns
     async with lab.running.site.database.read() as session:
-        found = await churn_by_hour(session, 0, {DISK: churn_limit("premium", 2**40)})
+        found = await churn_by_hour(session, 0, {DISK: churn_limit("premium", 2**40)}, {DISK})
     assert [(each.server, each.disk, each.hour, each.changed_bytes, each.observed_s) for each in found] == [
         ("web-1", "/dev/sda", 1000, 7 * MB, 3590),
         ("web-1", "/dev/sda", 1001, 4 * MB, 40),
@@ -198,7 +198,9 @@ async def test_counters_become_hours_and_what_nobody_wrote_is_left_out(lab: Lab)
     async with lab.running.site.database.write() as session:
         assert await forget_old_churn(session, (1000 + KEPT_HOURS) * HOUR_NS) == 0
         assert await forget_old_churn(session, (1001 + KEPT_HOURS) * HOUR_NS) == 1
-        assert [each.hour for each in await churn_by_hour(session, 0, {DISK: churn_limit("premium", 2**40)})] == [1001]
+        assert [
+            each.hour for each in await churn_by_hour(session, 0, {DISK: churn_limit("premium", 2**40)}, {DISK})
+        ] == [1001]
 
 
 async def test_where_nothing_was_observed_neither_rpo_nor_bandwidth_are_made_up(lab: Lab) -> None:
