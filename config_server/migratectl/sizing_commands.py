@@ -15,7 +15,7 @@ from config_server.core.target_disks import DISK_TYPES, DiskType
 from config_server.migratectl.checked_input import in_range
 from config_server.migratectl.connection import ConfigServer, path_part
 from config_server.migratectl.invocation import Invocation, json_option, pass_invocation, show
-from config_server.migratectl.rendering import Cell, duration, rate, size, table
+from config_server.migratectl.rendering import Cell, duration, table
 from config_server.migratectl.sizing_page import sizing_page
 from config_server.migratectl.sizing_rendering import (
     bandwidth_text,
@@ -23,7 +23,9 @@ from config_server.migratectl.sizing_rendering import (
     duration_or_never,
     each_churn_text,
     line_name,
+    rate,
     rpo_text,
+    size,
 )
 from config_server.migratectl.waiting import PLAIN_LINE_EVERY_S, WaitTimedOut
 from config_server.operator_plane import Page

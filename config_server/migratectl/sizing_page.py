@@ -7,14 +7,16 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from config_server.migratectl.rendering import duration, rate, size
+from config_server.migratectl.rendering import duration
 from config_server.migratectl.sizing_rendering import (
     bandwidth_text,
     churn_text,
     duration_or_never,
     each_churn_text,
     line_name,
+    rate,
     rpo_text,
+    size,
 )
 from config_server.sizing_documents import SizingReport
 from replication.upload_limits import rate_text

@@ -25,6 +25,7 @@ from config_server.core.sizing import (
 from config_server.core.target_disks import churn_limit
 from config_server.migratectl.sizing_commands import tell
 from config_server.migratectl.sizing_page import sizing_page
+from config_server.migratectl.sizing_rendering import rate, size
 from config_server.sizing_documents import SizingReport
 from config_server.tables import ChurnHourRow
 from replication.control_plane import DiskObservation
@@ -231,6 +232,33 @@ async def test_servers_without_churn_count_with_their_disks_and_are_told(lab: La
     report = SizingReport.decode((await lab.administer("GET", "/api/v1/sizing")).body)
     assert report.churn_bytes_per_day == 86400 * MB
     assert any("1 of 2 servers" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (999.96, "1 kB"),
+        (1500, "1.5 kB"),
+        (16 * GB, "16 GB"),
+        (300 * GB, "300 GB"),
+        (2 * TB, "2 TB"),
+        (64 * 2**30, "68.7 GB"),
+        (10**19, "10000 PB"),
+    ],
+)
+def test_units_are_those_of_the_capacity_tables(count: float, text: str) -> None:
+    assert size(count) == text
+    assert rate(count) == f"{text}/s"
+
+
+async def test_table_and_page_show_machines_as_the_capacity_tables_do(lab: Lab) -> None:
+    report = SizingReport.decode((await lab.administer("GET", "/api/v1/sizing")).body)
+    for text in (_table_of(report), sizing_page(report)):
+        assert "16 GB" in text
+        assert "300 GB" in text
+        assert "iB" not in text.replace("KiB", ""), "but for the granules of the note"
 
 
 async def test_initial_replication_is_that_of_all_disks(lab: Lab) -> None:
