@@ -124,7 +124,7 @@ async def process_server_for(
     session: AsyncSession, wanted: str | None, heartbeat: HeartbeatSettings, ages: Ages, steady_after_s: float
 ) -> ProcessServerRow:
     """Who goes to servers, and is handed credentials: the process server that an operator named, or the one that is chosen. One that has
-    enrolled a moment ago, by whomever, is not chosen.
+    enrolled a moment ago, by whomever, is not chosen, unless the site has no other one: then there is nothing to choose.
 
     :raises NotFound: there is none of this name. :raises Conflict: several have it, none is heard, or none for so long without a gap.
     """
@@ -132,7 +132,9 @@ async def process_server_for(
         return await find_process_server(session, wanted)
     chosen = await choose_steady(session, heartbeat, ages, steady_after_s)
     fresh = None if chosen is not None else await choose(session, heartbeat, ages)
-    if fresh is not None:
+    if fresh is not None and await _is_the_only_one(session):
+        chosen = fresh
+    elif fresh is not None:
         name = (await session.get_one(ProcessServerRow, fresh)).hostname
         raise Conflict(
             f"cannot choose who is handed the credentials: no process server has been heard for {steady_after_s:.0f} s without a gap",
@@ -141,6 +143,11 @@ async def process_server_for(
     if chosen is None:
         raise Conflict("cannot go to the servers: no process server is heard", hint="`migratectl process-servers`")
     return await session.get_one(ProcessServerRow, chosen)
+
+
+async def _is_the_only_one(session: AsyncSession) -> bool:
+    """Whether the site has one process server, also counting those that are silent."""
+    return await session.scalar(select(func.count()).select_from(ProcessServerRow)) == 1
 
 
 async def record_hand_out(session: AsyncSession, process_server_id: str, what: str, now_ns: int) -> None:

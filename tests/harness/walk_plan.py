@@ -35,8 +35,7 @@ APPLIANCE: Final = (
         "install",
         "3. Configuration server",
         numbers=(0,),
-        # A process server is trusted with logins when it has been heard for ten minutes; there is no time for that here.
-        instead={**SINK, "names: [": "placement: {steady_after_s: 1 s}\nnames: ["},
+        instead=SINK,
         after="mv /var/lib/blockferry/config-server/for-sink /etc/blockferry/sink-tls",
     ),
     Stop(

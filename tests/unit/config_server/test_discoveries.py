@@ -188,6 +188,18 @@ async def test_credentials_go_to_no_process_server_that_came_a_moment_ago_unless
     assert (begun.status, begun.json["process_server"]) == (202, "ps-2")
 
 
+async def test_the_only_process_server_of_a_new_site_is_chosen_at_once(tmp_path: Path) -> None:
+    async with running_lab(tmp_path, MemoryBlobClient(), reconcile=False) as lab:
+        site = Site(lab, [0])
+        await lab.enrol(Role.PROCESS_SERVER, "ps-1", service_url="https://127.0.0.1:9443")
+        assert (await site.begin("web1")).status == 409, "it was never heard"
+        assert (await site.ask("POST", "/heartbeats", heartbeat("https://127.0.0.1:9443"))).status == 200
+        begun = await site.begin("web1")
+        assert (begun.status, begun.json["process_server"]) == (202, "ps-1")
+        await lab.enrol(Role.PROCESS_SERVER, "ps-2", service_url="https://127.0.0.2:9443")
+        assert (await site.begin("web2")).status == 409, "there is another one now: who is trusted?"
+
+
 async def test_every_hand_out_of_credentials_is_an_event(site: Site) -> None:
     run = (await site.begin("web1", process_server="ps-1")).json["id"]
     for _ in range(2):  # it was restarted in between
