@@ -9,9 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
-from config_server.core.discovered_readiness import DiscoveredReadinessFacts, check_discovered
+from config_server.core.discovered_readiness import DiscoveredReadinessFacts, check_discovered, checks_of_probe
 from config_server.core.readiness import Readiness, ReadinessFacts, check_readiness
-from config_server.discovered_servers import facts_of
+from config_server.discovered_servers import discovered_as, facts_of
 from config_server.discovery_tables import DiscoveredServerRow
 from config_server.installers import Installers
 from config_server.inventories import inventory_of
@@ -67,11 +67,12 @@ async def readiness_of(
 ) -> Readiness:
     """What stands against protecting ``machine`` now."""
     found = await inventory_of(session, machine.id)
-    return check_readiness(
+    heard = agent_age(machine, ages)
+    readiness = check_readiness(
         ReadinessFacts(
             hostname=machine.hostname,
             inventory=None if found is None else found[0],
-            agent_age=agent_age(machine, ages),
+            agent_age=heard,
             agent_timeout_s=heartbeat.agent_timeout_s,
             clock_offset_s=None if machine.clock_offset_ns is None else machine.clock_offset_ns / 1e9,
             protected=await active_item(session, machine.id) is not None,
@@ -81,3 +82,12 @@ async def readiness_of(
             store_problem=store.problem,
         )
     )
+    discovered = await discovered_as(session, machine)
+    looked_at = None if discovered is None else ages.of("discovered", discovered.id, discovered.facts_ns)
+    of_probe = checks_of_probe(
+        None if discovered is None else facts_of(discovered),
+        None if looked_at is None else looked_at.seconds,
+        machine.hostname if discovered is None else discovered.address,
+        agent_heard=heard is not None and heard.is_within(heartbeat.agent_timeout_s),
+    )
+    return Readiness((*readiness.checks, *of_probe))

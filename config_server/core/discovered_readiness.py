@@ -1,14 +1,14 @@
 """The pre-check of a server that has no agent yet: will installing the agent and protecting this server work? Pure.
 
-Called by ``readiness_facts.py`` with what the probe found. It judges as ``readiness.py`` does with what the agent reports, and beside it
-what only the probe knows: free space, iostats, whether an installer that the appliance offers runs there, and whether the appliance's
-ports can be reached from there.
+Called by ``readiness_facts.py`` with what the probe found, also of a server that has an agent since (``checks_of_probe``). It judges as
+``readiness.py`` does with what the agent reports, and beside it what only the probe knows: free space, iostats, whether an installer that
+the appliance offers runs there, and whether the appliance's ports can be reached from there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from config_server.core.readiness import (
@@ -74,11 +74,53 @@ def _checks(facts: DiscoveredReadinessFacts) -> Iterator[Check]:
         yield clock_check(facts.facts.clock_offset_s)
         yield _tracker(facts.facts)
         yield from _disks(facts.facts, facts.disks)
-        yield from (_space(facts.facts))
+        yield from _space(facts.facts)
         for reach in facts.facts.reach:
             yield _reach(reach)
     yield process_server_check(facts.process_servers)
     yield store_check(reachable=facts.store_reachable, problem=facts.store_problem)
+
+
+def checks_of_probe(
+    facts: DiscoveredFacts | None, age_s: float | None, name: str, *, agent_heard: bool
+) -> Iterator[Check]:
+    """What no agent tells of its server: room for its state, and whether it reaches the appliance's ports. By what was found over SSH.
+
+    What blocked then need not block now: found too long ago, it only warns.
+    """
+    if facts is None or age_s is None:
+        yield Check(
+            "free space, ports",
+            Grade.WARNING,
+            "not looked at: the server was not discovered over SSH",
+            "`mobility-agent doctor` on the server looks at them; so does `migratectl discover`",
+        )
+        return
+    for check in (
+        *_space(facts, ("/var/lib",)),
+        *(_reach_now(reach, agent_heard=agent_heard) for reach in facts.reach),
+    ):
+        message = f"{check.message}; {_looked_at(age_s)}"
+        if check.grade is Grade.OK:
+            yield replace(check, message=message)
+        else:
+            grade = Grade.WARNING if age_s > STALE_AFTER_S else check.grade
+            yield replace(
+                check, grade=grade, message=message, remedy=f"{check.remedy}; then `migratectl discover {name}`"
+            )
+
+
+def _reach_now(reach: Reach, *, agent_heard: bool) -> Check:
+    heard = agent_heard and reach.service == "configuration server"
+    return _reach(reach.model_copy(update={"result": "open"}) if heard else reach)
+
+
+def _looked_at(age_s: float) -> str:
+    return (
+        f"looked at {age_s / 86400:.0f} days ago"
+        if age_s > STALE_AFTER_S
+        else f"looked at {age_s / 60:.0f} minutes ago"
+    )
 
 
 def _freshness(facts: DiscoveredReadinessFacts) -> Check:
@@ -87,10 +129,10 @@ def _freshness(facts: DiscoveredReadinessFacts) -> Check:
         return Check(
             "discovery",
             Grade.WARNING,
-            f"the server was looked at {age_s / 86400:.0f} days ago",
+            f"the server was {_looked_at(age_s)}",
             f"look again: `migratectl discover {facts.name}`",
         )
-    return Check("discovery", Grade.OK, f"the server was looked at {age_s / 60:.0f} minutes ago")
+    return Check("discovery", Grade.OK, f"the server was {_looked_at(age_s)}")
 
 
 def _host_key(facts: DiscoveredReadinessFacts) -> Check:
@@ -231,8 +273,11 @@ def _trackable(name: str, disk: DiscoveredDisk) -> Check | None:
     return None
 
 
-def _space(facts: DiscoveredFacts) -> Iterator[Check]:
+def _space(facts: DiscoveredFacts, paths: Collection[str] | None = None) -> Iterator[Check]:
+    """``paths`` None: all that were looked at."""
     for space in facts.free:
+        if paths is not None and space.path not in paths:
+            continue
         name, found = f"free space {space.path}", f"{space.free_bytes / 2**20:.0f} MiB free"
         if space.free_bytes < NEEDED_FREE_BYTES:
             needed = f"free {NEEDED_FREE_BYTES // 2**20} MiB on the file system of {space.path}"

@@ -84,6 +84,8 @@ async def test_server_is_discovered_checked_and_matched_when_its_agent_enrols(ss
             [listed] = (await site.get("/servers"))["items"]
             assert listed["enrolled_at"] is not None
             assert listed["discovery"]["address"] == "127.0.0.1"
+            checks = {c["name"]: c for c in (await site.get(f"/servers/{own.hostname}/readiness"))["checks"]}
+            assert checks["port 1"]["grade"] == "blocker", "what the agent does not tell stays"
             await site.get(f"/servers/{listed['id']}")
             await site.send("DELETE", f"/servers/{own.hostname}/discovery", {}, status=204)
             [listed] = (await site.get("/servers"))["items"]

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from config_server.core.age import Age
-from config_server.core.discovered_readiness import DiscoveredReadinessFacts, check_discovered, kernel_version
+from config_server.core.discovered_readiness import (
+    DiscoveredReadinessFacts,
+    check_discovered,
+    checks_of_probe,
+    kernel_version,
+)
 from config_server.core.readiness import Grade, ProcessServerReadiness
 from replication.installer_catalogue import Installer, InstallerCatalogue
 from replication.remote_access import DiscoveredDisk, DiscoveredFacts, FreeSpace, Reach
@@ -148,6 +153,40 @@ def test_each_trouble_is_told_with_a_remedy(facts: DiscoveredReadinessFacts, nam
     assert check.grade is grade
     assert check.remedy
     assert readiness.ready is all(each.grade is not Grade.BLOCKER for each in readiness.checks)
+
+
+def of_probe(
+    found: DiscoveredReadinessFacts, age_s: float = 60.0, *, agent_heard: bool = True
+) -> dict[str, tuple[Grade, str]]:
+    checks = list(checks_of_probe(found.facts, age_s, "web-1", agent_heard=agent_heard))
+    assert all(bool(check.remedy) is (check.grade is not Grade.OK) for check in checks)
+    return {check.name: (check.grade, check.message) for check in checks}
+
+
+def test_what_the_probe_alone_knows_stays_when_the_server_has_an_agent() -> None:
+    assert of_probe(READY) == {
+        "free space /var/lib": (Grade.OK, "9216 MiB free; looked at 1 minutes ago"),
+        "port 443": (Grade.OK, "the server reaches configuration server cs; looked at 1 minutes ago"),
+        "port 9443": (Grade.OK, "the server reaches process server ps; looked at 1 minutes ago"),
+    }
+    full = probed(free=[FreeSpace(path="/var/lib", free_bytes=2**20)])
+    assert of_probe(full)["free space /var/lib"][0] is Grade.BLOCKER
+    assert of_probe(reach("refused"))["port 9443"][0] is Grade.BLOCKER
+
+
+def test_what_the_probe_found_long_ago_blocks_no_more_and_an_agent_that_is_heard_reaches_this_server() -> None:
+    grade, message = of_probe(reach("refused"), 3 * 86400.0)["port 9443"]
+    assert grade is Grade.WARNING
+    assert "looked at 3 days ago" in message
+    unreached = probed(reach=[PROBED.reach[0].model_copy(update={"result": "refused"})])
+    assert of_probe(unreached)["port 443"][0] is Grade.OK
+    assert of_probe(unreached, agent_heard=False)["port 443"][0] is Grade.BLOCKER
+
+
+def test_server_that_was_never_probed_says_so() -> None:
+    [check] = checks_of_probe(None, None, "web-1", agent_heard=True)
+    assert (check.name, check.grade) == ("free space, ports", Grade.WARNING)
+    assert "mobility-agent doctor" in check.remedy
 
 
 @pytest.mark.parametrize(
