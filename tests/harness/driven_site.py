@@ -87,6 +87,7 @@ class DrivenSite:
         with changed_rows(self.lab.running.site.database) as rows:
             for _ in range(_MOST_PASSES):
                 before = rows.changed, len(self.writer.worked)
+                self.lab.running.reconciler.look_around_soon()  # or a pass may find nothing because it does not look yet
                 await self.lab.running.reconciler.run_once()
                 await self.writer.work()
                 if (rows.changed, len(self.writer.worked)) == before:
