@@ -289,15 +289,26 @@ def test_migration_is_proved_and_equal_to_the_disk(site: Site) -> None:
     machine.run("migratectl complete debian --yes --wait --timeout '150 s'")
 
 
+def leave_remains_of_a_killed_installation(machine: BootedDebian) -> None:
+    machine.run(
+        "install -d -m 700 /var/lib/blockferry-install/killed; echo x > /var/lib/blockferry-install/killed/passphrase"
+    )
+
+
 def test_uninstall_keeps_what_purge_removes(site: Site) -> None:
     machine = site.machine
+    machine.run("migratectl set-agent-limits debian --read-rate '50 MB/s'")
+    remembered = machine.root / "var/lib/blockferry/agent/limits.json"
+    until(remembered.exists, lambda: machine.try_to("migratectl agent-limits").stdout)
     machine.run("mobility-agent uninstall --yes")
+    assert remembered.exists()
     assert (machine.root / "var/lib/blockferry/agent/identity").exists()
     assert machine.try_to("mobility-agent --version").returncode != 0
     installer = f"/root/{site.built.installer(site.built.next_version).name}"
     machine.run(f"sh {installer} --unattended --appliance {URL} --fingerprint $(cat /root/fingerprint)")
+    leave_remains_of_a_killed_installation(machine)
     machine.run("mobility-agent uninstall --purge --yes")
-    left = [path for path in site.files() - site.before if "agent" in path and "process" not in path]
+    left = [path for path in site.files() - site.before if re.search("agent|install/", path) and "process" not in path]
     of_others = ("/usr/lib/blockferry/", "/var/lib/blockferry/config-server/downloads/")
     assert [path for path in left if not path.startswith(of_others)] == []
     assert machine.try_to("test -e /sys/fs/bpf/blockferry").returncode == 1
@@ -305,6 +316,7 @@ def test_uninstall_keeps_what_purge_removes(site: Site) -> None:
 
 def test_purged_packages_leave_nothing(site: Site) -> None:
     site.install_packages(site.built.next_version, agent=True)
+    leave_remains_of_a_killed_installation(site.machine)
     site.machine.run("mobility-agent --version; systemctl cat blockferry-agent > /dev/null")
     site.machine.run("dpkg --purge $(dpkg-query --showformat '${Package} ' --show 'blockferry-*')")
     assert site.files() - site.before == frozenset()
