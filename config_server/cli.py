@@ -80,7 +80,7 @@ def main(context: click.Context, config_path: Path, check_config: bool) -> None:
         hand_on_options(context)
 
 
-for command in (paths_command, add_installer, remove_installer, installers):
+for command in (paths_command("config-server"), add_installer, remove_installer, installers):
     main.add_command(command)
 
 
