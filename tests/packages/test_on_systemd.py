@@ -255,6 +255,19 @@ def test_key_encryption_key_may_be_a_credential_that_the_daemon_s_user_cannot_re
     )
 
 
+def test_store_s_key_may_be_a_credential_that_no_daemon_s_user_can_read(site: Site) -> None:
+    for role in SERVERS:
+        drop_in = site.machine.root / f"etc/systemd/system/blockferry-{role}.service.d/store-key.conf"
+        drop_in.parent.mkdir(exist_ok=True)
+        drop_in.write_text("[Service]\nLoadCredential=store-key:/etc/blockferry/store.key\n")
+    services = " ".join(f"blockferry-{role}" for role in SERVERS)
+    site.machine.run(
+        "cd /etc/blockferry; sed -i '/^ *key_file:/d' config-server.yaml process-server.yaml azure-sink.yaml; "
+        f"chown root:root store.key; chmod 600 store.key; systemctl daemon-reload; systemctl restart {services}"
+    )
+    site.write_and_await_point("with-credentials")
+
+
 def test_everything_is_there_again_after_a_reboot(site: Site) -> None:
     generation = site.generation()
     site.machine.reboot()
@@ -282,7 +295,7 @@ def test_migration_is_proved_and_equal_to_the_disk(site: Site) -> None:
     machine.run("umount /srv")
     machine.run("migratectl migrate debian --wait --timeout '150 s'")
     machine.run(
-        "cd /var/tmp; runuser -u blockferry-azure-sink -- azure-sink export --raw --endpoint "
+        "cd /var/tmp; azure-sink export --raw --endpoint "
         "https://sink.example.internal:10443/blockferry --account blockferry --key-file /etc/blockferry/store.key "
         "--ca-file /etc/blockferry/authorities.pem disks/debian-disk1 /var/tmp/migrated.img"
     )
