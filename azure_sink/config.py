@@ -35,7 +35,8 @@ MIN_ARENA_BYTES: Final = MIB
 
 @dataclass(frozen=True, slots=True)
 class BlobSettings:
-    """The Blob service: one account, one state directory. The key stands in ``key_file``, or (for a laboratory) in ``key``.
+    """The Blob service: one account, one state directory. The key stands in ``key_file``, or (for a laboratory) in ``key``; it is
+    systemd's credential ``store-key`` if both are left out.
 
     ``secondary_key_file`` is accepted too, while keys are being changed. ``reserve_bytes`` of the file system stay free for the
     catalog: below that bodies are refused with ServerBusy, and deleting goes on.
@@ -57,7 +58,7 @@ class BlobSettings:
     def __post_init__(self) -> None:
         ListenAddress.parse(self.listen)
         check_account_name(self.account)
-        if (self.key_file is None) == (self.key is None):
+        if self.key_file is not None and self.key is not None:
             raise SettingsError("cannot tell the account's key", hint="give key_file (or key, but not both)")
         if self.key is not None:
             parse_account_key(self.key)
@@ -71,9 +72,10 @@ class BlobSettings:
 
         :raises SettingsError: a key file cannot be read or used.
         """
-        keys = [] if self.key is None else [parse_account_key(self.key)]
-        files = [path for path in (self.key_file, self.secondary_key_file) if path is not None]
-        return (*keys, *(read_account_key(path) for path in files))
+        key = read_account_key(self.key_file) if self.key is None else parse_account_key(self.key)
+        if self.secondary_key_file is None:
+            return (key,)
+        return (key, read_account_key(self.secondary_key_file))
 
 
 @dataclass(frozen=True, slots=True)

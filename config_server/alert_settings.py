@@ -15,11 +15,11 @@ from typing import Final
 
 from yarl import URL
 
+from replication.credentials import CREDENTIALS_VARIABLE
 from replication.errors import SettingsError
 
 MIN_SECRET_BYTES: Final = 16
 MAX_SECRET_BYTES: Final = 4096
-CREDENTIALS_VARIABLE: Final = "CREDENTIALS_DIRECTORY"
 
 
 @dataclass(frozen=True, slots=True)

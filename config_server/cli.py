@@ -52,6 +52,10 @@ After that:
  - what happened since the backup is not known: revoke again what was revoked (certificates, tokens, passphrases), protect again
    what was protected; items that were stopped or completed since are shown as they were: stop them;
  - `migratectl status` and `migratectl events` show how the site comes back."""
+RESTORED_WITHOUT_INSTALLERS = (
+    " - a backup holds no installers: offer them again with `config-server add-installer FILE`; until then nothing is at /downloads,\n"
+    "   and agents can neither be installed from here nor upgraded."
+)
 _config = click.option(
     "--config",
     "config_path",
@@ -80,7 +84,7 @@ def main(context: click.Context, config_path: Path, check_config: bool) -> None:
         hand_on_options(context)
 
 
-for command in (paths_command, add_installer, remove_installer, installers):
+for command in (paths_command("config-server"), add_installer, remove_installer, installers):
     main.add_command(command)
 
 
@@ -367,9 +371,11 @@ def restore(config_path: Path, archive: Path, passphrase_file: Path, *, check: b
     if keep_database:
         click.echo(f"restored into {settings.state_dir}: the keys of the site {facts.authority_fingerprint}")
         click.echo("the database is as it was; `config-server init` makes this server's certificate")
+        click.echo(RESTORED_WITHOUT_INSTALLERS)
         return
     place = " and its PostgreSQL database" if is_postgresql(settings.effective_database_url) else ""
     click.echo(
         f"restored into {settings.state_dir}{place}: the site {facts.authority_fingerprint} as of {facts.created_at}"
     )
     click.echo(RESTORED)
+    click.echo(RESTORED_WITHOUT_INSTALLERS)

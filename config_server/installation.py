@@ -16,10 +16,11 @@ from config_server.authority import Authority, ServerNames, TrustStore
 from config_server.config import Settings
 from config_server.events import Clock
 from config_server.first_access import SecretFile, make_first_access
-from config_server.key_encryption import CREDENTIALS_VARIABLE, KeyEncryptionKey, key_file
+from config_server.key_encryption import KeyEncryptionKey, key_file
 from config_server.policies import ensure_default_policy
 from config_server.server_identity import ensure_server_identity
 from config_server.site_keys import check_site_keys, must_have_keys_already
+from replication.credentials import CREDENTIALS_VARIABLE
 from replication.errors import Conflict, NotFound, Refused
 from replication.state_directory import make_state_directory, state_directory_usable
 from replication.tls_identity import PeerName, Role, TlsIdentity, new_private_key, private_key_pem

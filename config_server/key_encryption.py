@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from replication.credentials import CREDENTIALS_VARIABLE
 from replication.durable_file import DurableFile, make_directory_durably
 from replication.errors import SettingsError
 from replication.segment_keys import KEY_BYTES, unwrap_for_site, unwrap_text_for_site, wrap_for_site
 
 KEY_FILE_NAME: Final = "key-encryption-key"
-CREDENTIALS_VARIABLE: Final = "CREDENTIALS_DIRECTORY"
 _DIGEST_KEY_CONTEXT: Final = b"blockferry digest key v1 "
 _SECRET_CONTEXT: Final = b"blockferry secret v1 "
 

@@ -19,7 +19,7 @@ import asyncpg  # type: ignore[import-untyped]  # asyncpg has no types
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from config_server.key_encryption import CREDENTIALS_VARIABLE
+from replication.credentials import CREDENTIALS_VARIABLE
 from replication.errors import InvalidInput, Retryable, SettingsError
 
 SCHEME: Final = "postgresql"

@@ -50,7 +50,7 @@ def main(context: click.Context, config_path: Path, check_config: bool) -> None:
         hand_on_options(context)
 
 
-for command in (install, upgrade, uninstall, doctor, paths_command):
+for command in (install, upgrade, uninstall, doctor, paths_command("agent")):
     main.add_command(command)
 
 

@@ -55,7 +55,7 @@ def main(context: click.Context, config_path: Path, check_config: bool) -> None:
         hand_on_options(context)
 
 
-main.add_command(paths_command)
+main.add_command(paths_command("process-server"))
 
 
 @main.command()

@@ -17,13 +17,14 @@ from process_server.core.spool_budget import DEFAULT_LIMIT_BYTES, MIN_LIMIT_BYTE
 from process_server.core.upload_schedule import DEFAULT_THREADS_PER_MACHINE
 from process_server.intake.body import DEFAULT_DEADLINE_S
 from process_server.intake.sealing import DEFAULT_THREADS
+from process_server.spool.kept_segments import MAX_SEGMENT_RECORD_BYTES
 from replication.batch_frame import MAX_FRAME_BYTES
 from replication.blob_client.settings import BlobEndpointSettings
 from replication.config_server_urls import check_standby_urls
 from replication.data_plane import DEFAULT_PORT
 from replication.errors import SettingsError
 from replication.hours_settings import require_usable_hours
-from replication.sealed_segment import DEFAULT_COMPRESSION_LEVEL, MAX_SEGMENT_BYTES
+from replication.sealed_segment import DEFAULT_COMPRESSION_LEVEL
 from replication.service.connections import ConnectionSettings
 from replication.service.https import ListenAddress
 from replication.service.logs import LogSettings
@@ -46,7 +47,8 @@ DEFAULT_LISTEN: Final = f"0.0.0.0:{DEFAULT_PORT}"
 DEFAULT_STATE_DIR: Final = Path("/var/lib/blockferry/process-server")
 DEFAULT_OBSERVABILITY: Final = "127.0.0.1:9882"
 DEFAULT_INTAKE_BUFFER_BYTES: Final = 36 * 2**20
-DEFAULT_UPLOAD_BUFFER_BYTES: Final = 28 * 2**20
+DEFAULT_UPLOAD_BUFFER_BYTES: Final = 36 * 2**20
+"""Four of the largest segments: a machine has its default threads also where nothing compresses."""
 DEFAULT_BATCHES_IN_FLIGHT: Final = 4
 MAX_HEARTBEAT_INTERVAL_S: Final = DEFAULT_INTERVAL_S
 """A third of the silence after which the configuration server gives the items to others, by default."""
@@ -146,9 +148,9 @@ class UploadSettings:
         )
         _require_limit(self.limit_bits_per_s)
         _require(
-            self.buffer_bytes >= MAX_SEGMENT_BYTES,
+            self.buffer_bytes >= MAX_SEGMENT_RECORD_BYTES,
             f"use a buffer_bytes of {self.buffer_bytes}",
-            f"one segment may take {MAX_SEGMENT_BYTES} bytes",
+            f"one segment may take {MAX_SEGMENT_RECORD_BYTES} bytes",
         )
 
     @property

@@ -60,7 +60,7 @@ from process_server.store_inquiry import StoreInquiry
 from process_server.throttle import Throttle
 from process_server.upload_limits import FILE_NAME, LimitsInForce
 from process_server.uploader.manifest_courier import ManifestCourier
-from process_server.uploader.segment_uploader import SegmentUploader
+from process_server.uploader.segment_uploader import SegmentUploader, surely_at_once
 from replication import __version__
 from replication.batch_frame import MAX_BATCH_DATA_BYTES, PROTOCOL_VERSION
 from replication.blob_client.api import BlobClient
@@ -247,7 +247,15 @@ class _Site:
             on_settled=self._note_settled,
         )
         self.limits = LimitsInForce(
-            settings.upload.limits, memory, watch, throttle, self.schedule, board, clock, self.uploader.wake
+            settings.upload.limits,
+            memory,
+            watch,
+            throttle,
+            self.schedule,
+            board,
+            clock,
+            self.uploader.wake,
+            at_once=surely_at_once(settings.store.connections, settings.upload.buffer_bytes),
         )
         self.courier = ManifestCourier(
             self.backlog,

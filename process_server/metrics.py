@@ -74,6 +74,9 @@ class ProcessServerMetrics:
             "throttle_measured_bits_per_second", "What was sent to the store over the last ten seconds."
         )
         self.upload_threads = gauge("upload_threads_per_machine", "Parallel uploads that a machine may have.")
+        self.effective_upload_threads = gauge(
+            "upload_threads_effective", "Of them, those that connections, buffers and the limit surely allow."
+        )
         self.uploads_in_flight = gauge("uploads_in_flight", "Segments on their way to the store.")
         self.probed_hosts = counter(
             "probed_hosts",

@@ -87,6 +87,7 @@ class Observation:
         metrics.throttle_measured.set(measured * BITS_PER_BYTE)
         metrics.throttle_limit.set(self.throttle.limit_bits_per_s or 0)
         metrics.upload_threads.set(self.schedule.threads_per_machine)
+        metrics.effective_upload_threads.set(self.limits.effective_threads)
         sent_bytes = self.throttle.sent_bytes
         metrics.store_sent_bytes.inc(sent_bytes - self._counted_bytes)
         self._counted_bytes = sent_bytes

@@ -16,15 +16,23 @@ from dataclasses import dataclass
 from typing import Final
 
 from process_server.core.upload_hours import Regime, both, regime_at
-from process_server.core.upload_schedule import DEFAULT_THREADS_PER_MACHINE, UploadSchedule
+from process_server.core.upload_schedule import DEFAULT_THREADS_PER_MACHINE, UploadSchedule, uploads_at_once
 from process_server.settings_watch import SettingsWatch
+from process_server.spool.kept_segments import MAX_SEGMENT_RECORD_BYTES
 from process_server.throttle import BITS_PER_BYTE, Throttle
 from replication.clock import Clock
 from replication.errors import BlockferryError, InvalidInput
 from replication.limits_memory import LimitsMemory
 from replication.service.health import HealthBoard, HealthState
 from replication.time_zones import time_zone
-from replication.upload_limits import MIN_LIMIT_BITS_PER_S, UploadInForce, UploadLimits, limits_text, rate_text
+from replication.upload_limits import (
+    MIN_LIMIT_BITS_PER_S,
+    MIN_THREADS_PER_MACHINE,
+    UploadInForce,
+    UploadLimits,
+    limits_text,
+    rate_text,
+)
 
 CHECK: Final = "upload-limits"
 FILE_NAME: Final = "upload-limits.json"
@@ -74,7 +82,10 @@ class LimitsInForce:
         board: HealthBoard,
         clock: Clock,
         on_change: Callable[[], None],
+        *,
+        at_once: int,
     ) -> None:
+        """:param at_once: so many segments of all machines can surely be on their way at a time."""
         self._memory = memory
         self._watch = watch
         self._throttle = throttle
@@ -82,6 +93,7 @@ class LimitsInForce:
         self._board = board
         self._clock = clock
         self._on_change = on_change
+        self._at_once = at_once
         self._file = _Source.of(file)
         self._told = _Source.of(memory.limits or _UNKNOWN)
         self._ever_told = memory.limits is not None
@@ -97,7 +109,29 @@ class LimitsInForce:
         """The first thing that keeps the limits from being what was asked for, if anything does."""
         if not self._ever_told:
             return f"it is not known what may be sent: {rate_text(MIN_LIMIT_BITS_PER_S)} at most until the configuration server answers"
-        return self._told.problem or self._file.problem or self._file_problem or self._memory_problem
+        return (
+            self._told.problem
+            or self._file.problem
+            or self._file_problem
+            or self._memory_problem
+            or self._threads_problem
+        )
+
+    @property
+    def _threads_problem(self) -> str | None:
+        threads = self._schedule.threads_per_machine
+        if threads <= max(self._at_once, MIN_THREADS_PER_MACHINE):  # at the fewest nobody asked for more than there are
+            return None
+        mib = -(-threads * MAX_SEGMENT_RECORD_BYTES // 2**20)
+        return (
+            f"of {threads} threads per machine only {self._at_once} are sure: for all of them set store.connections to {threads} or more "
+            f"and upload.buffer_bytes to {mib} MiB or more, and restart"
+        )
+
+    @property
+    def effective_threads(self) -> int:
+        """So many uploads a machine that is alone surely has at this hour, even if nothing compresses."""
+        return min(self._schedule.threads_per_machine, uploads_at_once(self._throttle.limit_bits_per_s, self._at_once))
 
     def tell(self, limits: UploadLimits) -> None:
         """The configuration server's newest word: in force on return, durable soon after."""

@@ -30,6 +30,9 @@ REPORTS_AT_ONCE: Final = 8
 
 DISCOVERIES: Final = "discoveries"
 INSTALLATIONS: Final = "installations"
+INSTALLATIONS_DIRECTORY: Final = "/var/lib/blockferry-install"
+"""On the server that an agent is installed on: a directory for each installation, gone with its end. An installer that was killed leaves
+what is in it, the passphrase too, until the next installation there."""
 
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:-]{0,252})?$")]
 """A DNS name or an address, nothing that a shell or a command line reads otherwise."""

@@ -12,6 +12,7 @@ proves nothing of itself: so it says with what to compare.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -23,7 +24,7 @@ from config_server.authority import Authority
 from config_server.installers import Installers, SignedIndex
 from replication.errors import InvalidInput, NotFound
 from replication.installer_catalogue import DOWNLOADS_PATH, INDEX_PATH
-from replication.service_address import ServiceAddress
+from replication.service_address import HTTPS_PORT, ServiceAddress
 
 AUTHORITY_PATH: Final = DOWNLOADS_PATH + "authority.pem"
 SIGNATURE_PATH: Final = INDEX_PATH + ".sig"
@@ -54,7 +55,7 @@ def install_command(address: str, file: str, fingerprint: str = "FINGERPRINT") -
 def add_download_routes(
     app: web.Application, installers: Installers, authority: Authority, names: tuple[str, ...]
 ) -> None:
-    """:param names: this server's, for the page; the first one is shown if the request's own is none of them."""
+    """:param names: this server's, for the page; the first one is shown, with the port that was reached, if the request names none."""
     authority_pem = authority.certificate.public_bytes(serialization.Encoding.PEM)
 
     async def index(_request: web.Request) -> web.StreamResponse:
@@ -81,7 +82,11 @@ def add_download_routes(
         text = _page(signed, _address(request, names))
         return web.Response(text=text, content_type="text/html", headers=_PAGE_HEADERS)
 
+    async def to_page(_request: web.Request) -> web.StreamResponse:
+        raise web.HTTPPermanentRedirect(DOWNLOADS_PATH)
+
     routes: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
+        DOWNLOADS_PATH.rstrip("/"): to_page,
         DOWNLOADS_PATH: page,
         INDEX_PATH: index,
         SIGNATURE_PATH: signature,
@@ -93,11 +98,13 @@ def add_download_routes(
 
 
 def _address(request: web.Request, names: tuple[str, ...]) -> str:
-    try:
+    """With the port of the request's own host if that is one of ours, else with the port that the connection came in on."""
+    with contextlib.suppress(InvalidInput):
         asked = ServiceAddress.parse(f"https://{request.host}")
-    except InvalidInput:
-        return names[0]
-    return str(asked) if asked.host in names else names[0]
+        if asked.host in {name.lower() for name in names}:
+            return str(asked)
+    reached = request.get_extra_info("sockname")
+    return str(ServiceAddress(names[0], HTTPS_PORT if reached is None else reached[1]))
 
 
 def _page(signed: SignedIndex, address: str) -> str:

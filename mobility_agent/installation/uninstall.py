@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+from mobility_agent import limits_in_force
 from mobility_agent.block_device.machine_facts import MACHINE_ID_FILE, read_machine_facts
 from mobility_agent.change_tracker.ebpf.pins import Pins
 from mobility_agent.change_tracker.ebpf.tracker import EbpfTracker
@@ -30,12 +31,24 @@ from mobility_agent.installation.places import (
     installed_trees,
 )
 from mobility_agent.inventory import locate_disk
+from replication.durable_file import DurableFile
 from replication.errors import BlockferryError
 from replication.identifiers import DiskId, parse_uuid
+from replication.remote_access import INSTALLATIONS_DIRECTORY
 from replication.settings import load_settings
 
-STATE_ENTRIES: Final = ("identity", "desired.json", DISKS_DIRECTORY, "lock", MACHINE_ID_FILE)
+STATE_ENTRIES: Final = (
+    "identity",
+    "desired.json",
+    DISKS_DIRECTORY,
+    "lock",
+    limits_in_force.FILE_NAME,
+    MACHINE_ID_FILE,
+)
 """All that the agent keeps in its state directory."""
+INSTALLER_REMAINS: Final = Path(INSTALLATIONS_DIRECTORY)
+"""Of installations from the appliance that were killed; a passphrase may be in them."""
+_MOST_NAMED: Final = 5
 
 
 def uninstall(say: Say, *, purge: bool) -> None:
@@ -44,7 +57,9 @@ def uninstall(say: Say, *, purge: bool) -> None:
     if purge:
         state_dir, tracker = _configured()
         discard_all_tracking(tracker, state_dir)
-        _remove_state(state_dir)
+        remove_state(state_dir, say)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(INSTALLER_REMAINS)
         CONFIGURATION.unlink(missing_ok=True)
         shutil.rmtree(DROP_INS, ignore_errors=True)
     for path in SYSTEM_FILES:
@@ -96,14 +111,18 @@ def _discard_whole(disk: DiskId, settings: TrackerSettings, state_dir: Path) -> 
     ).discard()
 
 
-def _remove_state(state_dir: Path) -> None:
+def remove_state(state_dir: Path, say: Say) -> None:
+    """Nothing of the agent is in it on return, nor is the directory unless there are things of others in it, which is said."""
     for name in STATE_ENTRIES:
         path = state_dir / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)
+            DurableFile(path).remove()
     _remove_if_empty(state_dir)
+    of_others = sorted(path.name for path in state_dir.iterdir()) if state_dir.is_dir() else []
+    if of_others:
+        say(f"{state_dir} stays, for what others put there: {', '.join(of_others[:_MOST_NAMED])}")
 
 
 def _leave_shared_places() -> None:

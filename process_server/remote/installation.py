@@ -26,7 +26,13 @@ from process_server.remote.ssh_connection import Done, SshConnection
 from replication.clock import Clock
 from replication.errors import BlockferryError, PeerProtocolError, PeerUnavailable, Permanent, Retryable
 from replication.installer_catalogue import Installer
-from replication.remote_access import DiscoveredFacts, InstallationOrder, InstallationReport, InstallationStepName
+from replication.remote_access import (
+    INSTALLATIONS_DIRECTORY,
+    DiscoveredFacts,
+    InstallationOrder,
+    InstallationReport,
+    InstallationStepName,
+)
 
 ATTEMPTS: Final = 3
 RETRY_AFTER_S: Final = 3.0
@@ -36,7 +42,6 @@ INSTALL_TIMEOUT_S: Final = 900.0
 CLEAN_UP_TIMEOUT_S: Final = 30.0
 MAX_OUTPUT_BYTES: Final = 1024 * 1024
 _MAX_SHOWN: Final = 600
-_DIRECTORY: Final = "/var/lib/blockferry-install"
 _COPY_AGAIN: Final = 75
 """EX_TEMPFAIL of sysexits.h."""
 
@@ -149,7 +154,7 @@ class Installation:
             check_server(facts, installer)
             telling.step("fetching", installer.file, installer.size_bytes)
             path = await self._cache.fetch(installer, catalogue, telling.progress)
-            place = _Place(connection, f"{_DIRECTORY}/{order.installation}", installer)
+            place = _Place(connection, f"{INSTALLATIONS_DIRECTORY}/{order.installation}", installer)
             try:
                 telling.step("copying", installer.file, installer.size_bytes)
                 if not await place.has_file():

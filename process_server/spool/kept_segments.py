@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from process_server.buffer_arena import BufferArena, Lease
 from process_server.core.places import RecordPlace
 from process_server.spool.record import RECORD_HEADER_BYTES, record_bytes
+from replication.batch_frame import MAX_FRAME_BYTES
 from replication.sealed_segment import most_segment_bytes
 
 KEPT_BYTES: Final = 24 * 2**20
@@ -29,6 +30,9 @@ class KeptSegment(NamedTuple):
 def segment_record_bytes(frame_bytes: int) -> int:
     """The most that a frame of ``frame_bytes`` can take in the spool, sealed, when it does not compress at all."""
     return record_bytes(most_segment_bytes(frame_bytes))
+
+
+MAX_SEGMENT_RECORD_BYTES: Final = segment_record_bytes(MAX_FRAME_BYTES)
 
 
 class KeptSegments:

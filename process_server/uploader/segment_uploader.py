@@ -19,7 +19,7 @@ from process_server.core.backlog import Backlog, SegmentState
 from process_server.core.backoff import SLOW_RETRY_S, Failure, StoreGate, classify
 from process_server.core.upload_schedule import UploadJob, UploadSchedule, uploads_at_once
 from process_server.metrics import ProcessServerMetrics
-from process_server.spool.kept_segments import KeptSegment
+from process_server.spool.kept_segments import MAX_SEGMENT_RECORD_BYTES, KeptSegment
 from process_server.spool.record import RECORD_HEADER_BYTES, RecordKind, record_bytes
 from process_server.spool.spool import Spool
 from process_server.store_inquiry import StoreInquiry
@@ -42,6 +42,11 @@ _LONGEST_WAIT_S: Final = 60.0
 MAX_BLOB_PROBLEMS: Final = 64
 
 _logger = logging.getLogger(__name__)
+
+
+def surely_at_once(connections: int, buffer_bytes: int) -> int:
+    """So many segments can be on their way at a time even if none compresses: each takes a connection, and room to be read back into."""
+    return min(connections, buffer_bytes // MAX_SEGMENT_RECORD_BYTES)
 
 
 class SegmentUploader:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from replication.credentials import credential_file
 from replication.errors import SettingsError
 from replication.tls_identity import check_peer, check_store
 
@@ -21,6 +22,8 @@ DEFAULT_TIMEOUT_S: Final = 60.0
 DEFAULT_CONNECT_TIMEOUT_S: Final = 10.0
 DEFAULT_CONNECTIONS: Final = 8
 MAX_KEY_FILE_BYTES: Final = 4096
+KEY_CREDENTIAL: Final = "store-key"
+"""systemd's credential in the place of ``key_file``."""
 _ACCOUNT_PATTERN: Final = re.compile(r"[a-z0-9]{3,24}")
 
 
@@ -29,12 +32,13 @@ class BlobEndpointSettings:
     """One storage account.
 
     ``url`` is what stands before ``/CONTAINER``: ``https://127.0.0.1:10000/ACCOUNT`` or ``https://ACCOUNT.blob.core.windows.net``.
+    ``key_file`` left out: the key is systemd's credential ``store-key``.
     ``timeout_s``: so long may a request stand still; one that moves may take thirty times as long.
     """
 
     url: str
     account: str
-    key_file: Path
+    key_file: Path | None = None
     ca_file: Path | None = None
     timeout_s: float = DEFAULT_TIMEOUT_S
     connect_timeout_s: float = DEFAULT_CONNECT_TIMEOUT_S
@@ -76,11 +80,17 @@ def parse_account_key(text: str) -> bytes:
     return key
 
 
-def read_account_key(path: Path) -> bytes:
-    """Read a file with the base64 account key in it.
+def read_account_key(configured: Path | None) -> bytes:
+    """Read a file with the base64 account key in it: the configured one, else the credential.
 
-    :raises SettingsError: it cannot be read or used.
+    :raises SettingsError: there is neither, or it cannot be read or used.
     """
+    path = configured or credential_file(KEY_CREDENTIAL)
+    if path is None:
+        raise SettingsError(
+            f"cannot find the account's key: key_file is not set, and there is no credential {KEY_CREDENTIAL}",
+            hint=f"name its file by key_file, or give the unit a drop-in with LoadCredential={KEY_CREDENTIAL}:FILE",
+        )
     try:
         with path.open("rb") as stream:
             content = stream.read(MAX_KEY_FILE_BYTES + 1)

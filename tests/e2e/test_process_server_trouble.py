@@ -13,11 +13,13 @@ from random import Random
 
 import pytest
 
+from process_server.core.upload_schedule import DEFAULT_THREADS_PER_MACHINE
 from process_server.daemon import Surroundings
 from process_server.spool.files import DirectoryFiles, SpoolFile
 from process_server.spool.record import RECORD_HEADER_BYTES, RecordKind
 from process_server.spool.recovery import RecoveredRecord, Recovery
 from process_server.upload_limits import FILE_NAME
+from replication.batch_frame import MAX_BATCH_DATA_BYTES
 from replication.blob_client.failures import failure_from_answer
 from replication.control_plane import ProcessServerDesired
 from replication.data_plane import SegmentsMissing
@@ -29,6 +31,8 @@ from replication.store_layout import segment_name
 from replication.upload_limits import NO_LIMITS, UploadLimits
 from tests.harness.epochs import new_uuid
 from tests.harness.process_site import MIB, LabAgent, LabConfigServer, LabSite, ShippedDisk, lab_settings, running_site
+from tests.harness.tls import LabAuthority
+from tests.harness.unreliable_store import UnreliableStore
 
 RANDOM = Random(21)
 
@@ -135,6 +139,22 @@ async def test_upload_threads_per_machine_are_kept_to_and_changed_live(tmp_path:
         site.store.held.set()
         await site.until_drained()
         assert site.store.most_in_flight == 6
+
+
+async def test_segments_that_do_not_compress_use_all_threads_of_a_default_process_server(tmp_path: Path) -> None:
+    """Read back from the spool, as after a restart: what is still in memory would need no room."""
+    authority, store = LabAuthority(), UnreliableStore()
+    store.held.clear()
+    async with running_site(tmp_path, authority=authority, store=store) as site:
+        disk = new_disk(site)
+        await disk.ship(site.agent(disk.machine), 1, DEFAULT_THREADS_PER_MACHINE + 1, size=MAX_BATCH_DATA_BYTES)
+    store.most_in_flight = 0
+    async with running_site(tmp_path, authority=authority, store=store) as site:
+        site.config.desired = told(NO_LIMITS)
+        await site.until(lambda: store.in_flight == DEFAULT_THREADS_PER_MACHINE, "as many uploads as threads")
+        store.held.set()
+        await site.until_drained()
+        assert store.most_in_flight == DEFAULT_THREADS_PER_MACHINE
 
 
 async def test_a_limit_holds_after_a_restart_while_the_configuration_server_is_away(tmp_path: Path) -> None:

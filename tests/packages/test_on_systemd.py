@@ -182,6 +182,7 @@ def test_doctor_finds_everything_well_and_names_what_is_not(site: Site) -> None:
 
 def test_paths_are_those_that_are_used(site: Site) -> None:
     folders = {each["path"]: each["exists"] for each in json.loads(site.machine.run("mobility-agent paths --json"))}
+    assert not folders.pop("/var/lib/blockferry-install")  # but while an installation runs
     assert all(folders.values()), folders
     made = {
         path for path in site.files() - site.before if "blockferry" in path and (site.machine.root / path[1:]).is_file()
@@ -254,6 +255,19 @@ def test_key_encryption_key_may_be_a_credential_that_the_daemon_s_user_cannot_re
     )
 
 
+def test_store_s_key_may_be_a_credential_that_no_daemon_s_user_can_read(site: Site) -> None:
+    for role in SERVERS:
+        drop_in = site.machine.root / f"etc/systemd/system/blockferry-{role}.service.d/store-key.conf"
+        drop_in.parent.mkdir(exist_ok=True)
+        drop_in.write_text("[Service]\nLoadCredential=store-key:/etc/blockferry/store.key\n")
+    services = " ".join(f"blockferry-{role}" for role in SERVERS)
+    site.machine.run(
+        "cd /etc/blockferry; sed -i '/^ *key_file:/d' config-server.yaml process-server.yaml azure-sink.yaml; "
+        f"chown root:root store.key; chmod 600 store.key; systemctl daemon-reload; systemctl restart {services}"
+    )
+    site.write_and_await_point("with-credentials")
+
+
 def test_everything_is_there_again_after_a_reboot(site: Site) -> None:
     generation = site.generation()
     site.machine.reboot()
@@ -281,7 +295,7 @@ def test_migration_is_proved_and_equal_to_the_disk(site: Site) -> None:
     machine.run("umount /srv")
     machine.run("migratectl migrate debian --wait --timeout '150 s'")
     machine.run(
-        "cd /var/tmp; runuser -u blockferry-azure-sink -- azure-sink export --raw --endpoint "
+        "cd /var/tmp; azure-sink export --raw --endpoint "
         "https://sink.example.internal:10443/blockferry --account blockferry --key-file /etc/blockferry/store.key "
         "--ca-file /etc/blockferry/authorities.pem disks/debian-disk1 /var/tmp/migrated.img"
     )
@@ -289,15 +303,26 @@ def test_migration_is_proved_and_equal_to_the_disk(site: Site) -> None:
     machine.run("migratectl complete debian --yes --wait --timeout '150 s'")
 
 
+def leave_remains_of_a_killed_installation(machine: BootedDebian) -> None:
+    machine.run(
+        "install -d -m 700 /var/lib/blockferry-install/killed; echo x > /var/lib/blockferry-install/killed/passphrase"
+    )
+
+
 def test_uninstall_keeps_what_purge_removes(site: Site) -> None:
     machine = site.machine
+    machine.run("migratectl set-agent-limits debian --read-rate '50 MB/s'")
+    remembered = machine.root / "var/lib/blockferry/agent/limits.json"
+    until(remembered.exists, lambda: machine.try_to("migratectl agent-limits").stdout)
     machine.run("mobility-agent uninstall --yes")
+    assert remembered.exists()
     assert (machine.root / "var/lib/blockferry/agent/identity").exists()
     assert machine.try_to("mobility-agent --version").returncode != 0
     installer = f"/root/{site.built.installer(site.built.next_version).name}"
     machine.run(f"sh {installer} --unattended --appliance {URL} --fingerprint $(cat /root/fingerprint)")
+    leave_remains_of_a_killed_installation(machine)
     machine.run("mobility-agent uninstall --purge --yes")
-    left = [path for path in site.files() - site.before if "agent" in path and "process" not in path]
+    left = [path for path in site.files() - site.before if re.search("agent|install/", path) and "process" not in path]
     of_others = ("/usr/lib/blockferry/", "/var/lib/blockferry/config-server/downloads/")
     assert [path for path in left if not path.startswith(of_others)] == []
     assert machine.try_to("test -e /sys/fs/bpf/blockferry").returncode == 1
@@ -305,6 +330,7 @@ def test_uninstall_keeps_what_purge_removes(site: Site) -> None:
 
 def test_purged_packages_leave_nothing(site: Site) -> None:
     site.install_packages(site.built.next_version, agent=True)
+    leave_remains_of_a_killed_installation(site.machine)
     site.machine.run("mobility-agent --version; systemctl cat blockferry-agent > /dev/null")
     site.machine.run("dpkg --purge $(dpkg-query --showformat '${Package} ' --show 'blockferry-*')")
     assert site.files() - site.before == frozenset()

@@ -13,6 +13,7 @@ from azure_sink import cli, daemon
 from azure_sink.cli import main
 from azure_sink.config import Settings
 from replication.blob_client.http_client import HttpBlobClient
+from replication.credentials import CREDENTIALS_VARIABLE
 from replication.errors import SettingsError
 from replication.settings import parse_settings
 from tests.harness.blob_process import BlobProcess
@@ -111,7 +112,6 @@ def test_without_a_command_a_file_without_sections_is_refused(tmp_path: Path) ->
     "wrong",
     [
         {"key": KEY},
-        {"key_file": None},
         {"key_file": None, "key": "short"},
         {"account": "No"},
         {"listen": "localhost:1"},
@@ -136,6 +136,19 @@ def test_while_keys_are_changed_both_are_accepted(tmp_path: Path) -> None:
     section = {**SECTION, "key_file": str(tmp_path / "one"), "secondary_key_file": str(tmp_path / "two")}
     settings = parse_settings(Settings, {"blob": section})
     assert settings.required_blob().read_keys() == (b"1" * 32, b"2" * 32)
+
+
+def test_the_key_is_systemd_s_credential_where_the_section_names_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = {name: value for name, value in SECTION.items() if name != "key_file"}
+    blob = parse_settings(Settings, {"blob": section}).required_blob()
+    monkeypatch.delenv(CREDENTIALS_VARIABLE, raising=False)
+    with pytest.raises(SettingsError, match="no credential store-key"):
+        blob.read_keys()
+    monkeypatch.setenv(CREDENTIALS_VARIABLE, str(tmp_path))
+    (tmp_path / "store-key").write_text(base64.b64encode(b"1" * 32).decode())
+    assert blob.read_keys() == (b"1" * 32,)
 
 
 async def test_the_process_serves_stops_when_told_and_goes_on_where_it_was(tmp_path: Path) -> None:

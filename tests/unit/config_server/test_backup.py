@@ -26,6 +26,7 @@ from replication.errors import Conflict, IntegrityError, InvalidInput, SettingsE
 from replication.tls_identity import Role
 from tests.harness.backed_up_site import PASSPHRASE, backed_up, write_configuration
 from tests.harness.config_site import lab_settings, running_lab
+from tests.harness.little_installer import little_installer
 from tests.harness.memory_blob_client import MemoryBlobClient
 from tests.harness.scripted_peers import DISK, inventory, inventory_disk
 
@@ -200,6 +201,8 @@ def test_the_commands_say_what_follows(tmp_path: Path) -> None:
     out, options = tmp_path / "site.backup", ("--passphrase-file", passphrase, "--config", configuration)
     assert run("backup", "--out", out, *options)[0] == 2, "before init"
     assert run("init", "--config", configuration)[0] == 0
+    installer = little_installer(tmp_path)
+    assert run("add-installer", "--config", configuration, installer)[0] == 0
     code, text = run("backup", "--out", out, *options)
     assert (code, "keep them apart" in text) == (0, True), text
     code, text = run("restore", out, "--check", *options)
@@ -208,7 +211,9 @@ def test_the_commands_say_what_follows(tmp_path: Path) -> None:
     assert (code, "it is not empty" in text) == (1, True), text
     (tmp_path / "state").rename(tmp_path / "old")
     code, text = run("restore", out, *options)
-    assert (code, "must never run again" in text) == (0, True), text
+    assert (code, "must never run again" in text, "add-installer" in text) == (0, True, True), text
+    assert installer.name not in run("installers", "--config", configuration)[1]
+    assert run("add-installer", "--config", configuration, installer)[0] == 0
     assert sqlite3.connect(tmp_path / "state" / "state.sqlite").execute("SELECT count(*) FROM policies").fetchone() == (
         1,
     )

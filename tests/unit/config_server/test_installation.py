@@ -23,8 +23,8 @@ from config_server.authority import ServerNames
 from config_server.cli import main
 from config_server.config import Settings
 from config_server.database import DATABASE_FILE, Database
-from config_server.key_encryption import CREDENTIALS_VARIABLE
 from config_server.passphrases import Passphrases
+from replication.credentials import CREDENTIALS_VARIABLE
 from replication.documents import WriterIdentity
 from replication.durable_file import DurableFile
 from replication.errors import Refused

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import socket
 import ssl
 import subprocess
 import time
@@ -141,6 +142,27 @@ async def test_page_says_how_and_names_no_host_that_the_request_made_up(lab: Lab
     assert (page.status, added.sha256 in page.body.decode(), added.file in page.body.decode()) == (200, True, True)
     assert "<script>" not in page.body.decode()
     assert page.headers["Content-Security-Policy"].startswith("default-src 'none'")
+
+
+async def test_page_is_found_without_the_last_slash(lab: Lab) -> None:
+    answer, page = await lab.request("GET", "/downloads"), await lab.request("GET", "/downloads/")
+    assert (answer.status, answer.body) == (200, page.body)
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("192.0.2.7:33705", "{name}:{port}"),  # another one's: the port that was reached
+        ("<made up>", "{name}:{port}"),
+        ("{name}:33705", "{name}:33705"),  # ours, forwarded from a port of somebody else
+        ("{name}", "{name}:443"),
+    ],
+)
+async def test_line_on_the_page_has_a_port_that_leads_to_it(lab: Lab, tmp_path: Path, host: str, address: str) -> None:
+    offered(lab).add(little_installer(tmp_path))
+    known = {"name": socket.gethostname(), "port": lab.running.port}
+    page = await lab.request("GET", "/downloads/", headers={"Host": host.format(**known)})
+    assert f"<pre>A={address.format(**known)} F=" in page.body.decode()
 
 
 async def test_only_what_the_catalogue_names_is_served(lab: Lab, tmp_path: Path) -> None:

@@ -16,9 +16,12 @@ from pathlib import Path
 import pytest
 
 from mobility_agent import daemon
+from mobility_agent.block_device.listing import describe_disk
+from mobility_agent.block_device.machine_facts import MACHINE_ID_FILE, MachineFacts, read_machine_facts
 from mobility_agent.config import AgentSettings, ConfigServerSettings, LimitsSettings, TrackerSettings
 from mobility_agent.daemon import Agent
 from mobility_agent.desired_memory import DesiredMemory
+from mobility_agent.installation.uninstall import STATE_ENTRIES, remove_state
 from mobility_agent.protection.item_session import ItemSession
 from mobility_agent.shipping.process_server_client import ProcessServerClient
 from mobility_agent.sole_agent import hold_machine
@@ -88,9 +91,11 @@ class ConfigServer:
         return None
 
 
-def wish(revision: int, *disks: str) -> AgentDesired:
+def wish(revision: int, *disks: str, reached: bool = False) -> AgentDesired:
+    """:param reached: there is a process server; it does not answer."""
+    address = ProcessServerAddress(identifier=str(uuid.uuid4()), url="https://127.0.0.1:1") if reached else None
     item = DesiredItem(
-        item=str(uuid.uuid4()), disks=list(disks), goal="replicate", timing=ReplicationTiming(), process_server=None
+        item=str(uuid.uuid4()), disks=list(disks), goal="replicate", timing=ReplicationTiming(), process_server=address
     )
     return AgentDesired(revision=revision, item=item if disks else None)
 
@@ -208,6 +213,39 @@ async def test_limits_that_are_told_with_an_answer_are_obeyed_reported_and_remem
     server.is_away = True
     async with running(settings, server) as agent:
         assert (agent.agent._pace.read_bytes_per_s, agent.agent._pace.cpu_cores) == (5_000_000, 0.5)
+
+
+async def test_what_it_keeps_is_what_uninstall_removes_and_nothing_else_goes(
+    settings: AgentSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def facts_without_machine_id(*, substitute: Path) -> MachineFacts:
+        return read_machine_facts(tmp_path / "no-machine-id", substitute=substitute)
+
+    disk_file = tmp_path / "disk.img"
+    disk_file.write_bytes(bytes(2**20))
+    facts = read_machine_facts(tmp_path / "no-machine-id", substitute=settings.state_dir / MACHINE_ID_FILE)
+    disk = describe_disk(disk_file, facts.machine_id)
+    server = ConfigServer()
+    server.limits, server.news = AgentLimits(cpu_cores=0.5), [wish(1, disk.disk, reached=True)]
+    monkeypatch.setattr(daemon, "read_machine_facts", facts_without_machine_id)
+    monkeypatch.setattr(daemon, "ConfigServerClient", lambda *_: server)
+    lifecycle = Lifecycle()
+    agent = asyncio.create_task(daemon.run(dataclasses.replace(settings, disk_files=(disk_file,)), lifecycle))
+    async with asyncio.timeout(20):
+        while not {*STATE_ENTRIES, "limits.json"} <= {path.name for path in settings.state_dir.iterdir()}:
+            await asyncio.sleep(0.005)
+    lifecycle.request_stop()
+    await agent
+    assert {path.name for path in settings.state_dir.iterdir()} == set(STATE_ENTRIES)
+    for leftover in ("limits.json.new", "of-others"):
+        (settings.state_dir / leftover).touch()
+    said: list[str] = []
+    remove_state(settings.state_dir, said.append)
+    assert [path.name for path in settings.state_dir.iterdir()] == ["of-others"]
+    assert "of-others" in said[0]
+    (settings.state_dir / "of-others").unlink()
+    remove_state(settings.state_dir, said.append)
+    assert not settings.state_dir.exists()
 
 
 async def test_a_configuration_server_from_before_there_were_limits_is_reported_to_as_ever(

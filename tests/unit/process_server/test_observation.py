@@ -65,7 +65,7 @@ class Rig:
             cast("Any", self.gate),
             self.throttle,
             self.pressure,
-            cast("Any", SimpleNamespace(in_force=lambda: None)),
+            cast("Any", SimpleNamespace(effective_threads=4, in_force=lambda: None)),
             cast("Any", SimpleNamespace(seen_lately=list)),
             ProcessServerMetrics(self.registry),
             self.board,

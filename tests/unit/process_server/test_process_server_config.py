@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from process_server.buffer_arena import BufferArena
 from process_server.config import Settings
+from process_server.spool.record import record_bytes
+from process_server.uploader.segment_uploader import surely_at_once
 from replication.batch_frame import MAX_FRAME_BYTES
 from replication.errors import SettingsError
 from replication.sealed_segment import MAX_SEGMENT_BYTES
@@ -33,7 +36,24 @@ def test_what_is_required_is_enough() -> None:
     assert settings.identity_directory == Path("/var/lib/blockferry/process-server/identity")
     assert settings.spool_directory == Path("/var/lib/blockferry/process-server/spool")
     assert settings.intake.buffer_bytes >= 4 * MAX_FRAME_BYTES
-    assert settings.upload.buffer_bytes >= 3 * MAX_SEGMENT_BYTES
+
+
+@pytest.mark.parametrize(
+    ("connections", "buffer", "at_once"),
+    [(None, None, 4), (2, None, 2), (8, "69 MiB", 8), (32, "288 MiB", 32), (32, "36 MiB", 4)],
+)
+def test_so_many_of_the_largest_segments_fit_at_once_by_default_a_machine_s_threads(
+    connections: int | None, buffer: str | None, at_once: int
+) -> None:
+    store = REQUIRED["store"] | ({} if connections is None else {"connections": connections})
+    settings = parsed(store=store, upload={} if buffer is None else {"buffer_bytes": buffer})
+    held = []
+    arena = BufferArena(settings.upload.buffer_bytes, most_leases=settings.store.connections)
+    while (lease := arena.try_lease(record_bytes(MAX_SEGMENT_BYTES))) is not None:
+        held.append(lease)
+    assert len(held) == at_once == surely_at_once(settings.store.connections, settings.upload.buffer_bytes)
+    if connections is None:
+        assert at_once == settings.upload.threads_per_machine
 
 
 @pytest.mark.parametrize("missing", sorted(REQUIRED))

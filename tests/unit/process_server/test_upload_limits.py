@@ -36,7 +36,9 @@ OFFICE = UploadLimits(
 class Rig:
     """Limits with their throttle on a state directory; ``wall_ns`` sets this machine's clock."""
 
-    def __init__(self, directory: Path, file: UploadLimits = NO_LIMITS, watch: SettingsWatch | None = None) -> None:
+    def __init__(
+        self, directory: Path, file: UploadLimits = NO_LIMITS, watch: SettingsWatch | None = None, *, at_once: int = 32
+    ) -> None:
         exact = virtual_clock()
         began_ns, self.wall_ns = exact.unix_ns(), MONDAY_NOON_NS
         clock = Clock(exact.monotonic_s, lambda: self.wall_ns + exact.unix_ns() - began_ns, exact.sleep)
@@ -45,7 +47,7 @@ class Rig:
         self.schedule = UploadSchedule(Backlog())
         self.memory = LimitsMemory(directory / FILE_NAME, UploadLimits)
         self.limits = LimitsInForce(
-            file, self.memory, watch, self.throttle, self.schedule, self.board, clock, self._changed
+            file, self.memory, watch, self.throttle, self.schedule, self.board, clock, self._changed, at_once=at_once
         )
 
     def _changed(self) -> None:
@@ -95,6 +97,32 @@ async def test_what_was_told_last_holds_after_a_restart_before_anything_is_sent(
         assert restarted.limits.in_force().told == told
         assert restarted.health() is HealthState.OK
     assert restarted.limit() == 20 * MBPS
+
+
+@in_virtual_time
+async def test_threads_that_connections_and_buffers_do_not_allow_are_said(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path, at_once=4)) as rig:
+        rig.limits.tell(UploadLimits(threads_per_machine=32))
+        problem = rig.limits.in_force().problem
+        assert problem is not None
+        assert "of 32 threads per machine only 4 are sure" in problem
+        assert "275 MiB" in problem
+        assert (rig.schedule.threads_per_machine, rig.limits.effective_threads) == (32, 4)
+        assert rig.health() is HealthState.DEGRADED
+        rig.limits.tell(UploadLimits(threads_per_machine=4))
+        assert (rig.limits.problem, rig.health(), rig.limits.effective_threads) == (None, HealthState.OK, 4)
+
+
+@in_virtual_time
+async def test_threads_in_effect_are_those_that_the_limit_leaves_and_the_fewest_are_no_reproach(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path, at_once=2)) as rig:
+        rig.limits.tell(NO_LIMITS)
+        assert (rig.limits.problem, rig.limits.effective_threads) == (None, 2)
+    async with running(Rig(tmp_path)) as rig:
+        rig.limits.tell(UploadLimits(threads_per_machine=32, limit_bits_per_s=MIN_LIMIT_BITS_PER_S))
+        assert (rig.limits.problem, rig.limits.effective_threads) == (None, 2)
+        rig.limits.tell(UploadLimits(threads_per_machine=32))
+        assert rig.limits.effective_threads == 32
 
 
 @in_virtual_time

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from replication.blob_client.settings import BlobEndpointSettings, client_tls, parse_account_key, read_account_key
+from replication.credentials import CREDENTIALS_VARIABLE
 from replication.errors import SettingsError
 from replication.settings import parse_settings
 
@@ -39,6 +40,18 @@ def test_a_key_file_holds_one_line_of_base64(tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_text("MDEyMzQ1Njc4OTAxMjM0NTY3ODk=\n")
     assert read_account_key(path) == b"01234567890123456789"
+
+
+def test_without_a_key_file_the_key_is_systemd_s_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parse_settings(BlobEndpointSettings, {"url": GOOD["url"], "account": GOOD["account"]})
+    (tmp_path / "configured").write_text("MDEyMzQ1Njc4OTAxMjM0NTY3ODk=\n")
+    monkeypatch.setenv(CREDENTIALS_VARIABLE, str(tmp_path))
+    with pytest.raises(SettingsError) as caught:
+        read_account_key(settings.key_file)
+    assert "LoadCredential=store-key:" in str(caught.value.hint)
+    (tmp_path / "store-key").write_text("YWFhYWFhYWFhYWFhYWFhYWFhYWE=\n")
+    assert read_account_key(settings.key_file) == b"a" * 20
+    assert read_account_key(tmp_path / "configured") == b"01234567890123456789"
 
 
 @pytest.mark.parametrize("content", [b"", b"secret but no base64", b"c2hvcnQ=", b"\xff\xfe", b"A" * 5000])
