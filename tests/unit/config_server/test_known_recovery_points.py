@@ -192,9 +192,9 @@ async def test_point_that_an_agent_names_is_known_without_waiting_for_the_next_r
         for disk in SOURCE:
             assert (await site.grant(disk)).status == 200
         await site.writer.publish_point(item, made, time_ns=now_ns, epoch=4)
-        await site.settle()
+        await site.lab.running.reconciler.run_once()
         assert await points_of(site) == {}
         for named in (new_id(), made):  # the first one is nowhere
             await observe(site, first={}, both={"applied_epoch": 4, "sealed_epoch": 4, "newest_cut": named})
-            await site.settle()
+            await site.lab.running.reconciler.run_once()
         assert await points_of(site) == {made: False}
