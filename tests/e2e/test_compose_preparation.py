@@ -62,9 +62,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 needs_root = pytest.mark.requires("root", "setpriv")
+OF_A_SITE: Final = pytest.mark.heavy(
+    "the containers' site prepared again and again, each daemon's commands in processes of their own"
+)
 
 
 @needs_root
+@OF_A_SITE
 def test_preparation_makes_what_each_daemon_needs(site: Site) -> None:
     expected = {
         *("store/store.key", "store/writer.pub", "store/authorities.pem"),
@@ -80,6 +84,7 @@ def test_preparation_makes_what_each_daemon_needs(site: Site) -> None:
 
 
 @needs_root
+@OF_A_SITE
 def test_secrets_are_for_their_daemons_only(site: Site) -> None:
     for name in site.content():
         mode = (site.root / name).stat().st_mode & 0o777
@@ -92,6 +97,7 @@ def test_secrets_are_for_their_daemons_only(site: Site) -> None:
 
 
 @needs_root
+@OF_A_SITE
 def test_sink_certificate_is_for_the_name_that_the_others_use(site: Site) -> None:
     certificate = x509.load_pem_x509_certificate((site.root / "sink-tls" / "certificate.pem").read_bytes())
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -102,6 +108,7 @@ def test_sink_certificate_is_for_the_name_that_the_others_use(site: Site) -> Non
 
 
 @needs_root
+@OF_A_SITE
 def test_second_preparation_changes_nothing_and_prints_no_secret(site: Site) -> None:
     before = site.content()
     printed = site.prepare()
@@ -111,6 +118,7 @@ def test_second_preparation_changes_nothing_and_prints_no_secret(site: Site) -> 
 
 
 @needs_root
+@OF_A_SITE
 def test_passphrase_is_made_anew_when_it_is_about_to_expire_but_not_for_who_has_enrolled(site: Site) -> None:
     before = site.content()
     old_s = time.time() - 4.5 * 86400

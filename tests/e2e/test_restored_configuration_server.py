@@ -15,7 +15,7 @@ from tests.harness.running_site import RunningSite, running_site
 DISK_BYTES = 8 * 2**20
 PASSPHRASE = "correct horse battery staple"
 
-pytestmark = [pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.heavy("a site whose configuration server is restored"), pytest.mark.timeout(300)]
 
 
 def _generation(item: Json) -> int:

@@ -16,7 +16,11 @@ from tests.harness.running_site import RunningSite
 
 MIB = 2**20
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4")]
+pytestmark = [
+    pytest.mark.heavy("a site whose store is put back to an older copy"),
+    pytest.mark.timeout(600),
+    pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4"),
+]
 
 
 def _write(disk: LabDisk, name: str, mebibytes: int) -> None:

@@ -24,7 +24,7 @@ from tests.harness.scripted_peers import new_id
 MIB = 2**20
 DISK_BYTES = 8 * MIB
 
-pytestmark = [pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.heavy("sites with two agents of one identity"), pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ def test_a_live_file_system_is_replicated_killed_drilled_and_cut_over_bit_identi
     assert "Every check held." in output.getvalue()
 
 
+@pytest.mark.heavy("the demo once more, without root")
 @pytest.mark.timeout(600)
 @pytest.mark.requires("unshare")
 def test_the_demo_without_root_migrates_a_plain_file(tmp_path: Path) -> None:
