@@ -50,19 +50,22 @@ def fuzzed(decode: Callable[[], ResultT]) -> ResultT | None:
 
 
 def _memory_bytes(field: str) -> int:
-    """``VmRSS`` (now) or ``VmHWM`` (at most until now) of this process: proc(5)."""
+    """``VmRSS`` and of that ``RssFile`` (now), or ``VmHWM`` (at most until now) of this process: proc(5)."""
     with open("/proc/self/status", encoding="ascii") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field + ":"))
 
 
 @contextlib.contextmanager
 def bounded_memory(most_bytes: int) -> Iterator[None]:
-    """Fails if this process holds so much more, at any moment inside the block, than at its beginning."""
+    """Fails if this process holds so much more, at any moment inside the block, than at its beginning.
+
+    Programs and libraries do not count: a machine that takes their pages away while nobody uses them gives them back all at once.
+    """
     with open("/proc/self/clear_refs", "w", encoding="ascii") as peak:
         peak.write("5")  # the high-water mark begins anew: proc(5)
-    before = _memory_bytes("VmRSS")
+    before, of_files = _memory_bytes("VmRSS"), _memory_bytes("RssFile")
     yield
-    grown = _memory_bytes("VmHWM") - before
+    grown = _memory_bytes("VmHWM") - before - max(0, _memory_bytes("RssFile") - of_files)
     assert grown <= most_bytes, f"{grown / MIB:.0f} MiB more than before"
 
 
