@@ -86,7 +86,7 @@ class Site:
     def await_health(self, *, but: frozenset[str] = frozenset()) -> None:
         """Until nothing is wrong, but for conditions that the test has brought about."""
         until(
-            lambda: {condition["code"] for condition in self.status()["conditions"]} <= but,
+            lambda: {each["code"] for each in self.status()["conditions"] if each["health"] != "healthy"} <= but,
             lambda: json.dumps(self.status(), indent=1),
         )
 
