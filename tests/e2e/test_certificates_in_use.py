@@ -29,6 +29,7 @@ def is_over(ends_ns: int) -> bool:
     return time.time_ns() > ends_ns
 
 
+@pytest.mark.heavy("a site whose certificates are renewed again and again")
 async def test_uploads_go_on_without_a_failed_request_while_every_certificate_is_renewed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ def write(device: Path, granules: list[int]) -> None:
         os.close(descriptor)
 
 
+@pytest.mark.heavy("a site, and a disk whose churn is measured")
 @pytest.mark.requires("root", "loop", "ebpf")
 async def test_a_real_disk_is_measured_and_its_replication_tracks_on_undisturbed(tmp_path: Path) -> None:
     disk = str(uuid.uuid4())

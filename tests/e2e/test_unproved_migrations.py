@@ -19,7 +19,11 @@ from tests.harness.running_site import POLICY, RunningSite
 
 MIB: Final = 2**20
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4")]
+pytestmark = [
+    pytest.mark.heavy("sites whose replica or source differs at the cutover"),
+    pytest.mark.timeout(600),
+    pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4"),
+]
 
 
 def _device(disk: LabDisk) -> Path:

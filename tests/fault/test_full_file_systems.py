@@ -25,7 +25,11 @@ STATE: Final = {
     "azure-sink": ("site/azure-sink/blobs", 512 * MIB),
 }
 
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4")]
+pytestmark = [
+    pytest.mark.heavy("a site whose file systems are filled one after the other"),
+    pytest.mark.timeout(1800),
+    pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4"),
+]
 
 
 class SmallSite(QuickSite):

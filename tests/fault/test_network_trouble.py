@@ -21,6 +21,7 @@ from tests.harness.running_site import POLICY
 MIB: Final = 2**20
 
 pytestmark = [
+    pytest.mark.heavy("a site whose network is cut and throttled"),
     pytest.mark.timeout(1800),
     pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4", "ip", "tc", "nsenter"),
 ]

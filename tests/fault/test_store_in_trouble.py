@@ -21,7 +21,11 @@ from tests.harness.running_site import POLICY
 
 MIB: Final = 2**20
 
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4")]
+pytestmark = [
+    pytest.mark.heavy("a site whose store and uplink fail in every way"),
+    pytest.mark.timeout(1800),
+    pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4"),
+]
 
 BLOCKING: Final = {
     "500": Trouble(status=500),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
@@ -91,6 +92,7 @@ def test_life_without_a_death() -> None:
     assert live([]) == 0
 
 
+@pytest.mark.heavy("a reconciler that dies at every step")
 @settings(max_examples=8)
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=12))
 @example([1] * 40)
