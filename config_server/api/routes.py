@@ -185,9 +185,8 @@ def _served(site: Site, route: Route, body_timeout_s: float) -> Callable[[web.Re
         try:
             certificate = _shown_certificate(route, request)
             if certificate is not None:
-                identity = Identity(
-                    certificate.name, serial_text(certificate.serial)
-                )  # whatever comes of it, it was he
+                # Whatever comes of it, it was he.
+                identity = Identity(certificate.name, serial_text(certificate.serial))
             identity = await _identified(site, route, request, certificate)
             call = await _admitted(site, route, request, identity, body_timeout_s)
             response: web.StreamResponse = _response(route, await route.handler(call))

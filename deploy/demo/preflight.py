@@ -1,6 +1,6 @@
 """Before anything is started: is there enough disk space and memory, and are ports free? Says what is missing and what to do.
 
-Called by ``__main__``. Touches nothing.
+Called by ``__main__`` and ``site``, and by tests that start daemons. Touches nothing.
 """
 
 from __future__ import annotations
@@ -51,21 +51,6 @@ def available_memory_bytes() -> int:
         if name == "MemAvailable":
             return int(value.split()[0]) * 1024
     return 0
-
-
-def free_ports(count: int) -> list[int]:
-    """Unprivileged loopback ports that nobody listens on; held open together while choosing, so that they differ.
-
-    :raises OSError: if the kernel has none left.
-    """
-    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def lasting_ports(count: int) -> list[int]:

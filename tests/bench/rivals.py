@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from deploy.demo.preflight import free_ports
+from deploy.demo.preflight import lasting_ports
 from tests.bench.images import Delta
 from tests.bench.measure import Figures, children_cpu_s, measured
 
@@ -79,7 +79,7 @@ def _rest_server(directory: Path) -> Iterator[tuple[int, dict[str, str]]]:
         *names,
     ]
     _run([*made, "-keyout", str(key), "-out", str(certificate)], dict(os.environ))
-    (port,) = free_ports(1)
+    (port,) = lasting_ports(1)
     command = [
         "rclone",
         "serve",
