@@ -44,6 +44,8 @@ def most_segment_bytes(frame_bytes: int) -> int:
 
 
 MAX_SEGMENT_BYTES: Final = most_segment_bytes(MAX_FRAME_BYTES)
+OPENING_ROOM_BYTES: Final = max(MAX_SEGMENT_BYTES, MAX_FRAME_BYTES + DATA_ALIGNMENT_BYTES)
+"""Room for any segment, and for any frame that a segment is opened into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ class SegmentSealer:
 
 
 class SegmentOpener:
-    """Decrypts and decompresses segments into buffers of its own; one per thread. Holds up to 17 MiB.
+    """Decrypts and decompresses segments; one per thread. Holds up to 8 MiB.
 
     A frame is laid so that its extents' data begin at a multiple of ``DATA_ALIGNMENT_BYTES`` in memory: whoever writes them to a disk
     can then do without the page cache.
@@ -154,11 +156,20 @@ class SegmentOpener:
     def __init__(self) -> None:
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=2**24)
         self._compressed = aligned_memory(MAX_SEGMENT_BYTES)
-        self._frame = aligned_memory(MAX_FRAME_BYTES + DATA_ALIGNMENT_BYTES)
 
-    def open(self, content: memoryview, data_key: bytes, *, expected: BatchKey, expected_tag: bytes) -> memoryview:
-        """Return the batch frame inside ``content``: a view into this opener, valid until the next call.
+    def open(
+        self,
+        content: memoryview,
+        data_key: bytes,
+        *,
+        expected: BatchKey,
+        expected_tag: bytes,
+        room: memoryview | None = None,
+    ) -> memoryview:
+        """Return the batch frame inside ``content``: a view into ``room``, or into memory of its own.
 
+        :param room: ``OPENING_ROOM_BYTES`` at a block (``aligned_memory``). It may be the memory that ``content`` lies in: that has been
+            decrypted before the first byte of the frame is written. What it holds after an error is undefined.
         :raises PeerProtocolError: if it is malformed or not the segment ``expected``.
         :raises IntegrityError: if the tag is not ``expected_tag``, authentication fails or the content does not decompress
             to exactly the declared length.
@@ -185,14 +196,15 @@ class SegmentOpener:
             raise IntegrityError(
                 "cannot open a segment: authentication failed", disk=expected.disk, epoch=expected.epoch
             ) from error
-        return self._decompress(compressed, header.frame_bytes, expected)
+        room = aligned_memory(header.frame_bytes + DATA_ALIGNMENT_BYTES) if room is None else room
+        return self._decompress(compressed, header.frame_bytes, room, expected)
 
-    def _decompress(self, compressed: memoryview, frame_bytes: int, expected: BatchKey) -> memoryview:
+    def _decompress(self, compressed: memoryview, frame_bytes: int, room: memoryview, expected: BatchKey) -> memoryview:
         try:
             with self._decompressor.stream_reader(compressed, closefd=False) as reader:
                 head = reader.read(min(frame_bytes, FRAME_HEADER_BYTES))
                 start = -data_offset(head) % DATA_ALIGNMENT_BYTES
-                frame = self._frame[start : start + frame_bytes]
+                frame = room[start : start + frame_bytes]
                 filled = len(head)
                 frame[:filled] = head
                 while filled < frame.nbytes:

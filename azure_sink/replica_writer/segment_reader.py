@@ -1,7 +1,8 @@
 """Segments out of the store: fetched into pooled buffers, opened and verified in threads, a bounded number at a time.
 
-Called by ``epoch_application.py``. A *slot* is a buffer for a segment and an opener with its own buffers (together up to 26 MiB when
-segments do not compress); there are ``slots`` of them for the whole writer, so its memory does not grow with disks or epochs.
+Called by ``epoch_application.py``. A *slot* is memory for a segment and, once it is opened, for its frame in the same place: 8 MiB. Each
+opening thread has 8 MiB in which a segment lies decrypted. There are ``slots`` slots and ``threads`` threads for the whole writer, so its
+memory does not grow with disks or epochs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from replication.clock import Clock
 from replication.epoch_manifest import ManifestSegment
 from replication.errors import IntegrityError
 from replication.identifiers import BatchKey
-from replication.sealed_segment import MAX_SEGMENT_BYTES, SegmentOpener
+from replication.sealed_segment import OPENING_ROOM_BYTES, SegmentOpener
 from replication.store_layout import REPLICATION_CONTAINER, segment_name
 from replication.threads import finished_in
 
@@ -33,16 +34,15 @@ class SegmentSlot:
     """Room for one segment on its way from the store to the replica. Its batch's data stays valid until the slot is used again."""
 
     def __init__(self) -> None:
-        self.buffer = aligned_memory(MAX_SEGMENT_BYTES)
-        self._opener = SegmentOpener()
+        self.buffer = aligned_memory(OPENING_ROOM_BYTES)
 
-    def open(self, key: BatchKey, named: ManifestSegment, data_key: bytes) -> ParsedBatch:
-        """Decrypt, decompress, parse and verify what is in the buffer. Runs in a thread.
+    def open(self, opener: SegmentOpener, key: BatchKey, named: ManifestSegment, data_key: bytes) -> ParsedBatch:
+        """Decrypt, decompress, parse and verify what is in the buffer; its batch takes the segment's place. Runs in a thread.
 
         :raises PeerProtocolError: (or ``IntegrityError``) if it is not exactly the segment that the manifest names.
         """
         content = self.buffer[: named.segment_bytes].toreadonly()
-        frame = self._opener.open(content, data_key, expected=key, expected_tag=named.tag)
+        frame = opener.open(content, data_key, expected=key, expected_tag=named.tag, room=self.buffer)
         batch = parse_batch(frame, expected=key)
         if batch.digest != named.batch_digest:
             raise IntegrityError(
@@ -63,6 +63,7 @@ class SegmentReader:
         self._free = [SegmentSlot() for _ in range(slots)]
         self._waiting: deque[tuple[int, asyncio.Future[list[SegmentSlot]]]] = deque()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="open-segment")
+        self._openers = [SegmentOpener() for _ in range(threads)]
 
     def close(self) -> None:
         self._threads.shutdown()
@@ -111,7 +112,14 @@ class SegmentReader:
         :raises Retryable: the store did not deliver it in several attempts.
         """
         await patiently(lambda: self._fetch(slot, key, named), self._clock)
-        return await finished_in(self._threads, functools.partial(slot.open, key, named, data_key))
+        return await finished_in(self._threads, functools.partial(self._open_in_thread, slot, key, named, data_key))
+
+    def _open_in_thread(self, slot: SegmentSlot, key: BatchKey, named: ManifestSegment, data_key: bytes) -> ParsedBatch:
+        opener = self._openers.pop()  # one is free for each thread
+        try:
+            return slot.open(opener, key, named, data_key)
+        finally:
+            self._openers.append(opener)
 
     async def _fetch(self, slot: SegmentSlot, key: BatchKey, named: ManifestSegment) -> None:
         target = slot.buffer[: named.segment_bytes]

@@ -28,7 +28,7 @@ class WriterSettings:
     """``state_dir`` holds the identity (back it up) and this instance's lease id; never two writers on one directory.
 
     ``store`` None: the blob store of the same process (``azure-sink all``).
-    ``segment_slots`` bounds memory: about 26 MiB each at the worst. ``parallel_disks`` epochs are applied at a time.
+    ``segment_slots`` and ``opening_threads`` bound memory: 8 MiB each. ``parallel_disks`` epochs are applied at a time.
     """
 
     state_dir: Path

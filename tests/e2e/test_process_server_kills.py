@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from random import Random
 
+import aiohttp
+
 from replication.blob_client.http_client import HttpBlobClient
 from replication.epoch_manifest import manifest_hash
 from replication.errors import Retryable
@@ -35,7 +37,7 @@ async def put_manifest_persistently(agent: LabAgent, key: EpochKey, encoded: byt
     while True:
         try:
             await agent.put_manifest(key, encoded)
-        except (Retryable, OSError):
+        except (Retryable, aiohttp.ClientError, OSError):
             await asyncio.sleep(0.02)
         else:
             return

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import zstandard
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from replication.aligned_memory import aligned_memory
 from replication.batch_frame import DataExtent, encode_batch, parse_batch
 from replication.errors import IntegrityError, PeerProtocolError
 from replication.extents import Extent
@@ -14,6 +17,7 @@ from replication.identifiers import AttemptNumber, BatchKey, BatchNumber, DiskId
 from replication.sealed_segment import (
     DATA_ALIGNMENT_BYTES,
     HEADER_BYTES,
+    OPENING_ROOM_BYTES,
     TAG_BYTES,
     SegmentHeader,
     SegmentOpener,
@@ -94,6 +98,21 @@ def test_an_opener_can_be_used_again_after_a_refusal() -> None:
         opener.open(memoryview(damaged), DATA_KEY, expected=KEY, expected_tag=bytes(damaged[-16:]))
     content = memoryview(_sealed())
     assert bytes(opener.open(content, DATA_KEY, expected=KEY, expected_tag=bytes(content[-16:]))) == FRAME
+
+
+@pytest.mark.parametrize("compressible", [True, False])
+def test_a_frame_takes_the_place_of_its_segment_in_memory(compressible: bool) -> None:
+    frame = encode_batch(
+        KEY, [DataExtent(Extent(0, 2**20), memoryview(bytes(2**20) if compressible else os.urandom(2**20)))]
+    )
+    whole = b"".join((frame.head, *frame.data))
+    sealed = _sealed(whole)
+    room = aligned_memory(OPENING_ROOM_BYTES)
+    room[: len(sealed)] = sealed
+    content = room[: len(sealed)].toreadonly()
+    opened = SegmentOpener().open(content, DATA_KEY, expected=KEY, expected_tag=bytes(sealed[-TAG_BYTES:]), room=room)
+    assert bytes(opened) == whole
+    assert np.shares_memory(np.frombuffer(opened, dtype=np.uint8), np.frombuffer(room, dtype=np.uint8))
 
 
 @pytest.mark.parametrize("extent_count", [1, 2, 300])
