@@ -13,7 +13,8 @@ from config_server.core.age import Age
 from config_server.core.health import ProcessServerFacts
 from config_server.core.readiness import ProcessServerReadiness
 from config_server.tables import ProcessServerRow, ProtectedItemRow
-from replication.control_plane import ProcessServerObservation
+from replication.control_plane import ProcessServerAddress, ProcessServerObservation
+from replication.surroundings import MAX_TRIED
 
 HEARD: Final = "process-server-heard"
 
@@ -47,6 +48,7 @@ async def readiness_of_all(
         found.append(
             ProcessServerReadiness(
                 name=row.hostname,
+                url=row.service_url,
                 heard_age=heard_age(row, ages),
                 timeout_s=heartbeat.process_server_timeout_s,
                 draining=row.draining,
@@ -55,6 +57,19 @@ async def readiness_of_all(
             )
         )
     return found
+
+
+async def could_take(session: AsyncSession, heartbeat: HeartbeatSettings, ages: Ages) -> list[ProcessServerAddress]:
+    """Those on which disks could be placed now, as agents reach them; at most as many as an agent tries."""
+    rows = await session.scalars(
+        select(ProcessServerRow).where(ProcessServerRow.draining.is_(False)).order_by(ProcessServerRow.hostname)
+    )
+    heard = [(row, heard_age(row, ages)) for row in rows]
+    return [
+        ProcessServerAddress(identifier=row.id, url=row.service_url)
+        for row, age in heard
+        if age is not None and age.is_within(heartbeat.process_server_timeout_s)
+    ][:MAX_TRIED]
 
 
 def health_facts(row: ProcessServerRow, heartbeat: HeartbeatSettings, ages: Ages) -> ProcessServerFacts:

@@ -1,4 +1,4 @@
-"""The pre-check, from rows to facts to verdict. Called by ``api/servers.py`` and by ``protection.py`` before it protects."""
+"""The pre-check, from rows to facts to verdict. Called by ``api/servers.py``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
 from config_server.core.discovered_readiness import DiscoveredReadinessFacts, check_discovered, checks_of_probe
-from config_server.core.readiness import Readiness, ReadinessFacts, check_readiness
+from config_server.core.readiness import Readiness, ReadinessFacts, check_readiness, chosen_disks
+from config_server.core.surroundings_check import checks_of_agent
 from config_server.discovered_servers import discovered_as, facts_of
 from config_server.discovery_tables import DiscoveredServerRow
 from config_server.installers import Installers
@@ -67,21 +68,26 @@ async def readiness_of(
 ) -> Readiness:
     """What stands against protecting ``machine`` now."""
     found = await inventory_of(session, machine.id)
+    inventory = None if found is None else found[0]
+    servers = await readiness_of_all(session, heartbeat, ages)
     heard = agent_age(machine, ages)
     readiness = check_readiness(
         ReadinessFacts(
             hostname=machine.hostname,
-            inventory=None if found is None else found[0],
+            inventory=inventory,
             agent_age=heard,
             agent_timeout_s=heartbeat.agent_timeout_s,
             clock_offset_s=None if machine.clock_offset_ns is None else machine.clock_offset_ns / 1e9,
             protected=await active_item(session, machine.id) is not None,
             disks=disks,
-            process_servers=await readiness_of_all(session, heartbeat, ages),
+            process_servers=servers,
             store_reachable=store.reachable,
             store_problem=store.problem,
         )
     )
+    if inventory is not None and inventory.surroundings is not None:
+        disks_bytes = sum(disk.size_bytes for disk in chosen_disks(inventory, disks))
+        return Readiness((*readiness.checks, *checks_of_agent(inventory.surroundings, disks_bytes, servers)))
     discovered = await discovered_as(session, machine)
     looked_at = None if discovered is None else ages.of("discovered", discovered.id, discovered.facts_ns)
     of_probe = checks_of_probe(

@@ -22,6 +22,7 @@ from replication.control_plane import (
     EnrolmentAnswer,
     GenerationGrant,
     GenerationRequest,
+    InventoryAnswer,
     MachineInventory,
     RenewalRequest,
 )
@@ -55,8 +56,10 @@ class ConfigServerClient:
         """A certificate for a fresh key."""
         return EnrolmentAnswer.decode(await self._call("POST", control_plane.AGENT_CERTIFICATE_PATH, request))
 
-    async def put_inventory(self, inventory: MachineInventory) -> None:
-        await self._call("PUT", control_plane.AGENT_INVENTORY_PATH, inventory)
+    async def put_inventory(self, inventory: MachineInventory) -> InventoryAnswer | None:
+        """What the configuration server answers; None: it is from before it answered anything."""
+        body = await self._call("PUT", control_plane.AGENT_INVENTORY_PATH, inventory)
+        return InventoryAnswer.decode(body) if body else None
 
     async def post_observation(self, observation: AgentObservation) -> ObservationAnswer | None:
         """What the configuration server answers; None: it is from before it answered anything."""

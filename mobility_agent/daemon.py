@@ -52,6 +52,7 @@ from mobility_agent.shipping.epoch_shipper import ShippingBuffers, backoff_s
 from mobility_agent.shipping.process_server_client import ProcessServerClient
 from mobility_agent.sole_agent import hold_disk, hold_machine
 from mobility_agent.state_place import lies_on
+from mobility_agent.surroundings import look_around
 from mobility_agent.tracker_choice import discard_tracking, open_tracker, prepare_tracking, tracking_at_rest
 from mobility_agent.unprotected_disks import UnprotectedDisks
 from replication import __version__
@@ -71,10 +72,12 @@ from replication.service.health import HealthBoard, HealthState
 from replication.service.observability import make_registry, start_observability
 from replication.service.runtime import Lifecycle
 from replication.state_directory import make_state_directory, state_directory_usable
+from replication.surroundings import Surroundings
 from replication.tls_identity import ExpectedPeer, Role, TlsIdentity
 
 DESIRED_WAIT_S: Final = 30.0
 INVENTORY_INTERVAL_S: Final = 300.0
+UNREACHED_INTERVAL_S: Final = 30.0
 RETRY_S: Final = 2.0
 DISCARD_POLL_S: Final = 5.0
 MIN_REPORT_GAP_S: Final = 0.2
@@ -137,6 +140,7 @@ class Agent:
         self._desired_changed = asyncio.Event()
         self._changes = Changes()
         self._report_pace = ReportPace(min(MIN_REPORT_GAP_S, settings.heartbeat_s))
+        self._surroundings: Surroundings | None = None
         self._item: ItemSession | None = None
         self._freeze_guard = FreezeGuard()
         held.callback(self._freeze_guard.close)
@@ -219,16 +223,34 @@ class Agent:
         while True:
             try:
                 inventory = await asyncio.to_thread(self._take_inventory)
-                await self._control.put_inventory(inventory)
+                answer = await self._control.put_inventory(inventory)
+                if answer is not None:
+                    await self._look_around(inventory, answer.process_servers)
                 if self._wanted is None:  # the next thing may be an order to protect
                     await asyncio.to_thread(prepare_tracking, self._settings.tracker)
-                await asyncio.sleep(INVENTORY_INTERVAL_S)
+                await asyncio.sleep(self._inventory_pause_s())
             except (BlockferryError, OSError) as error:
+                self._surroundings = None  # an older configuration server may not know what they are
                 _logger.warning("cannot report the inventory", extra={"fields": {"error": str(error)}})
                 await asyncio.sleep(RETRY_S)
 
     def _take_inventory(self) -> MachineInventory:
-        return take_inventory(self._facts, self._settings.disk_files, self._disk_memory.known())
+        inventory = take_inventory(self._facts, self._settings.disk_files, self._disk_memory.known())
+        return inventory.model_copy(update={"surroundings": self._surroundings})
+
+    def _inventory_pause_s(self) -> float:
+        """Shorter while a process server is out of reach, or none is there: protecting is refused for that."""
+        around = self._surroundings
+        if around is None or (around.reach and all(reach.result == "open" for reach in around.reach)):
+            return INVENTORY_INTERVAL_S
+        return UNREACHED_INTERVAL_S
+
+    async def _look_around(self, inventory: MachineInventory, servers: Sequence[ProcessServerAddress]) -> None:
+        """What is found goes with the next inventory; at once if it is another reach than was told with this one."""
+        told, found = self._surroundings, await look_around(self._settings.state_dir, servers)
+        self._surroundings = found
+        if told is None or told.reach != found.reach:
+            await self._control.put_inventory(inventory.model_copy(update={"surroundings": found}))
 
     async def _report_observations(self) -> None:
         """At each heartbeat, and as soon as something has become different that a job or an operator may wait for."""

@@ -35,6 +35,7 @@ from mobility_agent.core.diagnosis import (
 from mobility_agent.desired_memory import DesiredMemory
 from mobility_agent.disk_memory import DISKS_DIRECTORY, DiskMemory
 from mobility_agent.inventory import REPLICABLE_KINDS, find_disks
+from mobility_agent.surroundings import room_for_state
 from replication import control_plane
 from replication.agent_limits import agent_limits_text
 from replication.errors import BlockferryError
@@ -149,9 +150,8 @@ def _state(settings: AgentSettings, disks_bytes: int) -> Finding:
         return failed("state", f"there is no {directory}", "install or enrol the agent: it is made then")
     if not os.access(directory, os.W_OK):
         return failed("state", f"{directory} cannot be written to", "is its file system mounted read-only?")
-    free = os.statvfs(directory)
-    tables = sum(path.stat().st_blocks * 512 for path in directory.glob(f"{DISKS_DIRECTORY}/*/digests*"))
-    return judge_free_space(str(directory), free.f_bavail * free.f_frsize, disks_bytes, tables)
+    free_bytes, tables_bytes = room_for_state(directory)
+    return judge_free_space(str(directory), free_bytes, disks_bytes, tables_bytes)
 
 
 def _certificate(identity: TlsIdentity) -> Iterator[Finding]:

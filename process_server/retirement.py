@@ -12,6 +12,7 @@ not answer it is kept: it may be there first.
 
 from __future__ import annotations
 
+import enum
 import logging
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -28,6 +29,14 @@ from replication.identifiers import GenerationKey
 REVIEW_EVERY_S: Final = 600.0
 _UNKNOWN_NOW: Final = "the configuration server has no such generation any more"
 _logger = logging.getLogger(__name__)
+
+
+class _Standing(enum.Enum):
+    """Of a generation at the configuration server; an answer that did not come, or was not understood, may be that it is wanted."""
+
+    WANTED = enum.auto()
+    UNKNOWN = enum.auto()
+    ELSEWHERE = enum.auto()
 
 
 class KeySource(Protocol):
@@ -104,27 +113,31 @@ class Retirement:
         """Whether the configuration server says now that there is no such generation any more: then it is retired. False if it does not
         answer: who stops or completes an item does it there.
         """
+        is_over = await self._standing(key) is _Standing.UNKNOWN
+        if is_over:
+            self.retire(key, _UNKNOWN_NOW)
+        return is_over
+
+    async def _ask(self, key: GenerationKey) -> None:
+        match await self._standing(key):
+            case _Standing.UNKNOWN:
+                self.retire(key, _UNKNOWN_NOW)
+            case _Standing.ELSEWHERE:
+                kept = self._backlog.generations.get(key)  # it may be gone by now
+                if kept is not None and (self._store_answers() or kept.next_manifest is None):
+                    self.retire(key, "its item belongs to another process server")
+            case _Standing.WANTED:
+                pass
+
+    async def _standing(self, key: GenerationKey) -> _Standing:
         try:
             await self._source.data_key(key)
         except NotFound:
-            self.retire(key, _UNKNOWN_NOW)
-            return True
+            return _Standing.UNKNOWN
+        except AssignedElsewhere:
+            return _Standing.ELSEWHERE
         except BlockferryError as error:
             _logger.debug(
                 "cannot ask about a generation", extra={"fields": {"generation": str(key), "error": str(error)}}
             )
-        return False
-
-    async def _ask(self, key: GenerationKey) -> None:
-        try:
-            await self._source.data_key(key)
-        except NotFound:
-            self.retire(key, _UNKNOWN_NOW)
-        except AssignedElsewhere:
-            kept = self._backlog.generations.get(key)  # it may be gone by now
-            if kept is not None and (self._store_answers() or kept.next_manifest is None):
-                self.retire(key, "its item belongs to another process server")
-        except BlockferryError as error:  # not answered, not understood: it may still be wanted
-            _logger.debug(
-                "cannot ask about a generation", extra={"fields": {"generation": str(key), "error": str(error)}}
-            )
+        return _Standing.WANTED

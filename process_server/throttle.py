@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from typing import Final
 
+from replication.blob_client.pace import on_the_wire
 from replication.blob_client.transport import SLICE_BYTES
 from replication.clock import Clock
 from replication.token_bucket import TokenBucket
@@ -52,23 +53,35 @@ class Throttle:
 
     @property
     def slice_bytes(self) -> int:
-        """The most that may be taken at a time, so that every ten seconds keep to the limit."""
+        """The most of a body that may be sent at a time, so that every ten seconds keep to the limit."""
         return min(SLICE_BYTES, self._bucket.largest_amount or SLICE_BYTES)
 
-    def try_take(self, amount_bytes: int) -> bool:
-        """Take ``amount_bytes`` if they may be sent at once and nobody waits already."""
-        now_s = self._clock.monotonic_s()
-        if self._turn.locked() or self._bucket.delay_s(now_s) > 0:
-            return False
-        self._take(amount_bytes, now_s)
-        return True
+    def try_take_slice(self, wanted_bytes: int) -> int:
+        """Take a slice of ``wanted_bytes`` if it may be sent at once and nobody waits already; 0 if not."""
+        if self._turn.locked() or self._bucket.delay_s(self._clock.monotonic_s()) > 0:
+            return 0
+        return self._take_slice(wanted_bytes)
+
+    async def take_slice(self, wanted_bytes: int) -> int:
+        """Wait for a slice of ``wanted_bytes``; it is cut when its turn has come, by the limit of then. On cancel nothing was taken."""
+        async with self._turn:
+            await self._out_of_debt()
+            return self._take_slice(wanted_bytes)
 
     async def take(self, amount_bytes: int) -> None:
         """Return when ``amount_bytes`` may be sent. On cancel nothing was taken."""
         async with self._turn:
-            while (delay_s := self._bucket.delay_s(self._clock.monotonic_s())) > 0:
-                await self._clock.sleep(min(delay_s, _LONGEST_SLEEP_S))
+            await self._out_of_debt()
             self._take(amount_bytes, self._clock.monotonic_s())
+
+    async def _out_of_debt(self) -> None:
+        while (delay_s := self._bucket.delay_s(self._clock.monotonic_s())) > 0:
+            await self._clock.sleep(min(delay_s, _LONGEST_SLEEP_S))
+
+    def _take_slice(self, wanted_bytes: int) -> int:
+        amount_bytes = min(wanted_bytes, self.slice_bytes)
+        self._take(on_the_wire(amount_bytes), self._clock.monotonic_s())
+        return amount_bytes
 
     def _take(self, amount_bytes: int, now_s: float) -> None:
         self._bucket.take(amount_bytes, now_s)

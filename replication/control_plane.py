@@ -8,7 +8,7 @@ plane only to start. Ages are seconds by the sender's own clock, so that no two 
     POST /api/v1/agent/certificate                           RenewalRequest → EnrolmentAnswer (over the present certificate)
     POST /api/v1/process-server/certificate                  RenewalRequest → EnrolmentAnswer
     POST /api/v1/certificates/recoveries                     RecoveryRequest → EnrolmentAnswer (no client certificate: it has ended)
-    PUT  /api/v1/agent/inventory                             MachineInventory
+    PUT  /api/v1/agent/inventory                             MachineInventory → InventoryAnswer
     POST /api/v1/agent/observations                          AgentObservation → ObservationAnswer
     GET  /api/v1/agent/desired?after_revision=R&wait_s=N     → AgentDesired with a newer revision, or 204 after N seconds
     POST /api/v1/agent/disks/DISK/generations                GenerationRequest → GenerationGrant (503 while the old one is closed)
@@ -29,6 +29,7 @@ from replication.documents import MAX_BYTE_COUNT, ByteCount, Document, Hash, Uui
 from replication.errors import Refused
 from replication.identifiers import GenerationKey
 from replication.store_documents import Consistency, GenerationBase, WriterProblem
+from replication.surroundings import MAX_TRIED, Surroundings
 from replication.upload_limits import NO_LIMITS, UploadInForce, UploadLimits
 
 DEFAULT_PORT: Final = 443
@@ -167,6 +168,20 @@ class MachineInventory(Document):
     clock_unix_ns: int
     disks: list[InventoryDisk]
     trackers: list[TrackerAvailability]
+    surroundings: Surroundings | None = None
+
+    @model_serializer(mode="wrap")
+    def _readable_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """A configuration server from before there were ``surroundings`` refuses them. An agent looks around once it was told where to."""
+        fields: dict[str, object] = serialize(self)
+        return {name: value for name, value in fields.items() if name != "surroundings" or value is not None}
+
+
+class ProcessServerAddress(Document):
+    """Where an agent ships to."""
+
+    identifier: Uuid
+    url: str
 
 
 class ReplicationTiming(Document):
@@ -178,11 +193,10 @@ class ReplicationTiming(Document):
     freeze_budget_s: float = 2.0
 
 
-class ProcessServerAddress(Document):
-    """Where an agent ships to."""
+class InventoryAnswer(Document):
+    """``process_servers``: those that could take the machine's disks now, for the agent to try whether it reaches them."""
 
-    identifier: Uuid
-    url: str
+    process_servers: list[ProcessServerAddress] = Field(default_factory=list, max_length=MAX_TRIED)
 
 
 class PointRequest(Document):

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field, PlainSerializer, SecretStr, StringConstr
 
 from replication.control_plane import InventoryMount, Problem
 from replication.documents import ByteCount, Document, Uuid
+from replication.surroundings import FreeSpace, Reach, ShortText
 
 SSH_PORT: Final = 22
 MAX_HOSTS: Final = 1022
@@ -40,7 +41,6 @@ UserName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@
 HostKey = Annotated[str, StringConstraints(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]
 """The fingerprint of a host key, as ``ssh-keygen -l`` prints it."""
 Port = Annotated[int, Field(ge=1, le=65535)]
-ShortText = Annotated[str, StringConstraints(max_length=1000)]
 
 Secret = Annotated[
     SecretStr,
@@ -113,23 +113,6 @@ class DiscoveredDisk(Document):
     mounts: list[InventoryMount] = Field(default_factory=list, max_length=MAX_DISKS)
     not_protectable: ShortText | None = None
     remedy: ShortText | None = None
-
-
-ReachResult = Literal["open", "refused", "timed-out", "unresolved", "failed", "untested"]
-
-
-class Reach(Document):
-    """Whether the server could open a TCP connection to a service of the appliance."""
-
-    service: Literal["configuration server", "process server"]
-    host: ShortText
-    port: int
-    result: ReachResult
-
-
-class FreeSpace(Document):
-    path: ShortText
-    free_bytes: ByteCount
 
 
 class DiscoveredFacts(Document):

@@ -14,9 +14,16 @@ from config_server.incidents import record_incident
 from config_server.inventory import report_inventory
 from config_server.items import AGENT_HEARD
 from config_server.observations import report_agent
+from config_server.process_servers import could_take
 from config_server.tables import MachineRow
 from replication.agent_limits import ObservationAnswer
-from replication.control_plane import MAX_DESIRED_WAIT_S, AgentDesired, AgentObservation, MachineInventory
+from replication.control_plane import (
+    MAX_DESIRED_WAIT_S,
+    AgentDesired,
+    AgentObservation,
+    InventoryAnswer,
+    MachineInventory,
+)
 from replication.errors import Conflict, Refused
 from replication.failpoint import reached
 
@@ -30,18 +37,20 @@ class DesiredQuery(Query):
     wait_s: float = Field(default=0.0, ge=0.0, le=MAX_DESIRED_WAIT_S)
 
 
-async def put_inventory(call: Call) -> None:
+async def put_inventory(call: Call) -> InventoryAnswer:
     inventory = call.body(MachineInventory)
     try:
         async with call.site.database.write() as session:
             machine = await session.get_one(MachineRow, call.peer_id)
             await report_inventory(session, machine, inventory, call.site.clock())
+            answer = InventoryAnswer(process_servers=await could_take(session, call.site.heartbeat, call.site.ages))
     except (Conflict, Refused) as error:
         await record_incident(
             call.site.database, call.site.clock(), call.actor, SECOND_INCARNATION, str(error), call.peer_id
         )
         raise
     call.site.wake_reconciler()
+    return answer
 
 
 async def post_observation(call: Call) -> ObservationAnswer:
@@ -90,10 +99,10 @@ ROUTES: Final = (
         "/agent/inventory",
         put_inventory,
         Access.AGENT,
-        "Report what the machine is and which disks it has",
+        "Report what the machine is, which disks it has, and where it stands. Answered with the process servers that could take them",
         "agent",
         body=MachineInventory,
-        status=204,
+        answer=InventoryAnswer,
         answers={403: "reported by another installation", 409: "a disk belongs to another machine"},
     ),
     Route(

@@ -23,9 +23,11 @@ from config_server.core.readiness import (
     process_server_check,
     store_check,
 )
+from config_server.core.surroundings_check import reach_check
 from replication.errors import NotFound, Unsupported
 from replication.installer_catalogue import InstallerCatalogue, parse_glibc
-from replication.remote_access import DiscoveredDisk, DiscoveredFacts, Reach
+from replication.remote_access import DiscoveredDisk, DiscoveredFacts
+from replication.surroundings import Reach
 
 ARCHITECTURES: Final = ("x86_64",)
 """For which an agent is built and tested."""
@@ -76,7 +78,7 @@ def _checks(facts: DiscoveredReadinessFacts) -> Iterator[Check]:
         yield from _disks(facts.facts, facts.disks)
         yield from _space(facts.facts)
         for reach in facts.facts.reach:
-            yield _reach(reach)
+            yield reach_check(reach)
     yield process_server_check(facts.process_servers)
     yield store_check(reachable=facts.store_reachable, problem=facts.store_problem)
 
@@ -84,7 +86,8 @@ def _checks(facts: DiscoveredReadinessFacts) -> Iterator[Check]:
 def checks_of_probe(
     facts: DiscoveredFacts | None, age_s: float | None, name: str, *, agent_heard: bool
 ) -> Iterator[Check]:
-    """What no agent tells of its server: room for its state, and whether it reaches the appliance's ports. By what was found over SSH.
+    """Room for the agent's state, and whether the server reaches the appliance's ports, where its agent does not tell: it is of an older
+    version, or has only just begun. By what was found over SSH.
 
     What blocked then need not block now: found too long ago, it only warns.
     """
@@ -92,8 +95,8 @@ def checks_of_probe(
         yield Check(
             "free space, ports",
             Grade.WARNING,
-            "not looked at: the server was not discovered over SSH",
-            "`mobility-agent doctor` on the server looks at them; so does `migratectl discover`",
+            "not looked at: the agent has not told yet, and the server was not discovered over SSH",
+            "`mobility-agent doctor` on the server looks at them; an agent of this version tells it as soon as it has connected",
         )
         return
     for check in (
@@ -112,7 +115,7 @@ def checks_of_probe(
 
 def _reach_now(reach: Reach, *, agent_heard: bool) -> Check:
     heard = agent_heard and reach.service == "configuration server"
-    return _reach(reach.model_copy(update={"result": "open"}) if heard else reach)
+    return reach_check(reach.model_copy(update={"result": "open"}) if heard else reach)
 
 
 def _looked_at(age_s: float) -> str:
@@ -286,28 +289,3 @@ def _space(facts: DiscoveredFacts, paths: Collection[str] | None = None) -> Iter
             yield Check(name, Grade.WARNING, found, "the agent's digest tables take 256 MiB for each TiB of disk")
         else:
             yield Check(name, Grade.OK, found)
-
-
-def _reach(reach: Reach) -> Check:
-    name, where = f"port {reach.port}", f"{reach.service} {reach.host}"
-    match reach.result:
-        case "open":
-            return Check(name, Grade.OK, f"the server reaches {where}")
-        case "untested":
-            return Check(
-                name,
-                Grade.WARNING,
-                f"whether the server reaches {where} was not tried: it has neither bash nor nc, or the address is a loopback one",
-                "try it by hand; config_server.url and service_url of the process server must be addresses for servers",
-            )
-        case "unresolved":
-            return Check(
-                name, Grade.BLOCKER, f"the server cannot look up {reach.host}", "give it a name server that knows it"
-            )
-        case "refused" | "timed-out" | "failed":
-            return Check(
-                name,
-                Grade.BLOCKER,
-                f"the server does not reach {where}: {reach.result.replace('-', ' ')}",
-                f"let TCP from the server to {reach.host} port {reach.port} pass the firewall",
-            )

@@ -1,4 +1,4 @@
-"""The pre-check: will protecting this server work? Called by ``readiness_facts.py`` for the API and for ``protect`` itself.
+"""The pre-check: will protecting this server work? Called by ``readiness_facts.py`` for the API.
 
 Each check says what was looked at, the verdict, and what to do. A blocker means that protection will not work; a warning that it will,
 with the named drawback. Limits: a page blob holds 8 TiB (Azure Storage, "Scalability targets for Blob storage"), a virtual machine takes
@@ -48,9 +48,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class ProcessServerReadiness:
-    """A process server as the check sees it; ``heard_age`` None: never heard."""
+    """A process server as the check sees it; ``heard_age`` None: never heard. ``url``: where agents reach it."""
 
     name: str
+    url: str
     heard_age: Age | None
     timeout_s: float
     draining: bool
@@ -60,6 +61,11 @@ class ProcessServerReadiness:
     @property
     def alive(self) -> bool:
         return self.heard_age is not None and self.heard_age.is_within(self.timeout_s)
+
+    @property
+    def can_take(self) -> bool:
+        """Whether disks could be placed on it now."""
+        return self.alive and not self.draining
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +225,7 @@ def _tracked(name: str, disk: InventoryDisk) -> Check | None:
 
 
 def process_server_check(servers: Sequence[ProcessServerReadiness]) -> Check:
-    alive = [server for server in servers if server.alive and not server.draining]
+    alive = [server for server in servers if server.can_take]
     if not alive:
         message = (
             "none is enrolled" if not servers else "none is heard: " + ", ".join(server.name for server in servers)

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from process_server.core.probed_disks import MAX_MESSAGE, QueueFacts, disks_of, malformed, parse_number
 from replication.platform_detection import DmiStrings, detect_platform
-from replication.remote_access import MAX_DISKS, DiscoveredFacts, FreeSpace, Reach, ReachResult
+from replication.remote_access import MAX_DISKS, DiscoveredFacts
+from replication.surroundings import FreeSpace, Reach, ReachResult
 
 MAX_OUTPUT_BYTES: Final = 512 * 1024
 MAX_LINES: Final = 4000

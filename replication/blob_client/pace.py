@@ -15,19 +15,20 @@ TLS_RECORD_OVERHEAD_BYTES: Final = 5 + 1 + 16
 
 
 class Pace(Protocol):
-    """Used on one event loop."""
-
-    @property
-    def slice_bytes(self) -> int:
-        """The most that may be asked for, and so sent, at a time."""
-        ...
-
-    def try_take(self, amount_bytes: int) -> bool:
-        """Whether ``amount_bytes`` may be sent at once; they are taken then."""
-        ...
+    """Used on one event loop. What was taken is never given back."""
 
     async def take(self, amount_bytes: int) -> None:
-        """Return when ``amount_bytes`` may be sent. What was taken is never given back. On cancel nothing was taken."""
+        """Return when ``amount_bytes`` may be sent. On cancel nothing was taken."""
+        ...
+
+    def try_take_slice(self, wanted_bytes: int) -> int:
+        """How much of a body of which ``wanted_bytes`` are left may be sent at once, 0 for none; what it becomes on the wire is taken."""
+        ...
+
+    async def take_slice(self, wanted_bytes: int) -> int:
+        """The same, when something may be sent: at least 1. How much is settled then, not when one began to wait: the limit may have
+        changed meanwhile. On cancel nothing was taken.
+        """
         ...
 
 

@@ -52,18 +52,17 @@ class Outflow:
     deadline: asyncio.Timeout
     standstill_s: float
 
-    @property
-    def slice_bytes(self) -> int:
-        return SLICE_BYTES if self.pace is None else min(SLICE_BYTES, self.pace.slice_bytes)
-
-    async def let_pass(self, amount_bytes: int) -> None:
-        """Called before each slice, which is when the one before went out."""
-        if self.pace is not None and not self.pace.try_take(on_the_wire(amount_bytes)):
+    async def let_pass(self, left_bytes: int) -> int:
+        """Called before each slice, which is when the one before went out. How much of what is left the next one may be."""
+        wanted_bytes = min(SLICE_BYTES, left_bytes)
+        amount_bytes = wanted_bytes if self.pace is None else self.pace.try_take_slice(wanted_bytes)
+        if self.pace is not None and not amount_bytes:
             with contextlib.suppress(RuntimeError):  # as below
                 self.deadline.reschedule(None)
-            await self.pace.take(on_the_wire(amount_bytes))
+            amount_bytes = await self.pace.take_slice(wanted_bytes)
         # An answer may come before the whole body has gone out: then nobody waits for it here any more.
         put_off(self.deadline, self.standstill_s)
+        return amount_bytes
 
 
 async def paced_slices(body: Body, outflow: Outflow) -> AsyncIterator[memoryview]:
@@ -73,10 +72,9 @@ async def paced_slices(body: Body, outflow: Outflow) -> AsyncIterator[memoryview
         octets = view.cast("B") if view.nbytes else view
         start = 0
         while start < octets.nbytes:
-            piece = octets[start : start + outflow.slice_bytes]
-            await outflow.let_pass(piece.nbytes)
-            yield piece
-            start += piece.nbytes
+            end = start + await outflow.let_pass(octets.nbytes - start)
+            yield octets[start:end]
+            start = end
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ import json
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ import aiohttp
 import pytest
 import yaml
 
+from deploy.demo.preflight import lasting_ports
 from mobility_agent.config_server_client import ConfigServerClient as AgentClient
 from process_server.control.config_server_client import ConfigServerClient as ProcessServerClient
 from replication.blob_client.http_client import HttpBlobClient
@@ -275,7 +275,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
             shutil.copy2(first.state / "key-encryption-key", second.state)
             assert "none was made" in second.command("init")
             made = Site(first, second, writer, token_file.read_text().strip())
-            for server, port in zip(made.servers, _free_ports(2), strict=True):
+            for server, port in zip(made.servers, lasting_ports(2), strict=True):
                 processes.callback(server.kill)
                 server.start(port)
             fingerprint = first.command("show-fingerprint").strip()
@@ -287,14 +287,6 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
             await made.agent.put_inventory(inventory("web-1", [disk], clock_unix_ns=time.time_ns()))
             await made.agent_once()
             yield made
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in listeners:
-            listener.bind(("127.0.0.1", 0))
-        return [int(listener.getsockname()[1]) for listener in listeners]
 
 
 def works_done(writer: ScriptedWriter) -> Counter[str]:

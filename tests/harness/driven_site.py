@@ -51,7 +51,7 @@ class DrivenSite:
         await self.lab.enrol(Role.AGENT, "web-1")
         await self.beat()
         reply = await self.agent("PUT", "/agent/inventory", inventory("web-1", DISKS, clock_unix_ns=time.time_ns()))
-        assert reply.status == 204, reply.body
+        assert reply.status == 200, reply.body
         await self.observe([])
         await self.settle()
 

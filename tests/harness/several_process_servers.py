@@ -58,7 +58,7 @@ class Site:
             report = inventory(
                 name, [inventory_disk(self.disk(name), "/dev/sda", DISK_BYTES)], clock_unix_ns=time.time_ns()
             )
-            assert (await self.agent(name, "PUT", "/agent/inventory", report)).status == 204
+            assert (await self.agent(name, "PUT", "/agent/inventory", report)).status == 200
             reply = await self.lab.administer("POST", f"/api/v1/servers/{name}/protection", {})
             assert reply.status == 202, reply.body
             self.servers.append(name)

@@ -82,7 +82,7 @@ class Site:
     async def send_inventory(self, name: str) -> None:
         report = inventory(name, clock_unix_ns=self.clock[0])
         identity = self.lab.identities[name]
-        assert (await self.lab.request("PUT", "/api/v1/agent/inventory", report, identity=identity)).status == 204
+        assert (await self.lab.request("PUT", "/api/v1/agent/inventory", report, identity=identity)).status == 200
 
     async def forget_fingerprint(self) -> None:
         """As if it had been looked at without root."""

@@ -20,6 +20,7 @@ from config_server.api.table import ROUTES
 from config_server.database import Database
 from config_server.tables import AdministratorTokenRow, CertificateRow, MachineRow
 from replication.control_plane import AgentDesired, ProcessServerDesired
+from replication.surroundings import FreeSpace, Reach, Surroundings
 from replication.tls_identity import Role
 from tests.harness.config_site import Lab, running_lab
 from tests.harness.memory_blob_client import MemoryBlobClient
@@ -385,3 +386,31 @@ async def test_nothing_secret_is_in_the_database(lab: Lab) -> None:
     assert lab.token.rpartition("-")[2].encode() not in content
     assert passphrase.encode() not in content
     assert passphrase.partition("-")[2].encode() not in content
+
+
+async def test_inventory_is_answered_with_who_could_take_the_disks_and_what_the_agent_finds_counts(lab: Lab) -> None:
+    await lab.enrol(Role.AGENT, "web-1")
+    await lab.enrol(Role.PROCESS_SERVER, "ps-1")
+    identity = lab.identities["web-1"]
+    url = "https://127.0.0.1:9444"
+    await lab.request("POST", "/api/v1/process-server/heartbeats", heartbeat(url), identity=lab.identities["ps-1"])
+    await lab.enrol(Role.PROCESS_SERVER, "silent")
+    answer = await lab.request("PUT", "/api/v1/agent/inventory", inventory("web-1"), identity=identity)
+    assert answer.status == 200
+    assert [server["url"] for server in answer.json["process_servers"]] == [url]
+    checks = await checks_of(lab, "web-1")
+    assert "the agent has not told yet" in checks["free space, ports"]["message"]
+    around = Surroundings(
+        state=FreeSpace(path="/state", free_bytes=2**30),
+        reach=[Reach(service="process server", host="127.0.0.1", port=9444, result="timed-out")],
+    )
+    report = inventory("web-1").model_copy(update={"surroundings": around})
+    assert (await lab.request("PUT", "/api/v1/agent/inventory", report, identity=identity)).status == 200
+    checks = await checks_of(lab, "web-1")
+    assert "free space, ports" not in checks
+    assert (checks["free space /state"]["grade"], checks["port 9444"]["grade"]) == ("ok", "blocker")
+
+
+async def checks_of(lab: Lab, server: str) -> dict[str, dict[str, str]]:
+    readiness = (await lab.administer("GET", f"/api/v1/servers/{server}/readiness")).json
+    return {check["name"]: check for check in readiness["checks"]}

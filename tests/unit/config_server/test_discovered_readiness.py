@@ -16,7 +16,8 @@ from config_server.core.discovered_readiness import (
 )
 from config_server.core.readiness import Grade, ProcessServerReadiness
 from replication.installer_catalogue import Installer, InstallerCatalogue
-from replication.remote_access import DiscoveredDisk, DiscoveredFacts, FreeSpace, Reach
+from replication.remote_access import DiscoveredDisk, DiscoveredFacts
+from replication.surroundings import FreeSpace, Reach
 
 KEY = "SHA256:" + "k" * 43
 GIB = 2**30
@@ -61,7 +62,9 @@ READY = DiscoveredReadinessFacts(
     disks=None,
     installers=InstallerCatalogue(installers=(INSTALLER,)),
     process_servers=[
-        ProcessServerReadiness("ps", Age(1.0), 30.0, draining=False, spool_free_fraction=0.9, upload_problem=None)
+        ProcessServerReadiness(
+            "ps", "https://ps:9443", Age(1.0), 30.0, draining=False, spool_free_fraction=0.9, upload_problem=None
+        )
     ],
     store_reachable=True,
     store_problem=None,

@@ -16,7 +16,9 @@ from config_server.core.readiness import (
 )
 from tests.harness.scripted_peers import DISK, inventory, inventory_disk
 
-PS = ProcessServerReadiness("ps-1", Age(1.0), 30.0, draining=False, spool_free_fraction=0.9, upload_problem=None)
+PS = ProcessServerReadiness(
+    "ps-1", "https://ps-1:9443", Age(1.0), 30.0, draining=False, spool_free_fraction=0.9, upload_problem=None
+)
 
 
 def ready_facts() -> ReadinessFacts:

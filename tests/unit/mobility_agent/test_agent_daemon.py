@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import socket
 import ssl
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -33,6 +34,7 @@ from replication.control_plane import (
     AgentObservation,
     DesiredItem,
     EnrolmentAnswer,
+    InventoryAnswer,
     MachineInventory,
     ProcessServerAddress,
     RenewalRequest,
@@ -56,7 +58,9 @@ class ConfigServer:
         self.is_away = False
         self.news: list[AgentDesired] = []
         self.observations: list[AgentObservation] = []
-        self.inventories = 0
+        self.inventories: list[MachineInventory] = []
+        self.process_servers: list[ProcessServerAddress] | None = None
+        """None: it is from before it told them."""
         self.contexts: list[ssl.SSLContext] = []
         self.limits: AgentLimits | None = None
         """None: it is from before there were limits."""
@@ -65,9 +69,10 @@ class ConfigServer:
         if self.is_away:
             raise PeerUnavailable("cannot reach the configuration server")
 
-    async def put_inventory(self, _: MachineInventory) -> None:
+    async def put_inventory(self, inventory: MachineInventory) -> InventoryAnswer | None:
         self._answer()
-        self.inventories += 1
+        self.inventories.append(inventory)
+        return None if self.process_servers is None else InventoryAnswer(process_servers=self.process_servers)
 
     async def post_observation(self, observation: AgentObservation) -> ObservationAnswer | None:
         self._answer()
@@ -267,7 +272,7 @@ async def test_without_a_configuration_server_it_runs_on_what_it_remembers(setti
         assert agent.agent._item is not None
         assert list(agent.agent._item.supervisors) == [DISK]
         server.is_away = False
-        await agent.until(lambda: agent.health("config-server") is HealthState.OK and server.inventories > 0)
+        await agent.until(lambda: agent.health("config-server") is HealthState.OK and bool(server.inventories))
         assert server.observations[-1].revision == 7
 
 
@@ -431,3 +436,37 @@ async def test_churn_is_measured_on_the_server_s_word_and_reported_with_the_hear
         assert seen.disks[0].problem  # there is no such disk
         server.news.append(AgentDesired(revision=9, item=None))
         await agent.until(lambda: server.observations[-1].profile is None)
+
+
+async def test_what_the_agent_finds_around_it_is_told_at_once_and_again_when_it_changes(
+    settings: AgentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "UNREACHED_INTERVAL_S", 0.05)
+    server = ConfigServer()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        server.process_servers = [ProcessServerAddress(identifier=str(uuid.uuid4()), url=f"https://127.0.0.1:{port}")]
+        async with running(settings, server) as agent:
+            await agent.until(lambda: len(server.inventories) >= 2)
+            assert server.inventories[0].surroundings is None
+            around = server.inventories[1].surroundings
+            assert around is not None
+            assert around.state.path == str(settings.state_dir)
+            assert [reach.result for reach in around.reach] == ["refused"]
+            listener.listen()
+            await agent.until(lambda: reached_by(server.inventories[-1]) == ["open"])
+
+
+def reached_by(inventory: MachineInventory) -> list[str]:
+    return [] if inventory.surroundings is None else [reach.result for reach in inventory.surroundings.reach]
+
+
+async def test_a_configuration_server_that_tells_no_process_servers_is_sent_nothing_that_it_does_not_know(
+    settings: AgentSettings,
+) -> None:
+    server = ConfigServer()
+    async with running(settings, server) as agent:
+        await agent.until(lambda: len(server.inventories) >= 1 and len(server.observations) >= 2)
+        assert b"surroundings" not in server.inventories[0].encode()
+        assert len(server.inventories) == 1

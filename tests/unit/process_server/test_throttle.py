@@ -7,7 +7,9 @@ import asyncio
 import pytest
 
 from process_server.throttle import Throttle
+from replication.blob_client.pace import on_the_wire
 from replication.blob_client.transport import SLICE_BYTES
+from tests.harness.limit_windows import worst_window
 from tests.harness.process_time import in_virtual_time, now_s, virtual_clock
 
 KIB = 1024
@@ -19,10 +21,11 @@ async def test_without_a_limit_nobody_waits_and_slices_are_as_large_as_may_be() 
     throttle = Throttle(None, virtual_clock())
     assert throttle.slice_bytes == SLICE_BYTES
     for _ in range(100):
-        assert throttle.try_take(2**30)
+        assert throttle.try_take_slice(2**30) == SLICE_BYTES
+        assert await throttle.take_slice(2**30) == SLICE_BYTES
         await throttle.take(2**30)
     assert now_s() == 0
-    assert throttle.sent_bytes == 200 * 2**30
+    assert throttle.sent_bytes == 100 * 2**30 + 200 * on_the_wire(SLICE_BYTES)
 
 
 @in_virtual_time
@@ -52,11 +55,11 @@ async def test_what_waits_goes_in_order_of_arrival() -> None:
 @in_virtual_time
 async def test_nobody_goes_at_once_while_others_wait_or_the_bucket_is_in_debt() -> None:
     throttle = Throttle(8 * MBPS, virtual_clock())
-    assert throttle.try_take(1_000_000)
-    assert not throttle.try_take(1)
+    await throttle.take(1_000_000)
+    assert not throttle.try_take_slice(1)
     waiting = asyncio.create_task(throttle.take(1))
     await asyncio.sleep(0.99)
-    assert not throttle.try_take(1)
+    assert not throttle.try_take_slice(1)
     await waiting
     assert throttle.sent_bytes == 1_000_001
 
@@ -82,6 +85,31 @@ async def test_a_lowered_limit_counts_from_now_on() -> None:
     assert now_s() == 0
     await throttle.take(1)
     assert now_s() == pytest.approx(1, abs=0.01)
+
+
+@in_virtual_time
+async def test_who_waits_already_when_the_limit_is_lowered_sends_no_slice_of_the_old_one() -> None:
+    """As every ten seconds must keep to the limit from then on, with four uploads that have a slice of 256 KiB before them."""
+    clock = virtual_clock()
+    throttle, passed = Throttle(100 * MBPS, clock), []
+
+    async def upload() -> None:
+        while True:
+            amount = throttle.try_take_slice(2**30) or await throttle.take_slice(2**30)
+            passed.append((now_s(), on_the_wire(amount)))
+            await asyncio.sleep(0)
+
+    tasks = [asyncio.create_task(upload()) for _ in range(4)]
+    await asyncio.sleep(5)
+    throttle.set_limit(512_000)
+    lowered_s = now_s()
+    await asyncio.sleep(30)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    after = [each for each in passed if each[0] > lowered_s + 0.01]
+    assert worst_window(after, [(lowered_s, 512_000)], now_s()) <= 1.03
+    assert sum(amount for _, amount in after) >= 0.8 * 30 * 512_000 / 8
 
 
 @in_virtual_time

@@ -11,7 +11,7 @@ import process_server.remote
 from mobility_agent.installation.places import PREFIX
 from process_server.core.install_checks import INSTALL_PATHS, STATE_BYTES, UNPACKED_RATIO, NoSpace, check_server
 from replication.installer_catalogue import Installer
-from replication.remote_access import FreeSpace
+from replication.surroundings import FreeSpace
 from tests.unit.config_server.test_discovered_readiness import PROBED
 
 INSTALLER = Installer(

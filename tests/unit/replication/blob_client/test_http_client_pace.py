@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from replication.blob_client.http_client import HttpBlobClient
+from replication.blob_client.pace import on_the_wire
 from replication.blob_client.transport import Outflow, paced_slices
 from replication.errors import Conflict
 from tests.harness.blob_site import BlobSite, blob_site
@@ -30,16 +31,23 @@ class Counting:
         self.open.set()
         self.waits = asyncio.Event()
 
-    def try_take(self, amount_bytes: int) -> bool:
-        if self.at_once and self.open.is_set():
-            self.taken.append(amount_bytes)
-            return True
-        return False
+    def try_take_slice(self, wanted_bytes: int) -> int:
+        return self._take_slice(wanted_bytes) if self.at_once and self.open.is_set() else 0
+
+    async def take_slice(self, wanted_bytes: int) -> int:
+        self.waits.set()
+        await self.open.wait()
+        return self._take_slice(wanted_bytes)
 
     async def take(self, amount_bytes: int) -> None:
         self.waits.set()
         await self.open.wait()
         self.taken.append(amount_bytes)
+
+    def _take_slice(self, wanted_bytes: int) -> int:
+        amount_bytes = min(wanted_bytes, self.slice_bytes)
+        self.taken.append(on_the_wire(amount_bytes))
+        return amount_bytes
 
 
 @pytest.fixture
@@ -103,3 +111,20 @@ async def test_being_held_back_is_no_standstill_and_a_line_that_takes_nothing_is
     with pytest.raises(TimeoutError):
         await send()
     assert sent == len(BODY)
+
+
+@in_virtual_time
+async def test_how_much_goes_out_is_settled_when_it_may_go_not_when_the_wait_began() -> None:
+    pace = Counting(50_000, at_once=False)
+    pace.open.clear()
+
+    async def send() -> list[int]:
+        async with asyncio.timeout(30) as deadline:
+            return [piece.nbytes async for piece in paced_slices(BODY[:100_000], Outflow(pace, deadline, 30.0))]
+
+    sending = asyncio.create_task(send())
+    await pace.waits.wait()
+    pace.slice_bytes = 3200
+    pace.open.set()
+    pieces = await sending
+    assert (max(pieces), sum(pieces)) == (3200, 100_000)

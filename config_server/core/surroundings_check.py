@@ -1,0 +1,86 @@
+"""The pre-check of a server's surroundings: room for the agent's state, and whether the appliance's ports can be reached from there. Pure.
+
+Called by ``readiness_facts.py`` with what the agent found, and by ``discovered_readiness.py`` with what the probe found before there was
+one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from config_server.core.readiness import Check, Grade, ProcessServerReadiness
+from replication.errors import InvalidInput
+from replication.service_address import ServiceAddress
+from replication.surroundings import Reach, Surroundings
+
+LEAST_FREE_BYTES: Final = 64 * 2**20
+"""Below this no epoch can be made durable; as `mobility-agent doctor` judges."""
+DIGEST_BYTES_PER_DISK_BYTE: Final = 1 / 4096
+
+
+def checks_of_agent(
+    surroundings: Surroundings, disks_bytes: int, servers: Sequence[ProcessServerReadiness]
+) -> Iterator[Check]:
+    """By what the agent found.
+
+    :param disks_bytes: of the disks that would be protected.
+    :param servers: only those that could take the disks now count: one that is silent is another check's matter.
+    """
+    yield _state(surroundings, disks_bytes)
+    could_take = {_address(server.url) for server in servers if server.can_take}
+    for reach in surroundings.reach:
+        if (reach.host, reach.port) in could_take:
+            yield reach_check(reach)
+
+
+def _address(url: str) -> tuple[str, int]:
+    try:
+        address = ServiceAddress.parse(url)
+    except InvalidInput:
+        return url[:1000], 0  # as the agent calls it
+    return address.host, address.port
+
+
+def _state(surroundings: Surroundings, disks_bytes: int) -> Check:
+    name, free_bytes = f"free space {surroundings.state.path}", surroundings.state.free_bytes
+    found = f"{free_bytes / 2**20:.0f} MiB free"
+    needed_bytes = int(disks_bytes * DIGEST_BYTES_PER_DISK_BYTE) - surroundings.tables_bytes
+    if free_bytes < LEAST_FREE_BYTES:
+        return Check(
+            name, Grade.BLOCKER, found, f"free {LEAST_FREE_BYTES // 2**20} MiB there: the agent keeps its state in it"
+        )
+    if free_bytes < needed_bytes:
+        return Check(
+            name,
+            Grade.BLOCKER,
+            f"{found}, {needed_bytes / 2**20:.0f} MiB are needed for the disks' digest tables",
+            "free space there, or choose fewer disks with --disk",
+        )
+    return Check(name, Grade.OK, found)
+
+
+def reach_check(reach: Reach) -> Check:
+    """Whether the server reaches one service of the appliance."""
+    name, where = f"port {reach.port}", f"{reach.service} {reach.host}"
+    match reach.result:
+        case "open":
+            return Check(name, Grade.OK, f"the server reaches {where}")
+        case "untested":
+            return Check(
+                name,
+                Grade.WARNING,
+                f"whether the server reaches {where} was not tried: it has neither bash nor nc, or the address is a loopback one",
+                "try it by hand; config_server.url and service_url of the process server must be addresses for servers",
+            )
+        case "unresolved":
+            return Check(
+                name, Grade.BLOCKER, f"the server cannot look up {reach.host}", "give it a name server that knows it"
+            )
+        case "refused" | "timed-out" | "failed":
+            return Check(
+                name,
+                Grade.BLOCKER,
+                f"the server does not reach {where}: {reach.result.replace('-', ' ')}",
+                f"let TCP from the server to {reach.host} port {reach.port} pass the firewall",
+            )
