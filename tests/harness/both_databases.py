@@ -4,8 +4,8 @@ Called by the ``conftest.py`` of the test directories that make configuration se
 seen by what their module imports and that they have a directory, so that a new one is among them by itself.
 
 A test costs about the same on either (a used database is cleaned for the next test, ``cleaned_database.py``), but all of them twice are
-minutes. So CI (``make test HEAVY=1``) runs those modules on both of which each kind of statement is in one (``ON_BOTH``), and
-``make postgres``, by ``BLOCKFERRY_DATABASES``, all of them. What is about PostgreSQL itself runs in every ``make test``.
+minutes. So CI (``make test HEAVY=1``) runs them all on both, and ``make test`` on SQLite. What is about PostgreSQL itself runs in every
+``make test``. ``BLOCKFERRY_DATABASES`` chooses (``make postgres``: all of them on PostgreSQL only).
 """
 
 from __future__ import annotations
@@ -23,19 +23,6 @@ from tests.harness.postgresql_cluster import PostgresqlCluster
 MAKERS = ("running_lab", "driven_site")
 """Names of the harness by which a test's module makes configuration servers."""
 
-
-ON_BOTH = (
-    "test_database",  # migrations, transactions
-    "test_drills",  # jobs, requests to the writer, made disks
-    "test_granted_generations",
-    "test_housekeeping",  # every deletion
-    "test_incarnations",
-    "test_known_recovery_points",  # points, losses of tracking
-    "test_protection",  # states, policies, events
-    "test_hostile_config_server",  # text, lengths and numbers that a peer chooses
-)
-
-
 HAVE_THEIR_OWN = ("test_backup",)
 """Modules that are about SQLite's files; what corresponds to them on PostgreSQL is in ``<name>_on_postgresql``."""
 
@@ -45,9 +32,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     has_its_own = "cluster" in metafunc.fixturenames
     if (makes_servers and not has_its_own) or "database" in metafunc.fixturenames:
         name = metafunc.module.__name__.rpartition(".")[2]
-        usual = KINDS if name in ON_BOTH else (SQLITE,)
         asked = os.environ.get("BLOCKFERRY_DATABASES")
-        kinds = usual if asked is None else tuple(asked.split(","))
+        kinds = KINDS if asked is None else tuple(asked.split(","))
         if name in HAVE_THEIR_OWN:
             kinds = (SQLITE,)
         parameters = [_parameter(kind, is_asked_for=asked is not None) for kind in kinds]
