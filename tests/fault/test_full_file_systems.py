@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.harness.daemon_use import use_is_bounded
 from tests.harness.fault_site import FaultSite, QuickSite, fault_site
 from tests.harness.loop_disk import loop_disk, mounted, run
 from tests.harness.running_site import POLICY
@@ -21,7 +22,7 @@ from tests.harness.running_site import POLICY
 MIB: Final = 2**20
 STATE: Final = {
     "process-server": ("site/process-server/state", 384 * MIB),
-    "mobility-agent": ("site/mobility-agent/state", 64 * MIB),
+    "mobility-agent": ("site/mobility-agent/state", 128 * MIB),
     "azure-sink": ("site/azure-sink/blobs", 512 * MIB),
 }
 
@@ -69,9 +70,10 @@ def test_full_file_systems_stop_replication_with_a_reason_until_there_is_room(si
         site.await_condition("disk-overloaded", "the spool's file system is full")
         site.await_own_health("process-server", "the spool's file system is full")
 
-    fill_and_free(site, "mobility-agent", agent_is_told)
-    fill_and_free(site, "azure-sink", store_is_told)
-    fill_and_free(site, "process-server", spool_is_told)
+    with use_is_bounded(site):
+        fill_and_free(site, "mobility-agent", agent_is_told)
+        fill_and_free(site, "azure-sink", store_is_told)
+        fill_and_free(site, "process-server", spool_is_told)
     site.prove()
 
 
@@ -79,6 +81,7 @@ def fill_and_free(site: FaultSite, name: str, is_told: Callable[[], None]) -> No
     ballast = site.directory / STATE[name][0] / "ballast"
     before = site.position()
     fill(ballast)
+    site.disk.write_once()
     site.tell(f"the file system of {name} is full")
     try:
         is_told()

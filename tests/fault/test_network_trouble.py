@@ -14,6 +14,7 @@ from typing import Any, Final
 import pytest
 
 from deploy.demo.site import ACCOUNT
+from tests.harness.daemon_use import use_is_bounded
 from tests.harness.fault_site import FaultSite, QuickSite, fault_site
 from tests.harness.network_namespaces import FAR, NEAR, Cable, private_network
 from tests.harness.running_site import POLICY
@@ -74,16 +75,19 @@ def site(tmp_path: Path, cable: Cable) -> Iterator[FaultSite]:
 def test_replication_survives_a_cut_and_a_throttled_network(site: FaultSite, cable: Cable) -> None:
     site.running.operator.order("set-policy", POLICY, "--epoch-interval", "0.5 s")
     site.running.protect(site.disk.device)
-    cable.throttle("32mbit")
-    site.await_progress(site.position(), what="and over a throttled network")
-    cable.pull_out()
-    site.await_condition("disk-peer-unavailable", "")
-    cable.plug_in()
-    site.await_progress(site.position(), what="a cut of a throttled network")
-    cable.release()
-    site.launch("process-server")
-    cable.pull_out()  # in the middle of its start
-    site.await_condition("disk-peer-unavailable", "")
-    cable.plug_in()
-    site.await_progress(site.position(), what="a start without network")
+    with use_is_bounded(site):
+        cable.throttle("32mbit")
+        site.await_progress(site.position(), what="and over a throttled network")
+        cable.pull_out()
+        site.disk.write_once()
+        site.await_condition("disk-peer-unavailable", "")
+        cable.plug_in()
+        site.await_progress(site.position(), what="a cut of a throttled network")
+        cable.release()
+        site.launch("process-server")
+        cable.pull_out()  # in the middle of its start
+        site.disk.write_once()
+        site.await_condition("disk-peer-unavailable", "")
+        cable.plug_in()
+        site.await_progress(site.position(), what="a start without network")
     site.prove()

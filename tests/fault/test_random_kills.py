@@ -6,18 +6,16 @@ kills replication must go on in the same generation; in the end the replica is c
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from deploy.demo.site import DAEMONS
+from tests.harness.daemon_use import require_bounded, use_of_all
 from tests.harness.fault_site import FaultSite, fault_site
 from tests.harness.running_site import POLICY
 
@@ -25,28 +23,8 @@ KILLS: Final = int(os.environ.get("BLOCKFERRY_RANDOM_KILLS", "200"))
 QUARTERS: Final = 4
 LONGEST_GAP_S: Final = 0.5
 SEVERAL_AT_ONCE: Final = 0.15
-SHARED_BYTES: Final = 32 * 2**20
-"""At most so much of a daemon's memory is what it has from the process that forks the daemons (tests/harness/forked_daemons.py)."""
-MOST_OWN_BYTES: Final = {name: (192 if name == "process-server" else 160) * 2**20 - SHARED_BYTES for name in DAEMONS}
-"""What is promised of each daemon, without what is shared."""
-MAX_MORE_DESCRIPTORS: Final = 16
-MAX_MORE_FILES: Final = 12
-ARENAS_A_START: Final = 2
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4", "fio")]
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """What a daemon holds. The store's arenas are apart: each of its starts begins new ones, and an old one goes with its last body."""
-
-    anonymous_bytes: int
-    """Its own, and its share of what it has in common with others."""
-    descriptors: int
-    files: int
-    """Under its directory."""
-    arenas: int
-    starts: int
 
 
 def test_two_hundred_kills_under_load_and_the_replica_is_the_source(tmp_path: Path) -> None:
@@ -65,8 +43,7 @@ def test_two_hundred_kills_under_load_and_the_replica_is_the_source(tmp_path: Pa
             for name in DAEMONS:
                 site.daemon(name).wait_until_ready()
             site.await_progress(after, what="a pause between kills")
-            use = {name: use_of(site, name) for name in DAEMONS}
-            site.tell(str(use))
+            use = use_of_all(site)
             early = early or use
         require_bounded(early or {}, use)
         site.prove()
@@ -87,41 +64,9 @@ def kill_at_random(site: FaultSite, chance: random.Random, kills: int) -> None:
             site.daemon(name).kill()
         for name in victims:
             site.launch(name)
+        site.disk.write_once()
         left -= len(victims)
         time.sleep(chance.uniform(0.0, LONGEST_GAP_S))
-
-
-def use_of(site: FaultSite, name: str) -> Use:
-    process = site.daemon(name).process
-    assert process is not None
-    shares = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-    anonymous = next(int(line.split()[1]) for line in shares.splitlines() if line.startswith("Pss_Anon:"))
-    log = site.daemon(name).log
-    files = [path for path in log.parent.rglob("*") if path.is_file()]
-    descriptors = [_target_of(path) for path in Path(f"/proc/{process.pid}/fd").iterdir()]
-    arenas = sum(map(_is_arena, files))
-    starts = log.read_text(errors="replace").count("blob service listens")
-    others = sum(not _is_arena(path) for path in descriptors)
-    return Use(anonymous * 1024, others, len(files) - arenas, arenas, starts)
-
-
-def _target_of(descriptor: Path) -> Path:
-    with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-        return descriptor.readlink()
-    return descriptor
-
-
-def _is_arena(path: Path) -> bool:
-    return path.parent.name == "arenas"
-
-
-def require_bounded(early: Mapping[str, Use], late: Mapping[str, Use]) -> None:
-    for name, now in late.items():
-        before = early[name]
-        assert now.anonymous_bytes <= MOST_OWN_BYTES[name], (name, before, now)
-        assert now.descriptors <= before.descriptors + MAX_MORE_DESCRIPTORS, (name, before, now)
-        assert now.files <= before.files + MAX_MORE_FILES, (name, before, now)
-        assert now.arenas <= ARENAS_A_START * (now.starts + 1), (name, now)
 
 
 def watchdogs(site: FaultSite) -> list[int]:

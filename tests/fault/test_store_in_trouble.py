@@ -15,6 +15,7 @@ from typing import Any, Final
 import pytest
 
 from deploy.demo.preflight import lasting_ports
+from tests.harness.daemon_use import use_is_bounded
 from tests.harness.fault_site import FaultSite, QuickSite, fault_site
 from tests.harness.faulty_relay import NO_TROUBLE, FaultyRelay, Trouble, faulty_relay
 from tests.harness.running_site import POLICY
@@ -86,26 +87,39 @@ def test_replication_goes_on_after_every_trouble_of_store_and_uplink(
     assert relays.uplink is not None
     site.running.operator.order("set-policy", POLICY, "--epoch-interval", "0.5 s")
     site.running.protect(site.disk.device)
-    for what, trouble in BLOCKING.items():
-        relays.store.begin(trouble)
-        if trouble.status:
-            site.await_condition("upload-blocked", "")
-        suffer(site, relays.store, f"store: {what}")
-    for what, trouble in SLOW.items():
-        relays.store.begin(trouble)
-        site.await_progress(site.position(), what=f"and during store: {what}")
-        suffer(site, relays.store, f"store: {what}")
-    for what in ("hangs up", "answers cut short", "no answer"):
-        relays.uplink.begin(BLOCKING[what])
-        suffer(site, relays.uplink, f"uplink: {what}")
-    relays.uplink.begin(SLOW["delayed"])
-    site.await_progress(site.position(), what="and during uplink: delayed")
-    suffer(site, relays.uplink, "uplink: delayed")
+    with use_is_bounded(site):
+        trouble_the_store(site, relays.store)
+        trouble_the_uplink(site, relays.uplink)
     site.prove()
 
 
+def trouble_the_store(site: FaultSite, relay: FaultyRelay) -> None:
+    for what, trouble in BLOCKING.items():
+        relay.begin(trouble)
+        if trouble.status:
+            site.await_condition("upload-blocked", "")
+        suffer(site, relay, f"store: {what}")
+    for what, trouble in SLOW.items():
+        relay.begin(trouble)
+        site.await_progress(site.position(), what=f"and during store: {what}")
+        suffer(site, relay, f"store: {what}")
+
+
+def trouble_the_uplink(site: FaultSite, relay: FaultyRelay) -> None:
+    for what in ("hangs up", "answers cut short", "no answer"):
+        relay.begin(BLOCKING[what])
+        suffer(site, relay, f"uplink: {what}")
+    relay.begin(SLOW["delayed"])
+    site.await_progress(site.position(), what="and during uplink: delayed")
+    suffer(site, relay, "uplink: delayed")
+
+
 def suffer(site: FaultSite, relay: FaultyRelay, what: str) -> None:
-    """The trouble is met by several connections before it ends; then replication goes on, in the same generation."""
+    """The trouble is met by several connections before it ends; then replication goes on, in the same generation.
+
+    What is written meanwhile into a file of its own is never written again: the proof in the end shows whether any of it was lost.
+    """
+    site.disk.write_once()
     site.until(lambda: relay.troubled >= 3, f"connections in trouble ({what})")
     before = site.position()
     relay.begin(NO_TROUBLE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import subprocess
 import sys
 import time
@@ -29,6 +30,8 @@ from tests.harness.forked_site import NO_NETWORKS, ForkedSite, SiteT, forked_sit
 from tests.harness.running_site import POLICY, RunningSite
 
 MIB: Final = 2**20
+ONCE_BYTES: Final = 96 * 1024
+"""More than a granule."""
 POLL_S: Final = 0.05
 GOES_ON_S: Final = 300.0
 JOB_S: Final = 600.0
@@ -57,6 +60,7 @@ class LoadedDisk:
     lab: LabDisk = field(init=False)
     ledger: Path = field(init=False)
     _loads: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _written_once: int = 0
 
     def __post_init__(self) -> None:
         self.lab = LabDisk(self.directory, self.disk_bytes, 0)
@@ -84,6 +88,17 @@ class LoadedDisk:
                 subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command], stdout=log, stderr=log)
                 for command in commands
             ]
+
+    def write_once(self) -> None:
+        """A file that is durable now and never written again: what of it is lost stays lost. Nothing if the disk is not mounted."""
+        if self._loads:
+            self._written_once += 1
+            directory = self.lab.mount_point / "written-once"
+            directory.mkdir(exist_ok=True)
+            with (directory / str(self._written_once)).open("xb") as file:
+                file.write(os.urandom(ONCE_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
 
     def stop(self) -> None:
         """Stop the load and unmount: what an operator does before a migration."""
@@ -336,7 +351,7 @@ class FaultSite:
         """Let each daemon die at each of its failpoints, in order and side by side with the others; all run unarmed on return.
 
         Each is armed with its first one before ``trigger`` is called (in a thread: it may wait for who has just died), with the next one
-        when it has died, and in the end with none.
+        when it has died, and in the end with none. What is written once after each start shows in the next proof if a death lost it.
         """
         waiting = {name: list(points) for name, points in failpoints.items() if points}
         self.tell(f"armed: {waiting}")
@@ -344,6 +359,7 @@ class FaultSite:
         for name, points in waiting.items():
             offsets[name] = self._log_bytes(name)
             self.launch(name, points[0])
+        self.disk.write_once()
         until_s = time.monotonic() + deadline_s
         with ThreadPoolExecutor(1) as pool:
             ordered = pool.submit(trigger)
@@ -362,6 +378,7 @@ class FaultSite:
                     del points[0]
                     offsets[name] = self._log_bytes(name)
                     self.launch(name, points[0] if points else None)
+                    self.disk.write_once()
                     if not points:
                         del waiting[name]
             assert time.monotonic() < until_s, f"never reached: {waiting}"
