@@ -66,6 +66,8 @@ async def size_site(
     observed = {(hour.server, hour.disk) for hour in hours}
     churn = with_profiles(site_churn(hours), [each for each in profiled if (each.server, each.disk) not in observed])
     intervals = intervals_of(profiled)
+    measured = {(each.server, each.disk) for each in profiled}
+    beside = site_churn([hour for hour in hours if (hour.server, hour.disk) not in measured])
     is_known = bool(churn.servers)
     needed = bandwidth_needed_bits_per_s(churn.busiest_bytes_per_s, wire_ratio) if is_known else None
     fleet = fleet_for(churn.bytes_per_day, servers)
@@ -88,7 +90,7 @@ async def size_site(
                 bits_per_s=reach.bits_per_s,
                 initial_replication_s=reach.initial_replication_s,
                 rpo_s=reach.rpo_s if is_known else None,
-                profiled_rpo_s=profiled_rpo_s(intervals, reach.bits_per_s, wire_ratio),
+                profiled_rpo_s=profiled_rpo_s(intervals, beside.busiest_bytes_per_s, reach.bits_per_s, wire_ratio),
                 asked_for=reach.bits_per_s == bandwidth_bits_per_s,
                 needed=reach.bits_per_s == needed,
             )

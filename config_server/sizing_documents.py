@@ -34,7 +34,8 @@ class SizedServer(Document):
 class SizedLine(Document):
     """What a line of this width allows; null: it never ends, or has no bound. ``rpo_s`` is null also where no churn is known.
 
-    ``profiled_rpo_s``: the shortest worst RPO lag over all measured windows; null also where nothing was measured.
+    ``profiled_rpo_s``: the shortest worst RPO lag over all measured windows, beside what replicates and was not measured; null also
+    where nothing was measured.
     """
 
     bits_per_s: float

@@ -254,14 +254,20 @@ def intervals_of(profiled: Sequence[ProfiledChurn]) -> list[IntervalChurn]:
     ]
 
 
-def profiled_rpo_s(intervals: Sequence[IntervalChurn], bits_per_s: float, wire_ratio: float) -> float | None:
+def profiled_rpo_s(
+    intervals: Sequence[IntervalChurn], beside_bytes_per_s: float, bits_per_s: float, wire_ratio: float
+) -> float | None:
     """The shortest worst age of the newest recovery point that the line allows at any of these intervals; None: at none of them.
 
-    At an interval the changes of its fullest window must be through before the next one ends.
+    At an interval the changes of its fullest window must be through before the next one ends, on what is left of the line by
+    ``beside_bytes_per_s``: the churn of disks that were not measured and replicate over the same line.
     """
+    left_bits_per_s = bits_per_s - beside_bytes_per_s * wire_ratio * 8
+    if left_bits_per_s <= 0:
+        return None
     ages = []
     for each in intervals:
-        through_s = each.most_bytes * wire_ratio * 8 / bits_per_s
+        through_s = each.most_bytes * wire_ratio * 8 / left_bits_per_s
         if through_s <= each.interval_s:
             ages.append(each.interval_s + through_s)
     return min(ages, default=None)

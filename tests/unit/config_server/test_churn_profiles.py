@@ -63,9 +63,15 @@ def test_only_lengths_that_every_disk_was_watched_for_are_added_up() -> None:
 def test_the_shortest_window_whose_changes_are_through_before_the_next_one_ends_decides(
     bits_per_s: float, rpo_s: float | None
 ) -> None:
-    found = profiled_rpo_s(intervals_of([A]), bits_per_s, 1.0)
+    found = profiled_rpo_s(intervals_of([A]), 0.0, bits_per_s, 1.0)
     assert found == (None if rpo_s is None else pytest.approx(rpo_s))
-    assert profiled_rpo_s(intervals_of([A]), bits_per_s / 2, 0.5) == found
+    assert profiled_rpo_s(intervals_of([A]), 0.0, bits_per_s / 2, 0.5) == found
+    beside = 7.0 * MB
+    shared = profiled_rpo_s(intervals_of([A]), beside, bits_per_s + beside * 8, 1.0)
+    assert shared == (None if found is None else pytest.approx(found)), (
+        "a line that is wider by what replicates over it beside"
+    )
+    assert profiled_rpo_s(intervals_of([A]), bits_per_s / 8, bits_per_s, 1.0) is None, "nothing of it is left"
 
 
 def test_what_was_measured_counts_beside_what_was_observed() -> None:
@@ -227,6 +233,36 @@ async def test_bytes_and_churn_are_of_the_same_disks_and_what_is_left_out_is_nam
     planned, note = await sizing("?profiles=true")
     assert (planned.disk_bytes, planned.churn_bytes_per_day) == (72 * 2**30, 6 * MB * 86400), "each disk counts once"
     assert "/dev/sdb" not in note
+
+
+async def test_the_shortest_interval_is_planned_on_what_replication_leaves_of_the_line(lab: Lab) -> None:
+    disks = [inventory_disk(DISK, "/dev/sda", 64 * 2**30), inventory_disk(OTHER_DISK, "/dev/sdb", 64 * 2**30)]
+    agent = lab.identities["web-1"]
+    await lab.request("PUT", "/api/v1/agent/inventory", inventory("web-1", disks), identity=agent)
+    await begin(lab)
+    wanted = (await desired(lab)).profile
+    assert wanted is not None
+    await report(lab, wanted.request, done=True, mean_bytes=40.0 * MB)
+
+    async def shortest_s(line_bits_per_s: int) -> float | None:
+        report = SizingReport.decode((await lab.administer("GET", "/api/v1/sizing?profiles=true")).body)
+        [line] = [line for line in report.lines if line.bits_per_s == line_bits_per_s]
+        return line.profiled_rpo_s
+
+    async def changed(disk: str, bytes_per_s: float) -> None:
+        async with lab.running.site.database.write() as session:
+            hour = lab.running.site.clock() // HOUR_NS
+            session.add(ChurnHourRow(disk_id=disk, hour=hour, changed_bytes=int(bytes_per_s * 3600), observed_s=3600.0))
+
+    assert await shortest_s(100 * MB) == pytest.approx(10 + 40 / 12.5)
+    assert (await lab.administer("POST", "/api/v1/servers/web-1/protection", {"disks": [OTHER_DISK]})).status == 202
+    await changed(OTHER_DISK, 10 * MB)
+    assert await shortest_s(100 * MB) is None, "2.5 MB/s are left for 4"
+    assert await shortest_s(200 * MB) == pytest.approx(10 + 40 / 15)
+    await changed(DISK, 1000 * MB)  # it replicated before
+    assert await shortest_s(200 * MB) == pytest.approx(10 + 40 / 15), (
+        "what was measured counts once, as it was measured"
+    )
 
 
 async def test_what_cannot_be_measured_is_refused(lab: Lab) -> None:
