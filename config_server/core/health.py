@@ -23,7 +23,7 @@ from replication.data_plane import SPOOL_THROTTLED_BELOW
 
 NO_POINT_CRITICAL_S: Final = 3600.0
 NO_NEW_POINTS: Final = (State.MIGRATING, State.MIGRATED, State.MIGRATION_FAILED)
-"""The states in which none are due."""
+"""The states of a migration, in which none are due."""
 LAG_WARNING_S: Final = 300.0
 LAG_CRITICAL_S: Final = 1800.0
 STALLED_S: Final = 300.0
@@ -34,6 +34,11 @@ SPOOL_FREE_WARNING: Final = 0.30
 SPOOL_FREE_CRITICAL: Final = 0.25
 BACKLOG_AGE_WARNING_S: Final = 1800.0
 BACKLOG_AGE_CRITICAL_S: Final = 2700.0
+
+
+def points_are_due(state: State, *, paused: bool) -> bool:
+    """Whether new recovery points are to come, so that it is a fault if none does. ``paused``: as ``HealthFacts`` has it."""
+    return not (paused or state is State.PAUSED or state in NO_NEW_POINTS)
 
 
 class Health(enum.IntEnum):
@@ -436,6 +441,8 @@ def _of_points(facts: HealthFacts) -> Iterator[Condition]:
             "wait for its end",
         )
         return
+    if not points_are_due(facts.state, paused=facts.paused):
+        return  # it is paused, which is said of it, and becomes an alert in its own time
     due_s = facts.rpo_threshold_s + facts.recovery_point_interval_s
     age_s = facts.seeded_age_s if facts.point_age_s is None else facts.point_age_s
     none_yet = facts.point_age_s is None

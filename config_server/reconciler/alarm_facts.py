@@ -26,7 +26,8 @@ from config_server.core.age import Age, at_least_s
 from config_server.core.alert_catalogue import sighting_of, sightings_of_item
 from config_server.core.alerts import SITE, Sighting, Subject
 from config_server.core.certificate_health import certificate_condition
-from config_server.core.health import Condition, Health, Verdict
+from config_server.core.health import Condition, Health, Verdict, points_are_due
+from config_server.core.protected_item import State
 from config_server.core.site_health import (
     DiskChurn,
     ProcessServerState,
@@ -187,7 +188,9 @@ class AlarmFacts:
 
     async def _app_point_age_s(self, session: AsyncSession, row: ProtectedItemRow, policy: PolicyRow) -> float | None:
         """Since the newest app-consistent point, or since there could have been one; None: there need be none."""
-        if policy.app_consistent_interval_s is None or row.seeded_ns is None or row.paused:
+        if policy.app_consistent_interval_s is None or row.seeded_ns is None:
+            return None
+        if not points_are_due(State(row.state), paused=row.paused):
             return None
         newest_ns = await session.scalar(
             select(func.max(RecoveryPointRow.counted_ns)).where(

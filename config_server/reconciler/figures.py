@@ -19,7 +19,7 @@ from config_server.ages import Ages
 from config_server.certificate_ages import ends_by_name
 from config_server.config import HeartbeatSettings
 from config_server.core.age import at_least_s
-from config_server.core.health import NO_NEW_POINTS, Health
+from config_server.core.health import Health, points_are_due
 from config_server.core.job import OPEN_STATES
 from config_server.core.protected_item import State
 from config_server.core.source_hold import SourceHold, hold_now
@@ -97,7 +97,7 @@ async def take_snapshot(
             servers[item.id] = names[item.machine_id]
             snapshot.health[names[item.machine_id]] = _LEVELS.get(item.health or "", Health.CRITICAL.value)
             snapshot.differing[names[item.machine_id]] = len(await differing_disks(session, item.id))
-            if item.seeded_ns is not None and State(item.state) not in NO_NEW_POINTS:
+            if item.seeded_ns is not None and points_are_due(State(item.state), paused=item.paused):
                 seeded_s[names[item.machine_id]] = at_least_s(ages.of("seeded", item.id, item.seeded_ns)) or 0.0
             if State(item.state) is State.MIGRATED:
                 age = agent_age(await session.get_one(MachineRow, item.machine_id), ages)

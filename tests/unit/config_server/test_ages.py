@@ -155,6 +155,12 @@ async def test_a_server_that_never_got_a_recovery_point_shows_since_when_until_i
         assert shown(site) == [pytest.approx(4000.0)]
         clocks.passed_s += 60.0
         assert shown(site) == [pytest.approx(4060.0)], "it grows between snapshots"
+        await site.verb("/pause")
+        await site.settle()
+        assert shown(site) == [], "none is due while it is paused"
+        await site.verb("/resume")
+        await site.settle()
+        assert shown(site) == [pytest.approx(4060.0)]
         item = (await site.item())["id"]
         await site.writer.publish_point(item, new_id(), time_ns=clocks.wall())
         await site.settle()

@@ -23,9 +23,9 @@ from config_server.reconciler.housekeeping import forget_what_is_over
 from config_server.tables import CertificateRow, ProtectedItemRow
 from replication.tls_identity import Role
 from tests.harness.config_site import Lab, running_lab
-from tests.harness.driven_site import DrivenSite, driven_site
+from tests.harness.driven_site import SOURCE, DrivenSite, driven_site
 from tests.harness.memory_blob_client import MemoryBlobClient
-from tests.harness.scripted_peers import DISK, disk_observation, heartbeat
+from tests.harness.scripted_peers import DISK, disk_observation, heartbeat, new_id
 
 DAY_S: Final = 86400
 
@@ -166,6 +166,39 @@ async def test_a_server_that_is_silent_is_an_alert_of_its_own_and_critical_after
     assert alert["subject"]["id"] == (await site.item())["id"]
     assert alert["cause"]
     assert "reach this server" in alert["remedy"]
+
+
+async def test_a_pause_of_more_than_an_hour_is_no_alert_of_recovery_points_that_do_not_come(
+    site: DrivenSite, clock: PassingTime
+) -> None:
+    item = await site.replicate()
+    await site.writer.publish_point(item, new_id(), time_ns=clock())
+    await live(site, clock, 60, protected=True)
+    await site.verb("/pause")
+    resting = [disk_observation(disk, phase="paused") for disk in SOURCE]
+    for _ in range(45):
+        clock.passes(100)
+        await beat(site.lab)
+        await site.observe(resting)
+        await site.lab.running.reconciler.run_once()
+        assert await codes(site.lab, "?all=true") in ([], [("paused", "healthy", "pending")])
+    assert [c["code"] for c in (await site.item())["conditions"]] == ["paused"]
+
+
+@pytest.mark.parametrize(("state", "found"), [("replicating", True), ("migrated", False), ("paused", False)])
+async def test_no_app_consistent_point_is_missed_while_none_is_due(
+    site: DrivenSite, clock: PassingTime, state: str, found: bool
+) -> None:
+    (policy,) = (await site.lab.administer("GET", "/api/v1/policies")).json["items"]
+    await site.lab.administer(
+        "PUT", f"/api/v1/policies/{policy['name']}", policy | {"app_consistent_interval_s": 3600.0}
+    )
+    await site.replicate()
+    async with site.lab.running.site.database.write() as session:
+        await session.execute(update(ProtectedItemRow).values(state=state, paused=state == "paused"))
+    clock.passes(5500)
+    await live(site, clock, 10)
+    assert ("no-app-consistent-point" in {code for code, _, _ in await codes(site.lab, "?all=true")}) is found
 
 
 async def test_what_many_items_lack_is_one_alert_of_the_process_server(site: DrivenSite, clock: PassingTime) -> None:

@@ -186,6 +186,32 @@ def test_replica_that_differs_names_the_way_out_of_each_state_and_nothing_is_cal
     assert "--distrust-digests" in remedies()
 
 
+@pytest.mark.parametrize("point_age_s", [None, 1000.0, 3700.0, 30 * 86400.0])
+@pytest.mark.parametrize("seeded_age_s", [4000.0, 40 * 86400.0])
+@pytest.mark.parametrize("where", [{"state": State.PAUSED}, {"state": State.TEST_IN_PROGRESS, "paused": True}])
+def test_of_a_paused_item_no_recovery_point_is_missed_and_it_is_said_that_it_is_paused(
+    point_age_s: float | None, seeded_age_s: float, where: dict[str, Any]
+) -> None:
+    resting = disk(phase="paused", rpo_lag_s=point_age_s, replication_lag_s=point_age_s)
+    seen = facts(disks=[resting], seeded_age_s=seeded_age_s, point_age_s=point_age_s, **where)
+    verdict = assess(seen)
+    assert ([c.code for c in verdict.conditions], verdict.health) == (["paused"], Health.WARNING)
+    resumed = dataclasses.replace(seen, state=State.REPLICATING, paused=False)
+    missed = {condition.code for condition in assess(resumed).conditions} & {"rpo-threshold", "no-recovery-point"}
+    assert missed == {"rpo-threshold" if point_age_s == 1000.0 else "no-recovery-point"}
+
+
+@pytest.mark.parametrize("state", [State.MIGRATING, State.MIGRATED, State.MIGRATION_FAILED])
+def test_during_a_migration_no_recovery_point_is_missed(state: State) -> None:
+    found = {condition.code for condition in assess(facts(state=state, point_age_s=4000.0)).conditions}
+    assert not found & {"rpo-threshold", "no-recovery-point"}
+
+
+def test_a_pause_before_the_end_of_initial_replication_leaves_nothing_to_recover_from() -> None:
+    verdict = assess(facts(state=State.PAUSED, seeded_age_s=None, point_age_s=None))
+    assert {condition.code for condition in verdict.conditions} == {"paused", "not-protected-yet"}
+
+
 def test_a_held_disk_has_no_lag() -> None:
     held = disk(replication_lag_s=100.0, rpo_lag_s=100.0, phase="held")
     assert (held.replication_lag_s, held.rpo_lag_s) == (None, None)
