@@ -141,8 +141,17 @@ def _phase(supervisor: DiskSupervisor, item: ItemSession) -> DiskPhase:
     return "replicating"
 
 
+_LAGS: Final = ("replication_lag_s", "rpo_lag_s")
+"""Not told of a held disk: nothing is added to it, so that what is at the sink is as new as the disk however old it is."""
+
+
+def _awaits_points(item: ItemSession) -> bool:
+    """Not while it is paused, nor from *migrate* until it is completed or cancelled."""
+    return item.desired.goal == "replicate" and item.desired.cutover is None
+
+
 class DiskMetrics(Collector):
-    """Prometheus families over the present item's disks."""
+    """Prometheus families over the present item and its disks."""
 
     def __init__(self) -> None:
         self.item: ItemSession | None = None
@@ -171,9 +180,16 @@ class DiskMetrics(Collector):
             gauge = GaugeMetricFamily(f"blockferry_agent_disk_{unit}", text, labels=["disk"])
             for observation in observations:
                 value = getattr(observation, name)
-                if value is not None:
+                if value is not None and not (observation.phase == "held" and name in _LAGS):
                     gauge.add_metric([observation.disk], value)
             yield gauge
+        interval = GaugeMetricFamily(
+            "blockferry_agent_recovery_point_interval_seconds",
+            "The policy's interval between recovery points; absent while none are due.",
+        )
+        if self.item is not None and _awaits_points(self.item):
+            interval.add_metric([], self.item.desired.timing.recovery_point_interval_s)
+        yield interval
         health = GaugeMetricFamily(
             "blockferry_agent_tracker_healthy", "1 while every write is tracked.", labels=["disk", "kind"]
         )

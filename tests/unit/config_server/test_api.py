@@ -372,6 +372,8 @@ async def test_health_page_and_metrics_are_served_apart(lab: Lab) -> None:
     assert 'blockferry_heartbeat_age_seconds{name="web-1",role="agent"}' in text
     assert 'blockferry_item_health{server="web-1"}' in text
     assert f'blockferry_replication_lag_seconds{{disk="{DISK}",server="web-1"}}' in text
+    if lab.settings.database_url is None:
+        assert "blockferry_leader 1.0" in text, "the rules listen to the leader only, and on SQLite it is this one"
     assert "blockferry_store_reachable 1.0" in text
 
 

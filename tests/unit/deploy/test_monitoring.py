@@ -67,7 +67,7 @@ def test_every_expression_asks_for_metrics_and_labels_that_exist(where: str, exp
     assert names <= METRICS.keys() | OF_EVERY_DAEMON, f"{where}: no such metric: {names - METRICS.keys()}"
     labels = OF_PROMETHEUS.union(*(METRICS.get(name, set()) for name in names))
     used = set(re.findall(r"[{,]\s*(\w+)\s*(?:=|!=|=~|!~)\s*\"", expression))
-    for by in re.findall(r"\bby \(([^)]*)\)", expression):
+    for by in re.findall(r"\b(?:by|on|without) \(([^)]*)\)", expression):
         used |= set(re.split(r",\s*", by))
     assert used <= labels, f"{where}: no such label: {used - labels}"
     shown = set(re.findall(r"\$labels\.(\w+)", text)) | set(re.findall(r"\{\{(\w+)\}\}", text))
@@ -75,6 +75,30 @@ def test_every_expression_asks_for_metrics_and_labels_that_exist(where: str, exp
     left = set(re.split(r",\s*", aggregated[0])) if aggregated else labels
     assert shown <= left, f"{where} shows {shown - left}, which is not left of it"
     assert expression.count("(") == expression.count(")")
+
+
+OF_ONE_SERVER: Final = {
+    "blockferry_leader",
+    "blockferry_leader_term",
+    "blockferry_reconciler_age_seconds",
+    "blockferry_state_free_bytes",
+    "blockferry_store_reachable",
+    "blockferry_webhook_attempts_total",
+    "blockferry_process_server_changes_total",
+}
+"""What each configuration server tells of itself; all else it tells of the whole site, and every other one tells the same."""
+
+
+@pytest.mark.parametrize(("where", "expression", "_text"), list(_expressions()), ids=lambda text: text[:30])
+def test_what_several_configuration_servers_tell_alike_is_counted_once(where: str, expression: str, _text: str) -> None:
+    page = (REPOSITORY / "docs/operations/metrics.md").read_text()
+    section = page.partition("## config-server\n")[2].partition("\n## ")[0]
+    of_the_site = METRICS.keys() & set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE)) - OF_ONE_SERVER
+    assert {"blockferry_alerts", "blockferry_items", "blockferry_webhook_waiting"} <= of_the_site
+    if of_the_site & set(re.findall(r"\bblockferry_\w+", expression)):
+        is_once = re.search(r"\band on \(instance\) blockferry_leader == 1", expression)
+        is_once = is_once or re.match(r"(max( by \(server\))?|absent) ?\(", expression)
+        assert is_once, f"{where} counts it once for each configuration server"
 
 
 def test_every_rule_has_a_severity_a_summary_and_a_remedy_that_is_written() -> None:

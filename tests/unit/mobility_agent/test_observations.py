@@ -19,6 +19,7 @@ from mobility_agent.shipping.disk_figures import DiskFigures
 from replication.control_plane import (
     POINT_NOT_MADE,
     CutoverObservation,
+    DesiredCutover,
     DesiredItem,
     DiskObservation,
     Problem,
@@ -197,6 +198,44 @@ async def test_metrics_are_of_the_present_item(item: Item, supervisor: Superviso
     assert samples["blockferry_agent_disk_sent_bytes_total"] >= site.geometry.size_bytes
     assert samples["blockferry_agent_disk_backlog_bytes"] == 0
     assert "blockferry_agent_disk_rpo_lag_seconds" not in samples, "nothing is said of what is not known"
+
+
+async def test_metrics_tell_of_points_that_are_due_only_and_of_no_lag_of_a_held_disk(
+    item: Item, supervisor: Supervisor, site: SessionSite
+) -> None:
+    metrics = DiskMetrics()
+    metrics.item = cast("ItemSession", item)
+    interval, lag, rpo = (
+        "blockferry_agent_recovery_point_interval_seconds",
+        "blockferry_agent_disk_replication_lag_seconds",
+        "blockferry_agent_disk_rpo_lag_seconds",
+    )
+
+    def shown() -> dict[str, float]:
+        samples = (sample for family in metrics.collect() for sample in family.samples)
+        return {sample.name: sample.value for sample in samples if sample.name in (interval, lag, rpo)}
+
+    assert shown() == {interval: 300.0}, "also before there is a session"
+    site.start()
+    supervisor.runs(site)
+    await site.settle()
+    supervisor.figures.newest_point_ns = supervisor.figures.newest_applied_cut_ns = time.time_ns() - 4000 * 10**9
+    assert shown().keys() == {interval, lag, rpo}
+    replicating = item.desired
+    item.desired = replicating.model_copy(update={"goal": "pause"})
+    assert shown().keys() == {lag, rpo}, "it is old, and none is due"
+    cutover = DesiredCutover(job=str(uuid.uuid4()), mode="live-root-disk")
+    item.desired = replicating.model_copy(update={"cutover": cutover})
+    item.is_cutting_over("shipping")
+    assert shown().keys() == {lag, rpo}
+    item.is_cutting_over("applied")
+    assert not shown(), "the held source does not change: what is at the sink is as new as it"
+    item.desired = replicating.model_copy(update={"goal": "hold", "cutover": cutover})
+    assert not shown()
+    item.cutover = None
+    assert shown().keys() == {lag, rpo}, "an agent that was restarted makes no points of a held source"
+    item.desired = replicating
+    assert shown().keys() == {interval, lag, rpo}, "it was cancelled"
 
 
 def test_phase_point_problem_and_cutover_are_worth_a_report_at_once_bytes_are_not() -> None:
