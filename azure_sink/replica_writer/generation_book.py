@@ -68,7 +68,7 @@ class GenerationBook:
         self._is_full = True
 
     def may_be_orphan(self, disk: DiskId) -> bool:
-        """Whether all records were seen at the last look, and none of them was of ``disk``. A record that cannot be used is one all the same."""
+        """Whether all records were seen at the last look, and none of them was of ``disk``. One that cannot be used is one all the same."""
         return self._is_full and disk not in self._entries
 
     async def refresh_disk(self, disk: DiskId) -> None:

@@ -2,10 +2,10 @@
 
 Called by ``point_requests.py`` (``delete_all``) and ``replica_writer.py`` (``Sweep``). Deleting what is gone already is a success.
 
-Blobs without a generation record are *orphans*. That a record is not known is no proof that there is none: an orphan is deleted only after
-all records were read, if a look at the store just before finds no record of its disk, and an hour after it was put. That hour is the store's:
-the time is the newest ``Last-Modified`` that a sweep has seen, which is never ahead of the store's clock, whatever this machine's says. In a
-store where nothing is put any more orphans stay.
+Blobs without a generation record are *orphans*. That a record is not known is no proof that there is none: an orphan is deleted only
+after all records were read, if a look at the store just before finds no record of its disk, and an hour after it was put. That hour is
+the store's: now is the newest ``Last-Modified`` that a sweep has seen, which is never ahead of the store's clock, whatever this machine's
+says. In a store where nothing is put any more orphans stay.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 Called by ``reconciler/loop.py``. A request is put with If-None-Match, so that delivering it again after a crash changes nothing. An
 answer counts only if the writer's signature holds and it names the request; others are refused and shown with the request (the writer
-may still replace them), and the answers after it are read all the same. Once an answer is final and written down here, the request is deleted from the store at once and the answer
-after ``answer_keep_s``: a writer that listed the request a moment ago still finds the answer and does not do the work again.
+may still replace them), and the answers after it are read all the same. Once an answer is final and written down here, the request is
+deleted from the store at once and the answer after ``answer_keep_s``: a writer that listed the request a moment ago still finds the answer
+and does not do the work again.
 
 A leader that was deposed while it stood still puts and deletes nothing more (``may_act``). What slips through between question and deed
 is a request that it had read as unanswered: if it was answered meanwhile, its answer still lies there for ``answer_keep_s``.
