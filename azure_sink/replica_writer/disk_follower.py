@@ -68,7 +68,7 @@ class Outcome(enum.Enum):
     LOST = "lost"
     """The replica was lost, or its state is uncertain: it is taken over anew."""
     TROUBLED = "troubled"
-    """``trouble`` says why it cannot go on; the replica is unharmed."""
+    """``trouble`` says why it cannot go on; its points are unharmed, and so is the replica unless a large epoch was begun."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 Called by ``disk_follower.py``. An epoch that fits the slots is opened and verified whole before its first write; a larger one flows
 through them in groups, each resolved from its highest batch down and separated from the next by a raised fence, so that memory
 is bounded and a write that arrives late can never land on a higher batch's. Every segment is known to be there before the first write.
-Repeating the whole after a crash leads to the same bytes.
+Repeating the whole after a crash leads to the same bytes. A larger one may so be found bad after its first write: no byte that was not
+verified is written, but the replica stays between two epochs until the right segment is there (``docs/replica-writer.md``, torn epochs).
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class EpochApplication:
         """On return the epoch is applied and the replica's state says so. On raise or cancel it is applied again from its segments.
 
         :raises FenceLost: this writer may not write any more; nothing was written after that was known.
-        :raises PeerProtocolError: (``IntegrityError``) a segment is not what the manifest names.
+        :raises PeerProtocolError: (``IntegrityError``) a segment is not what the manifest names; nothing of it was written, and nothing
+            at all if the epoch fits the slots.
         :raises SegmentMissing: a segment is not in the store; nothing was written.
         """
         segments = self._manifest.segments

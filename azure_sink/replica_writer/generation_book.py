@@ -1,7 +1,8 @@
 """The generations whose records are in the store, with their data keys unwrapped: how the writer finds its work.
 
-Called by ``replica_writer.py`` (``refresh``) and ``disk_follower.py``. A record that cannot be used (damaged, or wrapped for another
-writer) is kept as a problem of its generation; the other disks go on. Data keys stay in memory.
+Called by ``replica_writer.py`` (``refresh``, and the sweep's question for orphans) and ``disk_follower.py``. A record that cannot be read
+or used (too large, damaged, or wrapped for another writer) is kept as a problem of its generation; the other disks go on. Data keys stay
+in memory.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from azure_sink.core.generation_choice import KnownGeneration
 from azure_sink.core.replica_state import Position
 from replication.blob_client.api import BlobClient
-from replication.blob_client.failures import BlobNotFound
+from replication.blob_client.failures import BlobNotFound, BlobServiceFailed
 from replication.documents import MAX_DOCUMENT_BYTES, WriterIdentity
 from replication.errors import BlockferryError, IntegrityError, PeerProtocolError
 from replication.identifiers import DiskId, GenerationId, GenerationKey, ItemId
@@ -39,7 +40,8 @@ class UnusableGeneration:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    etag: str
+    etag: str | None
+    """None: it could not be read, and is read again at the next look."""
     generation: OpenedGeneration | UnusableGeneration
 
 
@@ -50,14 +52,24 @@ class GenerationBook:
         self._client = client
         self._identity = identity
         self._entries: dict[DiskId, dict[GenerationId, _Entry]] = {}
+        self._is_full = False
 
     @property
     def disks(self) -> set[DiskId]:
         return set(self._entries)
 
     async def refresh(self) -> None:
-        """Bring the book up to the store's state."""
-        await self._refresh(KEYS_PREFIX)
+        """Bring the book up to the store's state. On raise it is as it was, and no disk counts as an orphan until a refresh succeeds."""
+        try:
+            await self._refresh(KEYS_PREFIX)
+        except BaseException:
+            self._is_full = False
+            raise
+        self._is_full = True
+
+    def may_be_orphan(self, disk: DiskId) -> bool:
+        """Whether all records were seen at the last look, and none of them was of ``disk``. One that cannot be used is one all the same."""
+        return self._is_full and disk not in self._entries
 
     async def refresh_disk(self, disk: DiskId) -> None:
         """The same for one disk."""
@@ -85,6 +97,8 @@ class GenerationBook:
             found = await self._client.get_blob(REPLICATION_CONTAINER, name, max_bytes=MAX_DOCUMENT_BYTES)
         except BlobNotFound:
             return None
+        except (PeerProtocolError, BlobServiceFailed) as error:
+            return _Entry(None, UnusableGeneration(error))
         if found is None:
             return None
         try:

@@ -85,8 +85,8 @@ class ReplicaWriter:
         metrics.oldest_manifest_seconds.set_function(self._oldest_manifest_s)
         handlers = RequestHandlers(client, ledger, self.followers)
         self.desk = RequestDesk(client, identity, clock, lease_id, handlers.handle, metrics, settings.parallel_requests)
-        facts = SweepFacts(self.followers.receipted, lambda disk: disk in self.followers.book.disks)
-        self.sweep = Sweep(client, clock, facts, metrics, settings.keep_answers_s)
+        facts = SweepFacts(self.followers.receipted, self.followers.book.may_be_orphan)
+        self.sweep = Sweep(client, facts, metrics, settings.keep_answers_s)
 
     # -- as a daemon ------------------------------------------------------------------------------------------
 

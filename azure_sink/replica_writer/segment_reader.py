@@ -26,7 +26,8 @@ from replication.sealed_segment import OPENING_ROOM_BYTES, SegmentOpener
 from replication.store_layout import REPLICATION_CONTAINER, segment_name
 from replication.threads import finished_in
 
-DEFAULT_SLOTS: Final = 3
+DEFAULT_SLOTS: Final = 5
+"""An epoch of so many batches, 40 MiB, is verified whole before its first write."""
 DEFAULT_THREADS: Final = 2
 
 

@@ -1,11 +1,17 @@
 """Deleting many blobs, a few at a time: everything under a prefix, or what the sweep finds to be of no use any more.
 
 Called by ``point_requests.py`` (``delete_all``) and ``replica_writer.py`` (``Sweep``). Deleting what is gone already is a success.
+
+Blobs without a generation record are *orphans*. That a record is not known is no proof that there is none: an orphan is deleted only
+after all records were read, if a look at the store just before finds no record of its disk, and an hour after it was put. That hour is
+the store's: now is the newest ``Last-Modified`` that a sweep has seen, which is never ahead of the store's clock, whatever this machine's
+says. In a store where nothing is put any more orphans stay.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -17,8 +23,7 @@ from azure_sink.replica_writer.metrics import WriterMetrics
 from replication.blob_client.api import BlobClient, BlobItem
 from replication.blob_client.codes import StorageCode
 from replication.blob_client.failures import BlobConflict, BlobNotFound
-from replication.clock import Clock
-from replication.identifiers import DiskId
+from replication.identifiers import BatchKey, DiskId, EpochKey
 from replication.store_documents import Receipt
 from replication.store_layout import (
     ANSWERS_PREFIX,
@@ -32,6 +37,8 @@ from replication.store_layout import (
 LANES: Final = 4
 ORPHAN_AGE_S: Final = 3600.0
 """Blobs of a disk without any generation record are collected after this time: a record is put before the first segment."""
+
+_logger = logging.getLogger(__name__)
 
 
 async def delete_all(client: BlobClient, container: str, prefix: str) -> int:
@@ -75,21 +82,20 @@ class SweepFacts:
 
     receipted: Callable[[DiskId], Receipt | None]
     """The newest durable receipt of a disk that this writer holds."""
-    is_known: Callable[[DiskId], bool]
-    """Whether a generation record of the disk is in the store."""
+    may_be_orphan: Callable[[DiskId], bool]
+    """Whether all generation records are known, and none is of the disk."""
 
 
 class Sweep:
     """Collects stale segments, manifests and answers: attempts that lost, what arrived after its epoch, what a crash left."""
 
-    def __init__(
-        self, client: BlobClient, clock: Clock, facts: SweepFacts, metrics: WriterMetrics, keep_answers_s: float
-    ) -> None:
+    def __init__(self, client: BlobClient, facts: SweepFacts, metrics: WriterMetrics, keep_answers_s: float) -> None:
         self._client = client
-        self._clock = clock
         self._facts = facts
         self._metrics = metrics
         self._keep_answers_s = keep_answers_s
+        self._store_time_s = 0.0
+        """No later than now by the store's clock; Unix time."""
 
     async def run(self) -> int:
         """List the container once and delete what is stale; returns how many blobs."""
@@ -98,28 +104,43 @@ class Sweep:
         return count
 
     async def _stale(self) -> AsyncIterator[BlobItem]:
+        without_record: dict[DiskId, bool] = {}
         async for item in self._client.list_blobs(REPLICATION_CONTAINER, ""):
+            self._store_time_s = max(self._store_time_s, item.properties.last_modified.timestamp())
             if item.name.startswith((KEYS_PREFIX, REQUESTS_PREFIX)):
                 continue
             if item.name.startswith(ANSWERS_PREFIX):
                 if self._age_s(item) > self._keep_answers_s and not await self._is_asked(item):
                     yield item
-            elif self._is_stale(item):
+                continue
+            key = parse_epoch_blob_name(item.name)
+            if key is None:
+                continue
+            if self._facts.may_be_orphan(key.disk):
+                if self._age_s(item) <= ORPHAN_AGE_S:
+                    continue
+                if key.disk not in without_record:
+                    without_record[key.disk] = await self._has_no_record(key.disk)
+                if without_record[key.disk]:
+                    yield item
+            elif self._is_covered(key):
                 yield item
 
-    def _is_stale(self, item: BlobItem) -> bool:
-        key = parse_epoch_blob_name(item.name)
-        if key is None:
+    async def _has_no_record(self, disk: DiskId) -> bool:
+        """Asked of the store itself, whatever is known here: also a name that is no record's speaks for the disk."""
+        if [item async for item in self._client.list_blobs(REPLICATION_CONTAINER, f"{KEYS_PREFIX}{disk}/")]:
             return False
-        if not self._facts.is_known(key.disk):
-            return self._age_s(item) > ORPHAN_AGE_S
+        _logger.warning("blobs of a disk without a generation record are deleted", extra={"fields": {"disk": disk}})
+        return True
+
+    def _is_covered(self, key: EpochKey | BatchKey) -> bool:
         receipt = self._facts.receipted(key.disk)
         if receipt is None:
             return False
         return is_collectable(key, Position(receipt.generation, receipt.epoch), closed=receipt.closed)
 
     def _age_s(self, item: BlobItem) -> float:
-        return self._clock.unix_ns() / 1e9 - item.properties.last_modified.timestamp()
+        return self._store_time_s - item.properties.last_modified.timestamp()
 
     async def _is_asked(self, item: BlobItem) -> bool:
         try:

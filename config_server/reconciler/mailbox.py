@@ -2,8 +2,9 @@
 
 Called by ``reconciler/loop.py``. A request is put with If-None-Match, so that delivering it again after a crash changes nothing. An
 answer counts only if the writer's signature holds and it names the request; others are refused and shown with the request (the writer
-may still replace them). Once an answer is final and written down here, the request is deleted from the store at once and the answer
-after ``answer_keep_s``: a writer that listed the request a moment ago still finds the answer and does not do the work again.
+may still replace them), and the answers after it are read all the same. Once an answer is final and written down here, the request is
+deleted from the store at once and the answer after ``answer_keep_s``: a writer that listed the request a moment ago still finds the answer
+and does not do the work again.
 
 A leader that was deposed while it stood still puts and deletes nothing more (``may_act``). What slips through between question and deed
 is a request that it had read as unanswered: if it was answered meanwhile, its answer still lies there for ``answer_keep_s``.
@@ -13,6 +14,7 @@ A request without any answer is put again now and then: a store that was put bac
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Final
@@ -88,6 +90,9 @@ class Mailbox:
                 )
             except NotFound:
                 await self._put_again(row)
+                continue
+            except PeerProtocolError as error:
+                await self._refuse_unread(row, error)
                 continue
             if found is not None:
                 settled += await self._take(row, found)
@@ -201,7 +206,16 @@ class Mailbox:
                 session, self._clock(), SYSTEM, "writer-failed", message, item_id=row.item_id, job_id=row.job_id
             )
 
-    async def _refuse(self, row: WriterRequestRow, etag: str, problem: str) -> None:
+    async def _refuse_unread(self, row: WriterRequestRow, error: PeerProtocolError) -> None:
+        """An answer that cannot even be read (too large) is refused like one that is not the writer's; it is read again in the next pass.
+
+        :raises BlockferryError: nor does the store say that there is an answer: then it is not the answer that is bad.
+        """
+        with contextlib.suppress(NotFound):
+            await self._store.head_blob(REPLICATION_CONTAINER, answer_name(row.id))
+            await self._refuse(row, row.answer_etag, str(error))
+
+    async def _refuse(self, row: WriterRequestRow, etag: str | None, problem: str) -> None:
         async with self._database.write() as session:
             stored = await session.get_one(WriterRequestRow, row.id)
             stored.answer_etag = etag

@@ -123,16 +123,36 @@ class RecoveryPoints:
             found = await self._store.get_blob(RECOVERY_POINTS_CONTAINER, name, max_bytes=MAX_DOCUMENT_BYTES)
         except NotFound:
             return None
+        except PeerProtocolError as error:
+            await self._refuse_unread(name, error)
+            return None
         if found is None:
             return None
         try:
             return self._opened(item_id, cut, found.content)
         except PeerProtocolError as error:
-            self._refused[name] = found.properties.etag
-            digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-            message = f"recovery point record {name} refused ({digest}): {error}"
-            await record_incident(self._database, self._clock(), SYSTEM, "point-refused", message, None)
+            await self._refuse(name, found.properties.etag, error)
             return None
+
+    async def _refuse_unread(self, name: str, error: PeerProtocolError) -> None:
+        """A record that cannot even be read is refused like one that is not the writer's; the others are taken in.
+
+        :raises BlockferryError: nor does the store say that there is a record: then it is not the record that is bad.
+        """
+        try:
+            properties = await self._store.head_blob(RECOVERY_POINTS_CONTAINER, name)
+        except NotFound:
+            return
+        is_too_large = properties.length_bytes > MAX_DOCUMENT_BYTES
+        await self._refuse(name, properties.etag if is_too_large else None, error)
+
+    async def _refuse(self, name: str, etag: str | None, error: PeerProtocolError) -> None:
+        """Without ``etag`` it is read again at the next look."""
+        if etag is not None:
+            self._refused[name] = etag
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        message = f"recovery point record {name} refused ({digest}): {error}"
+        await record_incident(self._database, self._clock(), SYSTEM, "point-refused", message, None)
 
     def _opened(self, item_id: str, cut: str, content: bytes) -> RecoveryPoint:
         point = self._writer.open_signed(RecoveryPoint, content)

@@ -57,6 +57,8 @@ _PUT: Final = "process_server/uploader/conditional_put.py"
 _REPLICA: Final = "azure_sink/replica_writer/replica_blob.py"
 _FOLLOWER: Final = "azure_sink/replica_writer/disk_follower.py"
 _APPLICATION: Final = "azure_sink/replica_writer/epoch_application.py"
+_BOOK: Final = "azure_sink/replica_writer/generation_book.py"
+_CLEANING: Final = "azure_sink/replica_writer/store_cleaning.py"
 _RECEIPT_BLOB: Final = "azure_sink/replica_writer/receipt_blob.py"
 _ARENAS: Final = "azure_sink/blob_store/arenas.py"
 _CATALOG: Final = "azure_sink/blob_store/schema.py"
@@ -221,6 +223,12 @@ MUTANTS: Final = (
            "            case Phase.POINT_DUE:\n                await self._points.take(replica)",
            "            case Phase.POINT_DUE:\n                replica.note_snapshot()",
            test=f"{_WRITERS}/test_points.py::test_a_point_whose_writer_died_before_its_snapshot_gets_it_before_the_next_epoch"),
+    Mutant("R7", "orphans are swept before all generation records were read", _BOOK,
+           "return self._is_full and disk not in self._entries", "return disk not in self._entries",
+           test=f"{_WRITERS}/test_store_cleaning.py::test_orphans_stay_until_all_records_were_read"),
+    Mutant("R7", "orphans are swept by what is remembered of the records", _CLEANING,
+           "                if without_record[key.disk]:\n", "                if True:\n",
+           test=f"{_WRITERS}/test_store_cleaning.py::test_a_record_that_was_put_after_the_last_look_keeps_its_disk"),
     # ---- R8: generations
     Mutant("R8", "a closed generation goes on", _FOLLOWER,
            "                await replica.record(GenerationClosed())\n", "                return ClosedGeneration(replica.state.applied.epoch, None)\n", under="history"),

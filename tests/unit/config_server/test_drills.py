@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from replication.documents import WriterIdentity
-from replication.store_documents import WriterAnswer
+from config_server.tables import WriterRequestRow
+from config_server.writer_requests import SUCCEEDED, ask_writer, request_id
+from replication.documents import MAX_DOCUMENT_BYTES, WriterIdentity
+from replication.store_documents import DeleteDisks, WriterAnswer
 from tests.harness.driven_site import SOURCE, DrivenSite, driven_site
 from tests.harness.scripted_peers import (
     OTHER_DISK,
@@ -151,6 +153,33 @@ async def test_unverifiable_answers_and_points_are_refused_and_shown(site: Drive
     assert "refused" in shown["message"]
     site.writer.silent = set()
     await site.lab.store.delete_blob("replication", f"answers/{request}")
+    await site.settle()
+    assert (await site.job(job["id"]))["state"] == "succeeded"
+
+
+async def test_an_answer_too_large_to_be_read_is_refused_and_those_after_it_are_taken(site: DrivenSite) -> None:
+    item = await site.replicate()
+    site.writer.silent = {"make-disks"}
+    job = await site.verb("/test-migration", {"point": "latest"})
+    await site.writer.publish_point(item, job["id"], time_ns=time.time_ns())
+    await site.settle()
+    (asked,) = [blob.name async for blob in site.lab.store.list_blobs("replication", "requests/")]
+    answer = asked.replace("requests/", "answers/")
+    await site.lab.store.put_blob("replication", answer, bytes(MAX_DOCUMENT_BYTES + 1))
+    later = DeleteDisks(request=request_id("later"), names=["x"])
+    database = site.lab.running.site.database
+    async with database.write() as session:
+        await ask_writer(session, "later", later, time.time_ns())
+    await site.settle()
+    async with database.read() as session:
+        assert (await session.get_one(WriterRequestRow, later.request)).state == SUCCEEDED
+        refused = await session.get_one(WriterRequestRow, asked.removeprefix("requests/"))
+        assert "larger than" in str(refused.problem)
+    assert (await site.job(job["id"]))["state"] == "in-progress"
+    kinds = [event["kind"] for event in (await site.lab.administer("GET", "/api/v1/events")).json["items"]]
+    assert kinds.count("answer-refused") == 1
+    site.writer.silent = set()
+    await site.lab.store.delete_blob("replication", answer)
     await site.settle()
     assert (await site.job(job["id"]))["state"] == "succeeded"
 

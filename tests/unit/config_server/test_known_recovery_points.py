@@ -11,6 +11,8 @@ import pytest
 from sqlalchemy import select
 
 from config_server.tables import TrackingLossRow
+from replication.documents import MAX_DOCUMENT_BYTES
+from replication.store_layout import RECOVERY_POINTS_CONTAINER
 from tests.harness.driven_site import SOURCE, DrivenSite, driven_site
 from tests.harness.scripted_peers import (
     DISK,
@@ -58,6 +60,22 @@ async def seeded_with_points(site: DrivenSite) -> tuple[str, str, str]:
     await observe(site, first={}, both={"applied_epoch": 4, "sealed_epoch": 4, "newest_cut": proved})
     await site.writer.publish_point(item, later, time_ns=begun + 10**9, epoch=8)
     return item, proved, later
+
+
+async def test_a_record_too_large_to_be_read_is_refused_and_the_others_are_taken_in(site: DrivenSite) -> None:
+    item = await site.replicate()
+    bad, good = sorted((new_id(), new_id()))
+    await site.lab.store.put_blob(RECOVERY_POINTS_CONTAINER, f"{item}/{bad}", bytes(MAX_DOCUMENT_BYTES + 1))
+    await site.writer.publish_point(item, good, time_ns=time.time_ns())
+    await site.settle()
+    assert set(await points_of(site)) == {good}
+    events = (await site.lab.administer("GET", "/api/v1/events")).json["items"]
+    (refused,) = [event["message"] for event in events if event["kind"] == "point-refused"]
+    assert bad in refused
+    assert "larger than" in refused
+    await site.writer.publish_point(item, bad, time_ns=time.time_ns())
+    await site.settle()
+    assert set(await points_of(site)) == {bad, good}
 
 
 async def test_lost_tracking_makes_points_suspect_and_they_are_never_the_last_good_one(site: DrivenSite) -> None:

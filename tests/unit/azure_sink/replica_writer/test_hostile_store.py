@@ -1,6 +1,7 @@
 """Segments and manifests that are swapped, omitted, replayed or damaged, and records that lie: refused, stated, replica unharmed.
 
 Called by pytest. Each case leaves a good replica at epoch 1 and a bad second epoch; the good one of the other disk must still be applied.
+An epoch that does not fit the slots is written before all of it is verified: what is true of a replica that it tore has a test of its own.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from azure_sink.core.replica_metadata import decode_state
+from azure_sink.core.replica_state import Phase
 from azure_sink.replica_writer.disk_follower import Outcome
+from azure_sink.replica_writer.segment_reader import DEFAULT_SLOTS
 from replication.epoch_manifest import EpochFlag, EpochManifest, encode_manifest, manifest_hash
 from replication.errors import IntegrityError
 from replication.identifiers import BatchKey, EpochId, EpochKey, GenerationId
@@ -210,6 +214,56 @@ async def test_bad_epoch_is_refused_and_stated(attack: Attack, slots: int) -> No
     after = await site.receipt(disk)
     assert after is not None
     assert (after.epoch, after.problem) == (2, None)
+
+
+async def test_a_large_epoch_with_a_damaged_segment_is_torn_its_points_are_not() -> None:
+    site = await WriterSite.make()
+    disk = site.disk()
+    await disk.open_generation()
+    cut = disk.cut()
+    await disk.put(disk.random_batches(1, 2), cut=cut)
+    writer = site.start()
+    assert await writer.settle() == {disk.disk: Outcome.IDLE}
+    good = bytes(disk.model)
+    count = DEFAULT_SLOTS + 2
+    built = await disk.put([[Write(place * 8192, bytes([65 + place]) * 4096)] for place in range(count)])
+    name = names_of(built)[0]
+    right = await content_of(site, name)
+    await replace_blob(site, name, right[:-1] + bytes([right[-1] ^ 1]))
+    assert await writer.settle() == {disk.disk: Outcome.TROUBLED}
+    torn = await site.bytes_of(disk)
+    assert torn[:8192] == good[:8192], "no byte of the damaged segment is written"
+    assert torn != good, "of the others there is: this is what the documentation owns up to"
+    for at in range(0, disk.size_bytes, 4096):
+        assert torn[at : at + 4096] in (good[at : at + 4096], disk.model[at : at + 4096])
+    properties = await site.account.head_blob(REPLICAS_CONTAINER, disk.disk)
+    assert decode_state(properties.metadata).phase is Phase.APPLYING
+    receipt = await site.receipt(disk)
+    assert receipt is not None
+    assert receipt.problem is not None
+    assert (receipt.epoch, receipt.manifest_hash, receipt.problem.code) == (1, disk.built[1, 1].hash.hex(), "integrity")
+    assert await site.point_bytes(disk.item, cut.cut, disk.disk) == good
+    # Another process finds it so, too; then the segment is put right.
+    writer = site.start()
+    assert await writer.settle() == {disk.disk: Outcome.TROUBLED}
+    await replace_blob(site, name, right)
+    assert await writer.settle() == {disk.disk: Outcome.IDLE}
+    assert await site.bytes_of(disk) == disk.model
+    assert await site.point_bytes(disk.item, cut.cut, disk.disk) == good
+
+
+async def test_an_epoch_that_fits_the_slots_is_never_torn() -> None:
+    site = await WriterSite.make()
+    disk = site.disk()
+    await disk.open_generation()
+    await disk.put(disk.random_batches(1, 2))
+    good = bytes(disk.model)
+    built = await disk.put([[Write(place * 8192, b"x" * 4096)] for place in range(DEFAULT_SLOTS)])
+    name = names_of(built)[0]
+    right = await content_of(site, name)
+    await replace_blob(site, name, right[:-1] + bytes([right[-1] ^ 1]))
+    assert await site.start().settle() == {disk.disk: Outcome.TROUBLED}
+    assert await site.bytes_of(disk) == good
 
 
 async def test_trouble_is_noticed_to_be_over_when_the_blobs_change() -> None:
