@@ -25,7 +25,7 @@ from config_server.certificate_plane import (
 )
 from config_server.core.attempt_limiter import AttemptLimiter
 from config_server.core.roles import ADMINISTRATOR
-from config_server.database import Database
+from config_server.database import Database, Guard, unguarded
 from config_server.events import Actor, Clock, record_event
 from config_server.secret_text import new_one_time_secret, new_token, read_one_time_secret, read_token, same_digest
 from config_server.tables import AdministratorTokenRow
@@ -67,6 +67,13 @@ class IssuedToken:
     expires_ns: int
 
 
+def is_usable(row: AdministratorTokenRow | None, now_ns: int) -> TypeGuard[AdministratorTokenRow]:
+    """Whether one can come in by it: it is no one-time secret, neither revoked nor over."""
+    if row is None or row.single_use or row.revoked_ns is not None:
+        return False
+    return row.expires_ns is None or row.expires_ns > now_ns
+
+
 class Administrators:
     """The tokens of this site."""
 
@@ -100,13 +107,19 @@ class Administrators:
             return self._can_be_exchanged(await session.get(AdministratorTokenRow, identifier), digest)
 
     async def create_token(
-        self, name: str, actor: Actor, role: str = ADMINISTRATOR, valid_for_s: float = DEFAULT_TOKEN_VALIDITY_S
+        self,
+        name: str,
+        actor: Actor,
+        role: str = ADMINISTRATOR,
+        valid_for_s: float = DEFAULT_TOKEN_VALIDITY_S,
+        *,
+        guard: Guard = unguarded,
     ) -> IssuedToken:
-        """A new token; its text is not kept. Durable on return.
+        """A new token; its text is not kept. Durable on return. ``guard``: may ``actor`` still?
 
         :raises InvalidInput: if it cannot have this name, or be valid for so long.
         """
-        async with self._database.write() as session:
+        async with self._database.guarded(guard).write() as session:
             return self._add(session, name, actor, role, valid_for_s)
 
     def _add(self, session: AsyncSession, name: str, actor: Actor, role: str, valid_for_s: float) -> IssuedToken:
@@ -202,14 +215,14 @@ class Administrators:
             row = AdministratorTokenRow
             return list(await session.scalars(select(row).where(self._valid()).order_by(row.created_ns, row.id)))
 
-    async def revoke(self, identifier: str, actor: Actor) -> None:
-        """Durable on return; idempotent.
+    async def revoke(self, identifier: str, actor: Actor, *, guard: Guard = unguarded) -> None:
+        """Durable on return; idempotent. ``guard``: may ``actor`` still?
 
         :raises NotFound: if there is none of this identifier.
         :raises Conflict: if it is the last with which an administrator can come in.
         """
         now_ns = self._clock()
-        async with self._database.write() as session:
+        async with self._database.guarded(guard).write() as session:
             row = await session.get(AdministratorTokenRow, identifier)
             if row is None:
                 raise NotFound(
@@ -246,9 +259,7 @@ class Administrators:
         async with self._database.read() as session:
             row = await session.get(AdministratorTokenRow, identifier)
         right = same_digest(digest, _NO_DIGEST if row is None else row.digest)
-        if row is None or not right or row.single_use or row.revoked_ns is not None:
-            return None
-        if row.expires_ns is not None and row.expires_ns <= self._clock():
+        if not right or not is_usable(row, self._clock()):
             return None
         return Administrator(row.name, row.role, row.id)
 

@@ -19,7 +19,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.authority import Authority, ServerNames
-from config_server.database import Database
+from config_server.database import Database, Guard, unguarded
 from config_server.events import Actor, Clock, record_event
 from config_server.named_rows import enrolled_as
 from config_server.tables import CertificateRow, MachineRow, ProcessServerRow
@@ -114,13 +114,16 @@ class Certificates:
         rows.sort(key=lambda row: (names.get(row.holder_id, ""), row.holder_id, -row.issued_ns, row.serial))
         return [(row, names.get(row.holder_id, "")) for row in rows]
 
-    async def revoke(self, *, serial: str | None, holder: str | None, reason: str, actor: Actor) -> list[str]:
+    async def revoke(
+        self, *, serial: str | None, holder: str | None, reason: str, actor: Actor, guard: Guard = unguarded
+    ) -> list[str]:
         """Revoke one certificate, or every one of a machine or process server (identifier or host name); durable on return.
+        ``guard``: may ``actor`` still?
 
         :raises NotFound: if there is none. :raises Conflict: if the name is not unique.
         """
         now_ns = self._clock()
-        async with self._database.write() as session:
+        async with self._database.guarded(guard).write() as session:
             rows, name, machine_id = await self._chosen(session, serial, holder)
             revoked = [row for row in rows if row.revoked_ns is None]
             for row in revoked:

@@ -51,6 +51,7 @@ from config_server.reconciler.alarms import Alarms
 from config_server.reconciler.alert_figures import AlertFigures
 from config_server.reconciler.loop import Reconciler
 from config_server.renewals import Renewals
+from config_server.revocations import RevocationWatch
 from config_server.server_identity import OwnCertificate, ensure_server_identity, own_certificate_ends, own_conditions
 from config_server.site import Site
 from config_server.site_keys import check_site_keys
@@ -250,6 +251,9 @@ async def running_site(
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         if reconcile:
             stack.callback(tasks.create_task(leadership.run(lead, reconciler.look_on, hear)).cancel)
+        if database.postgresql is not None:
+            watch = RevocationWatch(database, clock, site.certificates.on_revoked)
+            stack.callback(tasks.create_task(watch.run()).cancel)
         own_certificate = OwnCertificate(settings, authority, trust_store, clock, server, board)
         stack.callback(tasks.create_task(own_certificate.run()).cancel)
         yield RunningSite(site, server, reconciler, observability)

@@ -66,6 +66,14 @@ _PASSING_IN_SQLITE: Final = frozenset(
 )
 
 
+Guard = Callable[[AsyncSession], Awaitable[None]]
+"""What a transaction begins with; it raises when the transaction must not take place."""
+
+
+async def unguarded(_session: AsyncSession) -> None:
+    """The guard of what always may take place."""
+
+
 def sqlite_url(path: Path) -> str:
     return f"sqlite+aiosqlite:///{path}"
 
@@ -76,7 +84,7 @@ class Database:
     def __init__(self, url: str, postgresql: PostgresqlSettings | None = None) -> None:
         self.postgresql: PostgresqlServer | None = None
         self._workers: list[threading.Thread] = []
-        self._guard: Callable[[AsyncSession], Awaitable[None]] | None = None
+        self._guard: Guard = unguarded
         self._write_turn = asyncio.Lock()
         if is_postgresql(url):
             self.postgresql = PostgresqlServer.parse(url, postgresql or PostgresqlSettings())
@@ -90,7 +98,7 @@ class Database:
             event.listen(self._engine.sync_engine, "begin", _begin_sqlite_transaction)
         self._writer = self._engine.execution_options(**{_WRITING: True})
 
-    def guarded(self, guard: Callable[[AsyncSession], Awaitable[None]]) -> Database:
+    def guarded(self, guard: Guard) -> Database:
         """The same database; each writing transaction begins with ``guard``, which raises when it must not take place."""
         view = copy.copy(self)
         view._guard = guard
@@ -114,8 +122,7 @@ class Database:
         """
         with _translated_errors():
             async with self._turn(), AsyncSession(self._writer, expire_on_commit=False) as session, session.begin():
-                if self._guard is not None:
-                    await self._guard(session)
+                await self._guard(session)
                 yield session
 
     @contextlib.asynccontextmanager

@@ -87,6 +87,7 @@ class Enrolments:
         address = _service_address(request)
         now_ns = self._clock()
         async with self._database.write() as session:
+            await self._passphrases.check_again(session, identifier)
             name = await self._holder(session, request, key_digest(public_key), identifier, now_ns)
             if address is not None:
                 check_claim(

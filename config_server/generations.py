@@ -21,7 +21,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.core.protected_item import DELETING_STATES, State
-from config_server.database import Database
+from config_server.database import Database, Guard, unguarded
 from config_server.events import SYSTEM, Actor, Clock, record_event
 from config_server.items import active_item, item_disks
 from config_server.key_encryption import KeyEncryptionKey
@@ -70,27 +70,33 @@ class Generations:
         self._writer = writer
         self._clock = clock
 
-    async def grant(self, machine_id: str, disk: str, request: GenerationRequest) -> GenerationGrant:
-        """The generation of ``request``, made if it is new; its record is in the store on return.
+    async def grant(
+        self, machine_id: str, disk: str, request: GenerationRequest, *, guard: Guard = unguarded
+    ) -> GenerationGrant:
+        """The generation of ``request``, made if it is new; its record is in the store on return. ``guard``: may the caller still?
 
         :raises Retryable: while the writer has not closed the generation before; PeerUnavailable if the store does not answer.
         :raises Refused: if the disk is not this machine's, or not under protection.
         :raises Conflict: if ``request`` was for another disk, or its generation has been closed since.
         """
-        row = await self._find_or_allocate(machine_id, disk, request)
+        row = await self._find_or_allocate(machine_id, disk, request, guard)
         if row.state == ALLOCATED:
             reached("config.generation.allocated")
             await self._publish_record(row)
             reached("config.generation.opened")
+            async with self._database.read() as session:
+                await guard(session)  # the store may have taken its time
         return await self._grant_of(machine_id, row)
 
-    async def _find_or_allocate(self, machine_id: str, disk: str, request: GenerationRequest) -> GenerationRow:
+    async def _find_or_allocate(
+        self, machine_id: str, disk: str, request: GenerationRequest, guard: Guard
+    ) -> GenerationRow:
         first_number = await self._first_number(disk)
         unpublished: GenerationRow | None = None
         while True:
             if unpublished is not None:
                 await self._publish_record(unpublished)  # an earlier request's, cut off before its record was stored
-            async with self._database.write() as session:
+            async with self._database.guarded(guard).write() as session:
                 item = await self._protected(session, machine_id, disk)
                 row = await session.scalar(select(GenerationRow).where(GenerationRow.request == request.request))
                 if row is not None:
@@ -116,25 +122,27 @@ class Generations:
             hint="if this lasts, see that the replica writer runs",
         )
 
-    async def granted(self, machine_id: str, key: GenerationKey) -> GenerationGrant:
-        """A grant given earlier.
+    async def granted(self, machine_id: str, key: GenerationKey, *, guard: Guard = unguarded) -> GenerationGrant:
+        """A grant given earlier. ``guard``: may the caller still?
 
         :raises NotFound: if it was not given. :raises Refused: if the disk is not this machine's.
         """
         async with self._database.read() as session:
+            await guard(session)
             await self._owned(session, machine_id, key.disk)
             row = await session.get(GenerationRow, (key.disk, key.generation))
         if row is None or row.state in (ALLOCATED, DELETED):
             raise NotFound(f"cannot find generation {key.generation}", disk=key.disk)
         return await self._grant_of(machine_id, row)
 
-    async def data_key(self, process_server_id: str, key: GenerationKey) -> DataKeyGrant:
-        """What a process server needs to seal for a generation.
+    async def data_key(self, process_server_id: str, key: GenerationKey, *, guard: Guard = unguarded) -> DataKeyGrant:
+        """What a process server needs to seal for a generation. ``guard``: may it still?
 
         :raises NotFound: if there is no such generation any more, or its item is being stopped or completed: whatever the store has of
             it is deleted, and what goes there meanwhile is not missed. :raises AssignedElsewhere: if the item is another process server's.
         """
         async with self._database.read() as session:
+            await guard(session)
             row = await session.get(GenerationRow, (key.disk, key.generation))
             item = None if row is None else await session.get(ProtectedItemRow, row.item_id)
         if row is None or item is None or row.state in (ALLOCATED, DELETED) or State(item.state) in DELETING_STATES:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeGuard
 
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from config_server.database import Database
+from config_server.database import Database, Guard, unguarded
 from config_server.events import Actor, Clock, record_event
 from config_server.secret_text import (
     SALT_BYTES,
@@ -50,10 +50,12 @@ class Passphrases:
         self._clock = clock
         self._turn = asyncio.Lock()
 
-    async def create(self, valid_for_s: float, actor: Actor, role: EnrollingRole = "agent") -> IssuedPassphrase:
-        """:raises InvalidInput: unless it shall be valid for a time up to 30 days."""
+    async def create(
+        self, valid_for_s: float, actor: Actor, role: EnrollingRole = "agent", *, guard: Guard = unguarded
+    ) -> IssuedPassphrase:
+        """``guard``: may ``actor`` still? :raises InvalidInput: unless it shall be valid for a time up to 30 days."""
         made = await self.make()
-        async with self._database.write() as session:
+        async with self._database.guarded(guard).write() as session:
             return self.issue(session, made, valid_for_s, actor, role)
 
     async def make(self) -> NewPassphrase:
@@ -106,10 +108,10 @@ class Passphrases:
             )
             return list(found)
 
-    async def revoke(self, identifier: str, actor: Actor) -> None:
-        """:raises NotFound: if there is none of this identifier."""
+    async def revoke(self, identifier: str, actor: Actor, *, guard: Guard = unguarded) -> None:
+        """``guard``: may ``actor`` still? :raises NotFound: if there is none of this identifier."""
         now_ns = self._clock()
-        async with self._database.write() as session:
+        async with self._database.guarded(guard).write() as session:
             row = await session.get(EnrolmentPassphraseRow, identifier)
             if row is None:
                 raise NotFound(f"cannot find the enrolment passphrase {identifier[:16]!r}")
@@ -130,17 +132,25 @@ class Passphrases:
         async with self._turn:
             computed = await asyncio.to_thread(passphrase_digest, text[:_MAX_TEXT], salt)
         right = same_digest(computed, digest)
-        if row is None or not right or row.revoked_ns is not None or row.expires_ns <= self._clock():
-            raise Refused(
-                "cannot enrol: the passphrase is wrong or has expired",
-                hint="make a new one: `config-server create-enrolment-passphrase` or `migratectl create-enrolment-passphrase`",
-            )
+        if not right or not self._is_usable(row):
+            raise _no_valid_passphrase()
         if row.role != role:
             raise Refused(
                 f"cannot enrol as {role}: this passphrase is for role {row.role}",
                 hint=f"make one for this: `config-server create-enrolment-passphrase --role {role}`",
             )
         return identifier
+
+    async def check_again(self, session: AsyncSession, identifier: str) -> None:
+        """In the transaction that gives what the passphrase is for: ``check`` may have waited for its turn, and so may this.
+
+        :raises Refused: if it was revoked meanwhile, or has expired.
+        """
+        if not self._is_usable(await session.get(EnrolmentPassphraseRow, identifier)):
+            raise _no_valid_passphrase()
+
+    def _is_usable(self, row: EnrolmentPassphraseRow | None) -> TypeGuard[EnrolmentPassphraseRow]:
+        return row is not None and row.revoked_ns is None and row.expires_ns > self._clock()
 
     async def count_use(self, identifier: str) -> None:
         async with self._database.write() as session:
@@ -149,3 +159,10 @@ class Passphrases:
                 .where(EnrolmentPassphraseRow.id == identifier)
                 .values(used_count=EnrolmentPassphraseRow.used_count + 1)
             )
+
+
+def _no_valid_passphrase() -> Refused:
+    return Refused(
+        "cannot enrol: the passphrase is wrong or has expired",
+        hint="make a new one: `config-server create-enrolment-passphrase` or `migratectl create-enrolment-passphrase`",
+    )

@@ -23,7 +23,7 @@ from config_server.authority import Authority, ServerNames, TrustStore, read_sig
 from config_server.certificates import holder_row, issue_and_record, key_digest, serial_text
 from config_server.core.address_claims import OwnAddresses, check_claim
 from config_server.core.attempt_limiter import AttemptLimiter
-from config_server.database import Database
+from config_server.database import Database, Guard, unguarded
 from config_server.events import Actor, Clock, record_event
 from config_server.service_addresses import addresses_of_others
 from config_server.tables import CertificateRow, ProcessServerRow
@@ -69,16 +69,23 @@ class Renewals:
         self._limiter = AttemptLimiter(burst=RECOVERIES_BURST, interval_s=RECOVERY_INTERVAL_S)
 
     async def renew(
-        self, name: PeerName, serial: str, request: RenewalRequest, caller: str, *, same_machine: bool
+        self,
+        name: PeerName,
+        serial: str,
+        request: RenewalRequest,
+        caller: str,
+        *,
+        same_machine: bool,
+        guard: Guard = unguarded,
     ) -> EnrolmentAnswer:
-        """A certificate for the holder of ``serial``; durable on return.
+        """A certificate for the holder of ``serial``; durable on return. ``guard``: may he still?
 
         :raises InvalidInput: the signing request cannot be used, or its key is not a fresh one.
         :raises Refused: the caller is another machine than the one that enrolled.
         :raises Conflict: a process server's address is another one's by now.
         """
         public_key = read_signing_request(request.signing_request_pem)
-        async with self._database.write() as session:
+        async with self._database.guarded(guard).write() as session:
             row = await self._certificate(
                 session, name, serial, public_key, request.machine_fingerprint, same_machine=same_machine
             )

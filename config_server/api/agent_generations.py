@@ -24,13 +24,13 @@ def generation_key(call: Call) -> GenerationKey:
 async def post_generation(call: Call) -> GenerationGrant:
     disk = parse_uuid(call.path["disk"], "disk id")
     try:
-        return await call.site.generations.grant(call.peer_id, disk, call.body(GenerationRequest))
+        return await call.site.generations.grant(call.peer_id, disk, call.body(GenerationRequest), guard=call.standing)
     finally:
         call.site.wake_reconciler()  # a request to close the older generation may be waiting for delivery
 
 
 async def get_generation(call: Call) -> GenerationGrant:
-    return await call.site.generations.granted(call.peer_id, generation_key(call))
+    return await call.site.generations.granted(call.peer_id, generation_key(call), guard=call.standing)
 
 
 ROUTES: Final = (

@@ -35,6 +35,7 @@ async def _renew(call: Call) -> EnrolmentAnswer:
         call.body(RenewalRequest),
         call.remote,
         same_machine=is_of_this_machine(call.remote),
+        guard=call.standing,
     )
 
 
@@ -66,7 +67,7 @@ async def list_certificates(call: Call) -> Page[CertificateStatus]:
 async def revoke_certificates(call: Call) -> RevokedCertificates:
     asked = call.body(RevocationRequest)
     serials = await call.site.certificates.revoke(
-        serial=asked.serial, holder=asked.holder, reason=asked.reason, actor=call.actor
+        serial=asked.serial, holder=asked.holder, reason=asked.reason, actor=call.actor, guard=call.standing
     )
     return RevokedCertificates(serials=serials)
 

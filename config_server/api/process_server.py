@@ -14,7 +14,8 @@ from config_server.desired import publish
 from config_server.incidents import record_incident
 from config_server.observations import report_process_server
 from config_server.process_servers import HEARD
-from config_server.tables import CertificateRow, ProcessServerRow, ProtectedItemRow
+from config_server.revocations import revoked_serials
+from config_server.tables import ProcessServerRow, ProtectedItemRow
 from config_server.upload_limits import limits_of
 from replication.control_plane import DataKeyGrant, ProcessServerDesired, ProcessServerObservation
 from replication.errors import Refused
@@ -44,14 +45,9 @@ async def post_heartbeat(call: Call) -> ProcessServerDesired:
             )
             for machine_id in list(machines):
                 await publish(session, machine_id)
-        revoked = await session.scalars(
-            select(CertificateRow.serial)
-            .where(CertificateRow.revoked_ns.is_not(None), CertificateRow.expires_ns > now_ns)
-            .order_by(CertificateRow.serial)
-        )
         desired = ProcessServerDesired(
             upload=limits_of(server),
-            revoked_serials=list(revoked),
+            revoked_serials=await revoked_serials(session, now_ns),
             remote_orders=[
                 *await discoveries.orders_for(session, server.id),
                 *await agent_installations.orders_for(session, server.id),
@@ -68,7 +64,7 @@ async def post_heartbeat(call: Call) -> ProcessServerDesired:
 
 
 async def get_data_key(call: Call) -> DataKeyGrant:
-    return await call.site.generations.data_key(call.peer_id, generation_key(call))
+    return await call.site.generations.data_key(call.peer_id, generation_key(call), guard=call.standing)
 
 
 ROUTES: Final = (

@@ -1,9 +1,10 @@
-"""Routes as data, and the one way a request takes: who calls → may he → what does he say → handler → answer.
+"""Routes as data, and the one way a request takes: who calls → may he → what does he say → may he still → handler → answer.
 
 Called by ``daemon.py`` (``make_application``) with the routes that ``api/table.py`` collects. ``openapi.py`` documents the same
 table, so that nothing is served that is not documented. Identity comes from the verified client certificate (agents, process servers)
 or from a bearer token (operators), never from a field of the message (R11). Each route names who may call it, for operators the least
-role; what changes something, and what is refused, goes into the audit log with its outcome.
+role; what changes something, and what is refused, goes into the audit log with its outcome. Who was let in is asked again after a body that
+was waited for, and in each writing transaction (``standing.py``).
 """
 
 from __future__ import annotations
@@ -12,19 +13,20 @@ import asyncio
 import enum
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 from aiohttp import ClientPayloadError, web
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from config_server.administrators import Administrator
-from config_server.certificates import holder_row, note_use, serial_text
+from config_server.certificates import note_use, serial_text
 from config_server.core import roles
 from config_server.core.audit_chain import MAX_DETAIL, MAX_TARGET, NOBODY, AuditRecord, is_recorded
+from config_server.database import Guard, unguarded
 from config_server.events import Actor
 from config_server.site import Site
-from config_server.tables import CertificateRow
+from config_server.standing import HolderStanding, TokenStanding, Unauthenticated, no_valid_token
 from replication.documents import MAX_DOCUMENT_BYTES, Document, unusable_number
 from replication.errors import BlockferryError, InvalidInput, PeerProtocolError, PeerUnavailable, Refused
 from replication.service.https import peer_certificate_der
@@ -106,7 +108,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request that has been authenticated, authorized and parsed."""
+    """A request that has been authenticated, authorized and parsed. What is written with ``site.database`` is guarded by ``standing``."""
 
     site: Site
     path: Mapping[str, str]
@@ -117,6 +119,8 @@ class Call:
     query: Query
     serial: str | None = None
     """Of the caller's certificate."""
+    standing: Guard = unguarded
+    """Whether the caller may still come in: for what services write for him with a database of their own."""
 
     @property
     def actor(self) -> Actor:
@@ -167,10 +171,6 @@ class Route:
         return PREFIX + self.path
 
 
-class Unauthenticated(Refused):
-    """No identity, or one that is not known: 401."""
-
-
 def make_application(site: Site, routes: Sequence[Route], body_timeout_s: float) -> web.Application:
     """The application that serves ``routes``; a request's body has ``body_timeout_s`` to arrive whole."""
     app = web.Application(middlewares=[problem_middleware], client_max_size=MAX_DOCUMENT_BYTES)
@@ -187,8 +187,14 @@ def _served(site: Site, route: Route, body_timeout_s: float) -> Callable[[web.Re
             if certificate is not None:
                 # Whatever comes of it, it was he.
                 identity = Identity(certificate.name, serial_text(certificate.serial))
+            was_whole = request.content.is_eof()
             identity = await _identified(site, route, request, certificate)
-            call = await _admitted(site, route, request, identity, body_timeout_s)
+            _check_role(route, identity)
+            document = await _document(route, request, body_timeout_s)
+            if not was_whole:
+                # It took its time, in which he may have been revoked.
+                identity = await _identified(site, route, request, certificate)
+            call = _call(site, route, request, identity, document)
             response: web.StreamResponse = _response(route, await route.handler(call))
         except Unauthenticated as error:
             response = problem_response(error, 401)
@@ -263,22 +269,35 @@ async def _identified(site: Site, route: Route, request: web.Request, certificat
             return await _peer(site, request, certificate, Role.PROCESS_SERVER)
 
 
-async def _admitted(site: Site, route: Route, request: web.Request, identity: Identity, body_timeout_s: float) -> Call:
+def _check_role(route: Route, identity: Identity) -> None:
     who = identity.administrator
     if who is not None and not roles.is_allowed(who.role, route.access.value):
         raise Refused(
             f"cannot do this as {who.role}: it needs the role {route.access.value}",
             hint="`migratectl create-token --role` makes a token for another role, with an administrator's",
         )
+
+
+def _standing(site: Site, identity: Identity) -> Guard:
+    if identity.administrator is not None:
+        return TokenStanding(identity.administrator.token, site.clock)
+    if identity.peer is not None and identity.serial is not None:
+        return HolderStanding(identity.peer, identity.serial)
+    return unguarded
+
+
+def _call(site: Site, route: Route, request: web.Request, identity: Identity, document: Document | None) -> Call:
+    standing = _standing(site, identity)
     return Call(
-        site=site,
+        site=replace(site, database=site.database.guarded(standing)),
         path=dict(request.match_info),
         remote=request.remote or "unknown",
         peer=identity.peer,
-        administrator=who,
-        document=await _document(route, request, body_timeout_s),
+        administrator=identity.administrator,
+        document=document,
         query=_query(route, request),
         serial=identity.serial,
+        standing=standing,
     )
 
 
@@ -288,10 +307,7 @@ async def _administrator(site: Site, request: web.Request) -> Administrator:
     if header.startswith(_BEARER):
         found = await site.administrators.recognize(header.removeprefix(_BEARER).strip())
     if found is None:
-        raise Unauthenticated(
-            "cannot tell who you are: a valid token is needed",
-            hint="send it as `Authorization: Bearer …`; `config-server create-administrator-token` makes one",
-        )
+        raise no_valid_token()
     return found
 
 
@@ -305,19 +321,10 @@ async def _peer(site: Site, request: web.Request, certificate: PeerCertificate |
     certificate.check_not_expired(site.clock())
     serial = serial_text(certificate.serial)
     async with site.database.read() as session:
-        issued = await session.get(CertificateRow, serial)
-        holder = await holder_row(session, certificate.name)
-    _check_holder(certificate, issued, known=holder is not None)
+        issued = await HolderStanding(certificate.name, serial).certificate(session)
     if issued is None or issued.used_ns is None:
         await note_use(site.database, der, site.clock())
     return Identity(certificate.name, serial)
-
-
-def _check_holder(certificate: PeerCertificate, issued: CertificateRow | None, *, known: bool) -> None:
-    if issued is not None and issued.revoked_ns is not None:
-        raise Refused(f"cannot accept the certificate {certificate.serial:x}: it is revoked", hint="enrol again")
-    if not known:
-        raise Refused(f"cannot accept {certificate.name.urn}: it is not enrolled here", hint="enrol again")
 
 
 async def _document(route: Route, request: web.Request, timeout_s: float) -> Document | None:

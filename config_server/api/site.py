@@ -93,7 +93,7 @@ async def remove_policy(call: Call) -> None:
 
 async def create_passphrase(call: Call) -> PassphraseGrant:
     asked = call.body(PassphraseRequest)
-    made = await call.site.passphrases.create(asked.valid_for_s, call.actor, asked.role)
+    made = await call.site.passphrases.create(asked.valid_for_s, call.actor, asked.role, guard=call.standing)
     return PassphraseGrant(
         id=made.identifier, role=asked.role, passphrase=made.text, expires_at=timestamp(made.expires_ns)
     )
@@ -116,7 +116,7 @@ async def list_passphrases(call: Call) -> Page[PassphraseStatus]:
 
 
 async def revoke_passphrase(call: Call) -> None:
-    await call.site.passphrases.revoke(call.path["passphrase"], call.actor)
+    await call.site.passphrases.revoke(call.path["passphrase"], call.actor, guard=call.standing)
 
 
 ROUTES: Final = (

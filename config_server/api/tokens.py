@@ -23,7 +23,9 @@ async def exchange_secret(call: Call) -> TokenGrant:
 
 async def create_token(call: Call) -> TokenGrant:
     asked = call.body(TokenRequest)
-    made = await call.site.administrators.create_token(asked.name, call.actor, asked.role, asked.valid_for_s)
+    made = await call.site.administrators.create_token(
+        asked.name, call.actor, asked.role, asked.valid_for_s, guard=call.standing
+    )
     return TokenGrant(
         id=made.identifier,
         name=asked.name,
@@ -52,7 +54,7 @@ async def list_tokens(call: Call) -> Page[TokenStatus]:
 
 
 async def revoke_token(call: Call) -> None:
-    await call.site.administrators.revoke(call.path["token"], call.actor)
+    await call.site.administrators.revoke(call.path["token"], call.actor, guard=call.standing)
 
 
 ROUTES: Final = (
