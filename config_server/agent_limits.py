@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.events import Actor, record_event
 from config_server.operator_plane import AgentLimitsStatus
+from config_server.revisions import check_revision, revision_of
 from config_server.tables import MachineRow
 from replication.agent_limits import NO_AGENT_LIMITS, AgentLimits, AgentLimitsInForce, agent_limits_text
 from replication.control_plane import AgentObservation
@@ -32,17 +33,29 @@ def in_force(machine: MachineRow) -> AgentLimitsInForce | None:
 
 
 def status_of_limits(machine: MachineRow) -> AgentLimitsStatus:
-    return AgentLimitsStatus(server=machine.hostname, limits=limits_of(machine), in_force=in_force(machine))
+    limits = limits_of(machine)
+    return AgentLimitsStatus(
+        server=machine.hostname, limits=limits, revision=revision_of(limits), in_force=in_force(machine)
+    )
 
 
-def set_limits(session: AsyncSession, machine: MachineRow, limits: AgentLimits, actor: Actor, now_ns: int) -> None:
+def set_limits(
+    session: AsyncSession,
+    machine: MachineRow,
+    limits: AgentLimits,
+    actor: Actor,
+    now_ns: int,
+    if_revision: str | None = None,
+) -> None:
     """Take ``limits`` over; setting what is set already is no event.
 
     :raises InvalidInput: their time zone is not known here.
+    :raises Conflict: those that are set are of another revision than ``if_revision``.
     """
     if limits.work_hours is not None:
         time_zone(limits.work_hours.time_zone)
     before = limits_of(machine)
+    check_revision(before, if_revision, f"the limits of the agent of {machine.hostname}")
     if limits == before:
         return
     machine.agent_limits = limits.model_dump_json()

@@ -357,18 +357,24 @@ class ProcessServerStatus(Document):
 
 
 class UploadLimitsStatus(Document):
-    """``limits``: what a process server is told; ``in_force``: what it said of itself last, None if it never did."""
+    """``limits``: what a process server is told; ``in_force``: what it said of itself last, None if it never did. ``revision``: of
+    ``limits``; empty from a server older than revisions.
+    """
 
     process_server: str
     limits: UploadLimits
+    revision: str = ""
     in_force: UploadInForce | None
 
 
 class AgentLimitsStatus(Document):
-    """``limits``: what a server's agent is told; ``in_force``: what it said of itself last, None if nothing ever limited it."""
+    """``limits``: what a server's agent is told; ``in_force``: what it said of itself last, None if nothing ever limited it.
+    ``revision``: of ``limits``; empty from a server older than revisions.
+    """
 
     server: str
     limits: AgentLimits
+    revision: str = ""
     in_force: AgentLimitsInForce | None
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.events import Actor, record_event
 from config_server.process_servers import heartbeat_of
+from config_server.revisions import check_revision
 from config_server.tables import ProcessServerRow
 from replication.control_plane import ProcessServerObservation
 from replication.time_zones import time_zone
@@ -24,15 +25,22 @@ def limits_of(row: ProcessServerRow) -> UploadLimits:
 
 
 def set_limits(
-    session: AsyncSession, server: ProcessServerRow, limits: UploadLimits, actor: Actor, now_ns: int
+    session: AsyncSession,
+    server: ProcessServerRow,
+    limits: UploadLimits,
+    actor: Actor,
+    now_ns: int,
+    if_revision: str | None = None,
 ) -> None:
     """Take ``limits`` over; setting what is set already is no event.
 
     :raises InvalidInput: their time zone is not known here.
+    :raises Conflict: those that are set are of another revision than ``if_revision``.
     """
     if limits.work_hours is not None:
         time_zone(limits.work_hours.time_zone)
     before = limits_of(server)
+    check_revision(before, if_revision, f"the upload limits of {server.hostname}")
     if limits == before:
         return
     server.upload_limits = limits.model_dump_json()

@@ -105,7 +105,8 @@ def set_agent_limits(invocation: Invocation, /, server: str, as_json_wanted: boo
 
     async def act(connection: ConfigServer) -> AgentLimitsStatus:
         present = await connection.get(_path(server), AgentLimitsStatus)
-        return await connection.send("PUT", _path(server), AgentLimitsStatus, changed_limits(present.limits, **changes))
+        limits, if_revision = changed_limits(present.limits, **changes), present.revision or None
+        return await connection.send("PUT", _path(server), AgentLimitsStatus, limits, if_revision=if_revision)
 
     status = invocation.run(act)
     show(

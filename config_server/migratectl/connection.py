@@ -183,9 +183,11 @@ class ConfigServer:
         """:raises BlockferryError: what the server answered, or that it does not."""
         return _read(kind, await self._exchange("GET", path, None, query))
 
-    async def send(self, method: str, path: str, kind: type[ModelT], body: Document | None = None) -> ModelT:
+    async def send(
+        self, method: str, path: str, kind: type[ModelT], body: Document | None = None, **query: str | int | None
+    ) -> ModelT:
         """:raises BlockferryError: what the server answered, or that it does not."""
-        return _read(kind, await self._exchange(method, path, body, {}))
+        return _read(kind, await self._exchange(method, path, body, query))
 
     async def order(self, method: str, path: str, body: Document | None = None) -> None:
         """A request whose answer has no content."""

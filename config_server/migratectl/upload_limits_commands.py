@@ -13,6 +13,7 @@ from config_server.migratectl.invocation import Invocation, json_option, pass_in
 from config_server.migratectl.rendering import Cell, duration, table
 from config_server.migratectl.work_hours_options import HOURS_OPTIONS, changed_hours
 from config_server.operator_plane import Page, ProcessServerStatus, UploadLimitsStatus
+from config_server.revisions import revision_of
 from replication.errors import SettingsError
 from replication.settings import parse_rate
 from replication.upload_limits import (
@@ -57,6 +58,7 @@ def upload_limits(invocation: Invocation, as_json_wanted: bool) -> None:
             UploadLimitsStatus(
                 process_server=server.hostname,
                 limits=server.upload_limits,
+                revision=revision_of(server.upload_limits),
                 in_force=None if server.observation is None else server.observation.upload,
             )
             for server in page.items
@@ -125,7 +127,8 @@ def set_upload_limits(
 
     async def act(server: ConfigServer) -> UploadLimitsStatus:
         present = await server.get(path, UploadLimitsStatus)
-        return await server.send("PUT", path, UploadLimitsStatus, changed_limits(present.limits, **changes))
+        limits = changed_limits(present.limits, **changes)
+        return await server.send("PUT", path, UploadLimitsStatus, limits, if_revision=present.revision or None)
 
     status = invocation.run(act)
     show(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -298,6 +301,44 @@ def test_quantities_are_told_in_plain_words() -> None:
     assert [rate(n) for n in (None, 0.0, 2**20)] == ["-", "-", "1.0 MiB/s"]
     assert [duration(s) for s in (None, 0.25, 75, 600, 7300)] == ["-", "0.2 s", "75 s", "10 min 00 s", "2 h 01 min"]
     assert [percent(f) for f in (0.0, 0.9999, 1.0)] == ["0.0 %", "99.9 %", "100 %"]
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "path", "theirs", "mine"),
+    [
+        ("upload", "ps-1", "process-servers/ps-1/upload-limits", {"threads_per_machine": 8}, ("--limit", "20 Mbps")),
+        ("agent", "web-1", "servers/web-1/agent-limits", {"cpu_cores": 2.0}, ("--read-rate", "50 MB/s")),
+    ],
+)
+def test_of_two_operators_who_set_limits_at_once_none_undoes_the_other_s_change(
+    server: Server,
+    ctl: Ctl,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    name: str,
+    path: str,
+    theirs: dict[str, Any],
+    mine: tuple[str, str],
+) -> None:
+    module = importlib.import_module(f"config_server.migratectl.{command}_limits_commands")
+    really = module.changed_limits
+
+    def while_another_changes_them(present: Any, **changes: Any) -> Any:
+        request = server.lab.administer("PUT", f"/api/v1/{path}", theirs)
+        assert asyncio.run_coroutine_threadsafe(request, server.loop).result(60).status == 200
+        return really(present, **changes)
+
+    monkeypatch.setattr(module, "changed_limits", while_another_changes_them)
+    refused = ctl(f"set-{command}-limits", name, *mine)
+    assert refused.exit_code != 0
+    said = " ".join(refused.output.split())
+    assert "somebody changed them meanwhile" in said
+    assert "try again" in said
+    monkeypatch.setattr(module, "changed_limits", really)
+    again = json.loads(ctl(f"set-{command}-limits", name, *mine, "--json").output)
+    assert again["limits"] | theirs == again["limits"], "both changes count"
+    cleared = server.lab.administer("PUT", f"/api/v1/{path}", {})  # other tests have the same server
+    assert asyncio.run_coroutine_threadsafe(cleared, server.loop).result(60).status == 200
 
 
 def test_agent_limits_are_set_and_shown(ctl: Ctl) -> None:

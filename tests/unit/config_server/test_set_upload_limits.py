@@ -139,6 +139,21 @@ async def test_events_say_who_changed_what_from_what_and_nothing_where_nothing_c
     assert message == "upload limits in the file of process server ps-1: 30 Mbps (before: no limit)"
 
 
+async def test_what_somebody_changed_meanwhile_is_not_undone_by_who_says_what_he_read(lab: Lab) -> None:
+    path = "/api/v1/process-servers/ps-1/upload-limits"
+    read = (await lab.administer("GET", path)).json["revision"]
+    mine = await lab.administer("PUT", f"{path}?if_revision={read}", OFFICE)
+    assert mine.status == 200, mine.body
+    late = await lab.administer("PUT", f"{path}?if_revision={read}", {"threads_per_machine": 4})
+    assert late.status == 409
+    assert "somebody changed them meanwhile" in late.json["detail"]
+    assert "try again" in late.json["hint"]
+    now = (await lab.administer("GET", path)).json
+    assert (now["limits"], now["revision"]) == (OFFICE, mine.json["revision"])
+    assert (await lab.administer("PUT", f"{path}?if_revision={now['revision']}", {})).status == 200
+    assert (await put(lab, OFFICE)).status == 200, "who does not say what he read sets them, whatever they are"
+
+
 # -- the command's options --------------------------------------------------------------------------------------
 
 HOURS = changed_limits(NO_LIMITS, work_limit="20 Mbps")

@@ -257,8 +257,8 @@ async def test_keys_are_not_given_to_who_was_revoked_before_they_are_read(tmp_pa
         lab, key = site.lab, GenerationKey(DiskId(DISK), GenerationId(1))
         agent, server = (standing_of(lab, name) for name in ("web-1", "ps-1"))
         generations = lab.running.site.generations
-        assert await generations.granted(agent.name.identifier, key, guard=agent)
-        assert await generations.data_key(server.name.identifier, key, guard=server)
+        assert (await generations.granted(agent.name.identifier, key, guard=agent)).generation == 1
+        assert (await generations.data_key(server.name.identifier, key, guard=server)).generation == 1
         async with lab.running.site.database.write() as session:
             await session.execute(update(CertificateRow).values(revoked_ns=1))
         with pytest.raises(Refused, match="revoked"):
