@@ -299,6 +299,7 @@ async def test_a_passphrase_that_is_revoked_while_its_machine_waits_to_write_enr
 # ---- what is open at the other server
 
 
+@pytest.mark.requires("postgresql")
 async def test_what_is_open_at_another_server_is_cut_within_a_heartbeat(
     cluster: PostgresqlCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halfway: Halfway
 ) -> None:
