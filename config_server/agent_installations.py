@@ -223,6 +223,8 @@ async def report(
             row.machine_fingerprint = told.facts.machine_fingerprint or row.machine_fingerprint
     match told.state:
         case "installed":
+            text = f"the agent was installed on {row.hostname}: {told.message}"
+            record_event(session, now_ns, SYSTEM, "installation-installed", text, machine_id=row.machine_id)
             _move(row, InstallationState.ENROLLING, now_ns)
             await _forget_secrets(session, row, now_ns)
         case "failed":

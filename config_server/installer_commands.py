@@ -15,6 +15,7 @@ from config_server.api.downloads import install_command
 from config_server.config import DEFAULT_CONFIG, Settings
 from config_server.installation import load_authority
 from config_server.installers import Installers
+from replication.config_server_urls import check_standby_urls
 from replication.errors import BlockferryError, NotFound
 from replication.service.cli import fail, load_or_exit, make_console
 from replication.service.https import ListenAddress
@@ -38,6 +39,10 @@ def _installers(config_path: Path) -> Installers:
 def _own_address(settings: Settings) -> str:
     host = next(iter(settings.names), socket.gethostname())
     return str(ServiceAddress(host, ListenAddress.parse(settings.listen).port or HTTPS_PORT))
+
+
+def _url(address: str) -> str:
+    return address if "://" in address else f"https://{address}"
 
 
 @click.command("add-installer")
@@ -72,7 +77,15 @@ def remove_installer(config_path: Path, name: str) -> None:
     "--command", "wants_command", is_flag=True, help="Print the line that installs the newest one on a server."
 )
 @click.option("--address", default=None, help="HOST[:PORT] at which servers reach the appliance, for --command.")
-def installers(config_path: Path, as_json: bool, wants_command: bool, address: str | None) -> None:
+@click.option(
+    "--standby",
+    "standbys",
+    multiple=True,
+    help="HOST[:PORT] of the site's other configuration server, for --command; may be repeated.",
+)
+def installers(
+    config_path: Path, as_json: bool, wants_command: bool, address: str | None, standbys: tuple[str, ...]
+) -> None:
     """List the installers that are offered, or print the line that installs one, with the authority's fingerprint in it."""
     try:
         settings = load_or_exit(Settings, config_path, check_only=False)
@@ -84,8 +97,10 @@ def installers(config_path: Path, as_json: bool, wants_command: bool, address: s
                 raise NotFound(
                     "cannot print a line: no installer is offered", hint="`config-server add-installer FILE`"
                 )
-            at = str(ServiceAddress.parse(f"https://{address or _own_address(settings)}"))
-            click.echo(install_command(at, newest.file, authority.fingerprint))
+            at = str(ServiceAddress.parse(_url(address or _own_address(settings))))
+            others = [str(ServiceAddress.parse(_url(standby))) for standby in standbys]
+            check_standby_urls(_url(at), [_url(other) for other in others])
+            click.echo(install_command(at, newest.file, authority.fingerprint, others))
             return
     except BlockferryError as error:
         fail(error)

@@ -30,7 +30,7 @@ from process_server.control.machine_load import MachineLoad
 from process_server.core.backlog import Backlog, GenerationBacklog
 from process_server.core.backoff import StoreGate
 from process_server.core.epoch_chain import ReceiptFacts
-from process_server.core.probe_output import Service
+from process_server.core.probe_output import MOST_TRIED, Service
 from process_server.core.spool_budget import SpoolBudget, spool_limit_bytes
 from process_server.core.upload_schedule import UploadSchedule
 from process_server.heap import HeapKeeper
@@ -315,7 +315,7 @@ class _Site:
             clock,
             prober,
             InstallerCache(config_server, settings.state_dir / "installers"),
-            settings.config_server.url,
+            settings.config_server.urls,
             self.metrics,
         )
         self.orders = RemoteOrders({DISCOVERIES: discovery.carry_out, INSTALLATIONS: installation.carry_out})
@@ -390,11 +390,11 @@ class _Site:
         self.orders.wanted(desired.remote_orders)
 
     def _services(self) -> list[Service]:
-        """What a server must reach: the configuration server as this one is told to reach it, and this one as agents are told."""
-        control = ServiceAddress.parse(self.settings.config_server.url)
+        """What a server must reach: a configuration server as this one is told to reach it, and this one as agents are told."""
+        control = [ServiceAddress.parse(url) for url in self.settings.config_server.urls]
         data = ServiceAddress.parse(self.settings.effective_service_url)
         return [
-            Service("configuration server", control.host, control.port),
+            *(Service("configuration server", each.host, each.port) for each in control[:MOST_TRIED]),
             Service("process server", data.host, data.port),
         ]
 

@@ -5,6 +5,7 @@ Found over SSH by a process server (``remote_access``), and by the agent itself 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, StringConstraints
@@ -14,8 +15,12 @@ from replication.documents import ByteCount, Document
 MAX_TRIED: Final = 32
 """Process servers that an agent is told of, and tries."""
 
-ShortText = Annotated[str, StringConstraints(max_length=1000)]
+MAX_SHORT_TEXT: Final = 1000
+ShortText = Annotated[str, StringConstraints(max_length=MAX_SHORT_TEXT)]
 ReachResult = Literal["open", "refused", "timed-out", "unresolved", "failed", "untested"]
+
+
+_MAY_DO: Final = ("open", "untested")
 
 
 class Reach(Document):
@@ -25,6 +30,25 @@ class Reach(Document):
     host: ShortText
     port: int
     result: ReachResult
+
+
+def blocking(reaches: Sequence[Reach]) -> list[Reach]:
+    """The services for want of which the server is not ready. Configuration servers stand in for each other: while one of them is reached,
+    or was not tried, none is in it.
+    """
+    control = [reach for reach in reaches if reach.service == "configuration server"]
+    enough = any(reach.result in _MAY_DO for reach in control)
+    return [
+        reach
+        for reach in reaches
+        if reach.result not in _MAY_DO and not (enough and reach.service == "configuration server")
+    ]
+
+
+def spared(reaches: Sequence[Reach]) -> list[Reach]:
+    """Configuration servers that are not reached, and need not be, as another one is or was not tried."""
+    missing = blocking(reaches)
+    return [reach for reach in reaches if reach.result not in _MAY_DO and reach not in missing]
 
 
 class FreeSpace(Document):

@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import html
-from collections.abc import Awaitable, Callable
+import shlex
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from aiohttp import web
@@ -47,9 +48,15 @@ INSTALL_COMMAND: Final = (
 that no second authority comes along. The rest goes over a checked connection."""
 
 
-def install_command(address: str, file: str, fingerprint: str = "FINGERPRINT") -> str:
-    """The line for a server; ``config-server installers --command`` knows the fingerprint, a page must not say it."""
-    return INSTALL_COMMAND.format(address=address, file=file, fingerprint=fingerprint)
+def install_command(
+    address: str, file: str, fingerprint: str = "FINGERPRINT", standby_addresses: Sequence[str] = ()
+) -> str:
+    """The line for a server; ``config-server installers --command`` knows the fingerprint, a page must not say it.
+
+    ``standby_addresses``: of the site's other configuration servers. This one does not know them.
+    """
+    line = INSTALL_COMMAND.format(address=address, file=file, fingerprint=fingerprint)
+    return " ".join([line, *(shlex.join(["--standby", f"https://{standby}"]) for standby in standby_addresses)])
 
 
 def add_download_routes(
@@ -128,6 +135,9 @@ def _page(signed: SignedIndex, address: str) -> str:
             "appliance. Do not take it from a page: it is what proves that this is the appliance. The passphrase is asked for; "
             "<code>migratectl create-enrolment-passphrase</code> makes one.</p>"
             f"<pre>{command}</pre>"
+            "<p>Where the site has a <b>second configuration server</b>, append <code>--standby https://OTHER</code> to the line, once for "
+            "each other one, with the address at which servers reach it: the agent then asks it when this one fails. This server does not "
+            "know the address; <code>config-server installers --command --standby OTHER</code> prints the whole line.</p>"
         )
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Blockferry: installers</title><style>{_STYLE}</style>"

@@ -23,11 +23,10 @@ from config_server.core.readiness import (
     process_server_check,
     store_check,
 )
-from config_server.core.surroundings_check import reach_check
+from config_server.core.surroundings_check import reach_checks
 from replication.errors import NotFound, Unsupported
 from replication.installer_catalogue import InstallerCatalogue, parse_glibc
 from replication.remote_access import DiscoveredDisk, DiscoveredFacts
-from replication.surroundings import Reach
 
 ARCHITECTURES: Final = ("x86_64",)
 """For which an agent is built and tested."""
@@ -77,8 +76,7 @@ def _checks(facts: DiscoveredReadinessFacts) -> Iterator[Check]:
         yield _tracker(facts.facts)
         yield from _disks(facts.facts, facts.disks)
         yield from _space(facts.facts)
-        for reach in facts.facts.reach:
-            yield reach_check(reach)
+        yield from reach_checks(facts.facts.reach)
     yield process_server_check(facts.process_servers)
     yield store_check(reachable=facts.store_reachable, problem=facts.store_problem)
 
@@ -101,7 +99,7 @@ def checks_of_probe(
         return
     for check in (
         *_space(facts, ("/var/lib",)),
-        *(_reach_now(reach, agent_heard=agent_heard) for reach in facts.reach),
+        *reach_checks(facts.reach, agent_heard=agent_heard),
     ):
         message = f"{check.message}; {_looked_at(age_s)}"
         if check.grade is Grade.OK:
@@ -111,11 +109,6 @@ def checks_of_probe(
             yield replace(
                 check, grade=grade, message=message, remedy=f"{check.remedy}; then `migratectl discover {name}`"
             )
-
-
-def _reach_now(reach: Reach, *, agent_heard: bool) -> Check:
-    heard = agent_heard and reach.service == "configuration server"
-    return reach_check(reach.model_copy(update={"result": "open"}) if heard else reach)
 
 
 def _looked_at(age_s: float) -> str:

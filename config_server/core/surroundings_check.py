@@ -7,12 +7,13 @@ one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from config_server.core.readiness import Check, Grade, ProcessServerReadiness
 from replication.errors import InvalidInput
 from replication.service_address import ServiceAddress
-from replication.surroundings import Reach, Surroundings
+from replication.surroundings import Reach, Surroundings, blocking
 
 LEAST_FREE_BYTES: Final = 64 * 2**20
 """Below this no epoch can be made durable; as `mobility-agent doctor` judges."""
@@ -60,8 +61,26 @@ def _state(surroundings: Surroundings, disks_bytes: int) -> Check:
     return Check(name, Grade.OK, found)
 
 
+def reach_checks(reaches: Sequence[Reach], *, agent_heard: bool = False) -> Iterator[Check]:
+    """Whether the server reaches each service of the appliance; of several configuration servers one is enough.
+
+    :param agent_heard: the server's agent reaches one of the configuration servers, whatever was found before.
+    """
+    control = [reach for reach in reaches if reach.service == "configuration server"]
+    if agent_heard and len(control) == 1:
+        reaches = [each.model_copy(update={"result": "open"}) if each in control else each for each in reaches]
+    missing = blocking(reaches)
+    for reach in reaches:
+        check = reach_check(reach)
+        stood_in_for = reach not in missing or (agent_heard and reach in control)
+        if check.grade is Grade.BLOCKER and stood_in_for:
+            message = f"{check.message}; another one may stand in for it"
+            check = replace(check, grade=Grade.WARNING, message=message)
+        yield check
+
+
 def reach_check(reach: Reach) -> Check:
-    """Whether the server reaches one service of the appliance."""
+    """Whether the server reaches one service of the appliance, which nothing stands in for."""
     name, where = f"port {reach.port}", f"{reach.service} {reach.host}"
     match reach.result:
         case "open":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +52,10 @@ class Wanted:
         return f"https://{ServiceAddress.parse(self.appliance)}"
 
     @property
+    def urls(self) -> list[str]:
+        return [self.url, *self.standby_urls]
+
+    @property
     def standby_urls(self) -> list[str]:
         return [f"https://{ServiceAddress.parse(standby)}" for standby in self.standbys]
 
@@ -67,7 +71,7 @@ def is_enrolled() -> bool:
 def install(tree: Tree, wanted: Wanted, say: Say) -> None:
     """The agent of ``tree`` runs, enrolled with ``wanted.appliance``, on return.
 
-    :raises Conflict: if the configuration that is there names another configuration server, or has other limits than are wanted.
+    :raises Conflict: if the configuration that is there names none of the wanted configuration servers, or has other limits.
     :raises BlockferryError: what enrolment and starting raise; what was done until then stays.
     """
     _check_configuration(tree, wanted)
@@ -76,6 +80,7 @@ def install(tree: Tree, wanted: Wanted, say: Say) -> None:
     system.use_tree(tree)
     say(f"installed {tree.version} in {tree.directory}")
     settings = load_settings(AgentSettings, CONFIGURATION)
+    _say_what_is_not_written(settings, wanted, say)
     if TlsIdentity(settings.identity_dir).exists():
         say(f"enrolled already as {TlsIdentity(settings.identity_dir).name().urn}")
     else:
@@ -106,10 +111,10 @@ def _check_configuration(tree: Tree, wanted: Wanted) -> None:
     if _is_untouched(tree):
         return
     settings = load_settings(AgentSettings, CONFIGURATION)
-    there = settings.config_server.url
-    if ServiceAddress.parse(there) != ServiceAddress.parse(wanted.url):
+    known = settings.config_server.urls
+    if not _addresses(known) & _addresses(wanted.urls):
         raise Conflict(
-            f"cannot install for {wanted.url}: {CONFIGURATION} names the configuration server {there}",
+            f"cannot install for {wanted.url}: {CONFIGURATION} names the configuration server {', '.join(known)}",
             hint="mobility-agent uninstall --purge leaves that site; or change the file",
         )
     given = _given_limits(wanted.limits)
@@ -117,6 +122,21 @@ def _check_configuration(tree: Tree, wanted: Wanted) -> None:
         raise Conflict(
             f"cannot set {', '.join(given)}: {CONFIGURATION} is there already, with other limits",
             hint="change `limits` in the file and restart the agent",
+        )
+
+
+def _addresses(urls: Sequence[str]) -> set[ServiceAddress]:
+    return {ServiceAddress.parse(url) for url in urls}
+
+
+def _say_what_is_not_written(settings: AgentSettings, wanted: Wanted, say: Say) -> None:
+    """Of a configuration that stays as it is."""
+    known = _addresses(settings.config_server.urls)
+    missing = [url for url in wanted.urls if ServiceAddress.parse(url) not in known]
+    if missing:
+        say(
+            f"{CONFIGURATION} stays as it is, and does not name {', '.join(missing)}: "
+            "add it to config_server.standby_urls and restart the agent"
         )
 
 

@@ -27,6 +27,8 @@ BEGIN: Final = "blockferry-probe=1"
 END: Final = "end=1"
 MAX_SPACES: Final = 16
 MAX_REACHES: Final = 16
+MOST_TRIED: Final = 8
+"""Of the configuration servers: each may take seconds, and the probe has an end."""
 
 _LINE: Final = re.compile(r"([a-z_]{1,40})=(.*)")
 _REPEATED: Final = {

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -33,6 +33,8 @@ from replication.remote_access import (
     InstallationReport,
     InstallationStepName,
 )
+from replication.service_address import ServiceAddress
+from replication.surroundings import MAX_SHORT_TEXT
 
 ATTEMPTS: Final = 3
 RETRY_AFTER_S: Final = 3.0
@@ -45,6 +47,7 @@ _MAX_SHOWN: Final = 600
 _COPY_AGAIN: Final = 75
 """EX_TEMPFAIL of sysexits.h."""
 
+_WITHOUT_STANDBY: Final = "blockferry: this installer does not know --standby"
 # $1 the directory, $2 the file, $3 its digest
 _IS_THERE: Final = 'cd "$1" 2>/dev/null && [ -f "$2" ] && [ "$(sha256sum <"$2" | cut -c1-64)" = "$3" ]'
 # However the connection ends, the end of the input is seen here: a copy that is not whole takes itself away, and the directory if
@@ -57,16 +60,24 @@ _RECEIVE: Final = (
     '[ "$(sha256sum <"$2.$$" | cut -c1-64)" = "$3" ] || { echo "the copy differs" >&2; exit 1; }; '
     'chmod 700 "$2.$$" && mv "$2.$$" "$2"'
 )
-# $1 the directory, $2 the file, $3 the appliance, $4 the fingerprint; the passphrase is the input. By sh, as /var may be
-# noexec. An installer of a connection that broke may still run: it is waited for, and since it takes the directory with it, the copy is
-# made again then. When none runs, what killed ones have left goes.
+_RUN: Final = (
+    'sh "./$file" install --unattended --appliance "$appliance" --fingerprint "$fingerprint" '
+    '--passphrase-file "$place/passphrase"'
+)
+# $1 the directory, $2 the file, $3 the appliance, $4 the fingerprint, $5 the configuration server that the server reaches, then --standby
+# URL for each other one than $3; the passphrase is the input. By sh, as /var may be noexec. An installer of a connection that broke may
+# still run: it is waited for, and since it takes the directory with it, the copy is made again then. When none runs, what killed ones have
+# left goes. An installer that is older than --standby refuses it before it does anything (its version does not say whether it knows it):
+# it is run without, for $5, and that is told.
 _INSTALL: Final = (
-    f'umask 077; [ -f "$1/$2" ] || exit {_COPY_AGAIN}; '
-    f'if command -v flock >/dev/null 2>&1; then exec 9<"${{1%/*}}"; flock -w 600 9 || exit {_COPY_AGAIN}; '
-    'for left in "${1%/*}"/*; do [ "$left" = "$1" ] || rm -rf "$left"; done; fi; '
-    f'cd "$1" 2>/dev/null && [ -f "$2" ] || exit {_COPY_AGAIN}; '
-    "trap 'cd /; rm -rf \"$1\"; rmdir \"${1%/*}\" 2>/dev/null' EXIT; trap 'exit 1' HUP INT TERM; cat >passphrase; "
-    'sh "./$2" install --unattended --appliance "$3" --fingerprint "$4" --passphrase-file "$1/passphrase" </dev/null'
+    f'place=$1 file=$2 appliance=$3 fingerprint=$4 reached=$5; shift 5; umask 077; [ -f "$place/$file" ] || exit {_COPY_AGAIN}; '
+    f'if command -v flock >/dev/null 2>&1; then exec 9<"${{place%/*}}"; flock -w 600 9 || exit {_COPY_AGAIN}; '
+    'for left in "${place%/*}"/*; do [ "$left" = "$place" ] || rm -rf "$left"; done; fi; '
+    f'cd "$place" 2>/dev/null && [ -f "$file" ] || exit {_COPY_AGAIN}; '
+    "trap 'cd /; rm -rf \"$place\"; rmdir \"${place%/*}\" 2>/dev/null' EXIT; trap 'exit 1' HUP INT TERM; cat >passphrase; "
+    f'{_RUN} "$@" </dev/null 2>said; status=$?; '
+    "if [ $status -eq 2 ] && [ $# -gt 0 ] && grep -qi -e 'no such option.*--standby' said; then "
+    f"echo '{_WITHOUT_STANDBY}'; appliance=$reached; {_RUN} </dev/null 2>said; status=$?; fi; cat said >&2; exit $status"
 )
 _CLEAN_UP: Final = 'rm -rf "$1"; rmdir "${1%/*}" 2>/dev/null'
 
@@ -88,7 +99,7 @@ class InstallationPeer(Protocol):
 
 
 class Installation:
-    """``appliance_url``: where the agent will find the configuration server."""
+    """``urls``: where the agent will find the configuration servers; the first is the one that it asks first."""
 
     def __init__(
         self,
@@ -96,14 +107,14 @@ class Installation:
         clock: Clock,
         prober: Prober,
         cache: InstallerCache,
-        appliance_url: str,
+        urls: Sequence[str],
         metrics: ProcessServerMetrics,
     ) -> None:
         self._peer = peer
         self._clock = clock
         self._prober = prober
         self._cache = cache
-        self._appliance_url = appliance_url
+        self._urls = tuple(urls)
         self._metrics = metrics
 
     async def carry_out(self, identifier: str) -> None:
@@ -151,7 +162,7 @@ class Installation:
                 raise no_sudo(order.target)
             catalogue = await self._cache.catalogue()
             installer = choose_installer(catalogue, facts)
-            check_server(facts, installer)
+            notes = check_server(facts, installer)
             telling.step("fetching", installer.file, installer.size_bytes)
             path = await self._cache.fetch(installer, catalogue, telling.progress)
             place = _Place(connection, f"{INSTALLATIONS_DIRECTORY}/{order.installation}", installer)
@@ -164,16 +175,24 @@ class Installation:
                     if done.status != 0:
                         raise _copy_failed(done)
                 telling.step("installing", f"version {installer.version}")
-                done = await place.install(self._appliance_url, order)
+                reached = _first_reached(facts, self._urls)
+                done = await place.install(self._urls, reached, order)
                 if done.status == _COPY_AGAIN:
                     raise _taken_away()
                 if done.status != 0:
                     raise _installer_failed(done, order)
+                if _WITHOUT_STANDBY.encode() in done.output:
+                    notes = [*notes, _edit_by_hand(installer, [url for url in self._urls if url != reached])]
             except Permanent:
                 await place.clean_up()
                 raise
+        if notes:
+            _logger.warning(
+                "an agent was installed, but", extra={"fields": {"host": order.target.host, "notes": notes}}
+            )
+        message = "; ".join([f"version {installer.version}", *notes])[:MAX_SHORT_TEXT]
         return telling.report.model_copy(
-            update={"state": "installed", "message": f"version {installer.version}", "version": installer.version}
+            update={"state": "installed", "message": message, "version": installer.version}
         )
 
     async def _report_now_and_then(self, telling: _Telling) -> None:
@@ -208,8 +227,9 @@ class _Place:
         words = [self.directory, self.installer.file, self.installer.sha256]
         return await self._run(_RECEIVE, words, content, COPY_TIMEOUT_S)
 
-    async def install(self, appliance_url: str, order: InstallationOrder) -> Done:
-        words = [self.directory, self.installer.file, appliance_url, order.fingerprint]
+    async def install(self, urls: Sequence[str], reached: str, order: InstallationOrder) -> Done:
+        words = [self.directory, self.installer.file, urls[0], order.fingerprint, reached]
+        words += [word for url in urls[1:] for word in ("--standby", url)]
         return await self._run(_INSTALL, words, order.passphrase.get_secret_value().encode(), INSTALL_TIMEOUT_S)
 
     async def clean_up(self) -> None:
@@ -277,6 +297,19 @@ def _installer_failed(done: Done, order: InstallationOrder) -> Permanent:
     return InstallationFailed(
         f"cannot install the agent: the installer ended with status {done.status}: {_last_words(done, secret)}",
         hint="the reason is in what it says; then protect the server again",
+    )
+
+
+def _first_reached(facts: DiscoveredFacts, urls: Sequence[str]) -> str:
+    is_open = {(reach.host, reach.port) for reach in facts.reach if reach.result == "open"}
+    addresses = ((url, ServiceAddress.parse(url)) for url in urls)
+    return next((url for url, address in addresses if (address.host, address.port) in is_open), urls[0])
+
+
+def _edit_by_hand(installer: Installer, standby_urls: Sequence[str]) -> str:
+    return (
+        f"{installer.file} does not know --standby: write config_server.standby_urls ({', '.join(standby_urls)}) into "
+        "the server's agent.yaml and restart its agent, or offer a newer installer"
     )
 
 

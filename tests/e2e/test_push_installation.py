@@ -16,7 +16,7 @@ import pytest
 from process_server.daemon import Surroundings
 from tests.harness.fake_installer import Appliance, FakeInstaller, make_installer
 from tests.harness.remote_site import RemoteSite, every_log_line, remote_site
-from tests.harness.ssh_server import USER_WITHOUT_RIGHTS, SshServer, running_sshd, sudo_with
+from tests.harness.ssh_server import USER_WITHOUT_RIGHTS, SshServer, free_port, running_sshd, sudo_with
 
 pytestmark = pytest.mark.requires("root", "sshd")
 SUDO_PASSWORD = "a very secret sudo password"
@@ -35,12 +35,12 @@ def sshd(tmp_path: Path) -> Iterator[SshServer]:
 
 @contextlib.asynccontextmanager
 async def installing_site(
-    directory: Path, *installers: FakeInstaller, service_port: int | None = None
+    directory: Path, *installers: FakeInstaller, service_port: int | None = None, dead_url: str | None = None
 ) -> AsyncIterator[RemoteSite]:
     def around(given: Surroundings) -> Surroundings:
         return replace(given, open_config_server=lambda url, tls: Appliance(url, tls, *installers))
 
-    async with remote_site(directory, around=around, service_port=service_port) as site:
+    async with remote_site(directory, around=around, service_port=service_port, dead_url=dead_url) as site:
         yield site
 
 
@@ -183,6 +183,23 @@ async def test_blocked_port_is_told_before_anything_is_copied(shared_sshd: SshSe
         assert problem["code"] == "port-blocked"
         assert "127.0.0.1 port 1: refused" in problem["message"]
         assert installer.called == []
+
+
+async def test_with_the_first_configuration_server_down_the_agent_is_installed_over_the_second_and_told_of_both(
+    shared_sshd: SshServer, tmp_path: Path
+) -> None:
+    installer = make_installer(tmp_path / "installers")
+    dead_url = f"https://127.0.0.1:{free_port()}"
+    async with installing_site(tmp_path / "site", installer, dead_url=dead_url) as site:
+        server = await discovered(site, shared_sshd)
+        installation = await ended(site, await begin(site, shared_sshd, server))
+        assert (installation["state"], installation["problem"]) == ("succeeded", None)
+        [event] = [each for each in (await site.get("/events"))["items"] if each["kind"] == "installation-installed"]
+        assert f"at 127.0.0.1 port {dead_url.rpartition(':')[2]}: refused" in event["message"]
+    arguments, _ = installer.called
+    assert f"--appliance {dead_url} --fingerprint {site.lab.fingerprint} --passphrase-file " in arguments
+    assert arguments.endswith(f" --standby {site.lab.url}")
+    assert not is_left_on_server()
 
 
 async def test_installation_goes_on_after_both_daemons_were_restarted(shared_sshd: SshServer, tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ stat -c '%a %n' "$8" >>{directory}/called
 while [ -e {directory}/hold ]; do sleep 0.1; done
 if [ -e {directory}/fails ]; then echo "cannot install: the passphrase is $(cat "$8")" >&2; exit 4; fi
 cd {repository}
-exec {python} -m tests.harness.fake_installer "$4" "$6" "$8" {directory}
+appliance=$4 fingerprint=$6 passphrase=$8
+shift 8
+exec {python} -m tests.harness.fake_installer "$fingerprint" "$passphrase" {directory} "$appliance" "$@"
 """
 
 
@@ -79,19 +81,19 @@ class Appliance(ConfigServerClient):
         yield (found.directory / installer.file).read_bytes()
 
 
-async def _act_as_agent(url: str, fingerprint: str, passphrase: str, directory: Path) -> None:
+async def _act_as_agent(fingerprint: str, passphrase: str, directory: Path, urls: list[str]) -> None:
     import aiohttp  # noqa: PLC0415 - only where the module is run
 
     from mobility_agent.block_device.machine_facts import read_machine_facts  # noqa: PLC0415
     from replication.control_plane import AGENT_INVENTORY_PATH  # noqa: PLC0415
-    from replication.enrolment import enrol  # noqa: PLC0415
+    from replication.enrolment import enrol_with_any  # noqa: PLC0415
     from replication.tls_identity import Role, TlsIdentity  # noqa: PLC0415
     from tests.harness.scripted_peers import inventory  # noqa: PLC0415
 
     facts, identity = read_machine_facts(), TlsIdentity(directory / "identity")
     if not identity.exists():
-        await enrol(
-            url,
+        await enrol_with_any(
+            urls,
             fingerprint,
             passphrase,
             Role.AGENT,
@@ -103,7 +105,7 @@ async def _act_as_agent(url: str, fingerprint: str, passphrase: str, directory: 
     connector = aiohttp.TCPConnector(ssl=identity.client_context(Role.CONFIG_SERVER))
     async with (
         aiohttp.ClientSession(connector=connector) as session,
-        session.put(url + AGENT_INVENTORY_PATH, data=report.encode()) as answer,
+        session.put(urls[-1] + AGENT_INVENTORY_PATH, data=report.encode()) as answer,
     ):
         assert answer.status < 300, await answer.text()
 
@@ -111,4 +113,6 @@ async def _act_as_agent(url: str, fingerprint: str, passphrase: str, directory: 
 if __name__ == "__main__":
     import asyncio
 
-    asyncio.run(_act_as_agent(sys.argv[1], sys.argv[2], Path(sys.argv[3]).read_text().strip(), Path(sys.argv[4])))
+    _, given_fingerprint, passphrase_file, place, *words = sys.argv
+    given_urls = [word for word in words if word != "--standby"]  # the last of them is there, whichever others are not
+    asyncio.run(_act_as_agent(given_fingerprint, Path(passphrase_file).read_text().strip(), Path(place), given_urls))

@@ -80,14 +80,19 @@ async def remote_site(
     *,
     around: Callable[[Surroundings], Surroundings] = lambda given: given,
     service_port: int | None = None,
+    dead_url: str | None = None,
 ) -> AsyncIterator[RemoteSite]:
-    """Serve until the block is left. ``service_port``: what agents are told, though nothing may listen there."""
+    """Serve until the block is left. ``service_port``: what agents are told, though nothing may listen there. ``dead_url``: the process
+    server's first configuration server, where nobody answers: the one that runs is its second.
+    """
     async with running_lab(directory / "config", MemoryBlobClient()) as lab:
         state, port = directory / "ps-state", free_port()
         service_url = f"https://127.0.0.1:{service_port or port}"
         settings = replace(
             lab_settings(state),
-            config_server=ConfigServerSettings(lab.url, heartbeat_interval_s=0.05),
+            config_server=ConfigServerSettings(
+                dead_url or lab.url, heartbeat_interval_s=0.05, standby_urls=(lab.url,) if dead_url else ()
+            ),
             listen=f"127.0.0.1:{port}",
             service_url=service_url,
         )

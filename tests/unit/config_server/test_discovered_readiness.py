@@ -17,7 +17,7 @@ from config_server.core.discovered_readiness import (
 from config_server.core.readiness import Grade, ProcessServerReadiness
 from replication.installer_catalogue import Installer, InstallerCatalogue
 from replication.remote_access import DiscoveredDisk, DiscoveredFacts
-from replication.surroundings import FreeSpace, Reach
+from replication.surroundings import FreeSpace, Reach, ReachResult
 
 KEY = "SHA256:" + "k" * 43
 GIB = 2**30
@@ -184,6 +184,35 @@ def test_what_the_probe_found_long_ago_blocks_no_more_and_an_agent_that_is_heard
     unreached = probed(reach=[PROBED.reach[0].model_copy(update={"result": "refused"})])
     assert of_probe(unreached)["port 443"][0] is Grade.OK
     assert of_probe(unreached, agent_heard=False)["port 443"][0] is Grade.BLOCKER
+
+
+def two_configuration_servers(first: ReachResult, second: ReachResult) -> DiscoveredReadinessFacts:
+    reaches = [
+        PROBED.reach[0].model_copy(update={"host": f"cs-{n}", "result": r}) for n, r in enumerate((first, second))
+    ]
+    return probed(reach=[*reaches, PROBED.reach[1]])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "heard", "grades"),
+    [
+        ("open", "open", False, [Grade.OK, Grade.OK]),
+        ("refused", "open", False, [Grade.WARNING, Grade.OK]),
+        ("open", "unresolved", True, [Grade.OK, Grade.WARNING]),
+        ("refused", "timed-out", False, [Grade.BLOCKER, Grade.BLOCKER]),
+        ("refused", "timed-out", True, [Grade.WARNING, Grade.WARNING]),
+    ],
+)
+def test_of_several_configuration_servers_one_is_enough(
+    first: ReachResult, second: ReachResult, heard: bool, grades: list[Grade]
+) -> None:
+    found = two_configuration_servers(first, second)
+    checks = [*checks_of_probe(found.facts, 60.0, "web-1", agent_heard=heard)]
+    assert [check.grade for check in checks if check.name == "port 443"] == grades
+    if not heard:
+        readiness = check_discovered(found)
+        assert [check.grade for check in readiness.checks if check.name == "port 443"] == grades
+        assert readiness.ready is (Grade.BLOCKER not in grades)
 
 
 def test_server_that_was_never_probed_says_so() -> None:

@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -141,6 +141,7 @@ async def test_page_says_how_and_names_no_host_that_the_request_made_up(lab: Lab
     page = await lab.request("GET", "/downloads/", headers={"Host": "<script>alert(1)</script>"})
     assert (page.status, added.sha256 in page.body.decode(), added.file in page.body.decode()) == (200, True, True)
     assert "<script>" not in page.body.decode()
+    assert "append <code>--standby https://OTHER</code>" in page.body.decode()
     assert page.headers["Content-Security-Policy"].startswith("default-src 'none'")
 
 
@@ -187,8 +188,8 @@ async def test_one_line_installs_and_believes_nothing_but_the_fingerprint(lab: L
     (tools / "sudo").write_text('#!/bin/sh\necho "would run: $*"\nsha256sum "$2"\n')
     (tools / "sudo").chmod(0o755)
 
-    async def one_line(fingerprint: str, port: int = lab.running.port) -> tuple[int, str]:
-        line = install_command(f"127.0.0.1:{port}", added.file)
+    async def one_line(fingerprint: str, port: int = lab.running.port, standby: Sequence[str] = ()) -> tuple[int, str]:
+        line = install_command(f"127.0.0.1:{port}", added.file, standby_addresses=standby)
         process = await asyncio.create_subprocess_exec(
             "sh", "-c", line.replace("FINGERPRINT", fingerprint),
             env={"PATH": f"{tools}:/usr/bin:/bin", "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -201,6 +202,9 @@ async def test_one_line_installs_and_believes_nothing_but_the_fingerprint(lab: L
     assert code == 0
     assert f"would run: sh {added.file} install --appliance {lab.url} --fingerprint {fingerprint}" in said
     assert added.sha256 in said
+    code, said = await one_line(fingerprint, standby=["second.example:443", "[::1]:444"])
+    wanted = f"--fingerprint {fingerprint} --standby https://second.example:443 --standby https://[::1]:444\n"
+    assert (code, wanted in said) == (0, True), said
     code, said = await one_line(Authority.create(NOW_NS).fingerprint)
     assert (code != 0, said) == (True, "")
     # Somebody in between brings the right authority, and his own after a line at which the decoding stops.
@@ -281,6 +285,17 @@ async def test_commands_add_list_and_remove(lab: Lab, tmp_path: Path) -> None:
     code, said = await asyncio.to_thread(command, "installers", "--command", "--address", "appliance.example")
     expected = install_command("appliance.example:443", path.name, lab.running.site.authority.fingerprint)
     assert (code, said.strip()) == (0, expected)
+    words = ("installers", "--command", "--address", "appliance.example")
+    code, said = await asyncio.to_thread(
+        command, *words, "--standby", "second.example", "--standby", "https://[2001:db8::2]:444"
+    )
+    assert (code, said.strip()) == (
+        0,
+        f"{expected} --standby https://second.example:443 --standby 'https://[2001:db8::2]:444'",
+    )
+    for wrong in ("appliance.example:443", "no host", "x; reboot"):
+        code, said = await asyncio.to_thread(command, *words, "--standby", wrong)
+        assert (code != 0, "sudo sh" in said) == (True, False), wrong
     assert (await asyncio.to_thread(command, "remove-installer", path.name))[0] == 0
     assert (await asyncio.to_thread(command, "remove-installer", path.name))[0] == 1
     code, said = await asyncio.to_thread(command, "installers", "--command")

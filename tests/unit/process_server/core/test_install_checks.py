@@ -9,9 +9,17 @@ import pytest
 
 import process_server.remote
 from mobility_agent.installation.places import PREFIX
-from process_server.core.install_checks import INSTALL_PATHS, STATE_BYTES, UNPACKED_RATIO, NoSpace, check_server
+from process_server.core.install_checks import (
+    INSTALL_PATHS,
+    STATE_BYTES,
+    UNPACKED_RATIO,
+    NoSpace,
+    PortBlocked,
+    check_server,
+)
 from replication.installer_catalogue import Installer
-from replication.surroundings import FreeSpace
+from replication.remote_access import DiscoveredFacts
+from replication.surroundings import FreeSpace, Reach, ReachResult
 from tests.unit.config_server.test_discovered_readiness import PROBED
 
 INSTALLER = Installer(
@@ -34,6 +42,36 @@ def test_file_system_on_which_the_agent_is_installed_must_have_room(path: str) -
         else:
             with pytest.raises(NoSpace, match=path):
                 check_server(facts, INSTALLER)
+
+
+def reaching(first: ReachResult, second: ReachResult, data: ReachResult = "open") -> DiscoveredFacts:
+    """The server reaches two configuration servers and the process server so."""
+    control = [
+        Reach(service="configuration server", host=host, port=443, result=result)
+        for host, result in (("first", first), ("second", second))
+    ]
+    reach = [*control, Reach(service="process server", host="ps", port=9443, result=data)]
+    return PROBED.model_copy(update={"reach": reach})
+
+
+def test_of_the_configuration_servers_one_is_enough_and_the_other_is_a_warning() -> None:
+    assert check_server(reaching("open", "open"), INSTALLER) == []
+    assert check_server(reaching("untested", "untested"), INSTALLER) == []
+    [warning] = check_server(reaching("refused", "open"), INSTALLER)
+    assert warning == "the server does not reach the configuration server at first port 443: refused"
+    [warning] = check_server(reaching("open", "timed-out"), INSTALLER)
+    assert "at second port 443: timed out" in warning
+
+
+def test_without_any_configuration_server_or_without_the_process_server_nothing_is_installed() -> None:
+    with pytest.raises(PortBlocked) as caught:
+        check_server(reaching("refused", "timed-out"), INSTALLER)
+    assert "first port 443: refused nor the configuration server at second port 443: timed out" in caught.value.message
+    assert "to first port 443 or second port 443 pass the firewall" in (caught.value.hint or "")
+    with pytest.raises(PortBlocked, match="the process server at ps port 9443: refused") as caught:
+        check_server(reaching("refused", "open", "refused"), INSTALLER)
+    assert "first" not in caught.value.message
+    assert caught.value.hint == "let TCP from the server to ps port 9443 pass the firewall"
 
 
 def test_probe_looks_where_the_agent_is_installed() -> None:
