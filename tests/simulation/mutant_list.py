@@ -62,6 +62,7 @@ _CLEANING: Final = "azure_sink/replica_writer/store_cleaning.py"
 _RECEIPT_BLOB: Final = "azure_sink/replica_writer/receipt_blob.py"
 _ARENAS: Final = "azure_sink/blob_store/arenas.py"
 _CATALOG: Final = "azure_sink/blob_store/schema.py"
+_POINTS: Final = "azure_sink/core/recovery_points.py"
 _KERNEL: Final = "tests/simulation/source_disk.py"
 
 _AGENTS: Final = "tests/unit/mobility_agent/protection"
@@ -242,6 +243,11 @@ MUTANTS: Final = (
            "    return not torn or _sealed_after(old, base, applied_hash)", "    return True",
            test=f"{_AGENTS}/test_ledger_opening.py::test_a_torn_epoch_of_another_history_leaves_nothing_known"),
     # ---- R9: freeze
+    Mutant("R9", "a recovery point is made of whatever snapshots are there", _POINTS,
+           """        return None
+    parts = [snapshots[disk] for disk in sorted(mark.disks)]""",
+           """        pass
+    parts = [snapshots[disk] for disk in sorted(snapshots)]"""),
     Mutant("R9", "a write during the last round is overlooked", _COORDINATOR,
            "reason = self._read(rounds, freeze.remaining_s) or _seen_writing(rounds, quiesced=quiesced)",
            "reason = self._read(rounds, freeze.remaining_s)",
