@@ -133,7 +133,9 @@ class Oracle(StoreWatch):
             raise Broken(f"recovery point {point.cut} was never cut")
         parts = sorted(part.disk for part in point.disks)
         if parts != sorted(self.disks):
-            raise Broken(f"recovery point {point.cut} has {len(parts)} parts that are not its item's {len(self.disks)} disks")
+            raise Broken(
+                f"recovery point {point.cut} has {len(parts)} parts that are not its item's {len(self.disks)} disks"
+            )
         held = {DiskId(part.disk): self.bytes_of(DiskId(part.disk), part.snapshot) for part in point.disks}
         failures = []
         for taken in self.cuts[point.cut]:
