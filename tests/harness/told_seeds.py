@@ -18,8 +18,11 @@ PROPERTY: Final = "seeds"
 class Report(Protocol):
     """What is used of pytest's ``TestReport``."""
 
-    when: str | None
-    user_properties: list[tuple[str, object]]
+    @property
+    def when(self) -> str | None: ...
+
+    @property
+    def user_properties(self) -> Sequence[tuple[str, object]]: ...
 
 
 def noted(what: str, first: int, last: int) -> tuple[str, object]:
