@@ -36,6 +36,7 @@ from process_server.core.upload_schedule import UploadSchedule
 from process_server.heap import HeapKeeper
 from process_server.intake.back_pressure import BackPressure
 from process_server.intake.batch_intake import BatchIntake
+from process_server.intake.body import TIMES_AS_A_WHOLE
 from process_server.intake.grants import Grants, GrantSource
 from process_server.intake.http_surface import HttpSurface
 from process_server.intake.manifest_intake import ManifestIntake
@@ -271,6 +272,8 @@ class _Site:
         intake_arena = BufferArena(
             settings.intake.buffer_bytes,
             most_leases=max(MOST_LEASES, settings.intake.buffer_bytes // INTAKE_LEASE_BYTES),
+            longest_s=TIMES_AS_A_WHOLE * settings.intake.body_timeout_s,
+            on_broken_off=self.metrics.intake_broken_off.inc,
         )
         self.heap = HeapKeeper(clock, lambda: not intake_arena.leased_bytes and not self.schedule.in_flight)
         self.pressure = BackPressure(self.spool.budget, lambda: self.spool.use, throttle.measured_bytes_per_s, clock)

@@ -61,6 +61,9 @@ class ProcessServerMetrics:
             "So fast are batches accepted, since little of the spool is free; 0: no limit.",
         )
         self.intake_waited = counter("intake_waited_seconds", "Time that batches waited for that.")
+        self.intake_broken_off = counter(
+            "intake_broken_off", "Batches and manifests that came too slowly while other machines waited for a buffer."
+        )
         self.spool_files = gauge("spool_files", "Files of the spool.")
         self.index_bytes = gauge("index_bytes", "Memory that the index of the spool takes, about.")
         self.backlog_bytes = gauge("upload_backlog_bytes", "Spooled and not yet in the store.")

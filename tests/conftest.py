@@ -1,6 +1,7 @@
 """What holds for every test: requirements of the machine, hypothesis profiles, and that nothing is left behind.
 
 Called by pytest. Markers: ``requires("root", "loop", "fio", ...)`` (see ``tests/harness/requirements.py``), ``heavy`` and ``fresh``.
+The seeds that tests tell (``tell_seeds``) are printed at the end.
 A test that leaves a process, mount or loop device under its temporary directory fails the run (``tests/harness/leftovers.py``).
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import hypothesis
 import pytest
@@ -17,6 +18,7 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped] 
 from tests.harness.leftovers import leftovers_under
 from tests.harness.process_memory import map_large_buffers
 from tests.harness.requirements import WITHHELD, add_system_directories_to_path, first_lacking
+from tests.harness.told_seeds import TellSeeds, noted, seed_lines
 
 add_system_directories_to_path()
 
@@ -98,6 +100,26 @@ def pytest_runtest_makereport(
             report.outcome = "failed"
             report.longrepr = f"{reason}, and BLOCKFERRY_NO_SKIPS=1 says that this machine has it"
     return report
+
+
+@pytest.fixture
+def tell_seeds(record_property: Callable[[str, object], None]) -> TellSeeds:
+    """See ``TellSeeds``."""
+
+    def tell(what: str, first: int, last: int | None = None) -> None:
+        record_property(*noted(what, first, first if last is None else last))
+        print(f"{what}: seed {first}" if last is None else f"{what}: seeds {first} to {last}")
+
+    return tell
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [each for kind in terminalreporter.stats.values() for each in kind if isinstance(each, pytest.TestReport)]
+    lines = seed_lines(reports)
+    if lines:
+        terminalreporter.section("seeds")
+        for line in lines:
+            terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -91,7 +91,7 @@ class BatchIntake:
     async def put(self, key: BatchKey, machine: MachineId, body: Body) -> BatchAnswer:
         """Accept a batch; durable on return. On cancel it may be durable all the same: repeating it is harmless.
 
-        :raises Overloaded: nothing was accepted: no room or too little of it, or no buffer within a short time.
+        :raises Overloaded: nothing was accepted: no room or too little of it, no buffer within a short time, or others waited for it.
         :raises KeyConflict: the key is taken by another digest.
         :raises BlockferryError: as ``Grants.for_batch``, ``Body.receive_into`` and ``Sealing.verify`` say.
         """
@@ -117,8 +117,9 @@ class BatchIntake:
         try:
             if reservation is not None:
                 await self._pressure.admit(length)
-            with await self._arena.lease(length, BUFFER_WAIT_S) as lease:
-                await body.receive_into(lease.view)
+            with await self._arena.lease(length, BUFFER_WAIT_S, machine) as lease:
+                async with lease.receiving(lambda: body.received_bytes):
+                    await body.receive_into(lease.view)
                 async with self._locks.hold(key):
                     return await finished(self._accept(key, lease, grant, has_room=reservation is not None))
         finally:

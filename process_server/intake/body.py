@@ -40,6 +40,12 @@ class Body:
     def __init__(self, request: web.Request, deadline_s: float = DEFAULT_DEADLINE_S) -> None:
         self._request = request
         self._deadline_s = deadline_s
+        self._direct: DirectBody | None = None
+
+    @property
+    def received_bytes(self) -> int:
+        """How much of it is here."""
+        return 0 if self._direct is None else self._direct.filled_bytes
 
     def length(self, *, at_least: int, at_most: int) -> int:
         """The announced length.
@@ -61,6 +67,7 @@ class Body:
         :raises PeerUnavailable: if it is cut off or too slow.
         """
         with DirectBody(self._request, view.nbytes) as body:
+            self._direct = body
             try:
                 async with asyncio.timeout(TIMES_AS_A_WHOLE * self._deadline_s):
                     if awaits_leave(self._request) and self._request.transport is not None:

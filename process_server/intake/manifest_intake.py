@@ -101,8 +101,9 @@ class ManifestIntake:
         length = body.length(at_least=1, at_most=MAX_MANIFEST_BYTES)
         await self._grants.check_owner(key.generation_key, machine)
         async with contextlib.AsyncExitStack() as held:
-            lease = held.enter_context(await self._arena.lease(length, BUFFER_WAIT_S))
-            await body.receive_into(lease.view)
+            lease = held.enter_context(await self._arena.lease(length, BUFFER_WAIT_S, machine))
+            async with lease.receiving(lambda: body.received_bytes):
+                await body.receive_into(lease.view)
             await held.enter_async_context(self._turn())
             encoded = bytes(lease.view)
             lease.close()

@@ -21,6 +21,7 @@ from mobility_agent.change_tracker.ebpf.tracker import EbpfTracker
 from mobility_agent.change_tracker.interface import DoubtKind
 from tests.harness.loop_disk import LoopDisk, loop_disk, pin_root
 from tests.harness.replicating_agent import Replicator
+from tests.harness.told_seeds import TellSeeds
 
 pytestmark = [pytest.mark.requires("root", "loop", "ebpf", "fio")]
 
@@ -77,9 +78,11 @@ def test_harvests_under_parallel_load_leave_an_identical_replica(disk: LoopDisk,
         assert_identical(disk, tmp_path / "replica.img")
 
 
-def test_a_tracker_killed_at_random_under_load_loses_nothing(disk: LoopDisk, pins: Path, tmp_path: Path) -> None:
+def test_a_tracker_killed_at_random_under_load_loses_nothing(
+    disk: LoopDisk, pins: Path, tmp_path: Path, tell_seeds: TellSeeds
+) -> None:
     seed = random.randrange(2**32)
-    print(f"seed {seed}")
+    tell_seeds("kills of a tracker", seed)
     dice = random.Random(seed)
     command = [
         sys.executable,

@@ -1,7 +1,7 @@
 """The Blob service killed, and its power cut, again and again under parallel writes: whatever it acknowledged is there, with its bytes.
 
 A power cut is ext4's own shutdown without flushing its journal: all that was not synced is gone. The moment of each is an
-acknowledgement's number drawn from a seed (printed), with all other workers' requests under way.
+acknowledgement's number drawn from a seed (told in the summary), with all other workers' requests under way.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from replication.errors import Retryable
 from tests.harness.blob_process import BlobProcess
 from tests.harness.blob_store_tools import unreferenced_blocks
 from tests.harness.loop_disk import loop_disk, mounted, run, wait_until_free
+from tests.harness.told_seeds import TellSeeds
 
 PAGE = 512
 DISK_PAGES = 256
@@ -153,10 +154,12 @@ async def check(client: BlobClient, number: int, known: Acknowledged) -> None:
     known.doubt = None
 
 
-async def suffer(process: BlobProcess, strike: Callable[[], None], repair: Callable[[], None]) -> None:
+async def suffer(
+    process: BlobProcess, strike: Callable[[], None], repair: Callable[[], None], tell_seeds: TellSeeds
+) -> None:
     """Work, strike, repair, start again, check; ``KILLS`` times."""
     seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}")
+    tell_seeds("kills of the Blob service", seed)
     chance = random.Random(seed)
     known = [Acknowledged() for _ in range(WORKERS)]
     await process.start()
@@ -186,13 +189,13 @@ async def suffer(process: BlobProcess, strike: Callable[[], None], repair: Calla
         store.close()
 
 
-async def test_nothing_acknowledged_is_lost_by_kills(tmp_path: Path) -> None:
+async def test_nothing_acknowledged_is_lost_by_kills(tmp_path: Path, tell_seeds: TellSeeds) -> None:
     with BlobProcess(tmp_path) as process:
-        await suffer(process, process.kill, lambda: None)
+        await suffer(process, process.kill, lambda: None, tell_seeds)
 
 
 @pytest.mark.requires("root", "loop", "mount", "mkfs.ext4")
-async def test_nothing_acknowledged_is_lost_by_power_cuts(tmp_path: Path) -> None:
+async def test_nothing_acknowledged_is_lost_by_power_cuts(tmp_path: Path, tell_seeds: TellSeeds) -> None:
     with loop_disk(tmp_path / "disk.img", 1024 * 2**20) as disk:
         run("mkfs.ext4", "-q", disk.device)
         mount_point = tmp_path / "mounted"
@@ -213,7 +216,7 @@ async def test_nothing_acknowledged_is_lost_by_power_cuts(tmp_path: Path) -> Non
                 wait_until_free(disk.device)
                 mount.enter_context(mounted(disk.device, mount_point))
 
-            await suffer(process, strike, repair)
+            await suffer(process, strike, repair, tell_seeds)
 
 
 def cut_power(mount_point: Path) -> None:

@@ -24,6 +24,7 @@ from azure_sink.core.storage_fault import StorageFault
 from replication.errors import Permanent, Retryable
 from tests.harness.blob_store_tools import BLOCK, plain, put_blob, put_pages, read, unreferenced_blocks
 from tests.harness.failing_syncs import fail_syncs_in_this_thread
+from tests.harness.told_seeds import TellSeeds
 
 BODY = b"whole" * 8192
 WORKERS = 4
@@ -225,9 +226,11 @@ async def check(directory: Path, everything: list[Known]) -> int:
     return happened
 
 
-async def test_whatever_syncs_fail_what_exists_afterwards_is_what_was_put(tmp_path: Path) -> None:
+async def test_whatever_syncs_fail_what_exists_afterwards_is_what_was_put(
+    tmp_path: Path, tell_seeds: TellSeeds
+) -> None:
     seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}")
+    tell_seeds("failing syncs of the Blob service", seed)
     chance = random.Random(seed)
     happened = 0
     for life in range(6):

@@ -1,7 +1,7 @@
 """Two hundred SIGKILLs at random moments, over all four daemons, under fio and SQLite: nothing is lost, is stuck, or grows.
 
-The seed is printed; BLOCKFERRY_SEED replays the choice of victims and moments, not the machine's own timing. After each quarter of the
-kills replication must go on in the same generation; in the end the replica is compared with the source byte by byte.
+The summary of the run tells the seed; BLOCKFERRY_SEED replays the choice of victims and moments, not the machine's own timing. After each
+quarter of the kills replication must go on in the same generation; in the end the replica is compared with the source byte by byte.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from deploy.demo.site import DAEMONS
 from tests.harness.daemon_use import require_bounded, use_of_all
 from tests.harness.fault_site import FaultSite, fault_site
 from tests.harness.running_site import POLICY
+from tests.harness.told_seeds import TellSeeds
 
 KILLS: Final = int(os.environ.get("BLOCKFERRY_RANDOM_KILLS", "200"))
 QUARTERS: Final = 4
@@ -27,9 +28,9 @@ SEVERAL_AT_ONCE: Final = 0.15
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4", "fio")]
 
 
-def test_two_hundred_kills_under_load_and_the_replica_is_the_source(tmp_path: Path) -> None:
+def test_two_hundred_kills_under_load_and_the_replica_is_the_source(tmp_path: Path, tell_seeds: TellSeeds) -> None:
     seed = int(os.environ.get("BLOCKFERRY_SEED") or random.SystemRandom().randrange(2**32))
-    print(f"seed {seed}")
+    tell_seeds("random kills", seed)
     chance = random.Random(seed)
     with fault_site(tmp_path, fio_rate=60) as site:
         site.running.operator.order("set-policy", POLICY, "--epoch-interval", "0.5 s")

@@ -73,6 +73,10 @@ class Content:
             raise InvalidInput(f"cannot accept a body of {len(self._content)} bytes")
         return len(self._content)
 
+    @property
+    def received_bytes(self) -> int:
+        return 0
+
     async def receive_into(self, view: memoryview) -> None:
         if self._arrives is not None:
             await self._arrives.wait()

@@ -1,11 +1,9 @@
 """The planted defects: each rule broken in one place, each fsync taken away. Called by ``mutants``, which plants them one at a time.
 
 ``old`` must occur exactly once in ``file``, so that a change of the code cannot let a defect slip away unnoticed. What is not listed: R6, which
-is not implemented (no snapshots of the source); lines that only another defect could reach (R5's overlaps inside an epoch, the chain that the
-writer verifies once more, the lease beside the sequence number,
+is not implemented (no snapshots of the source); lines that only another defect could reach (the lease beside the sequence number,
 forgetting an interrupted update of a table whose granules are all unconfirmed still; distrust after a diverged history, which ``_leads_to`` decides
-too); syncs whose loss costs sending again and no promise (the digest table's name, a spool file's header); passthrough commands, void manifests and
-forged ones, which the model has none of; syncs of what an operator's command makes and can make again (exports, installers, backups).
+too); syncs whose loss costs sending again and no promise (the digest table's name, a spool file's header); passthrough commands, which the model has none of; syncs of what an operator's command makes and can make again (exports, installers, backups).
 """
 
 # ruff: noqa: E501  the planted lines are as long as the code that they replace
@@ -62,6 +60,9 @@ _CLEANING: Final = "azure_sink/replica_writer/store_cleaning.py"
 _RECEIPT_BLOB: Final = "azure_sink/replica_writer/receipt_blob.py"
 _ARENAS: Final = "azure_sink/blob_store/arenas.py"
 _CATALOG: Final = "azure_sink/blob_store/schema.py"
+_POINTS: Final = "azure_sink/core/recovery_points.py"
+_MANIFEST: Final = "replication/epoch_manifest.py"
+_STANDSTILL: Final = "mobility_agent/block_device/standstill.py"
 _KERNEL: Final = "tests/simulation/source_disk.py"
 
 _AGENTS: Final = "tests/unit/mobility_agent/protection"
@@ -69,6 +70,9 @@ _TABLES: Final = "tests/unit/mobility_agent/shipping/test_digest_table.py"
 _SPOOLS: Final = "tests/unit/process_server/spool"
 _COURIER: Final = "tests/unit/process_server/uploader/test_manifest_courier.py"
 _WRITERS: Final = "tests/unit/azure_sink/replica_writer"
+_HOSTILE_STORE: Final = f"{_WRITERS}/test_hostile_store.py::test_bad_epoch_is_refused_and_stated"
+_CLAIMS: Final = "tests/unit/mobility_agent/block_device/test_claimed_files.py"
+_INTAKE: Final = "tests/unit/process_server/intake/test_intake.py"
 _SYNCS_FAIL: Final = "tests/fault/test_blob_store_when_syncs_fail.py"
 _COMMITTERS: Final = "tests/unit/azure_sink/blob_store/test_committer.py"
 
@@ -164,6 +168,8 @@ MUTANTS: Final = (
                     cut=epoch.cut,''', under="spools"),
     Mutant("R4", "another digest's segment is taken for stored", "process_server/uploader/segment_uploader.py",
            "if (stored.digest, stored.tag) == (job.entry.digest, job.entry.tag):", "if stored:", under="history scan"),
+    Mutant("R4", "a batch under the key of another one is a success", _BATCHES, "        if digest != known.digest:", "        if False:",
+           test=f"{_INTAKE}::test_other_content_under_the_same_key_is_never_taken"),
     Mutant("R4", "an agent that is behind the sink does not notice", _RECEIPTS,
            "        confirmed = ledger.confirmable(number, applied_hash)\n",
            "        confirmed = ledger.confirmable(number, applied_hash) if number < ledger.next_epoch else []\n", under="history scan"),
@@ -189,7 +195,37 @@ MUTANTS: Final = (
            test=f"{_COURIER}::test_segments_that_only_the_store_may_have_are_asked_for_before_the_manifest_goes"),
     Mutant("R5", "a manifest that does not chain waits for ever", _CHAIN,
            "    if previous is not None and previous != previous_hash:", "    if False:"),
+    # The model has no forgers, and agents there neither abandon epochs nor overlap their batches.
+    Mutant("R5", "a manifest of whatever key is believed", _MANIFEST,
+           "    if not hmac.compare_digest(hmac.digest(key, encoded[:-_MAC_BYTES], \"sha256\"), encoded[-_MAC_BYTES:]):", "    if False:",
+           test=f"{_HOSTILE_STORE}[3-forge_manifest_with_another_key]"),
+    Mutant("R5", "a manifest of another history is applied", _FOLLOWER,
+           "        if manifest.previous_hash.hex() != replica.state.manifest_hash:", "        if False:",
+           test=f"{_HOSTILE_STORE}[3-break_the_chain]"),
+    Mutant("R5", "another segment than the manifest names is opened", "replication/sealed_segment.py",
+           "        if bytes(content[-TAG_BYTES:]) != expected_tag:", "        if False:",
+           test="tests/unit/replication/test_sealed_segment.py::test_a_segment_that_is_not_the_manifests_is_refused"),
+    Mutant("R5", "a void manifest names segments", _MANIFEST,
+           "        if self.flags & EpochFlag.VOID and (self.segments or self.cut is not None):", "        if False:",
+           test="tests/unit/replication/test_epoch_manifest.py::test_a_manifest_that_makes_no_sense_cannot_be_built"),
+    Mutant("R5", "what a void manifest leaves undone is forgotten", _LEDGER,
+           "        self._pending.mark_runs(epoch.granules)\n        self._pending_changed()\n        nothing =", "        nothing =",
+           test=f"{_AGENTS}/test_manifest_delivery.py::test_a_void_manifest_gives_its_granules_back"),
+    Mutant("R5", "a void manifest is taken for an epoch", "mobility_agent/protection/manifest_delivery.py",
+           "        if manifest.is_void:", "        if False:",
+           test=f"{_AGENTS}/test_manifest_delivery.py::test_a_void_manifest_gives_its_granules_back"),
+    Mutant("R5", "a void epoch states the time of its cut", _FOLLOWER, "        if manifest.is_void:", "        if False:",
+           test=f"{_WRITERS}/test_epoch_application.py::test_void_epoch_advances_without_content"),
+    Mutant("R5", "the lower batch wins", _APPLICATION, "for task in reversed(opened)]", "for task in opened]",
+           test=f"{_WRITERS}/test_epoch_application.py::test_higher_batch_wins_where_batches_overlap"),
+    Mutant("R5", "the lower batch wins in an epoch that is larger than the writer's memory", _APPLICATION,
+           "enumerate(reversed(segments[first : first + GROUP_SEGMENTS]))", "enumerate(segments[first : first + GROUP_SEGMENTS])",
+           test=f"{_WRITERS}/test_epoch_application.py::test_large_epoch_flows_through_few_slots[1-64]"),
     # ---- R7: the writer
+    Mutant("R7", "a take-over does not raise the fence", _REPLICA,
+           "(properties.sequence_number or 0) + 1,\n                lease_id", "(properties.sequence_number or 0),\n                lease_id",
+           more=((_REPLICA, "sequence_number = (properties.sequence_number or 0) + 1", "sequence_number = properties.sequence_number or 0"),),
+           test=f"{_WRITERS}/test_epoch_application.py::test_sequence_number_rises_with_each_epoch_and_take_over"),
     Mutant("R7", "pages are put without the fence", _REPLICA,
            '''                body,
                 lease_id=self._lease_id,
@@ -242,6 +278,11 @@ MUTANTS: Final = (
            "    return not torn or _sealed_after(old, base, applied_hash)", "    return True",
            test=f"{_AGENTS}/test_ledger_opening.py::test_a_torn_epoch_of_another_history_leaves_nothing_known"),
     # ---- R9: freeze
+    Mutant("R9", "a recovery point is made of whatever snapshots are there", _POINTS,
+           """        return None
+    parts = [snapshots[disk] for disk in sorted(mark.disks)]""",
+           """        pass
+    parts = [snapshots[disk] for disk in sorted(snapshots)]"""),
     Mutant("R9", "a write during the last round is overlooked", _COORDINATOR,
            "reason = self._read(rounds, freeze.remaining_s) or _seen_writing(rounds, quiesced=quiesced)",
            "reason = self._read(rounds, freeze.remaining_s)",
@@ -316,7 +357,20 @@ MUTANTS: Final = (
            test=f"{_COMMITTERS}::test_a_log_that_cannot_be_written_again_is_not_believed"),
     Mutant("fsync", "the catalog's name", _CATALOG, "    sync_directory(path.parent)", "    pass",
            test=f"{_COMMITTERS}::test_a_catalog_whose_name_cannot_be_synced_is_not_opened"),
+    # Of a claimed disk (a cutover's, a failback's): what is compared is what lies on it.
+    Mutant("fsync", "what was written to a file before it is claimed", _STANDSTILL,
+           "        os.fsync(self._descriptor)\n        try:", "        try:",
+           test=f"{_CLAIMS}::test_what_was_written_before_is_on_the_disk_though_no_lease_is_granted"),
+    Mutant("fsync", "what the last writer wrote before the lease", _STANDSTILL,
+           "        os.fsync(self._descriptor)  # the last writer may have come between the first and the lease\n", "",
+           test=f"{_CLAIMS}::test_what_the_last_writer_wrote_before_the_lease_is_on_the_disk"),
+    Mutant("fsync", "what lies in the page caches of a disk's nodes", _STANDSTILL,
+           "            os.fsync(descriptor)\n        finally:", "            pass\n        finally:",
+           test=f"{_CLAIMS}::test_every_node_of_a_disk_is_written_back_and_a_failure_is_told"),
     # The configuration server's, and those of every daemon's identity.
+    Mutant("fsync", "the configuration server's commits in PostgreSQL", "config_server/postgresql.py",
+           '"synchronous_commit": "on",', '"synchronous_commit": "off",',
+           test="tests/unit/config_server/test_database.py::test_every_connection_is_durable_and_checks_references[postgresql]"),
     Mutant("fsync", "the configuration server's commits", "config_server/database.py", '"synchronous=FULL"', '"synchronous=NORMAL"',
            test="tests/unit/config_server/test_database.py::test_every_connection_is_durable_and_checks_references[sqlite]"),
     Mutant("fsync", "the name of a renewed key", "replication/tls_identity.py",

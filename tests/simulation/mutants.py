@@ -37,6 +37,8 @@ _MALFORMED: Final = re.compile(
     r"(NameError|AttributeError|TypeError|SyntaxError|ImportError|IndentationError|UnboundLocalError)\b"
 )
 _BROKEN_SEED: Final = re.compile(r"seed (\d+): ")
+_ALSO_HEAVY: Final = {"BLOCKFERRY_HEAVY": "1"}
+"""See ``tests/conftest.py``: a test that is skipped catches nothing."""
 _WIDE: Final = "1000"
 """Columns of the terminal that pytest believes to have: in fewer it leaves out why a test failed."""
 _TEST_FAILED: Final = 1
@@ -96,7 +98,7 @@ def _run(tree: Path, module: str, *arguments: str) -> subprocess.CompletedProces
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=tree,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree), "COLUMNS": _WIDE},
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree), "COLUMNS": _WIDE, **_ALSO_HEAVY},
         capture_output=True,
         text=True,
         check=False,

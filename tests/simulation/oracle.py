@@ -54,7 +54,7 @@ class Remembered:
 
 @dataclass(slots=True)
 class Oracle(StoreWatch):
-    """``disks`` by identifier; ``now_s`` is the simulation's time; ``moment_of`` tells when the agent's clock said so."""
+    """``disks`` by identifier, all of one item; ``now_s`` is the simulation's time; ``moment_of`` tells when the agent's clock said so."""
 
     account: MemoryBlobClient
     writer: WriterPublicKey
@@ -131,6 +131,11 @@ class Oracle(StoreWatch):
     def _judge_point(self, point: RecoveryPoint) -> None:
         if point.cut not in self.cuts:
             raise Broken(f"recovery point {point.cut} was never cut")
+        parts = sorted(part.disk for part in point.disks)
+        if parts != sorted(self.disks):
+            raise Broken(
+                f"recovery point {point.cut} has {len(parts)} parts that are not its item's {len(self.disks)} disks"
+            )
         held = {DiskId(part.disk): self.bytes_of(DiskId(part.disk), part.snapshot) for part in point.disks}
         failures = []
         for taken in self.cuts[point.cut]:

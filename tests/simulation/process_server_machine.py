@@ -57,6 +57,10 @@ class _Content:
         assert at_least <= len(self._content) <= at_most
         return len(self._content)
 
+    @property
+    def received_bytes(self) -> int:
+        return len(self._content)
+
     async def receive_into(self, view: memoryview) -> None:
         view[:] = self._content
 

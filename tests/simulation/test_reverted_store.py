@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 
+from tests.harness.told_seeds import TellSeeds
 from tests.simulation.simulation import simulate
 
 SEEDS: Final = 60
@@ -17,8 +18,8 @@ _A_TIME: Final = 20
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("first", range(0, SEEDS, _A_TIME))
-def test_a_site_whose_store_is_put_back_repairs_itself(first: int) -> None:
-    print(f"seeds {first} to {first + _A_TIME - 1}")
+def test_a_site_whose_store_is_put_back_repairs_itself(first: int, tell_seeds: TellSeeds) -> None:
+    tell_seeds("simulation of a store that is put back", first, first + _A_TIME - 1)
     outcomes = [simulate(seed, theme="store") for seed in range(first, first + _A_TIME)]
     put_back = [outcome for outcome in outcomes if outcome.was_put_back]
     assert len(put_back) > _A_TIME // 8, "hardly a store was put back: nothing was proved"
