@@ -255,6 +255,7 @@ class Agent:
     async def _look_around(self, inventory: MachineInventory, servers: Sequence[ProcessServerAddress]) -> None:
         """What is found goes with the next inventory; with this one again if it is another reach than was told last."""
         told, found = self._surroundings, await look_around(self._settings.state_dir, servers)
+        found = found.model_copy(update={"granule_bytes": self._settings.tracker.granularity_bytes})
         self._surroundings = found
         if told is None or told.reach != found.reach:
             await self._put_inventory(inventory.model_copy(update={"surroundings": found}))

@@ -459,6 +459,7 @@ async def test_what_the_agent_finds_around_it_is_told_at_once_and_again_when_it_
             around = server.inventories[1].surroundings
             assert around is not None
             assert around.state.path == str(settings.state_dir)
+            assert around.granule_bytes == settings.tracker.granularity_bytes
             assert [reach.result for reach in around.reach] == ["refused"]
             listener.listen()
             await agent.until(lambda: reached_by(server.inventories[-1]) == ["open"])
