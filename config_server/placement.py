@@ -8,7 +8,7 @@ given no more keys for the item, and what it still uploads is harmless (R4, R5).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from sqlalchemy import func, select
@@ -36,6 +36,7 @@ from config_server.job_documents import MigrationContext
 from config_server.jobs import context_of
 from config_server.listening import TICK_S, Listening
 from config_server.process_servers import heard_age, heartbeat_of
+from config_server.reach import ReachReports, out_of_reach_of
 from config_server.tables import ItemDiskRow, JobRow, MachineRow, ProcessServerRow, ProtectedItemRow
 
 PLACED: Final = "item-placed"
@@ -85,8 +86,11 @@ async def candidates(session: AsyncSession, ages: Ages) -> list[Candidate]:
     return found
 
 
-async def placed_items(session: AsyncSession, ages: Ages) -> list[PlacedItem]:
-    """Every item that has not ended."""
+async def placed_items(
+    session: AsyncSession, ages: Ages, out_of_reach: Mapping[str, frozenset[str]] | None = None
+) -> list[PlacedItem]:
+    """Every item that has not ended. ``out_of_reach``: by item, for who decides whether it moves."""
+    out_of_reach = out_of_reach or {}
     churn = await session.execute(
         select(ItemDiskRow.item_id, func.sum(ItemDiskRow.steady_churn_bytes_per_s)).group_by(ItemDiskRow.item_id)
     )
@@ -104,6 +108,7 @@ async def placed_items(session: AsyncSession, ages: Ages) -> list[PlacedItem]:
             churn_bytes_per_day=churn_of.get(identifier, 0.0) * DAY_S,
             since=ages.of(PLACED, identifier, placed_ns),
             hold=holds.get(identifier, Hold.NONE),
+            out_of_reach=out_of_reach.get(identifier, frozenset()),
         )
         for identifier, server, placed_ns in rows
     ]
@@ -134,9 +139,12 @@ def _hold_of(job: JobRow) -> Hold:
     return Hold.SOURCE_HELD if has_applied else Hold.CUTOVER
 
 
-async def choose(session: AsyncSession, heartbeat: HeartbeatSettings, ages: Ages) -> str | None:
-    """The process server for a new item, or None if none can take one."""
-    return await _choose(session, await candidates(session, ages), heartbeat, ages)
+async def choose(
+    session: AsyncSession, heartbeat: HeartbeatSettings, ages: Ages, machine_id: str | None = None
+) -> str | None:
+    """The process server for a new item, or None if none can take one. ``machine_id``: whose item, if its agent was heard before."""
+    far = frozenset[str]() if machine_id is None else await out_of_reach_of(session, machine_id)
+    return await _choose(session, await candidates(session, ages), heartbeat, ages, far)
 
 
 async def choose_steady(
@@ -149,10 +157,14 @@ async def choose_steady(
 
 
 async def _choose(
-    session: AsyncSession, found: list[Candidate], heartbeat: HeartbeatSettings, ages: Ages
+    session: AsyncSession,
+    found: list[Candidate],
+    heartbeat: HeartbeatSettings,
+    ages: Ages,
+    out_of_reach: frozenset[str] = frozenset(),
 ) -> str | None:
     rules = Rules(silent_after_s=heartbeat.process_server_timeout_s)
-    return choose_process_server(found, await placed_items(session, ages), rules)
+    return choose_process_server(found, await placed_items(session, ages), rules, out_of_reach)
 
 
 async def give(
@@ -185,6 +197,7 @@ class Placement:
         """Since the start, by cause."""
         self._told_waiting = True
         """Some items may bear the reason why they wait: always after a start."""
+        self._reach = ReachReports()
         self._listening = Listening(ages.monotonic_s(), self._deaf_after_s)
 
     async def listen(self) -> None:
@@ -197,7 +210,7 @@ class Placement:
     async def follow(self, session: AsyncSession, now_ns: int) -> bool:
         """One decision and its consequences; returns whether an agent is told something new."""
         found = await candidates(session, self._ages)
-        items = await placed_items(session, self._ages)
+        items = await placed_items(session, self._ages, await self._reach.out_of_reach(session))
         newest_heard_s = await self._newest_heard_s(session, found)
         listening_s = self._listening.listened_s(self._ages.monotonic_s(), newest_heard_s)
         decision = decide(found, items, self._rules, listening_s=listening_s)

@@ -11,12 +11,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
 from config_server.core.placement import Candidate, Hold, PlacedItem, Rules
+from config_server.core.reach import is_open, reach_of
 from config_server.discovery_tables import AgentInstallationRow, DiscoveredServerRow, DiscoveryHostRow, DiscoveryRunRow
 from config_server.events import Actor, record_event
 from config_server.items import find_item
 from config_server.named_rows import enrolled_as
 from config_server.placement import candidates, give, note_drained, placed_items
 from config_server.process_servers import item_counts
+from config_server.reach import surroundings_of
 from config_server.tables import CertificateRow, EnrolmentPassphraseRow, MachineRow, ProcessServerRow, ProtectedItemRow
 from replication.errors import Conflict, NotFound
 
@@ -130,7 +132,8 @@ async def switch(
 ) -> ProtectedItemRow:
     """Give an item to the process server ``to``. Repeating it changes nothing.
 
-    :raises Conflict: if the item has ended or a migration of it is under way, or if that process server can take nothing.
+    :raises Conflict: if the item has ended or a migration of it is under way, or if that process server can take nothing,
+        or the item's agent says that it cannot reach it.
     """
     item = await find_item(session, text)
     server = await find_process_server(session, to)
@@ -147,6 +150,7 @@ async def switch(
             hint="`migratectl process-servers` shows which can take items",
         )
     machine = await session.get_one(MachineRow, item.machine_id)
+    await _require_reach(session, machine, server)
     reason = f"{machine.hostname} ships to process server {server.hostname} ({server.service_url})"
     await give(session, item, server.id, "switch", reason, actor, now_ns)
     return item
@@ -157,6 +161,17 @@ def _require_free(item: PlacedItem) -> None:
         raise Conflict(
             "cannot switch the process server: a migration of the item is under way, which would begin anew",
             hint="wait for its end, or cancel it",
+        )
+
+
+async def _require_reach(session: AsyncSession, machine: MachineRow, server: ProcessServerRow) -> None:
+    surroundings = await surroundings_of(session, machine.id)
+    reach = None if surroundings is None else reach_of(server.service_url, surroundings)
+    if reach is not None and not is_open(reach):
+        raise Conflict(
+            f"cannot switch to process server {server.hostname}: the agent of {machine.hostname} does not reach {reach.host} "
+            f"port {reach.port}: {reach.result.replace('-', ' ')}",
+            hint="let TCP from the server to it pass the firewall; the agent tries again every 30 s: `migratectl check`",
         )
 
 

@@ -76,7 +76,7 @@ async def protect(
         id=str(uuid.uuid4()),
         machine_id=machine.id,
         policy_id=policy.id,
-        process_server_id=await placement.choose(session, heartbeat, ages),
+        process_server_id=await placement.choose(session, heartbeat, ages, machine.id),
         placed_ns=now_ns,
         state=State.ENABLING.value,
         state_since_ns=now_ns,

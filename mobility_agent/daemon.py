@@ -61,6 +61,7 @@ from replication.control_plane import (
     AgentDesired,
     AgentObservation,
     DesiredItem,
+    InventoryAnswer,
     MachineInventory,
     ProcessServerAddress,
 )
@@ -223,12 +224,12 @@ class Agent:
         while True:
             try:
                 inventory = await asyncio.to_thread(self._take_inventory)
-                answer = await self._control.put_inventory(inventory)
+                answer = await self._put_inventory(inventory)
                 if answer is not None:
                     await self._look_around(inventory, answer.process_servers)
                 if self._wanted is None:  # the next thing may be an order to protect
                     await asyncio.to_thread(prepare_tracking, self._settings.tracker)
-                await asyncio.sleep(self._inventory_pause_s())
+                await self._until_next_inventory(inventory, () if answer is None else answer.process_servers)
             except (BlockferryError, OSError) as error:
                 self._surroundings = None  # an older configuration server may not know what they are
                 _logger.warning("cannot report the inventory", extra={"fields": {"error": str(error)}})
@@ -238,19 +239,26 @@ class Agent:
         inventory = take_inventory(self._facts, self._settings.disk_files, self._disk_memory.known())
         return inventory.model_copy(update={"surroundings": self._surroundings})
 
-    def _inventory_pause_s(self) -> float:
-        """Shorter while a process server is out of reach, or none is there: protecting is refused for that."""
-        around = self._surroundings
-        if around is None or (around.reach and all(reach.result == "open" for reach in around.reach)):
-            return INVENTORY_INTERVAL_S
-        return UNREACHED_INTERVAL_S
+    async def _put_inventory(self, inventory: MachineInventory) -> InventoryAnswer | None:
+        """The clock is compared on arrival: it is that of now, however long ago the disks were looked at."""
+        return await self._control.put_inventory(inventory.model_copy(update={"clock_unix_ns": time.time_ns()}))
+
+    async def _until_next_inventory(self, inventory: MachineInventory, servers: Sequence[ProcessServerAddress]) -> None:
+        """Process servers are tried again while one is out of reach. Who knows of none asks again sooner, if he waits to be protected."""
+        asks_soon = self._surroundings is not None and not servers and self._wanted is None
+        due_s = time.monotonic() + (UNREACHED_INTERVAL_S if asks_soon else INVENTORY_INTERVAL_S)
+        while (left_s := due_s - time.monotonic()) > 0:
+            await asyncio.sleep(min(left_s, UNREACHED_INTERVAL_S))
+            if self._surroundings is not None and any(reach.result != "open" for reach in self._surroundings.reach):
+                await self._look_around(inventory, servers)
 
     async def _look_around(self, inventory: MachineInventory, servers: Sequence[ProcessServerAddress]) -> None:
-        """What is found goes with the next inventory; at once if it is another reach than was told with this one."""
+        """What is found goes with the next inventory; with this one again if it is another reach than was told last."""
         told, found = self._surroundings, await look_around(self._settings.state_dir, servers)
+        found = found.model_copy(update={"granule_bytes": self._settings.tracker.granularity_bytes})
         self._surroundings = found
         if told is None or told.reach != found.reach:
-            await self._control.put_inventory(inventory.model_copy(update={"surroundings": found}))
+            await self._put_inventory(inventory.model_copy(update={"surroundings": found}))
 
     async def _report_observations(self) -> None:
         """At each heartbeat, and as soon as something has become different that a job or an operator may wait for."""

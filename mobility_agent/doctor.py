@@ -151,7 +151,7 @@ def _state(settings: AgentSettings, disks_bytes: int) -> Finding:
     if not os.access(directory, os.W_OK):
         return failed("state", f"{directory} cannot be written to", "is its file system mounted read-only?")
     free_bytes, tables_bytes = room_for_state(directory)
-    return judge_free_space(str(directory), free_bytes, disks_bytes, tables_bytes)
+    return judge_free_space(str(directory), free_bytes, disks_bytes, tables_bytes, settings.tracker.granularity_bytes)
 
 
 def _certificate(identity: TlsIdentity) -> Iterator[Finding]:

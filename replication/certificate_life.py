@@ -1,5 +1,5 @@
 """When a certificate is renewed, and when it is too late to: decisions about times only. Called by ``renewal``, by the configuration
-server for its own certificate, and by ``config_server/core/certificate_health.py``.
+server for its own certificate, by ``config_server/core/certificate_health.py`` and by the agent's self-examination.
 
 A certificate is renewed at two thirds of its life, spread over a twentieth of it: each holder has a moment of its own, which follows
 from its identifier and not from chance, so that two hundred agents that were installed in one hour do not come back in one hour, and
@@ -17,6 +17,10 @@ RENEW_AT: Final = 2 / 3
 """The share of its life after which a certificate is replaced."""
 SPREAD: Final = 1 / 20
 """Of its life: over so long are the renewals of many holders spread."""
+OVERDUE_SHARE: Final = RENEW_AT + 2 * SPREAD
+"""Of a life; what is left of it when the renewal is overdue, which is a warning: 1 less this."""
+CRITICAL_SHARE: Final = 0.9
+"""Of a life: whoever has not renewed it by then is about to be cut off."""
 RETRIES_IN_A_LIFE: Final = 300
 LONGEST_PAUSE_S: Final = 3600.0
 SHORTEST_PAUSE_S: Final = 1.0
@@ -41,7 +45,7 @@ class CertificateLife:
 
     def overdue_ns(self) -> int:
         """The moment after which every holder should have renewed it, with some attempts that failed."""
-        return self.begins_ns + int((self.ends_ns - self.begins_ns) * (RENEW_AT + 2 * SPREAD))
+        return self.begins_ns + int((self.ends_ns - self.begins_ns) * OVERDUE_SHARE)
 
     def is_due(self, now_ns: int, holder: str) -> bool:
         """Whether ``holder`` renews it now: its moment has come, or it is not valid yet."""

@@ -15,6 +15,11 @@ from replication.documents import ByteCount, Document
 MAX_TRIED: Final = 32
 """Process servers that an agent is told of, and tries."""
 
+USUAL_GRANULE_BYTES: Final = 64 * 1024
+"""Of an agent that does not tell."""
+_DIGEST_BYTES: Final = 16
+"""Of a digest table for each granule: 128 bits (``mobility_agent/shipping/digest_table.py``)."""
+
 MAX_SHORT_TEXT: Final = 1000
 ShortText = Annotated[str, StringConstraints(max_length=MAX_SHORT_TEXT)]
 ReachResult = Literal["open", "refused", "timed-out", "unresolved", "failed", "untested"]
@@ -57,11 +62,18 @@ class FreeSpace(Document):
 
 
 class Surroundings(Document):
-    """What an agent found. ``state``: where its state is; ``tables_bytes``: what digest tables take there already.
+    """What an agent found. ``state``: where its state is; ``tables_bytes``: what digest tables take there already;
+    ``granule_bytes``: for so many bytes of a disk each they have a digest.
 
     ``reach``: of the process servers that the last inventory was answered with.
     """
 
     state: FreeSpace
     tables_bytes: ByteCount = 0
+    granule_bytes: int = Field(default=USUAL_GRANULE_BYTES, gt=0)
     reach: list[Reach] = Field(default_factory=list, max_length=MAX_TRIED)
+
+
+def digest_tables_bytes(disks_bytes: int, granule_bytes: int) -> int:
+    """What the digest tables of so many bytes of disks take: 256 MiB for each TiB with granules of 64 KiB, 4 GiB with 4 KiB."""
+    return -(-disks_bytes // granule_bytes) * _DIGEST_BYTES

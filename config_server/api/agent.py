@@ -38,11 +38,11 @@ class DesiredQuery(Query):
 
 
 async def put_inventory(call: Call) -> InventoryAnswer:
-    inventory = call.body(MachineInventory)
+    inventory, arrived_ns = call.body(MachineInventory), call.site.clock()  # its clock is compared: not after waiting
     try:
         async with call.site.database.write() as session:
             machine = await session.get_one(MachineRow, call.peer_id)
-            await report_inventory(session, machine, inventory, call.site.clock())
+            await report_inventory(session, machine, inventory, arrived_ns)
             answer = InventoryAnswer(process_servers=await could_take(session, call.site.heartbeat, call.site.ages))
     except (Conflict, Refused) as error:
         await record_incident(

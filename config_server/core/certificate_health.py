@@ -11,11 +11,8 @@ from __future__ import annotations
 from typing import Final
 
 from config_server.core.health import Condition, Health
-from replication.certificate_life import RENEW_AT, SPREAD
+from replication.certificate_life import CRITICAL_SHARE, OVERDUE_SHARE
 
-OVERDUE_SHARE: Final = RENEW_AT + 2 * SPREAD
-"""Of a life; what is left of it when the renewal is overdue: 1 less this."""
-CRITICAL_SHARE: Final = 0.9
 AUTHORITY_WARNING_S: Final = 365 * 86400.0
 AUTHORITY_CRITICAL_S: Final = 90 * 86400.0
 _DAY_S: Final = 86400.0

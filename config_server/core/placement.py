@@ -8,6 +8,9 @@ A pure decision over the facts of one moment. In this order, each with its reaso
 3. *drain*: the items of one that is being drained go to others, a few at a time.
 4. *rebalance*: one item from a loaded one to an idle one, if nothing else is to be done.
 
+Nothing is given to a process server that the item's agent says it cannot reach. Only an item that has none, or a silent one, goes there
+all the same where there is no other: the agent's word may be old, and worse it cannot become. Who still has a way keeps it.
+
 A change of process server costs a new attempt of what is unconfirmed (R4), never a resync, so a take-over that turns out to have been
 needless harms nothing. What must not be is to and fro: nothing moves to a process server that is no better off (silent itself for a while,
 drained, without the store, with a full spool); what has moved stays for ``settled_after_s``; who has come back must have been steady for
@@ -105,13 +108,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class PlacedItem:
-    """A protected item. ``since``: how long it has been on ``server``; None: always."""
+    """A protected item. ``since``: how long it has been on ``server``; None: always. ``out_of_reach``: of its agent, by its own word."""
 
     identifier: str
     server: str | None
     churn_bytes_per_day: float = 0.0
     since: Age | None = None
     hold: Hold = Hold.NONE
+    out_of_reach: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +191,10 @@ class _Round:
             default=None,
         )
 
+    def best_in_reach(self, item: PlacedItem, among: Iterable[Candidate]) -> Candidate | None:
+        """As ``best``, of those that the item's agent can reach as far as is known."""
+        return self.best(item, [candidate for candidate in among if candidate.identifier not in item.out_of_reach])
+
     def receivers(self) -> list[Candidate]:
         return [candidate for candidate in self.candidates.values() if candidate.refusal(self.rules) is None]
 
@@ -201,12 +209,12 @@ class _Round:
     def wait(self, item: PlacedItem, why: str) -> None:
         self.waiting.append(Waiting(item.identifier, why))
 
-    def nobody(self, server: str | None) -> str:
+    def nobody(self, item: PlacedItem) -> str:
         """Why none of the others can take an item."""
         others = [
-            f"{candidate.name}: {candidate.refusal(self.rules)}"
+            f"{candidate.name}: {candidate.refusal(self.rules) or 'the agent cannot reach it'}"
             for candidate in self.candidates.values()
-            if candidate.identifier != server
+            if candidate.identifier != item.server
         ]
         return f"no other process server can take it ({'; '.join(others)})" if others else "there is no other one"
 
@@ -224,9 +232,14 @@ def _loads(candidates: Iterable[Candidate], items: Iterable[PlacedItem]) -> dict
     return loads
 
 
-def choose_process_server(candidates: Sequence[Candidate], items: Sequence[PlacedItem], rules: Rules) -> str | None:
+def choose_process_server(
+    candidates: Sequence[Candidate],
+    items: Sequence[PlacedItem],
+    rules: Rules,
+    out_of_reach: frozenset[str] = frozenset(),
+) -> str | None:
     """For a new item: one that can take it or, where none can, one that is heard and not drained; None if there is none."""
-    decision = decide(candidates, [*items, PlacedItem("", None)], rules, listening_s=0.0)
+    decision = decide(candidates, [*items, PlacedItem("", None, out_of_reach=out_of_reach)], rules, listening_s=0.0)
     return next((move.target for move in decision.moves if move.item == ""), None)
 
 
@@ -254,9 +267,15 @@ def decide(
 
 def _assign(found: _Round, item: PlacedItem) -> None:
     heard = [c for c in found.candidates.values() if c.is_fresh(found.rules) and not c.draining]
-    target = found.best(item, found.receivers()) or found.best(item, heard)
+    receivers = found.receivers()
+    target = (
+        found.best_in_reach(item, receivers)
+        or found.best_in_reach(item, heard)
+        or found.best(item, receivers)
+        or found.best(item, heard)
+    )
     if target is None:
-        found.wait(item, f"it has no process server: {found.nobody(None)}")
+        found.wait(item, f"it has no process server: {found.nobody(item)}")
     else:
         found.move(item, target, Cause.ASSIGN, "it had no process server")
 
@@ -269,9 +288,9 @@ def _take_over(found: _Round, item: PlacedItem, source: Candidate) -> None:
     if not found.rules.take_over:
         found.wait(item, f"{silent}; automatic take-over is switched off")
         return
-    target = found.best(item, found.receivers())
+    target = found.best_in_reach(item, found.receivers()) or found.best(item, found.receivers())
     if target is None:
-        found.wait(item, f"{silent}; {found.nobody(source.identifier)}")
+        found.wait(item, f"{silent}; {found.nobody(item)}")
     else:
         found.move(item, target, Cause.TAKE_OVER, silent)
 
@@ -287,9 +306,9 @@ def _drain(found: _Round, items: Sequence[PlacedItem], listening_s: float) -> No
         if item.hold is not Hold.NONE:
             found.wait(item, "a migration of it is under way; it changes over when that has ended")
             continue
-        target = found.best(item, found.receivers())
+        target = found.best_in_reach(item, found.receivers())
         if target is None:
-            found.wait(item, f"{source.name} is being drained, but {found.nobody(source.identifier)}")
+            found.wait(item, f"{source.name} is being drained, but {found.nobody(item)}")
         elif left > 0:
             left -= 1
             found.move(item, target, Cause.DRAIN, f"process server {source.name} is being drained")
@@ -333,7 +352,7 @@ def _best_to_give(
     for item in movable:
         left = found.loads[giver.identifier].fraction(-1, -item.churn_bytes_per_day)
         filled = found.loads[receiver.identifier].fraction(1, item.churn_bytes_per_day)
-        if filled > left or left >= before:
+        if filled > left or left >= before or receiver.identifier in item.out_of_reach:
             continue
         if best is None or (left, item.identifier) < best:
             best, chosen = (left, item.identifier), item

@@ -10,14 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
+from config_server.core.reach import is_open, reach_of
 from config_server.core.readiness import Check, Grade, ProcessServerReadiness
-from replication.errors import InvalidInput
-from replication.service_address import ServiceAddress
-from replication.surroundings import Reach, Surroundings, blocking
+from replication.surroundings import Reach, Surroundings, blocking, digest_tables_bytes
 
 LEAST_FREE_BYTES: Final = 64 * 2**20
 """Below this no epoch can be made durable; as `mobility-agent doctor` judges."""
-DIGEST_BYTES_PER_DISK_BYTE: Final = 1 / 4096
 
 
 def checks_of_agent(
@@ -29,24 +27,31 @@ def checks_of_agent(
     :param servers: only those that could take the disks now count: one that is silent is another check's matter.
     """
     yield _state(surroundings, disks_bytes)
-    could_take = {_address(server.url) for server in servers if server.can_take}
-    for reach in surroundings.reach:
-        if (reach.host, reach.port) in could_take:
-            yield reach_check(reach)
+    yield from _process_servers(surroundings, [server for server in servers if server.can_take])
 
 
-def _address(url: str) -> tuple[str, int]:
-    try:
-        address = ServiceAddress.parse(url)
-    except InvalidInput:
-        return url[:1000], 0  # as the agent calls it
-    return address.host, address.port
+def _process_servers(surroundings: Surroundings, servers: Sequence[ProcessServerReadiness]) -> Iterator[Check]:
+    """One that is in reach is enough: the disks are placed there. What is not known to be out of reach may be in reach."""
+    tried = [(server, reach_of(server.url, surroundings)) for server in servers]
+    is_blocked = all(reach is not None and not is_open(reach) for _, reach in tried)
+    has_open = any(reach is not None and reach.result == "open" for _, reach in tried)
+    for server, reach in tried:
+        if reach is not None:
+            check = reach_check(reach)
+            yield replace(check, grade=Grade.WARNING) if check.grade is Grade.BLOCKER and not is_blocked else check
+        elif not has_open:
+            yield Check(
+                "process server",
+                Grade.WARNING,
+                f"whether the server reaches {server.name} ({server.url}) was not tried yet",
+                "its agent tries within five minutes; or try it by hand",
+            )
 
 
 def _state(surroundings: Surroundings, disks_bytes: int) -> Check:
     name, free_bytes = f"free space {surroundings.state.path}", surroundings.state.free_bytes
     found = f"{free_bytes / 2**20:.0f} MiB free"
-    needed_bytes = int(disks_bytes * DIGEST_BYTES_PER_DISK_BYTE) - surroundings.tables_bytes
+    needed_bytes = digest_tables_bytes(disks_bytes, surroundings.granule_bytes) - surroundings.tables_bytes
     if free_bytes < LEAST_FREE_BYTES:
         return Check(
             name, Grade.BLOCKER, found, f"free {LEAST_FREE_BYTES // 2**20} MiB there: the agent keeps its state in it"

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from replication.certificate_life import CRITICAL_SHARE, OVERDUE_SHARE
+from replication.surroundings import digest_tables_bytes
+
 CLOCK_FAILS_S: Final = 15 * 60.0
 CLOCK_WARNS_S: Final = 5.0
 """An answer's time has whole seconds, and took its way."""
-CERTIFICATE_WARNS_DAYS: Final = 14.0
 LEAST_FREE_BYTES: Final = 64 * 1024 * 1024
-_DIGESTS_PER_BYTE: Final = 1 / 4096
-"""256 MiB of digest table for each TiB of disk at 64 KiB (ARCHITECTURE)."""
+_CERTIFICATES_PAGE: Final = "docs/operations/certificates.md"
 
 
 class Verdict(enum.StrEnum):
@@ -79,19 +80,37 @@ def judge_clock(offset_s: float) -> Finding:
 
 
 def judge_certificate(begins_in_s: float, ends_in_s: float) -> Finding:
-    days = ends_in_s / 86400
+    """As the configuration server judges it: an alert and this say the same. The agent renews its certificate by itself."""
+    days, life_s = ends_in_s / 86400, ends_in_s - begins_in_s
     if begins_in_s > 0:
-        return failed("certificate", "it is not valid yet", "this machine's clock is behind: synchronize it")
+        return failed(
+            "certificate",
+            "it is not valid yet",
+            "synchronize this machine's clock, which is behind; else the running agent replaces it by itself",
+        )
     if ends_in_s <= 0:
-        return failed("certificate", f"it expired {-days:.0f} days ago", "enrol again: docs/operations/enrol.md")
-    if days < CERTIFICATE_WARNS_DAYS:
-        return warning("certificate", f"it expires in {days:.0f} days", "see docs/operations/enrol.md")
+        return failed(
+            "certificate",
+            f"it ended {-days:.0f} days ago",
+            "the running agent gets a new one by itself once it reaches the configuration server; "
+            f"enrol anew only if its log says that this is refused: {_CERTIFICATES_PAGE}",
+        )
+    what = f"it ends in {days:.0f} days, and was not renewed at two thirds of its life"
+    remedy = f"see the agent's log for what keeps it from renewing; start it if it is down: {_CERTIFICATES_PAGE}"
+    if ends_in_s <= life_s * (1 - CRITICAL_SHARE):
+        return failed("certificate", what, remedy)
+    if ends_in_s <= life_s * (1 - OVERDUE_SHARE):
+        return warning("certificate", what, remedy)
     return ok("certificate", f"valid for {days:.0f} days more")
 
 
-def judge_free_space(directory: str, free_bytes: int, disks_bytes: int, tables_bytes: int) -> Finding:
-    """:param disks_bytes: size of all disks that can be protected. :param tables_bytes: what digest tables take already."""
-    wanted = max(LEAST_FREE_BYTES, int(disks_bytes * _DIGESTS_PER_BYTE) - tables_bytes)
+def judge_free_space(
+    directory: str, free_bytes: int, disks_bytes: int, tables_bytes: int, granule_bytes: int
+) -> Finding:
+    """:param disks_bytes: size of all disks that can be protected. :param tables_bytes: what digest tables take already.
+    :param granule_bytes: as the agent is configured.
+    """
+    wanted = max(LEAST_FREE_BYTES, digest_tables_bytes(disks_bytes, granule_bytes) - tables_bytes)
     what = f"{directory} has {free_bytes / 2**20:.0f} MiB free"
     if free_bytes < LEAST_FREE_BYTES:
         return failed("state", what, "free some space there: without it no epoch can be made durable")

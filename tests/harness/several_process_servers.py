@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from replication.control_plane import GenerationRequest
+from replication.service_address import ServiceAddress
+from replication.surroundings import FreeSpace, Reach, ReachResult, Surroundings
 from replication.tls_identity import Role
 from tests.harness.config_site import Lab, Reply, running_lab
 from tests.harness.memory_blob_client import MemoryBlobClient
@@ -105,6 +107,19 @@ class Site:
     async def data_key(self, process_server: str, name: str) -> Reply:
         path = f"/api/v1/process-server/disks/{self.disk(name)}/generations/1/key"
         return await self.lab.request("GET", path, identity=self.lab.identities[process_server])
+
+    async def reach(self, name: str, results: dict[str, ReachResult]) -> None:
+        """What the agent of ``name`` found at process servers, in an inventory."""
+        found = [
+            Reach(service="process server", host=address.host, port=address.port, result=result)
+            for process_server, result in results.items()
+            for address in [ServiceAddress.parse(self.beats[process_server]["service_url"])]
+        ]
+        around = Surroundings(state=FreeSpace(path="/state", free_bytes=2**40), reach=found)
+        disks = [inventory_disk(self.disk(name), "/dev/sda", DISK_BYTES)]
+        report = inventory(name, disks, clock_unix_ns=time.time_ns()).model_copy(update={"surroundings": around})
+        self.advance(0.001)  # each comes at a time of its own
+        assert (await self.agent(name, "PUT", "/agent/inventory", report)).status == 200
 
     # ---- time
 

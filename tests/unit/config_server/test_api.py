@@ -413,6 +413,30 @@ async def test_inventory_is_answered_with_who_could_take_the_disks_and_what_the_
     assert (checks["free space /state"]["grade"], checks["port 9444"]["grade"]) == ("ok", "blocker")
 
 
+async def test_a_server_is_protected_through_the_process_server_that_its_agent_reaches(lab: Lab) -> None:
+    await lab.enrol(Role.AGENT, "web-1")
+    for name, port, free in (("ps-far", 9444, 0.99), ("ps-near", 9555, 0.9)):
+        url = f"https://127.0.0.1:{port}"
+        await lab.enrol(Role.PROCESS_SERVER, name, service_url=url)
+        beat = heartbeat(url).model_copy(update={"spool_free_fraction": free})
+        path, identity = "/api/v1/process-server/heartbeats", lab.identities[name]
+        assert (await lab.request("POST", path, beat, identity=identity)).status == 200
+    around = Surroundings(
+        state=FreeSpace(path="/state", free_bytes=2**30),
+        reach=[
+            Reach(service="process server", host="127.0.0.1", port=9444, result="timed-out"),
+            Reach(service="process server", host="127.0.0.1", port=9555, result="open"),
+        ],
+    )
+    report = inventory("web-1").model_copy(update={"surroundings": around})
+    assert (await lab.request("PUT", "/api/v1/agent/inventory", report, identity=lab.identities["web-1"])).status == 200
+    checks = await checks_of(lab, "web-1")
+    assert (checks["port 9444"]["grade"], checks["port 9555"]["grade"]) == ("warning", "ok")
+    assert (await lab.administer("POST", "/api/v1/servers/web-1/protection", {})).status == 202
+    (item,) = (await lab.administer("GET", "/api/v1/protected-items")).json["items"]
+    assert item["process_server"]["hostname"] == "ps-near"
+
+
 async def checks_of(lab: Lab, server: str) -> dict[str, dict[str, str]]:
     readiness = (await lab.administer("GET", f"/api/v1/servers/{server}/readiness")).json
     return {check["name"]: check for check in readiness["checks"]}

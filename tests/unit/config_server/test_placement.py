@@ -245,6 +245,46 @@ def _after(placed: Sequence[PlacedItem], decision: Decision, *, age_s: float) ->
     ]
 
 
+# -- what the agent cannot reach ----------------------------------------------------------------------------------
+
+A_IS_FAR = frozenset({"a"})
+BOTH_ARE_FAR = frozenset({"a", "b"})
+
+
+def test_new_item_goes_where_its_agent_has_a_way() -> None:
+    servers = [server("a"), server("b")]
+    assert choose_process_server(servers, items("b", 3), RULES) == "a"
+    assert choose_process_server(servers, items("b", 3), RULES, A_IS_FAR) == "b"
+    assert choose_process_server(servers, items("b", 3), RULES, BOTH_ARE_FAR) == "a", "its word may be old"
+    full = server("b", spool_free_fraction=0.0)
+    assert choose_process_server([server("a"), full], [], RULES, A_IS_FAR) == "b", "a slow way is one"
+
+
+def test_take_over_goes_where_the_agent_has_a_way_and_anywhere_if_it_has_none() -> None:
+    servers = [server("a"), server("b"), server("dead", heard_s=60.0)]
+    placed = items("b", 3, first=10) + items("dead", 1, out_of_reach=A_IS_FAR)
+    assert targets(decided(servers, placed)) == ["b"]
+    placed = items("b", 3, first=10) + items("dead", 1, out_of_reach=BOTH_ARE_FAR)
+    assert targets(decided(servers, placed)) == ["a"]
+
+
+def test_drained_item_keeps_its_way_until_another_one_is_in_reach() -> None:
+    servers = [server("a"), server("b"), server("old", draining=True)]
+    placed = items("b", 3, first=10) + items("old", 1, out_of_reach=A_IS_FAR)
+    assert targets(decided(servers, placed)) == ["b"]
+    decision = decided(servers, items("old", 1, out_of_reach=BOTH_ARE_FAR))
+    assert not decision.moves
+    (waiting,) = decision.waiting
+    assert "ps-a: the agent cannot reach it; ps-b: the agent cannot reach it" in waiting.reason
+
+
+def test_rebalancing_moves_only_who_reaches_the_other_one() -> None:
+    servers = [server("a", capacity=SMALL), server("b", capacity=SMALL)]
+    assert not decided(servers, items("b", 6, out_of_reach=A_IS_FAR)).moves
+    placed = items("b", 5, out_of_reach=A_IS_FAR) + items("b", 1, first=5)
+    assert [move.item for move in decided(servers, placed).moves] == ["item-005"]
+
+
 # -- under constant facts it settles ------------------------------------------------------------------------------
 
 capacities = st.builds(Capacity, st.integers(0, 3), st.integers(1, 2000).map(lambda gb: gb * GB), st.integers(1, 225))
@@ -280,6 +320,7 @@ def sites(draw: st.DrawFn, servers: st.SearchStrategy[Candidate]) -> tuple[list[
             draw(st.integers(0, 400)) * float(GB),
             None,
             draw(st.sampled_from([Hold.NONE, Hold.NONE, Hold.NONE, *Hold])),
+            draw(st.frozensets(st.sampled_from(names[1:]), max_size=2)),
         )
         for number in range(draw(st.integers(0, 14)))
     ]
@@ -318,6 +359,8 @@ def test_with_constant_facts_it_settles_and_nothing_moves_back(
             assert not target.draining
             assert before.hold is not Hold.SOURCE_HELD or before.server is None
             assert before.server is None or target.refusal(rules) is None
+            has_way = before.server is not None and not by_name[before.server].is_silent(rules, LONG_S)
+            assert not (has_way and after.server in before.out_of_reach)
 
 
 @given(sites(healthy))

@@ -258,6 +258,29 @@ async def test_operator_switches_an_item_and_refusals_say_why(tmp_path: Path) ->
         assert "last heard" in refused.json["detail"]
 
 
+async def test_what_agents_reach_decides_where_items_go(tmp_path: Path) -> None:
+    async with site_of(tmp_path, ("ps-1", "ps-2", "ps-3")) as site:
+        await site.protect("web-1", "web-2")
+        for name in ("web-1", "web-2"):
+            await site.order("POST", f"/protected-items/{name}/process-server", {"process_server": "ps-1"})
+        await site.reach("web-1", {"ps-2": "timed-out"})
+        order = "/api/v1/protected-items/web-1/process-server"
+        refused = await site.lab.administer("POST", order, {"process_server": "ps-2"})
+        assert refused.status == 409
+        assert "the agent of web-1 does not reach 127.0.0.1 port 9444: timed out" in refused.json["detail"]
+        # Their process server dies. The emptier one of the two others is out of reach of one of them.
+        await site.protect("web-3")
+        await site.order("POST", "/protected-items/web-3/process-server", {"process_server": "ps-3"})
+        site.silent.add("ps-1")
+        await site.pass_time(17.5)
+        assert await site.where() == {"web-1": "ps-3", "web-2": "ps-2", "web-3": "ps-3"}
+        # The agent tells that the way is open now; a drain may use it.
+        await site.reach("web-1", {"ps-2": "open"})
+        await site.order("POST", "/process-servers/ps-3/drain")
+        await site.pass_time(5.0)
+        assert await site.where() == {"web-1": "ps-2", "web-2": "ps-2", "web-3": "ps-2"}
+
+
 async def test_load_is_told_against_the_capacity_of_the_machine_and_the_steady_churn(tmp_path: Path) -> None:
     async with site_of(tmp_path, ("ps-1",)) as site:
         site.beats["ps-1"] |= {"cpu_count": 8, "memory_bytes": 16 * GB, "spool_limit_bytes": 300 * GB}

@@ -20,6 +20,9 @@ SILENT = dataclasses.replace(PS, heard_age=Age(31.0))
 DRAINING = dataclasses.replace(PS, draining=True)
 
 
+OTHER = dataclasses.replace(PS, name="ps-2", url="https://10.0.0.2:9443")
+
+
 def surroundings(
     free_bytes: int = 2**33, tables_bytes: int = 0, result: ReachResult = "open", host: str = "ps-1"
 ) -> Surroundings:
@@ -58,6 +61,46 @@ def test_digest_tables_of_the_chosen_disks_need_room(
 ) -> None:
     made = checks(surroundings(free_bytes, tables_bytes), disks_bytes)
     assert made["free space /var/lib/blockferry/agent"].grade is grade
+
+
+def test_smaller_granules_need_larger_tables() -> None:
+    found = surroundings(free_bytes=4096 * MIB - 1).model_copy(update={"granule_bytes": 4096})
+    assert checks(found)["free space /var/lib/blockferry/agent"].grade is Grade.BLOCKER
+    assert checks(found, TIB - 2**20)["free space /var/lib/blockferry/agent"].grade is Grade.OK
+
+
+@pytest.mark.parametrize(
+    ("of_ps_1", "of_ps_2", "grades"),
+    [
+        ("open", "open", [Grade.OK, Grade.OK]),
+        ("open", None, [Grade.OK]),
+        ("timed-out", "open", [Grade.WARNING, Grade.OK]),
+        ("timed-out", "refused", [Grade.BLOCKER, Grade.BLOCKER]),
+        ("timed-out", None, [Grade.WARNING, Grade.WARNING]),
+        (None, None, [Grade.WARNING, Grade.WARNING]),
+    ],
+)
+def test_one_process_server_in_reach_is_enough_and_what_is_not_known_does_not_block(
+    of_ps_1: ReachResult | None, of_ps_2: ReachResult | None, grades: list[Grade]
+) -> None:
+    reach = [
+        Reach(service="process server", host=host, port=9443, result=result)
+        for host, result in (("ps-1", of_ps_1), ("10.0.0.2", of_ps_2))
+        if result is not None
+    ]
+    made = list(checks_of_agent(surroundings().model_copy(update={"reach": reach}), TIB, [PS, OTHER]))[1:]
+    assert [check.grade for check in made] == grades
+    assert all(bool(check.remedy) is (check.grade is not Grade.OK) for check in made)
+
+
+def test_process_server_that_could_not_take_the_disks_makes_no_other_one_needless() -> None:
+    reach = [
+        Reach(service="process server", host="ps-1", port=9443, result="timed-out"),
+        Reach(service="process server", host="10.0.0.2", port=9443, result="open"),
+    ]
+    found = surroundings().model_copy(update={"reach": reach})
+    made = list(checks_of_agent(found, TIB, [PS, dataclasses.replace(OTHER, draining=True)]))[1:]
+    assert [check.grade for check in made] == [Grade.BLOCKER]
 
 
 @pytest.mark.parametrize("result", ["refused", "timed-out", "unresolved", "failed"])

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import os
 import shutil
-import socket
-import ssl
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -19,136 +14,34 @@ import pytest
 from mobility_agent import daemon
 from mobility_agent.block_device.listing import describe_disk
 from mobility_agent.block_device.machine_facts import MACHINE_ID_FILE, MachineFacts, read_machine_facts
-from mobility_agent.config import AgentSettings, ConfigServerSettings, LimitsSettings, TrackerSettings
-from mobility_agent.daemon import Agent
+from mobility_agent.config import AgentSettings, ConfigServerSettings, LimitsSettings
 from mobility_agent.desired_memory import DesiredMemory
 from mobility_agent.installation.uninstall import STATE_ENTRIES, remove_state
 from mobility_agent.protection.item_session import ItemSession
 from mobility_agent.shipping.process_server_client import ProcessServerClient
 from mobility_agent.sole_agent import hold_machine
 from mobility_agent.unprotected_disks import UnprotectedDisks
-from replication.agent_limits import AgentLimits, ObservationAnswer
+from replication.agent_limits import AgentLimits
 from replication.churn_profile import ProfileOrder
 from replication.control_plane import (
     AgentDesired,
-    AgentObservation,
-    DesiredItem,
-    EnrolmentAnswer,
-    InventoryAnswer,
     MachineInventory,
     ProcessServerAddress,
-    RenewalRequest,
-    ReplicationTiming,
 )
 from replication.errors import PeerUnavailable, Refused, Retryable, SettingsError
 from replication.service.health import HealthState
-from replication.service.observability import ObservabilitySettings
 from replication.service.runtime import Lifecycle
 from replication.tls_identity import Role, TlsIdentity
 from tests.harness.impostor import listening_impostor
+from tests.harness.running_agent import DISK, ConfigServer, agent_settings, running, wish
 from tests.harness.tls import LabAuthority
-
-DISK = "22222222-2222-4222-8222-222222222222"
-
-
-class ConfigServer:
-    """In place of the agent's client of it: says ``desired`` once, or that it is away."""
-
-    def __init__(self) -> None:
-        self.is_away = False
-        self.news: list[AgentDesired] = []
-        self.observations: list[AgentObservation] = []
-        self.inventories: list[MachineInventory] = []
-        self.process_servers: list[ProcessServerAddress] | None = None
-        """None: it is from before it told them."""
-        self.contexts: list[ssl.SSLContext] = []
-        self.limits: AgentLimits | None = None
-        """None: it is from before there were limits."""
-
-    def _answer(self) -> None:
-        if self.is_away:
-            raise PeerUnavailable("cannot reach the configuration server")
-
-    async def put_inventory(self, inventory: MachineInventory) -> InventoryAnswer | None:
-        self._answer()
-        self.inventories.append(inventory)
-        return None if self.process_servers is None else InventoryAnswer(process_servers=self.process_servers)
-
-    async def post_observation(self, observation: AgentObservation) -> ObservationAnswer | None:
-        self._answer()
-        self.observations.append(observation)
-        return None if self.limits is None else ObservationAnswer(limits=self.limits)
-
-    async def desired(self, _: int, wait_s: float) -> AgentDesired | None:
-        self._answer()
-        if self.news:
-            return self.news.pop(0)
-        await asyncio.sleep(0.01)
-        return None
-
-    async def renew_certificate(self, _: RenewalRequest) -> EnrolmentAnswer:
-        raise PeerUnavailable("cannot renew a certificate: there is no authority")
-
-    async def use_tls(self, tls: ssl.SSLContext) -> None:
-        self.contexts.append(tls)
-
-    async def close(self) -> None:
-        return None
-
-
-def wish(revision: int, *disks: str, reached: bool = False) -> AgentDesired:
-    """:param reached: there is a process server; it does not answer."""
-    address = ProcessServerAddress(identifier=str(uuid.uuid4()), url="https://127.0.0.1:1") if reached else None
-    item = DesiredItem(
-        item=str(uuid.uuid4()), disks=list(disks), goal="replicate", timing=ReplicationTiming(), process_server=address
-    )
-    return AgentDesired(revision=revision, item=item if disks else None)
 
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AgentSettings:
     monkeypatch.setattr(daemon, "RETRY_S", 0.01)
     monkeypatch.setattr(daemon, "DISCARD_POLL_S", 0.01)
-    made = AgentSettings(
-        config_server=ConfigServerSettings("https://127.0.0.1:1"),
-        state_dir=tmp_path / "state",
-        heartbeat_s=0.5,
-        keep_unprotected_s=0.0,
-        tracker=TrackerSettings(kind="scan", pin_root=tmp_path / "pins"),
-        observability=ObservabilitySettings(listen="127.0.0.1:0"),
-    )
-    LabAuthority().issue(Role.AGENT, str(uuid.uuid4()), made.identity_dir)
-    return made
-
-
-class Running:
-    def __init__(self, agent: Agent, server: ConfigServer, task: asyncio.Task[None]) -> None:
-        self.agent, self.server, self.task = agent, server, task
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
-            while not condition():
-                if self.task.done():
-                    await self.task
-                await asyncio.sleep(0.005)
-
-    def health(self, check: str) -> HealthState | None:
-        return next((each.state for each in self.agent._board.checks if each.name == check), None)
-
-
-@asynccontextmanager
-async def running(settings: AgentSettings, server: ConfigServer) -> AsyncIterator[Running]:
-    lifecycle = Lifecycle()
-    with contextlib.ExitStack() as held:
-        agent = Agent(settings, TlsIdentity(settings.identity_dir), held)
-        await agent._control.close()
-        agent._control = server  # type: ignore[assignment]  # the same calls
-        task = asyncio.create_task(agent.run(lifecycle))
-        try:
-            yield Running(agent, server, task)
-        finally:
-            lifecycle.request_stop()
-            await asyncio.wait([task])
+    return agent_settings(tmp_path)
 
 
 async def test_another_certificate_is_used_for_what_begins_from_then_on(settings: AgentSettings) -> None:
@@ -436,37 +329,3 @@ async def test_churn_is_measured_on_the_server_s_word_and_reported_with_the_hear
         assert seen.disks[0].problem  # there is no such disk
         server.news.append(AgentDesired(revision=9, item=None))
         await agent.until(lambda: server.observations[-1].profile is None)
-
-
-async def test_what_the_agent_finds_around_it_is_told_at_once_and_again_when_it_changes(
-    settings: AgentSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(daemon, "UNREACHED_INTERVAL_S", 0.05)
-    server = ConfigServer()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-        server.process_servers = [ProcessServerAddress(identifier=str(uuid.uuid4()), url=f"https://127.0.0.1:{port}")]
-        async with running(settings, server) as agent:
-            await agent.until(lambda: len(server.inventories) >= 2)
-            assert server.inventories[0].surroundings is None
-            around = server.inventories[1].surroundings
-            assert around is not None
-            assert around.state.path == str(settings.state_dir)
-            assert [reach.result for reach in around.reach] == ["refused"]
-            listener.listen()
-            await agent.until(lambda: reached_by(server.inventories[-1]) == ["open"])
-
-
-def reached_by(inventory: MachineInventory) -> list[str]:
-    return [] if inventory.surroundings is None else [reach.result for reach in inventory.surroundings.reach]
-
-
-async def test_a_configuration_server_that_tells_no_process_servers_is_sent_nothing_that_it_does_not_know(
-    settings: AgentSettings,
-) -> None:
-    server = ConfigServer()
-    async with running(settings, server) as agent:
-        await agent.until(lambda: len(server.inventories) >= 1 and len(server.observations) >= 2)
-        assert b"surroundings" not in server.inventories[0].encode()
-        assert len(server.inventories) == 1

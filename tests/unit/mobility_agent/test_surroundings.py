@@ -13,8 +13,10 @@ import pytest
 
 from mobility_agent import surroundings
 from mobility_agent.disk_memory import DISKS_DIRECTORY
+from mobility_agent.shipping.digest_table import DIGEST_BYTES
 from mobility_agent.surroundings import look_around
 from replication.control_plane import ProcessServerAddress
+from replication.surroundings import digest_tables_bytes
 
 
 def at(host: str, port: int) -> ProcessServerAddress:
@@ -65,3 +67,9 @@ async def test_room_is_that_of_the_state_directory_and_tables_are_counted_by_the
     assert found.state.path == str(tmp_path)
     whole = os.statvfs(tmp_path)
     assert 0 < found.state.free_bytes <= whole.f_blocks * whole.f_frsize
+
+
+def test_a_digest_table_takes_a_digest_for_each_granule() -> None:
+    for granule_bytes, table_bytes in ((64 * 2**10, 256 * 2**20), (4 * 2**10, 4 * 2**30)):
+        assert digest_tables_bytes(2**40, granule_bytes) == table_bytes == 2**40 // granule_bytes * DIGEST_BYTES
+    assert digest_tables_bytes(1, 2**16) == DIGEST_BYTES

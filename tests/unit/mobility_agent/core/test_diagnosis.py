@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from config_server.core.certificate_health import certificate_condition
+from config_server.core.health import Health
 from mobility_agent.core.diagnosis import (
     LEAST_FREE_BYTES,
     Verdict,
@@ -47,13 +49,31 @@ def test_clock_is_judged_by_its_distance(offset_s: float, verdict: Verdict, word
     ("begins_in_s", "ends_in_s", "verdict"),
     [
         (-DAY_S, 300 * DAY_S, Verdict.OK),
-        (-DAY_S, 13 * DAY_S, Verdict.WARNING),
-        (-DAY_S, 0.0, Verdict.FAILED),
+        (-300 * DAY_S, 97 * DAY_S, Verdict.OK),
+        (-307 * DAY_S, 90 * DAY_S, Verdict.WARNING),
+        (-357 * DAY_S, 40 * DAY_S, Verdict.WARNING),
+        (-367 * DAY_S, 30 * DAY_S, Verdict.FAILED),
+        (-0.5 * DAY_S, 0.5 * DAY_S, Verdict.OK),
+        (-397 * DAY_S, 0.0, Verdict.FAILED),
         (1.0, 300 * DAY_S, Verdict.FAILED),
     ],
 )
-def test_certificate_is_judged_by_its_life(begins_in_s: float, ends_in_s: float, verdict: Verdict) -> None:
-    assert judge_certificate(begins_in_s, ends_in_s).verdict is verdict
+def test_certificate_is_judged_by_its_life_as_the_configuration_server_does(
+    begins_in_s: float, ends_in_s: float, verdict: Verdict
+) -> None:
+    finding = judge_certificate(begins_in_s, ends_in_s)
+    assert finding.verdict is verdict
+    if begins_in_s < 0 < ends_in_s:
+        condition = certificate_condition("web-1", ends_in_s, ends_in_s - begins_in_s)
+        grades = {Health.WARNING: Verdict.WARNING, Health.CRITICAL: Verdict.FAILED}
+        assert verdict is (Verdict.OK if condition is None else grades[condition.health])
+
+
+def test_certificate_that_has_ended_is_not_enrolled_anew_at_once() -> None:
+    finding = judge_certificate(-400 * DAY_S, -3 * DAY_S)
+    assert finding.what == "it ended 3 days ago"
+    assert "by itself" in finding.remedy
+    assert "docs/operations/certificates.md" in finding.remedy
 
 
 def test_space_must_hold_the_digest_tables_that_are_not_there_yet() -> None:
@@ -64,7 +84,9 @@ def test_space_must_hold_the_digest_tables_that_are_not_there_yet() -> None:
         (LEAST_FREE_BYTES, table_bytes, Verdict.OK),
         (LEAST_FREE_BYTES - 1, table_bytes, Verdict.FAILED),
     ):
-        assert judge_free_space("/state", free_bytes, TIB, tables_bytes).verdict is verdict
+        assert judge_free_space("/state", free_bytes, TIB, tables_bytes, 64 * 2**10).verdict is verdict
+    assert judge_free_space("/state", table_bytes, TIB, 0, 4 * 2**10).verdict is Verdict.WARNING
+    assert judge_free_space("/state", 16 * table_bytes, TIB, 0, 4 * 2**10).verdict is Verdict.OK
 
 
 def test_a_unit_that_is_throttled_from_outside_is_warned_of() -> None:
