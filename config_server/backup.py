@@ -71,7 +71,8 @@ class BackupFacts:
 def back_up(settings: Settings, config_path: Path, out: Path, passphrase: str, clock: Clock) -> BackupFacts:
     """Write the backup to ``out``; durable on return, and then ``out`` is whole. The server may run meanwhile.
 
-    :raises SettingsError: if something that belongs in it cannot be read, or the keys are not the database's. :raises DatabaseUnavailable: if PostgreSQL does not answer.
+    :raises SettingsError: if something that belongs in it cannot be read, or the keys are not the database's.
+    :raises DatabaseUnavailable: if PostgreSQL does not answer.
     """
     authority = TrustStore(settings.authority_directory)
     fingerprint = authority.load().fingerprint

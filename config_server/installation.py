@@ -89,7 +89,9 @@ def _made_already(trust_store: TrustStore, key_path: Path) -> tuple[Authority, K
     except SettingsError as error:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise
-        raise SettingsError(f"{error.message}, and none is made: the database is of a site that has one", hint=HINT) from error
+        raise SettingsError(
+            f"{error.message}, and none is made: the database is of a site that has one", hint=HINT
+        ) from error
 
 
 def issue_certificate(settings: Settings, role: Role, names: ServerNames, directory: Path, clock: Clock) -> PeerName:

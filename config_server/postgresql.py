@@ -226,7 +226,8 @@ class PostgresqlServer:
             if str(error.sqlstate)[:2] in _DENIED_CLASSES:
                 raise DatabaseDenied(
                     f"cannot use the database {self} as {self.user!r}: {error}",
-                    hint="docs/operations/postgresql.md: user, database, password, pg_hba.conf" + self._hint_of_no_password(),
+                    hint="docs/operations/postgresql.md: user, database, password, pg_hba.conf"
+                    + self._hint_of_no_password(),
                 ) from error
             raise DatabaseUnavailable(f"cannot use the database {self}: {error}") from error
         except ssl.SSLError as error:

@@ -1,9 +1,10 @@
 """Whether authority and key-encryption key are the ones that the site's database was made with.
 
-Called by ``installation.py`` (init), ``daemon.py`` (each start) and ``database_image.py`` (backup and its proof). A server with an authority
-of its own would hand out certificates that nobody else trusts; with another key-encryption key it could not open one disk's keys, and a
-backup of that key would be worth nothing. Of the authority the database knows the fingerprint, of the key something that only it unwraps.
-A database from before it knew that of SQLite's learns it from the first key that opens the digest key of a disk, or of which nothing is known.
+Called by ``installation.py`` (init), ``daemon.py`` (each start) and ``database_image.py`` (backup and its proof). A server with an
+authority of its own would hand out certificates that nobody else trusts; with another key-encryption key it could not open one disk's keys,
+and a backup of that key would be worth nothing. Of the authority the database knows the fingerprint, of the key something that only it
+unwraps. An SQLite database of before it knew them learns them at the first start, if that key opens the digest key of one of its disks, or
+if no disk has one.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _HINT_OF_SEVERAL: Final = (
 )
 HINT: Final = (
     "put the site's own authority/ and key-encryption key back, from the backup if need be; a key that systemd hands to the daemon as a "
-    f"credential is seen only by a command that is run with it: {WITH_CREDENTIAL}; if they are lost for good: `config-server init --replace-keys`"
+    f"credential is seen only by a command that is run with it: {WITH_CREDENTIAL}; "
+    "if they are lost for good: `config-server init --replace-keys`"
 )
 """What to do where the keys of a database are missing, or others are in their place."""
 

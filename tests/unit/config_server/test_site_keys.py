@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import sqlite3
 from pathlib import Path
@@ -64,17 +65,20 @@ class Appliance:
         wrapped = KeyEncryptionKey.load(key).wrap_digest_key(new_data_key(), DISK)
         self.execute(
             "INSERT INTO machines (id, hostname, machine_fingerprint, enrolled_ns, connected, desired_revision) "
-            f"VALUES ('{MACHINE}', 'web-1', 'x', 1, 0, 0)",
+            "VALUES (?, 'web-1', 'x', 1, 0, 0)",
+            MACHINE,
+        )
+        self.execute(
             "INSERT INTO disks (id, machine_id, path, size_bytes, present, seen_ns, digest_key) "
-            f"VALUES ('{DISK}', '{MACHINE}', '/dev/sda', 1, 1, 1, '{wrapped}')",
+            "VALUES (?, ?, '/dev/sda', 1, 1, 1, ?)",
+            DISK,
+            MACHINE,
+            wrapped,
         )
 
-    def execute(self, *statements: str) -> None:
-        database = sqlite3.connect(self.state / DATABASE_FILE)
-        for statement in statements:
-            database.execute(statement)
-        database.commit()
-        database.close()
+    def execute(self, statement: str, *values: str) -> None:
+        with contextlib.closing(sqlite3.connect(self.state / DATABASE_FILE)) as database, database:
+            database.execute(statement, values)
 
     def forget_keys(self) -> None:
         """As a database was before SQLite's knew them."""
