@@ -118,7 +118,9 @@ class AuditLog:
                 broken = first_broken((record_of(row), row.previous, row.digest) for row in rows)
                 first = None if broken is None else rows[broken].id
             records, newest = records + len(page), page[-1]
-        return Verification(first, records, newest and newest.id, newest and newest.digest)
+        if newest is None:
+            return Verification(None, 0, None, None)
+        return Verification(first, records, newest.id, newest.digest)
 
     async def first_broken(self) -> int | None:
         """The number of the first record that is not as it was written, or does not follow from the one before; None: all are."""

@@ -89,12 +89,11 @@ def fault_of_keys(image: Path, trust_store: TrustStore, key: KeyEncryptionKey) -
     try:
         with contextlib.closing(sqlite3.connect(image)) as database:
             checks = _rows(database, "site_keys", "authority_fingerprint", "key_check")
-            digest_keys = _rows(database, "disks", "id", "digest_key")
+            digest_keys = [row for row in _rows(database, "disks", "id", "digest_key") if None not in row]
     except sqlite3.Error as error:
         raise IntegrityError(f"cannot use this copy of the database: it cannot be read: {error}") from error
     known_fingerprint, key_check = checks[0] if checks else (None, None)
-    known = KnownKeys(known_fingerprint, key_check, [(disk, text) for disk, text in digest_keys if text is not None])
-    return known.fault(trust_store, key)
+    return KnownKeys(known_fingerprint, key_check, digest_keys).fault(trust_store, key)
 
 
 def _rows(database: sqlite3.Connection, table: str, *columns: str) -> list[tuple[str, str]]:
