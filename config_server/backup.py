@@ -158,7 +158,7 @@ def restore(
         shutil.rmtree(staging, ignore_errors=True)
         make_directory_durably(staging)
         try:
-            facts = _unpacked(members, staging)
+            facts = _unpacked(members, staging, key_in_place=site_key_file(settings))
             key_path = _check_key_place(settings, staging)
             image: Path | None = staging / DATABASE
             if keep_database:
@@ -215,7 +215,9 @@ def _check_empty(state_dir: Path) -> None:
         )
 
 
-def _unpacked(members: Iterator[tuple[str, IO[bytes]]], directory: Path) -> BackupFacts:
+def _unpacked(
+    members: Iterator[tuple[str, IO[bytes]]], directory: Path, *, key_in_place: Path | None = None
+) -> BackupFacts:
     """Every member but the first as a durable file in ``directory``, proved: whole, as listed, and good for a configuration server."""
     found: dict[str, dict[str, object]] = {}
     for name, content in members:
@@ -224,7 +226,7 @@ def _unpacked(members: Iterator[tuple[str, IO[bytes]]], directory: Path) -> Back
         found[name] = _stored(directory / name, content, mode=0o644 if name in _AUTHORITY[1:] else 0o600)
     if found.keys() != set(MEMBERS) - {CONFIGURATION}:
         raise IntegrityError("cannot use the backup: it is not complete")
-    return _proved(directory, found)
+    return _proved(directory, found, key_in_place)
 
 
 def _stored(path: Path, content: IO[bytes], *, mode: int) -> dict[str, object]:
@@ -242,7 +244,8 @@ def _stored(path: Path, content: IO[bytes], *, mode: int) -> dict[str, object]:
     return {"bytes": size_bytes, "sha256": digest.hexdigest()}
 
 
-def _proved(directory: Path, found: dict[str, dict[str, object]]) -> BackupFacts:
+def _proved(directory: Path, found: dict[str, dict[str, object]], key_in_place: Path | None) -> BackupFacts:
+    """``key_in_place``: where the site's key belongs; the right one that is there replaces a wrong one of the backup."""
     try:
         manifest = json.loads((directory / MANIFEST).read_bytes())
         listed = {name: manifest["files"][name] for name in found if name != MANIFEST}
@@ -253,10 +256,16 @@ def _proved(directory: Path, found: dict[str, dict[str, object]]) -> BackupFacts
         raise IntegrityError("cannot use the backup: a file in it is not the one that was put in")
     trust_store = TrustStore(directory / "authority")
     prove_image(directory / DATABASE)
-    if fault := fault_of_keys(directory / DATABASE, trust_store, KeyEncryptionKey.load(directory / KEY)):
+    fault = fault_of_keys(directory / DATABASE, trust_store, KeyEncryptionKey.load(directory / KEY))
+    if fault is not None and key_in_place is not None and key_in_place.exists():
+        fault = fault_of_keys(directory / DATABASE, trust_store, KeyEncryptionKey.load(key_in_place))
+        if fault is None:
+            DurableFile(directory / KEY).replace(key_in_place.read_bytes())
+    if fault is not None:
         raise IntegrityError(
             f"cannot use the backup: authority and key-encryption key in it are not its database's: {fault}",
-            hint="make another one where the site's own keys are, and prove it",
+            hint="make another one where the site's own keys are; if they are nowhere any more but for the key: `config-server restore` takes "
+            "the one that key_encryption_key_file of the configuration names",
         )
     return BackupFacts(*facts, trust_store.load().fingerprint, int(str(found[DATABASE]["bytes"])))
 

@@ -55,6 +55,14 @@ class Appliance:
             "backup", "--config", self._configuration, "--out", self.archive, "--passphrase-file", self._passphrase
         )
 
+    def restore(self) -> tuple[int, str]:
+        return self._run(
+            "restore", self.archive, "--config", self._configuration, "--passphrase-file", self._passphrase
+        )
+
+    def configure(self, line: str) -> None:
+        self._configuration.write_text(f"{self._configuration.read_text()}{line}\n")
+
     def move_key_away(self) -> None:
         """As docs/operations/configuration-server.md says."""
         self.moved.parent.mkdir()
@@ -151,6 +159,26 @@ def test_a_backup_with_another_key_than_its_database_s_is_found(
     with pytest.raises(IntegrityError, match="are not its database's") as found:
         check_backup(appliance.archive, PASSPHRASE)
     assert found.value.hint
+
+
+def test_restore_takes_the_site_s_own_key_that_is_in_its_place_instead_of_a_wrong_one(
+    appliance: Appliance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = tmp_path / "own-key"
+    appliance.key.rename(own)
+    put_another_key(appliance.key)
+    with monkeypatch.context() as careless:
+        careless.setattr("config_server.backup.fault_of_keys", lambda *_: None)
+        assert appliance.back_up()[0] == 0
+    appliance.state.rename(tmp_path / "lost")
+    code, text = appliance.restore()
+    assert (code, "key_encryption_key_file" in text) == (1, True), text
+    assert list(appliance.state.iterdir()) == []
+    appliance.configure(f"key_encryption_key_file: {own}")
+    code, text = appliance.restore()
+    assert code == 0, text
+    assert appliance.init()[0] == 0
+    assert not appliance.key.exists()
 
 
 def test_a_database_from_before_it_knew_its_keys_learns_them_from_one_that_opens_a_disk_s(appliance: Appliance) -> None:
