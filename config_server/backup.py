@@ -264,8 +264,8 @@ def _proved(directory: Path, found: dict[str, dict[str, object]], key_in_place: 
     if fault is not None:
         raise IntegrityError(
             f"cannot use the backup: authority and key-encryption key in it are not its database's: {fault}",
-            hint="make another one where the site's own keys are; if they are nowhere any more but for the key: `config-server restore` takes "
-            "the one that key_encryption_key_file of the configuration names",
+            hint="make another one where the site's own keys are; if that machine is lost: `config-server restore` takes the site's own "
+            "key from where key_encryption_key_file of the configuration names it",
         )
     return BackupFacts(*facts, trust_store.load().fingerprint, int(str(found[DATABASE]["bytes"])))
 
