@@ -25,6 +25,7 @@ from config_server.tables import AuditRow
 
 SAME_REFUSAL_EVERY_S: Final = 60.0
 MAX_REMEMBERED: Final = 1000
+VERIFIED_AT_A_TIME: Final = 1000
 ATTEMPTS: Final = 5
 _FIELDS: Final = tuple(field.name for field in fields(AuditRecord))
 
@@ -35,6 +36,16 @@ _logger = logging.getLogger(__name__)
 class _Refusals:
     since_ns: int
     unrecorded: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """``first_broken``: None: each record is as it was written and follows from the one before. ``last``: the newest's number, if any."""
+
+    first_broken: int | None
+    records: int
+    last: int | None
+    last_digest: str | None
 
 
 class AuditLog:
@@ -94,19 +105,26 @@ class AuditLog:
                 return list(await session.scalars(wanted.order_by(AuditRow.id.desc()).limit(limit)))[::-1]
             return list(await session.scalars(wanted.where(AuditRow.id > after).order_by(AuditRow.id).limit(limit)))
 
+    async def verify(self) -> Verification:
+        """Read the whole chain. What it proves is in ``core/audit_chain.py``."""
+        first: int | None = None
+        records, newest = 0, None
+        while True:
+            page = await self.read(after=0 if newest is None else newest.id, limit=VERIFIED_AT_A_TIME, actor=None)
+            if not page:
+                break
+            if first is None:
+                rows = [*([] if newest is None else [newest]), *page]
+                broken = first_broken((record_of(row), row.previous, row.digest) for row in rows)
+                first = None if broken is None else rows[broken].id
+            records, newest = records + len(page), page[-1]
+        if newest is None:
+            return Verification(None, 0, None, None)
+        return Verification(first, records, newest.id, newest.digest)
+
     async def first_broken(self) -> int | None:
         """The number of the first record that is not as it was written, or does not follow from the one before; None: all are."""
-        rows: list[AuditRow] = []
-        expected: AuditRow | None = None
-        while True:
-            page = await self.read(after=0 if expected is None else expected.id, limit=1000, actor=None)
-            if not page:
-                return None
-            rows = [*([] if expected is None else [expected]), *page]
-            broken = first_broken((record_of(row), row.previous, row.digest) for row in rows)
-            if broken is not None:
-                return rows[broken].id
-            expected = page[-1]
+        return (await self.verify()).first_broken
 
 
 def record_of(row: AuditRow) -> AuditRecord:

@@ -26,7 +26,14 @@ class AuditEntry(Document):
 
 
 class AuditVerdict(Document):
-    """``first_broken``: the number of the first record that is not as it was written or does not follow from the one before."""
+    """``first_broken``: the number of the first record that is not as it was written or does not follow from the one before.
+
+    ``records``: how many there are; ``last``, ``last_digest``: number and digest of the newest; None: there is none. Noted down outside of
+    the database they show later on whether the newest were taken out, which the chain alone does not.
+    """
 
     whole: bool
     first_broken: int | None
+    records: int
+    last: int | None
+    last_digest: str | None

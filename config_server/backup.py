@@ -29,6 +29,7 @@ from config_server.config import Settings
 from config_server.database_image import (
     check_kept_database,
     database_file,
+    fault_of_keys,
     prepare_image,
     prove_image,
     put_image,
@@ -38,6 +39,7 @@ from config_server.events import Clock
 from config_server.installation import site_key_file
 from config_server.key_encryption import KeyEncryptionKey
 from config_server.sealed_archive import opened_members, sealed_parts, tar_parts
+from config_server.site_keys import HINT
 from replication import __version__
 from replication.durable_file import DurableFile, make_directory_durably, sync_directory
 from replication.errors import Conflict, IntegrityError, SettingsError
@@ -69,18 +71,24 @@ class BackupFacts:
 def back_up(settings: Settings, config_path: Path, out: Path, passphrase: str, clock: Clock) -> BackupFacts:
     """Write the backup to ``out``; durable on return, and then ``out`` is whole. The server may run meanwhile.
 
-    :raises SettingsError: if something that belongs in it cannot be read. :raises DatabaseUnavailable: if PostgreSQL does not answer.
+    :raises SettingsError: if something that belongs in it cannot be read, or the keys are not the database's.
+    :raises DatabaseUnavailable: if PostgreSQL does not answer.
     """
     authority = TrustStore(settings.authority_directory)
     fingerprint = authority.load().fingerprint
     key_path = site_key_file(settings)
-    KeyEncryptionKey.load(key_path)
+    key = KeyEncryptionKey.load(key_path)
     created_at = dt.datetime.fromtimestamp(clock() / 1e9, dt.UTC).isoformat(timespec="seconds")
     file = database_file(settings)
     place = settings.state_dir if file is None or not file.exists() else file.parent
     with tempfile.TemporaryDirectory(dir=place, prefix=".backup-") as scratch:  # it is no less private there
         copy = Path(scratch) / DATABASE
         take_image(settings, copy)
+        if fault := fault_of_keys(copy, authority, key):
+            raise SettingsError(
+                f"cannot back up this site with the key-encryption key {key_path} and the authority that are here: {fault}",
+                hint=HINT,
+            )
         files = {
             CONFIGURATION: config_path,
             **{name: settings.authority_directory / Path(name).name for name in _AUTHORITY},
@@ -150,7 +158,7 @@ def restore(
         shutil.rmtree(staging, ignore_errors=True)
         make_directory_durably(staging)
         try:
-            facts = _unpacked(members, staging)
+            facts = _unpacked(members, staging, key_in_place=site_key_file(settings))
             key_path = _check_key_place(settings, staging)
             image: Path | None = staging / DATABASE
             if keep_database:
@@ -207,7 +215,9 @@ def _check_empty(state_dir: Path) -> None:
         )
 
 
-def _unpacked(members: Iterator[tuple[str, IO[bytes]]], directory: Path) -> BackupFacts:
+def _unpacked(
+    members: Iterator[tuple[str, IO[bytes]]], directory: Path, *, key_in_place: Path | None = None
+) -> BackupFacts:
     """Every member but the first as a durable file in ``directory``, proved: whole, as listed, and good for a configuration server."""
     found: dict[str, dict[str, object]] = {}
     for name, content in members:
@@ -216,7 +226,7 @@ def _unpacked(members: Iterator[tuple[str, IO[bytes]]], directory: Path) -> Back
         found[name] = _stored(directory / name, content, mode=0o644 if name in _AUTHORITY[1:] else 0o600)
     if found.keys() != set(MEMBERS) - {CONFIGURATION}:
         raise IntegrityError("cannot use the backup: it is not complete")
-    return _proved(directory, found)
+    return _proved(directory, found, key_in_place)
 
 
 def _stored(path: Path, content: IO[bytes], *, mode: int) -> dict[str, object]:
@@ -234,7 +244,8 @@ def _stored(path: Path, content: IO[bytes], *, mode: int) -> dict[str, object]:
     return {"bytes": size_bytes, "sha256": digest.hexdigest()}
 
 
-def _proved(directory: Path, found: dict[str, dict[str, object]]) -> BackupFacts:
+def _proved(directory: Path, found: dict[str, dict[str, object]], key_in_place: Path | None) -> BackupFacts:
+    """``key_in_place``: where the site's key belongs; the right one that is there replaces a wrong one of the backup."""
     try:
         manifest = json.loads((directory / MANIFEST).read_bytes())
         listed = {name: manifest["files"][name] for name in found if name != MANIFEST}
@@ -243,10 +254,20 @@ def _proved(directory: Path, found: dict[str, dict[str, object]]) -> BackupFacts
         raise IntegrityError("cannot use the backup: its list is damaged") from error
     if listed != {name: entry for name, entry in found.items() if name != MANIFEST}:
         raise IntegrityError("cannot use the backup: a file in it is not the one that was put in")
-    fingerprint = TrustStore(directory / "authority").load().fingerprint
-    KeyEncryptionKey.load(directory / KEY)
+    trust_store = TrustStore(directory / "authority")
     prove_image(directory / DATABASE)
-    return BackupFacts(*facts, fingerprint, int(str(found[DATABASE]["bytes"])))
+    fault = fault_of_keys(directory / DATABASE, trust_store, KeyEncryptionKey.load(directory / KEY))
+    if fault is not None and key_in_place is not None and key_in_place.exists():
+        fault = fault_of_keys(directory / DATABASE, trust_store, KeyEncryptionKey.load(key_in_place))
+        if fault is None:
+            DurableFile(directory / KEY).replace(key_in_place.read_bytes())
+    if fault is not None:
+        raise IntegrityError(
+            f"cannot use the backup: authority and key-encryption key in it are not its database's: {fault}",
+            hint="make another one where the site's own keys are; if that machine is lost: `config-server restore` takes the site's own "
+            "key from where key_encryption_key_file of the configuration names it",
+        )
+    return BackupFacts(*facts, trust_store.load().fingerprint, int(str(found[DATABASE]["bytes"])))
 
 
 def _check_key_place(settings: Settings, staging: Path) -> Path:

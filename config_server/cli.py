@@ -110,7 +110,7 @@ def run(config_path: Path, check_config: bool) -> None:
 @click.option(
     "--replace-keys",
     is_flag=True,
-    help="On PostgreSQL: the site's authority and key are lost, and new ones take their place.",
+    help="The site's authority or key-encryption key is lost for good, and what is here, or made, takes its place.",
 )
 def init(config_path: Path, token_file: Path | None, administrator: str | None, *, replace_keys: bool) -> None:
     """Make authority, keys, database and a one-time secret for the first administrator; what is there stays."""

@@ -104,8 +104,7 @@ async def running_site(
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
         await database.upgrade()
-        if database.postgresql is not None:
-            await check_site_keys(database, trust_store, site_key)
+        await check_site_keys(database, trust_store, site_key)
         await ensure_default_policy(database)
         leadership: Leadership = SoleLeadership()
         if reconcile and database.postgresql is not None:

@@ -22,7 +22,7 @@ from config_server.database_copy import check_empty, copy_database
 from config_server.events import COMMAND_LINE, Clock, record_event
 from config_server.key_encryption import KeyEncryptionKey
 from config_server.postgresql import is_postgresql
-from config_server.site_keys import check_site_keys, must_have_keys_already
+from config_server.site_keys import KnownKeys, check_site_keys, must_have_keys_already
 from replication.durable_file import make_directory_durably, sync_directory
 from replication.errors import Conflict, IntegrityError, NotFound, SettingsError
 
@@ -79,6 +79,29 @@ def prove_image(image: Path) -> None:
         raise IntegrityError(
             f"cannot use the backup: its database is damaged: {verdict if verdict != 'ok' else 'orphans'}"
         )
+
+
+def fault_of_keys(image: Path, trust_store: TrustStore, key: KeyEncryptionKey) -> str | None:
+    """Why these keys are not those of the database in ``image``, whatever version's; None if they are.
+
+    :raises IntegrityError: if it cannot be read.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(image)) as database:
+            checks = _rows(database, "site_keys", "authority_fingerprint", "key_check")
+            digest_keys = [row for row in _rows(database, "disks", "id", "digest_key") if None not in row]
+    except sqlite3.Error as error:
+        raise IntegrityError(f"cannot use this copy of the database: it cannot be read: {error}") from error
+    known_fingerprint, key_check = checks[0] if checks else (None, None)
+    return KnownKeys(known_fingerprint, key_check, digest_keys).fault(trust_store, key)
+
+
+def _rows(database: sqlite3.Connection, table: str, *columns: str) -> list[tuple[str, str]]:
+    """None from before the table had these columns."""
+    there = {name for (name,) in database.execute("SELECT name FROM pragma_table_info(?)", (table,))}
+    if not there.issuperset(columns):
+        return []
+    return database.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall()  # noqa: S608 -- names from above
 
 
 def prepare_image(settings: Settings, image: Path, message: str, clock: Clock) -> None:

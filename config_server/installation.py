@@ -19,9 +19,9 @@ from config_server.first_access import SecretFile, make_first_access
 from config_server.key_encryption import KeyEncryptionKey, key_file
 from config_server.policies import ensure_default_policy
 from config_server.server_identity import ensure_server_identity
-from config_server.site_keys import check_site_keys, must_have_keys_already
+from config_server.site_keys import HINT, check_site_keys, must_have_keys_already
 from replication.credentials import CREDENTIALS_VARIABLE
-from replication.errors import Conflict, NotFound, Refused
+from replication.errors import Conflict, NotFound, Refused, SettingsError
 from replication.state_directory import make_state_directory, state_directory_usable
 from replication.tls_identity import PeerName, Role, TlsIdentity, new_private_key, private_key_pem
 
@@ -52,7 +52,8 @@ async def initialize(
 
     ``replace_keys``: the database may know other keys, which are given up. ``secret_file`` and the rest: ``make_first_access``.
 
-    :raises SettingsError: if something that is there cannot be used, or a file or directory cannot be made.
+    :raises SettingsError: if something that is there cannot be used, a file or directory cannot be made, or a key is missing that the
+        database was made with.
     :raises Conflict: as ``make_first_access``; all else is made.
     """
     make_state_directory(settings.state_dir)
@@ -68,18 +69,29 @@ async def _initialize(
     database = settings.open_database()
     try:
         await database.upgrade()
-        if database.postgresql is not None and not replace_keys and await must_have_keys_already(database):
-            authority, key = trust_store.load(), KeyEncryptionKey.load(path)
+        if not replace_keys and await must_have_keys_already(database):
+            authority, key = _made_already(trust_store, path)
         else:
             authority, key = trust_store.load_or_create(clock()), KeyEncryptionKey.load_or_create(path)
-        if database.postgresql is not None:
-            await check_site_keys(database, trust_store, key, replace=replace_keys)
+        await check_site_keys(database, trust_store, key, replace=replace_keys)
         ensure_server_identity(settings, authority, trust_store, clock())
         await ensure_default_policy(database)
         secret = await make_first_access(Administrators(database, clock), administrator, secret_file)
     finally:
         await database.close()
     return Installed(authority.fingerprint, secret, path)
+
+
+def _made_already(trust_store: TrustStore, key_path: Path) -> tuple[Authority, KeyEncryptionKey]:
+    """A new one in the place of one that is only not seen from here would be backed up instead of it, and open nothing."""
+    try:
+        return trust_store.load(), KeyEncryptionKey.load(key_path)
+    except SettingsError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        raise SettingsError(
+            f"{error.message}, and none is made: the database is of a site that has one", hint=HINT
+        ) from error
 
 
 def issue_certificate(settings: Settings, role: Role, names: ServerNames, directory: Path, clock: Clock) -> PeerName:

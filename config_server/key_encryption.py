@@ -23,6 +23,11 @@ from replication.segment_keys import KEY_BYTES, unwrap_for_site, unwrap_text_for
 KEY_FILE_NAME: Final = "key-encryption-key"
 _DIGEST_KEY_CONTEXT: Final = b"blockferry digest key v1 "
 _SECRET_CONTEXT: Final = b"blockferry secret v1 "
+WITH_CREDENTIAL: Final = (
+    "systemd-run --pipe --wait --collect -p User=blockferry-config-server "
+    "-p LoadCredential=key-encryption-key:/etc/blockferry/key-encryption-key config-server …"
+)
+"""How a command gets what systemd hands to the daemon only."""
 
 
 def key_file(configured: Path | None, state_dir: Path, credentials_directory: str | None) -> Path:
@@ -54,10 +59,15 @@ class KeyEncryptionKey:
         except FileNotFoundError as error:
             raise SettingsError(
                 f"cannot find the key-encryption key {path}",
-                hint="`config-server init` makes it once; a lost key must come from the backup",
+                hint="a new site's is made by `config-server init`; one that systemd hands to the daemon as a credential is seen only by "
+                f"a command that is run with it (docs/operations/configuration-server.md#commands-with-a-credential): {WITH_CREDENTIAL}; "
+                "one that is lost comes from the backup",
             ) from error
         except OSError as error:
-            raise SettingsError(f"cannot read the key-encryption key {path}: {error.strerror}") from error
+            raise SettingsError(
+                f"cannot read the key-encryption key {path}: {error.strerror}",
+                hint=f"one that only root may read is handed over as a credential: {WITH_CREDENTIAL}",
+            ) from error
         if mode & 0o077 and not _is_credential(path):
             raise SettingsError(
                 f"cannot use the key-encryption key {path}: others may read it", hint=f"chmod 600 {path}"

@@ -19,7 +19,7 @@ import asyncpg  # type: ignore[import-untyped]  # asyncpg has no types
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from replication.credentials import CREDENTIALS_VARIABLE
+from replication.credentials import credential_file
 from replication.errors import InvalidInput, Retryable, SettingsError
 
 SCHEME: Final = "postgresql"
@@ -184,8 +184,8 @@ class PostgresqlServer:
         """Read anew for each connection, so that it may be changed without a restart."""
         path = self.settings.password_file
         if path is None:
-            path = Path(os.environ.get(CREDENTIALS_VARIABLE) or "/nonexistent") / PASSWORD_CREDENTIAL
-            if not path.exists():
+            path = credential_file(PASSWORD_CREDENTIAL)
+            if path is None:
                 return None
         try:
             if self.settings.password_file is not None and os.stat(path).st_mode & 0o077:
@@ -193,6 +193,16 @@ class PostgresqlServer:
             return path.read_text(encoding="utf-8").rstrip("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"cannot read the database's password in {path}: {error}") from error
+
+    def _hint_of_no_password(self) -> str:
+        """A credential is seen by the daemon, and by no command in a shell."""
+        if self.settings.password_file is not None or credential_file(PASSWORD_CREDENTIAL) is not None:
+            return ""
+        return (
+            f"; none was given: a password that systemd hands to the daemon is seen only by a command that is run with "
+            f"systemd-run … -p LoadCredential={PASSWORD_CREDENTIAL}:/etc/blockferry/{PASSWORD_CREDENTIAL} "
+            "(docs/operations/configuration-server.md#commands-with-a-credential)"
+        )
 
     def _tls(self) -> ssl.SSLContext | bool:
         if self.is_local or self.settings.tls == "off":
@@ -216,7 +226,8 @@ class PostgresqlServer:
             if str(error.sqlstate)[:2] in _DENIED_CLASSES:
                 raise DatabaseDenied(
                     f"cannot use the database {self} as {self.user!r}: {error}",
-                    hint="docs/operations/postgresql.md: user, database, password, pg_hba.conf",
+                    hint="docs/operations/postgresql.md: user, database, password, pg_hba.conf"
+                    + self._hint_of_no_password(),
                 ) from error
             raise DatabaseUnavailable(f"cannot use the database {self}: {error}") from error
         except ssl.SSLError as error:

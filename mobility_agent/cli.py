@@ -22,7 +22,7 @@ from mobility_agent.block_device.machine_facts import MACHINE_ID_FILE, read_mach
 from mobility_agent.config import DEFAULT_CONFIG_PATH, AgentSettings
 from mobility_agent.disk_memory import DISKS_DIRECTORY, DiskMemory
 from mobility_agent.doctor_command import doctor
-from mobility_agent.installation_commands import install, uninstall, upgrade
+from mobility_agent.installation_commands import install, note_remains, uninstall, upgrade
 from mobility_agent.inventory import find_disks, take_inventory
 from mobility_agent.passphrase_file import read_passphrase
 from replication.enrolment import enrol_with_any
@@ -50,7 +50,7 @@ def main(context: click.Context, config_path: Path, check_config: bool) -> None:
         hand_on_options(context)
 
 
-for command in (install, upgrade, uninstall, doctor, paths_command("agent")):
+for command in (install, upgrade, uninstall, note_remains, doctor, paths_command("agent")):
     main.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""The commands that install, upgrade and remove the agent: ``install``, ``upgrade``, ``uninstall``.
+"""The commands that install, upgrade and remove the agent: ``install``, ``upgrade``, ``uninstall``; the Debian package's ``note-remains``.
 
 Called by ``cli``, which adds them to the program. The installer (``deploy/packaging/installer-stub.sh``) unpacks a version and hands over
 to ``install`` or ``upgrade --activate`` of what it unpacked. On a terminal what is missing is asked for; with ``--unattended`` nothing is.
@@ -21,11 +21,13 @@ from mobility_agent.config import AgentSettings, LimitsSettings
 from mobility_agent.installation.install import Wanted, is_enrolled
 from mobility_agent.installation.install import install as install_tree
 from mobility_agent.installation.places import CONFIGURATION, TREES, own_tree, require_own_ground
+from mobility_agent.installation.remains import REMAINS
+from mobility_agent.installation.remains import note_remains as note
 from mobility_agent.installation.uninstall import uninstall as remove
 from mobility_agent.installation.upgrade import activate, fetch_from_any
 from mobility_agent.passphrase_file import read_passphrase
 from replication.agent_limits import CPU_RANGE, READ_RANGE
-from replication.errors import BlockferryError, InvalidInput, NotFound
+from replication.errors import BlockferryError, InvalidInput, NotFound, Refused
 from replication.service.cli import fail
 from replication.service_address import ServiceAddress
 from replication.settings import load_settings, parse_byte_rate, parse_size
@@ -132,6 +134,17 @@ def _fetch_and_run(directory: Path, version: str | None, extra: list[str]) -> in
 def _run_installer(path: Path, extra: list[str]) -> int:
     """It replaces what runs here; this process only waits for it."""
     return subprocess.run(["/bin/sh", os.fspath(path), "upgrade", *extra], check=False).returncode
+
+
+@click.command("note-remains", hidden=True)
+def note_remains() -> None:
+    """Write down what is left when the Debian package is removed, for the time when it is purged. Called by the package."""
+    try:
+        note(CONFIGURATION, click.echo)
+    except BlockferryError as error:
+        fail(error)
+    except OSError as error:
+        fail(Refused(f"cannot write {REMAINS}: {error.strerror or error}"))
 
 
 @click.command()

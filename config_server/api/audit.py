@@ -47,8 +47,14 @@ async def list_audit(call: Call) -> Page[AuditEntry]:
 
 
 async def verify_audit(call: Call) -> AuditVerdict:
-    broken = await call.site.audit.first_broken()
-    return AuditVerdict(whole=broken is None, first_broken=broken)
+    found = await call.site.audit.verify()
+    return AuditVerdict(
+        whole=found.first_broken is None,
+        first_broken=found.first_broken,
+        records=found.records,
+        last=found.last,
+        last_digest=found.last_digest,
+    )
 
 
 ROUTES: Final = (

@@ -2,9 +2,10 @@
 
 Called by ``audit.py`` and ``api/routes.py``.
 
-Each record carries the digest of the one before it and its own over everything in it. Who takes one out, puts one in or changes one has to
-make every later one anew, and a copy of a single later digest (each export has it) shows that. The oldest records are dropped when they are
-old; the chain then begins with the oldest that is left. Pure.
+Each record carries the digest of the one before it and its own over everything in it. Who takes one out of the middle, puts one in or
+changes one has to make every later one anew, and a copy of a single later digest (each export has it) shows that. The oldest records are
+dropped when they are old; the chain then begins with the oldest that is left. The chain alone does not show that the newest were taken
+out, nor that all of it was made anew: a digest that was noted down outside of the database does, being there no more. Pure.
 """
 
 from __future__ import annotations

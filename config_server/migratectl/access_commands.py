@@ -160,7 +160,12 @@ def revoke_token(invocation: Invocation, identifier: str) -> None:
 @click.option("--actor", default=None, help="Only of this one, such as operator:alice.")
 @click.option("--export", is_flag=True, help="All that is kept, oldest first, one JSON document a line.")
 @click.option("--after", default=0, type=click.IntRange(0), help="With --export: only what came after this record.")
-@click.option("--verify", is_flag=True, help="Check that no record was changed or taken out; exits 1 if one was.")
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Check that no record was changed, put in, or taken out between two others; exits 1 if one was. "
+    "Whether the newest are all there is shown by the last digest that you noted down before.",
+)
 @json_option
 @pass_invocation
 def audit(
@@ -169,13 +174,7 @@ def audit(
     """Who asked to change what, from where, with which outcome, and what was refused; oldest first."""
     if verify:
         verdict = invocation.run(lambda server: server.get("/audit/verification", AuditVerdict))
-        click.echo(
-            as_json(verdict)
-            if as_json_wanted
-            else "the audit log is whole"
-            if verdict.whole
-            else f"the audit log is broken at record {verdict.first_broken}"
-        )
+        click.echo(as_json(verdict) if as_json_wanted else _verdict(verdict))
         sys.exit(0 if verdict.whole else EXIT_FAILED)
     if export:
         invocation.run(lambda server: _export(server, actor, after))
@@ -187,6 +186,18 @@ def audit(
             console.print(one_line(_line(entry)), soft_wrap=True)
 
     show(page, as_json_wanted=as_json_wanted, otherwise=tell)
+
+
+def _verdict(verdict: AuditVerdict) -> str:
+    if not verdict.whole:
+        return f"the audit log is broken at record {verdict.first_broken}"
+    if verdict.last is None:
+        return "the audit log has no records"
+    return (
+        f"each of {verdict.records} records is as it was written and follows from the one before; "
+        f"the last is {verdict.last} with the digest\n{verdict.last_digest}\n"
+        "Note that down elsewhere: while `migratectl audit --export` still has this digest, no record up to it was taken out."
+    )
 
 
 async def _export(server: ConfigServer, actor: str | None, after: int) -> None:

@@ -3,7 +3,9 @@
 Called by ``__main__``. The runtime depends on nothing but glibc: neither Debian's Python nor its libraries. A version's programs lie in a
 directory of their own, ``/usr/lib/blockferry/VERSION``; ``current`` is the one that is used. A daemon's package does what
 ``deploy/systemd/install.sh`` does, the Debian way: dpkg owns the files, the maintainer scripts make user, directories and the sample
-configuration, and restart the daemon. Purging leaves nothing: configuration, state, the user, and of the agent its tracking in the kernel.
+configuration, and restart the daemon. Purging leaves nothing: configuration, state, the user, and of the agent its tracking in the kernel,
+wherever its configuration had them. Purging has no programs any more, so they note it when they are removed
+(``mobility_agent/installation/remains.py``). What others put into the agent's state directory stays if that is not the usual one.
 """
 
 from __future__ import annotations

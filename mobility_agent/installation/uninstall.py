@@ -55,7 +55,7 @@ def uninstall(say: Say, *, purge: bool) -> None:
     """Nothing of the programs is left on return, and with ``purge`` nothing of the agent at all. What is gone already is no error."""
     system.stop_and_disable()
     if purge:
-        state_dir, tracker = _configured()
+        state_dir, tracker = configured(CONFIGURATION, say)
         discard_all_tracking(tracker, state_dir)
         remove_state(state_dir, say)
         with contextlib.suppress(FileNotFoundError):
@@ -80,11 +80,12 @@ def uninstall(say: Say, *, purge: bool) -> None:
     )
 
 
-def _configured() -> tuple[Path, TrackerSettings]:
-    """Where the state is, and how it tracks: by the configuration; where it cannot be read, by default."""
+def configured(configuration: Path, say: Say) -> tuple[Path, TrackerSettings]:
+    """Where the state is, and how it tracks: by the configuration; where it cannot be read, which is said, by default."""
     try:
-        settings = load_settings(AgentSettings, CONFIGURATION)
-    except BlockferryError:
+        settings = load_settings(AgentSettings, configuration)
+    except BlockferryError as error:
+        say(f"{error.message}: state and tracking are looked for where they are by default")
         return DEFAULT_STATE_DIR, TrackerSettings()
     return settings.state_dir, settings.tracker
 

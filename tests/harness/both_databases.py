@@ -23,8 +23,8 @@ from tests.harness.postgresql_cluster import PostgresqlCluster
 MAKERS = ("running_lab", "driven_site")
 """Names of the harness by which a test's module makes configuration servers."""
 
-HAVE_THEIR_OWN = ("test_backup",)
-"""Modules that are about SQLite's files; what corresponds to them on PostgreSQL is in ``<name>_on_postgresql``."""
+HAVE_THEIR_OWN = ("test_backup", "test_site_keys")
+"""Modules that are about SQLite's files; what corresponds on PostgreSQL is in ``test_backup_on_postgresql`` and ``test_leadership``."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -255,7 +255,20 @@ def test_key_encryption_key_may_be_a_credential_that_the_daemon_s_user_cannot_re
     site.machine.run(
         "mv /var/lib/blockferry/config-server/key-encryption-key /etc/blockferry/; cd /etc/blockferry; "
         "chown root:root key-encryption-key; chmod 600 key-encryption-key; "
-        "systemctl daemon-reload; systemctl restart blockferry-config-server; migratectl site"
+        "systemctl daemon-reload; systemctl restart blockferry-config-server; migratectl site; "
+        "install -d -m 700 -o blockferry-config-server /var/backups/blockferry; "
+        "install -m 400 -o blockferry-config-server /dev/null /etc/blockferry/backup-passphrase; "
+        "echo five words drawn at random > /etc/blockferry/backup-passphrase"
+    )
+    in_a_shell = "runuser -u blockferry-config-server -- config-server"
+    backup = "backup --out /var/backups/blockferry/one --passphrase-file /etc/blockferry/backup-passphrase"
+    for command in ("init", backup):
+        refused = site.machine.try_to(f"{in_a_shell} {command}")
+        assert (refused.returncode, "systemd-run" in refused.stderr) == (2, True), refused
+    site.machine.run(
+        "systemd-run --pipe --wait --collect -p User=blockferry-config-server "
+        f"-p LoadCredential=key-encryption-key:/etc/blockferry/key-encryption-key config-server {backup}; "
+        f"{in_a_shell} restore --check {backup.replace('backup --out ', '')}"
     )
 
 

@@ -124,6 +124,20 @@ def create(identity: DeviceIdentity, layout: BitmapLayout) -> KernelObjects:
     return objects
 
 
+def pinned_control(pins: Pins) -> ControlRecord | None:
+    """What the pinned control page says, whichever device's it is; None if it is of another version. Neither locked nor changed.
+
+    :raises OSError: if there is none, or it cannot be read.
+    """
+    descriptor = pins.open("control")
+    try:
+        with mmap.mmap(descriptor, CONTROL_BYTES, prot=mmap.PROT_READ) as memory:
+            control = ControlRecord.from_buffer_copy(memory)
+    finally:
+        os.close(descriptor)
+    return control if control.layout_version == LAYOUT_VERSION else None
+
+
 def open_pinned(pins: Pins, identity: DeviceIdentity, layout: BitmapLayout) -> KernelObjects | None:
     """The objects pinned for exactly this device, or None if the pins are of another one or incomplete."""
     names = ["control", "counters", "bitmap"]

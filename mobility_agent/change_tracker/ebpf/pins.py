@@ -21,7 +21,7 @@ from replication.errors import Conflict, Unsupported
 DEFAULT_PIN_ROOT: Final = Path("/sys/fs/bpf/blockferry")
 _BPF_FS_MAGIC: Final = 0xCAFE4A11
 """include/uapi/linux/magic.h"""
-_UNFINISHED: Final = "-unfinished"
+UNFINISHED: Final = "-unfinished"
 """Names in a bpf file system may not hold a dot."""
 
 
@@ -110,7 +110,7 @@ class Pins:
         :raises Conflict: if pins are there already.
         """
         ensure_bpf_file_system(self.directory.parent)
-        unfinished = self.directory.with_name(self.directory.name + _UNFINISHED)
+        unfinished = self.directory.with_name(self.directory.name + UNFINISHED)
         _remove(unfinished)
         unfinished.mkdir(mode=0o700)
         try:

@@ -151,14 +151,35 @@ async def test_a_record_that_somebody_changed_in_the_database_is_found(lab: Lab)
         await lab.administer("DELETE", f"/api/v1/policies/none-{number}")
         await lab.administer("POST", "/api/v1/policies", {"name": f"policy-{number}"})
     whole = (await lab.administer("GET", "/api/v1/audit/verification")).json
-    assert whole == {"whole": True, "first_broken": None}
+    newest = (await records(lab))[-1]
+    assert whole == {
+        "whole": True,
+        "first_broken": None,
+        "records": 8,
+        "last": newest.id,
+        "last_digest": newest.digest,
+    }
     third = (await records(lab))[2].id
     async with lab.running.site.database.write() as session:
         await session.execute(update(AuditRow).where(AuditRow.id == third).values(actor="nobody"))
-    assert (await lab.administer("GET", "/api/v1/audit/verification")).json == {"whole": False, "first_broken": third}
+    verdict = (await lab.administer("GET", "/api/v1/audit/verification")).json
+    assert (verdict["whole"], verdict["first_broken"]) == (False, third)
     async with lab.running.site.database.write() as session:
         await session.execute(delete(AuditRow).where(AuditRow.id == third))
     assert (await lab.administer("GET", "/api/v1/audit/verification")).json["first_broken"] == third + 1
+
+
+async def test_that_the_newest_records_are_gone_is_shown_by_the_digest_that_was_noted_down(lab: Lab) -> None:
+    for number in range(3):
+        await lab.administer("DELETE", f"/api/v1/policies/none-{number}")
+    noted = (await lab.administer("GET", "/api/v1/audit/verification")).json
+    async with lab.running.site.database.write() as session:
+        await session.execute(delete(AuditRow).where(AuditRow.id == noted["last"]))
+    verdict = (await lab.administer("GET", "/api/v1/audit/verification")).json
+    assert verdict["whole"], "the chain alone does not show it, and the documentation says so"
+    assert (verdict["records"], verdict["last_digest"] == noted["last_digest"]) == (2, False)
+    exported = (await lab.administer("GET", "/api/v1/audit?after=0")).json["items"]
+    assert noted["last_digest"] not in [entry["digest"] for entry in exported]
 
 
 async def test_the_oldest_records_go_the_newest_stays_and_the_chain_holds(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from sqlalchemy import select
 
 from config_server import sealed_archive
-from config_server.backup import MEMBERS, STAGING, check_backup, restore
+from config_server.backup import MEMBERS, STAGING, back_up, check_backup, restore
 from config_server.cli import main
 from config_server.config import Settings
 from config_server.database import DATABASE_FILE
@@ -155,6 +155,11 @@ async def test_a_damaged_database_is_not_put_in_place(tmp_path: Path, monkeypatc
 
     async with running_lab(tmp_path / "old", MemoryBlobClient(), reconcile=False) as lab:
         monkeypatch.setattr("config_server.backup.take_image", damage)
+        configuration, out = write_configuration(lab.settings, tmp_path / "c.yaml"), tmp_path / "damaged.backup"
+        with pytest.raises(IntegrityError, match="database"):
+            await asyncio.to_thread(back_up, lab.settings, configuration, out, PASSPHRASE, time.time_ns)
+        assert not out.exists()
+        monkeypatch.setattr("config_server.backup.fault_of_keys", lambda *_: None)
         archive = await backed_up(lab, tmp_path)
     with pytest.raises(IntegrityError, match="database"):
         check_backup(archive, PASSPHRASE)

@@ -52,7 +52,9 @@ def test_tokens_certificates_and_the_audit_log(server: Server, ctl: Ctl, tmp_pat
     assert [line["action"] for line in lines if line["actor"] == "reader:eve"] == ["POST /tokens"]
     assert "POST /api/v1/tokens → 403" in ctl("audit", "--actor", "reader:eve").output
     assert ctl("audit", "--export", "--after", str(lines[-1]["id"])).output == ""
-    assert ctl("audit", "--verify").exit_code == 0
+    verified = ctl("audit", "--verify")
+    assert (verified.exit_code, f"each of {len(lines)} records" in verified.output) == (0, True), verified.output
+    assert lines[-1]["digest"] in verified.output.splitlines()
 
 
 def test_a_record_is_one_line_whatever_is_in_it(server: Server, ctl: Ctl) -> None:

@@ -260,6 +260,11 @@ async def test_password_comes_from_a_file_that_only_its_owner_reads(cluster: Pos
                 await database.upgrade()
             assert "wrong" not in str(refused.value)
             await database.close()
+        database = Database(url, PostgresqlSettings())
+        with pytest.raises(SettingsError, match=r"no password supplied|password authentication failed") as without:
+            await database.upgrade()
+        assert "LoadCredential=database-password" in str(without.value.hint), "the daemon may be given one by systemd"
+        await database.close()
         password.write_text("right\n")
         database = Database(url, server.settings)
         await database.upgrade()
