@@ -45,6 +45,7 @@ from mobility_agent.protection.point_coordinator import PointCoordinator
 from mobility_agent.protection.resting_disk import RestingDisks, look_at_all
 from mobility_agent.quiesce.file_systems import file_systems_on
 from mobility_agent.quiesce.freeze_guard import FreezeGuard
+from mobility_agent.quiesce.freeze_record import FreezeRecord, record_of
 from mobility_agent.quiesce.hooks import QuiesceHooks
 from mobility_agent.quiesce.interface import Mount
 from mobility_agent.quiesce.locked_memory import LockedBuffer
@@ -102,12 +103,15 @@ async def run(settings: AgentSettings, lifecycle: Lifecycle) -> None:
         raise SettingsError(
             f"cannot run: there is no identity in {settings.identity_dir}", hint="run `mobility-agent enrol` first"
         )
-    identity.settle()
-    make_state_directory(settings.state_dir)
+    machine = identity.name().identifier
     with contextlib.ExitStack() as held:
+        held.callback(hold_machine(machine).close)
+        # Before the first write: what waits for the thaw may be the file system with the agent's own state.
+        FreezeGuard(FreezeRecord(record_of(machine))).thaw_left()
+        identity.settle()
+        make_state_directory(settings.state_dir)
         with state_directory_usable(settings.state_dir):
             held.callback(os.close, _lock_state(settings.state_dir))
-        held.callback(hold_machine(identity.name().identifier).close)
         agent = Agent(settings.within_memory(), identity, held)
         await agent.run(lifecycle)
 
@@ -143,7 +147,7 @@ class Agent:
         self._report_pace = ReportPace(min(MIN_REPORT_GAP_S, settings.heartbeat_s))
         self._surroundings: Surroundings | None = None
         self._item: ItemSession | None = None
-        self._freeze_guard = FreezeGuard()
+        self._freeze_guard = FreezeGuard(FreezeRecord(record_of(identity.name().identifier)))
         held.callback(self._freeze_guard.close)
         self._memory = _reserve(settings.quiesce.last_round_bytes)
         self._state_writes = StateWrites(time.monotonic)
@@ -443,6 +447,7 @@ class Agent:
             coordinator=PointCoordinator(self._freeze_guard, self._memory, self._mounts_of, self._pace.lifted),
             quiesced=None if hooks is None else hooks.quiesced,
             claim=_claim,
+            rest_budget_s=settings.quiesce.rest_budget_s,
             changes=self._changes,
         )
 

@@ -3,6 +3,9 @@
 Called by the agent's point epochs and by cutover. Touches the mount points (opened before the freeze), and the watchdog
 process that it starts. See ``interface`` for what a freeze promises and ``watchdog`` for the messages.
 
+Before each freeze a record of it is written to /run (``freeze_record``): after agent and watchdog were both killed, the agent's next start
+thaws what it names (``thaw_left``). That the watchdog alone is gone is seen by ``remaining_s``: there is no time left then.
+
 While ``frozen`` is on, the caller must not write files, log, import modules (their bytecode is written) or wait for anything
 that does. A file system with the agent's own state may be among the frozen ones as long as nothing is written there.
 """
@@ -14,48 +17,80 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import logging
 import os
+import select
 import socket
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from mobility_agent.quiesce import watchdog
+from mobility_agent.quiesce.freeze_record import FreezeRecord
 from mobility_agent.quiesce.interface import FreezeResult, Mount
-from replication.errors import Conflict, InvalidInput, NotFound, Refused, Unsupported
+from replication.errors import BlockferryError, Conflict, InvalidInput, NotFound, Refused, Unsupported
 
 _ANSWER_TIMEOUT_S: Final = 10.0
 MAX_BUDGET_S: Final = 60.0
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
+_logger = logging.getLogger(__name__)
 
 
 class RunningFreeze:
     """See ``interface.Freeze``."""
 
-    def __init__(self, deadline_s: float) -> None:
+    def __init__(self, deadline_s: float, is_watched: Callable[[], bool]) -> None:
         self._deadline_s = deadline_s
+        self._is_watched = is_watched
+        self.was_unwatched = False
         self.result: FreezeResult | None = None
 
     def remaining_s(self) -> float:
-        return self._deadline_s - time.monotonic()
+        if not self._is_watched():
+            self.was_unwatched = True
+        return 0.0 if self.was_unwatched else self._deadline_s - time.monotonic()
 
 
 class FreezeGuard:
     """``interface.Freezer`` with a watchdog process. One freeze at a time. Close it, or use it as a context."""
 
-    def __init__(self) -> None:
+    def __init__(self, record: FreezeRecord | None = None) -> None:
+        """:param record: of what is frozen; None: nobody comes after this process."""
+        self._record = record
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
 
     @property
     def watchdog_process_id(self) -> int | None:
         return None if self._process is None else self._process.pid
+
+    def thaw_left(self) -> list[str]:
+        """Thaw what an agent before this one has left frozen, and nothing else; the mount points of what was.
+
+        The caller is the only agent that keeps this record, and has written to no file system yet: it might be one of these.
+        """
+        thawed, failures = [], []
+        for mount in reversed([] if self._record is None else self._record.left()):
+            try:
+                descriptor = _open_mount(mount)
+            except BlockferryError as error:
+                failures.append(str(error))
+                continue
+            if watchdog.thaw(descriptor):
+                thawed.append(mount.mount_point)
+            os.close(descriptor)
+        if self._record is not None:
+            self._record.clear_left()
+        if thawed or failures:
+            fields = {"thawed": ", ".join(thawed), "failures": "; ".join(failures)}
+            _logger.warning("an agent before this one was killed in a freeze", extra={"fields": fields})
+        return thawed
 
     def start(self) -> None:
         """Start the watchdog, if it does not run.
@@ -107,6 +142,8 @@ class FreezeGuard:
             if self._process.stderr is not None:
                 self._process.stderr.close()
             self._process = None
+        if self._record is not None:
+            self._record.close()
 
     def __enter__(self) -> Self:
         self.start()
@@ -136,9 +173,12 @@ class FreezeGuard:
                 opened.callback(os.close, descriptors[-1])
             for descriptor in descriptors:
                 _libc.syncfs(descriptor)  # a failure shows again, and is decided upon, when it is frozen
-            self._arm(descriptors, budget_s)
+            if self._record is not None and mounts:
+                self._record.note(mounts)
+                opened.callback(self._record.clear)
+            is_watched = self._arm(descriptors, budget_s)
             started_s = time.monotonic()
-            freeze = RunningFreeze(started_s + budget_s)
+            freeze = RunningFreeze(started_s + budget_s, is_watched)
             done: list[int] = []
             try:
                 for index, mount in enumerate(mounts):
@@ -151,7 +191,10 @@ class FreezeGuard:
                 ]
                 duration_s = time.monotonic() - started_s
                 by_watchdog = self._disarm()
-                freeze.result = _result(duration_s, budget_s, interfered, by_watchdog=bool(by_watchdog))
+                if freeze.was_unwatched:
+                    freeze.result = FreezeResult(False, duration_s, "the freeze watchdog was gone: thawed at once")
+                else:
+                    freeze.result = _result(duration_s, budget_s, interfered, by_watchdog=bool(by_watchdog))
 
     def _freeze_one(self, index: int, mount: Mount, descriptor: int) -> None:
         self._tell(watchdog.FREEZING + struct.pack("<H", index))
@@ -181,10 +224,14 @@ class FreezeGuard:
             raise Refused("cannot freeze: the watchdog is not running")
         return self._socket
 
-    def _arm(self, descriptors: list[int], budget_s: float) -> None:
+    def _arm(self, descriptors: list[int], budget_s: float) -> Callable[[], bool]:
+        """What tells from now on whether the watchdog lives."""
+        has_record = self._record is not None and bool(descriptors)
+        if self._record is not None and has_record:
+            descriptors = [*descriptors, self._record.open()]
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         try:
-            self._connection().sendmsg([watchdog.ARM + struct.pack("<d", budget_s)], rights)
+            self._connection().sendmsg([watchdog.ARM + struct.pack("<d?", budget_s, has_record)], rights)
             answer = self._connection().recv(watchdog.MESSAGE_BYTES)
         except OSError as error:
             self._abandon()
@@ -192,6 +239,11 @@ class FreezeGuard:
         if answer != watchdog.ARMED:
             self._abandon()
             raise Refused("cannot freeze: the watchdog did not answer", hint="the next attempt starts it anew")
+        poller = select.poll()
+        poller.register(
+            self._connection(), select.POLLIN
+        )  # it says nothing while it is armed: whatever comes is its end
+        return lambda: not poller.poll(0)
 
     def _abandon(self) -> None:
         """It does not answer as it should: no message to it can be trusted any more. Nothing is frozen now."""

@@ -65,7 +65,10 @@ class Freeze(Protocol):
     def result(self) -> FreezeResult | None: ...
 
     def remaining_s(self) -> float:
-        """Seconds of the budget that are left; what is frozen is thawed by the watchdog when they are over."""
+        """Seconds of the budget that are left; what is frozen is thawed by the watchdog when they are over. 0 if it is gone: thaw.
+
+        To be asked again and again, between calls that take some hundredths of a second.
+        """
         ...
 
 

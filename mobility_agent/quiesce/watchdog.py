@@ -6,7 +6,8 @@ system of the machine is frozen.
 
 Messages over a SOCK_SEQPACKET pair, one byte of kind each:
 
-    agent → watchdog   A + f64 budget in seconds, with the descriptors of all mount points (SCM_RIGHTS): arm; the clock starts
+    agent → watchdog   A + f64 budget in seconds + bool, with the descriptors of all mount points (SCM_RIGHTS), and, if true, of the record
+                          of what is frozen (``freeze_record``) as the last one: arm; the clock starts
                        F + u16 index: about to freeze that one          (before the ioctl: killed in it, it is thawed)
                        N + u16 index: it was not frozen by us after all
                        D: disarm
@@ -14,7 +15,8 @@ Messages over a SOCK_SEQPACKET pair, one byte of kind each:
                        d + u16 count + u16 indices of those that the watchdog has thawed: disarmed
 
 At the budget's end the watchdog thaws what is marked F, again and again until disarmed: a freeze that takes longer than
-the budget is undone as soon as it stands. When the socket ends (the agent is gone), it thaws what is marked F and ends.
+the budget is undone as soon as it stands. When the socket ends (the agent is gone), it thaws what is marked F, empties the record,
+and ends.
 """
 
 from __future__ import annotations
@@ -60,15 +62,20 @@ class Watch:
         self.frozen: set[int] = set()
         self.thawed: list[int] = []
         self.deadline_s = 0.0
+        self.record: int | None = None
 
-    def arm(self, descriptors: list[int], deadline_s: float) -> None:
+    def arm(self, descriptors: list[int], record: int | None, deadline_s: float) -> None:
         self.disarm()
         self.descriptors = descriptors
+        self.record = record
         self.deadline_s = deadline_s
 
     def disarm(self) -> None:
         for descriptor in self.descriptors:
             os.close(descriptor)
+        if self.record is not None:
+            os.close(self.record)
+        self.record = None
         self.descriptors = []
         self.frozen.clear()
         self.thawed.clear()
@@ -79,6 +86,13 @@ class Watch:
             if thaw(self.descriptors[index]):
                 self.thawed.append(index)
                 self.frozen.discard(index)
+
+    def outlive_agent(self) -> None:
+        """Nobody else thaws any more; and the next agent shall not thaw what somebody else may freeze from now on."""
+        self.thaw_all()
+        if self.record is not None:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.record, 0)
 
     def wait_s(self, now_s: float) -> float | None:
         """How long to wait for a message; None: for ever."""
@@ -101,11 +115,11 @@ def serve(agent: socket.socket) -> None:
         if not ready:
             continue
         try:
-            message, ancillary, _, _ = agent.recvmsg(MESSAGE_BYTES, socket.CMSG_SPACE(4 * MAX_MOUNTS))
+            message, ancillary, _, _ = agent.recvmsg(MESSAGE_BYTES, socket.CMSG_SPACE(4 * (MAX_MOUNTS + 1)))
         except OSError:
             message = b""
         if not message:
-            watch.thaw_all()
+            watch.outlive_agent()
             return
         _obey(watch, agent, message, ancillary)
 
@@ -116,7 +130,9 @@ def _obey(watch: Watch, agent: socket.socket, message: bytes, ancillary: list[tu
         descriptors = array.array("i")
         for _, _, data in ancillary:
             descriptors.frombytes(data)
-        watch.arm(list(descriptors), time.monotonic() + struct.unpack("<d", rest)[0])
+        budget_s, has_record = struct.unpack("<d?", rest)
+        record = descriptors.pop() if has_record else None
+        watch.arm(list(descriptors), record, time.monotonic() + budget_s)
         agent.send(ARMED)
     elif kind == FREEZING:
         watch.frozen.add(struct.unpack("<H", rest)[0])

@@ -18,9 +18,10 @@ import pytest
 from mobility_agent.quiesce import watchdog
 from mobility_agent.quiesce.file_systems import file_systems_on
 from mobility_agent.quiesce.freeze_guard import FreezeGuard
+from mobility_agent.quiesce.freeze_record import FreezeRecord
 from mobility_agent.quiesce.interface import Mount
 from mobility_agent.quiesce.locked_memory import LockedBuffer
-from replication.errors import Conflict, InvalidInput, NotFound, Unsupported
+from replication.errors import Conflict, InvalidInput, NotFound, Refused, Unsupported
 from tests.harness.loop_disk import LoopDisk, loop_disk, mounted, run
 from tests.harness.memory_group import memory_group
 from tests.harness.waiting import has_ended, wait_until
@@ -152,7 +153,8 @@ import sys
 from pathlib import Path
 from mobility_agent.quiesce.file_systems import file_systems_on
 from mobility_agent.quiesce.freeze_guard import FreezeGuard
-guard = FreezeGuard()
+from mobility_agent.quiesce.freeze_record import FreezeRecord
+guard = FreezeGuard(FreezeRecord(Path(sys.argv[3])))
 guard.start()
 with guard.frozen(file_systems_on([Path(sys.argv[1])]), float(sys.argv[2])):
     sys.stdout.write(f"{guard.watchdog_process_id}\\n")
@@ -166,7 +168,14 @@ with guard.frozen(file_systems_on([Path(sys.argv[1])]), float(sys.argv[2])):
 def freezing_agent(disk: LoopDisk, budget_s: float) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """An agent of its own that holds the file systems of ``disk`` frozen, and its watchdog's process id."""
     agent = subprocess.Popen(
-        [sys.executable, "-c", FREEZING_AGENT, str(disk.device), str(budget_s)],
+        [
+            sys.executable,
+            "-c",
+            FREEZING_AGENT,
+            str(disk.device),
+            str(budget_s),
+            str(disk.backing.with_suffix(".frozen")),
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -249,6 +258,83 @@ def test_a_watchdog_killed_before_is_replaced_before_anything_is_frozen(
         assert can_write(mount_point), "the new watchdog thaws"
     assert freeze.result is not None
     assert not freeze.result.is_point
+
+
+def test_once_the_watchdog_is_gone_no_time_is_left_and_it_is_no_point(
+    ext4: tuple[LoopDisk, Path], guard: FreezeGuard
+) -> None:
+    disk, mount_point = ext4
+    process_id = guard.watchdog_process_id
+    assert process_id is not None
+    with guard.frozen(file_systems_on([disk.device]), GENEROUS_S) as freeze:
+        assert freeze.remaining_s() > 0
+        os.kill(process_id, signal.SIGKILL)
+        wait_until(lambda: freeze.remaining_s() <= 0)
+    assert not is_frozen(mount_point)
+    assert freeze.result is not None
+    assert not freeze.result.is_point
+    assert freeze.result.problem == "the freeze watchdog was gone: thawed at once"
+    assert freeze.result.duration_s < GENEROUS_S
+
+
+def test_what_a_killed_agent_and_its_killed_watchdog_left_frozen_is_thawed_by_the_next_start_once(
+    ext4: tuple[LoopDisk, Path], tmp_path: Path
+) -> None:
+    disk, mount_point = ext4
+    record = disk.backing.with_suffix(".frozen")
+    with freezing_agent(disk, 1.0) as (agent, process_id):
+        os.kill(process_id, signal.SIGKILL)
+        agent.kill()
+        agent.wait()
+        wait_until(lambda: has_ended(process_id))
+    assert is_frozen(mount_point)
+    assert FreezeGuard(FreezeRecord(tmp_path / "of another agent")).thaw_left() == []
+    assert is_frozen(mount_point)
+    assert FreezeGuard(FreezeRecord(record)).thaw_left() == [str(mount_point)]
+    assert not is_frozen(mount_point)
+    assert_left_to_others(mount_point, record)
+
+
+def assert_left_to_others(mount_point: Path, record: Path) -> None:
+    """What somebody else freezes now is not thawed by an agent's start."""
+    run("fsfreeze", "--freeze", mount_point)
+    try:
+        assert FreezeGuard(FreezeRecord(record)).thaw_left() == []
+        assert is_frozen(mount_point)
+    finally:
+        run("fsfreeze", "--unfreeze", mount_point)
+
+
+def test_the_watchdog_leaves_nothing_to_the_next_start(ext4: tuple[LoopDisk, Path]) -> None:
+    disk, mount_point = ext4
+    with freezing_agent(disk, GENEROUS_S) as (agent, process_id):
+        agent.kill()
+        agent.wait()
+        wait_until(lambda: has_ended(process_id))
+    assert not is_frozen(mount_point)
+    assert_left_to_others(mount_point, disk.backing.with_suffix(".frozen"))
+
+
+def test_an_agent_that_ended_well_leaves_nothing_to_the_next_start(ext4: tuple[LoopDisk, Path], tmp_path: Path) -> None:
+    disk, mount_point = ext4
+    record = tmp_path / "record"
+    with FreezeGuard(FreezeRecord(record)) as guard:
+        with guard.frozen(file_systems_on([disk.device]), GENEROUS_S):
+            assert [mount.mount_point for mount in FreezeRecord(record).left()] == [str(mount_point)]
+        assert_left_to_others(mount_point, record)
+    assert not record.exists()
+
+
+def test_what_cannot_be_recorded_is_not_frozen(ext4: tuple[LoopDisk, Path], tmp_path: Path) -> None:
+    disk, mount_point = ext4
+    nowhere = FreezeRecord(tmp_path / "none" / "none" / "record")
+    with (
+        FreezeGuard(nowhere) as guard,
+        pytest.raises(Refused, match="no record of it can be kept"),
+        guard.frozen(file_systems_on([disk.device]), GENEROUS_S),
+    ):
+        pytest.fail("it was entered")
+    assert not is_frozen(mount_point)
 
 
 def test_what_someone_else_has_frozen_is_left_frozen_and_the_rest_thawed(tmp_path: Path, guard: FreezeGuard) -> None:

@@ -23,9 +23,10 @@ import mobility_agent.cli
 import mobility_agent.config
 import process_server.cli
 import process_server.config
+from mobility_agent.config import DEFAULT_STATE_DIR
 from replication.settings import load_settings
 from tests.harness.source_tree import REPOSITORY
-from tests.harness.systemd_units import PROGRAMS, SERVICES
+from tests.harness.systemd_units import AGENT, PROGRAMS, SERVICES
 
 OPERATIONS: Final = sorted((REPOSITORY / "docs" / "operations").glob("*.md"))
 PAGES: Final = sorted([*OPERATIONS, *(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "README.md"])
@@ -80,9 +81,9 @@ def test_roles_units_and_directories_exist() -> None:
     assert {f"blockferry-{role}.service" for role in roles} == SERVICES.keys()
     units = {f"{unit}.service" for unit in re.findall(r"systemctl \w+ --now (blockferry-[\w-]+)", PAGE)}
     assert units == SERVICES.keys()
-    assert set(re.findall(r"/var/lib/(blockferry/[\w-]+)", PAGE)) == {
-        unit.one("StateDirectory") for unit in SERVICES.values()
-    }
+    of_servers = {unit.one("StateDirectory") for unit in SERVICES.values() if unit is not AGENT}
+    of_agent = str(DEFAULT_STATE_DIR.relative_to("/var/lib"))
+    assert set(re.findall(r"/var/lib/(blockferry/[\w-]+)", PAGE)) == {of_agent, *of_servers}
     assert f"python3 -m venv {Path(PROGRAMS).parent}" in PAGE
 
 

@@ -18,6 +18,7 @@ from mobility_agent.config import AgentSettings, ConfigServerSettings, LimitsSet
 from mobility_agent.desired_memory import DesiredMemory
 from mobility_agent.installation.uninstall import STATE_ENTRIES, remove_state
 from mobility_agent.protection.item_session import ItemSession
+from mobility_agent.quiesce.freeze_guard import FreezeGuard
 from mobility_agent.shipping.process_server_client import ProcessServerClient
 from mobility_agent.sole_agent import hold_machine
 from mobility_agent.unprotected_disks import UnprotectedDisks
@@ -78,6 +79,23 @@ async def test_a_second_agent_on_a_copy_of_the_state_is_refused(settings: AgentS
         pytest.raises(SettingsError, match="an agent with this machine's identity"),
     ):
         await daemon.run(copied, Lifecycle())
+
+
+async def test_what_was_left_frozen_is_thawed_before_anything_is_written(
+    settings: AgentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state directory may lie on it: a start that wrote there would wait for the thaw, and the thaw for it."""
+    done: list[str] = []
+    first = daemon._lock_state(settings.state_dir)
+    monkeypatch.setattr(FreezeGuard, "thaw_left", lambda _: done.append("thawed"))
+    monkeypatch.setattr(TlsIdentity, "settle", lambda _: done.append("settled"))
+    monkeypatch.setattr(daemon, "make_state_directory", lambda _: done.append("made"))
+    try:
+        with pytest.raises(SettingsError, match="another agent runs on it"):
+            await daemon.run(settings, Lifecycle())
+    finally:
+        os.close(first)
+    assert done == ["thawed", "settled", "made"]
 
 
 async def test_each_start_is_an_incarnation_of_its_own_that_every_report_names(settings: AgentSettings) -> None:
