@@ -47,6 +47,7 @@ DEFAULT_KEEP_UNPROTECTED_S: Final = 60.0
 DEFAULT_HEARTBEAT_S: Final = 5.0
 DEFAULT_REQUEST_TIMEOUT_S: Final = 60.0
 DEFAULT_HOOK_TIMEOUT_S: Final = 30.0
+DEFAULT_REST_BUDGET_S: Final = 30.0
 DEFAULT_SCAN_INTERVAL_S: Final = 60.0
 
 
@@ -121,11 +122,15 @@ class ShippingSettings:
 
 @dataclass(frozen=True, slots=True)
 class QuiesceSettings:
-    """Hooks around an app-consistent point: commands as lists of words; ``last_round_bytes`` is locked in memory for the freeze."""
+    """Hooks around an app-consistent point: commands as lists of words; ``last_round_bytes`` is locked in memory for the freeze.
+
+    ``rest_budget_s``: for so long may a point keep applications at rest between the hooks; a ``scan`` has its own time beside it.
+    """
 
     pre: tuple[str, ...] = ()
     post: tuple[str, ...] = ()
     hook_timeout_s: float = DEFAULT_HOOK_TIMEOUT_S
+    rest_budget_s: float = DEFAULT_REST_BUDGET_S
     last_round_bytes: int = DEFAULT_LAST_ROUND_BYTES
 
     def __post_init__(self) -> None:
@@ -135,6 +140,7 @@ class QuiesceSettings:
             "a multiple of 4096 from 1 MiB to 1 GiB",
         )
         _require(0 < self.hook_timeout_s <= 3600, f"use hook_timeout_s {self.hook_timeout_s:g}", "up to 1 h")
+        _require(1 <= self.rest_budget_s <= 3600, f"use rest_budget_s {self.rest_budget_s:g}", "1 s to 1 h")
 
 
 def _require_limits(read_bytes_per_s: int | None, cpu_cores: float | None) -> None:

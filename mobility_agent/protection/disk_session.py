@@ -110,6 +110,8 @@ class DiskSession:
         """Held while an epoch is cut and shipped; who holds it cuts the next one."""
         self.doubt: str | None = None
         self.harvest_reads_disk = parts.tracker.kind == SCAN_KIND
+        self.harvest_s = 0.0
+        """How long the newest harvest took: of a tracker that reads the disk, its scan."""
         self.scratch = DirtyBitmap(self.ledger.geometry.granules)
         """For harvests: of who holds the ledger's lock."""
         self._shipper = shipper
@@ -261,6 +263,7 @@ class DiskSession:
             if self.parts.echo is not None:
                 self.parts.echo.before_flip()
             harvest = self.parts.tracker.begin_harvest(self.scratch)
+            self.harvest_s = time.monotonic() - self._last_harvest_s
             reached("agent.harvest.flipped")
             if not urgent and self._is_echo(harvest):
                 return None  # not committed: the tracker keeps it

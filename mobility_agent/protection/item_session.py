@@ -19,10 +19,11 @@ from types import MappingProxyType
 from typing import Final
 
 from mobility_agent.changes import Changes
+from mobility_agent.config import DEFAULT_REST_BUDGET_S
 from mobility_agent.protection.cutover import Cutover, HeldClaim
 from mobility_agent.protection.disk_session import DiskSession
 from mobility_agent.protection.disk_supervisor import DiskEnvironment, DiskSupervisor
-from mobility_agent.protection.point_coordinator import PointCoordinator, PointOutcome
+from mobility_agent.protection.point_coordinator import PointCoordinator, PointOutcome, Rest, scan_s
 from mobility_agent.protection.point_schedule import DuePoint, PointSchedule
 from mobility_agent.protection.resting_disk import RestingDisks
 from mobility_agent.shipping.epoch_shipper import Uplink
@@ -40,6 +41,9 @@ from replication.identifiers import DiskId, ItemId
 
 POINT_DEADLINE_S: Final = 300.0
 """For a point, its pre-copy rounds included. What the rounds have shipped by then stays shipped."""
+SCANS_OF_A_POINT: Final = 4
+"""Beside the deadline, where a tracker scans: in the rounds before, and at rest."""
+
 FAILED_POINT_TOLD_EVERY_S: Final = 300.0
 _POLL_S: Final = 0.25
 _TOLD_CHARACTERS: Final = 500
@@ -57,6 +61,8 @@ class ItemEnvironment:
     quiesced: Callable[[], AbstractAsyncContextManager[None]] | None
     """Runs the operator's pre hook on entering and the post hook on leaving; None if none is configured."""
     claim: Callable[[DiskSession], HeldClaim]
+    rest_budget_s: float = DEFAULT_REST_BUDGET_S
+    """How long a point may keep applications at rest, besides the hooks themselves."""
     changes: Changes = field(default_factory=Changes)
     """Told of whatever may let this item go on, or is worth a report."""
 
@@ -183,11 +189,14 @@ class ItemSession:
         self._point_task = None
 
     async def _make_point(self, sessions: dict[DiskId, DiskSession], due: DuePoint) -> None:
+        deadline_s = POINT_DEADLINE_S + SCANS_OF_A_POINT * scan_s(sessions.values())
+        quiesced = self._environment.quiesced
+        rest = None if quiesced is None else Rest(quiesced, self._environment.rest_budget_s)
         try:
-            async with asyncio.timeout(POINT_DEADLINE_S):
-                outcome = await self._cut(sessions, due)
+            async with asyncio.timeout(deadline_s):
+                outcome = await self._cut(sessions, due, rest)
         except TimeoutError:
-            outcome = PointOutcome(due.cut, {}, f"it took longer than {POINT_DEADLINE_S:g} s", is_spent=True)
+            outcome = PointOutcome(due.cut, {}, f"it took longer than {deadline_s:g} s", is_spent=True)
         except BlockferryError as error:
             outcome = PointOutcome(due.cut, {}, str(error), is_spent=True, hint=error.hint)
         except OSError as error:
@@ -196,7 +205,8 @@ class ItemSession:
         if outcome.made:
             self._schedule.note_made(due, time.monotonic())
         else:
-            self._schedule.note_failed(due, time.monotonic(), is_spent=outcome.is_spent)
+            was_at_rest = rest is not None and rest.was_begun
+            self._schedule.note_failed(due, time.monotonic(), is_spent=outcome.is_spent, was_at_rest=was_at_rest)
         self._tell_outcome(outcome, time.monotonic())
         self._environment.changes.tell()
 
@@ -211,31 +221,21 @@ class ItemSession:
             fields = {"cut": outcome.cut, "reason": outcome.reason}
             _logger.warning("cannot make a recovery point", extra={"fields": fields})
 
-    async def _cut(self, sessions: dict[DiskId, DiskSession], due: DuePoint) -> PointOutcome:
+    async def _cut(self, sessions: dict[DiskId, DiskSession], due: DuePoint, rest: Rest | None) -> PointOutcome:
         """Cut a point; a tracker that cannot prove quiet, or an app-consistent point, needs the operator's hooks."""
-        quiesced = self._environment.quiesced
         needs_hooks = due.consistency == "app" or not all(
             session.parts.tracker.proves_quiet for session in sessions.values()
         )
-        if not needs_hooks:
-            return await self._cut_now(sessions, due, EpochFlag(0))
-        if quiesced is None:
+        if needs_hooks and rest is None:
             reason = "this point needs quiesce hooks, and none are configured"
             return PointOutcome(due.cut, {}, reason, code=POINT_NEEDS_HOOKS, hint=_HOOKS_HINT)
-        async with quiesced():
-            with self._environment.coordinator.limits_lifted():  # the applications are at rest until this is over
-                return await self._cut_now(sessions, due, EpochFlag.APP_CONSISTENT, quiesced=True)
-
-    async def _cut_now(
-        self, sessions: dict[DiskId, DiskSession], due: DuePoint, flags: EpochFlag, *, quiesced: bool = False
-    ) -> PointOutcome:
         return await self._environment.coordinator.cut(
             self.item,
             sessions,
             due.cut,
-            flags=flags,
+            flags=EpochFlag.APP_CONSISTENT if needs_hooks else EpochFlag(0),
             freeze_budget_s=self.desired.timing.freeze_budget_s,
-            quiesced=quiesced,
+            rest=rest if needs_hooks else None,
         )
 
 

@@ -6,6 +6,10 @@ held still, so that no thread of the agent is in its journal. It is a point only
 ourselves and no write was seen since the flip (which alone speaks for what cannot be frozen: an EFI partition's vfat); else what was
 harvested is pending again and the rounds go on, up to ``MAX_ATTEMPTS``.
 
+Where applications are brought to rest by hooks (``Rest``), everything that may have to wait for somebody else comes first: the gaps, room
+for an epoch, the rounds, receipts. Only then are they brought to rest, for no longer than the budget; they go on as soon as the last
+round has been read, and what was read is shipped after that.
+
 A tracker that reads the disk to harvest is not asked under a freeze: it would last for the whole scan. Its points rest on hooks alone
 that stopped the writers, or on a claim; the scan runs in the disk's executor and the event loop goes on.
 
@@ -21,8 +25,8 @@ import logging
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
+from dataclasses import dataclass, field
 from typing import Final
 
 from mobility_agent.change_tracker.interface import DoubtKind, Harvest
@@ -42,7 +46,12 @@ from replication.identifiers import CutId, DiskId, ItemId
 MAX_PRECOPY_ROUNDS: Final = 8
 MAX_ATTEMPTS: Final = 5
 PAGE_BYTES: Final = 4096
+READ_SLICE_BYTES: Final = 2 * 1024 * 1024
+"""Read at a time while frozen: as often is the freeze looked after."""
+SCANS_AT_REST: Final = 2
+"""Of a tracker that reads the disk to harvest: the point's, and another one if there was more than the last round may hold."""
 OPENED_AGAIN: Final = "an epoch had to be opened again"
+_NO_TIME_LEFT: Final = "the freeze budget was used up"
 
 _logger = logging.getLogger(__name__)
 
@@ -66,6 +75,18 @@ class PointOutcome:
     @property
     def made(self) -> bool:
         return bool(self.epochs)
+
+
+@dataclass(slots=True)
+class Rest:
+    """How applications are brought to rest for one point, and for how long at most."""
+
+    quiesced: Callable[[], AbstractAsyncContextManager[None]]
+    """Runs the operator's pre hook on entering and the post hook on leaving."""
+    budget_s: float
+    """From the end of the pre hook to the beginning of the post hook. A scan has the time that scans take beside it."""
+    was_begun: bool = False
+    """The pre hook was run, or tried."""
 
 
 class PointImage:
@@ -106,6 +127,17 @@ class _DiskRound:
         """Flip; ``bitmap`` is then all that may differ from the replica and is in no epoch yet."""
         self.harvest = self.session.parts.tracker.begin_harvest(self.bitmap)
         self.bitmap.mark_words(self.session.ledger.pending.words)
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What was read of one instant, and is in the journals; or ``reason``, why nothing was."""
+
+    reason: str = ""
+    rounds: list[_DiskRound] = field(default_factory=list)
+    epochs: Sequence[Epoch | None] = ()
+    frozen_s: float | None = None
+    is_spent: bool = False
 
 
 @dataclass(slots=True)
@@ -154,13 +186,14 @@ class PointCoordinator:
         flags: EpochFlag,
         freeze_budget_s: float,
         quiesced: bool = False,
+        rest: Rest | None = None,
     ) -> PointOutcome:
         """Hold every disk at its gap, then as ``cut_held``."""
         async with AsyncExitStack() as stack:
             for disk in sorted(sessions):
                 await stack.enter_async_context(sessions[disk].gap)
             return await self.cut_held(
-                item, sessions, cut, flags=flags, freeze_budget_s=freeze_budget_s, quiesced=quiesced
+                item, sessions, cut, flags=flags, freeze_budget_s=freeze_budget_s, quiesced=quiesced, rest=rest
             )
 
     async def cut_held(
@@ -172,24 +205,81 @@ class PointCoordinator:
         flags: EpochFlag,
         freeze_budget_s: float,
         quiesced: bool = False,
+        rest: Rest | None = None,
     ) -> PointOutcome:
         """Cut a point; the caller holds every session's ``gap``. On return its epochs are sealed and put, or the outcome says why not.
 
         :param quiesced: the writers are stopped: the word of a tracker that cannot prove quiet is not asked.
+        :param rest: brings the writers to rest for the last round, and limits how long that may last.
         :raises ResyncRequired: if tracking is lost. On cancel the epochs that were cut are shipped later, not as points.
             Whatever is raised, the cut may be spent.
         """
         if any(session.ledger.is_seeding for session in sessions.values()):
             return PointOutcome(cut, {}, "initial replication or resync is not complete")
+        together_cut = ConsistentCut(cut, item, tuple(sorted(sessions)))
+        if rest is None:
+            taken = await self._take(sessions, together_cut, flags, freeze_budget_s, quiesced=quiesced)
+        else:
+            taken = await self._take_at_rest(sessions, together_cut, flags, freeze_budget_s, rest)
+        if taken.reason:
+            return PointOutcome(cut, {}, taken.reason, is_spent=taken.is_spent)
+        sealed = await self._ship(taken.rounds, taken.epochs)
+        if len(sealed) == len(taken.rounds):
+            return PointOutcome(cut, sealed, frozen_s=taken.frozen_s)
+        return PointOutcome(cut, {}, OPENED_AGAIN, is_spent=True)
+
+    async def _take_at_rest(
+        self,
+        sessions: Mapping[DiskId, DiskSession],
+        cut: ConsistentCut,
+        flags: EpochFlag,
+        freeze_budget_s: float,
+        rest: Rest,
+    ) -> _Taken:
+        """As ``_take``, with the applications at rest: until everything is read, or for ``rest.budget_s``."""
+        await self._precopy(sessions)
+        for session in sessions.values():
+            await session.ready_to_harvest()
+        for session in sessions.values():
+            session.require_alive()  # another one was waited for meanwhile
+        budget_s = rest.budget_s + SCANS_AT_REST * scan_s(sessions.values())
+        rest.was_begun = True
+        async with rest.quiesced():
+            with self.limits_lifted():
+                try:
+                    async with asyncio.timeout(budget_s) as budget:
+                        return await self._take(sessions, cut, flags, freeze_budget_s, quiesced=True, at_rest=True)
+                except TimeoutError:
+                    if not budget.expired():
+                        raise
+                    reason = f"what was left to read and to ship at rest took longer than its budget of {budget_s:g} s"
+                    return _Taken(reason, is_spent=True)
+
+    async def _take(
+        self,
+        sessions: Mapping[DiskId, DiskSession],
+        cut: ConsistentCut,
+        flags: EpochFlag,
+        freeze_budget_s: float,
+        *,
+        quiesced: bool,
+        at_rest: bool = False,
+    ) -> _Taken:
+        """Read the last round and keep it in the journals, as often as it takes.
+
+        :param at_rest: the rounds before were made while the applications still ran. Others follow only if too much is left.
+        """
         reason = ""
         for attempt in range(MAX_ATTEMPTS):
-            await self._precopy(sessions)
+            if not at_rest:
+                await self._precopy(sessions)
+            elif attempt:
+                await self._ship_pending(sessions)
             for session in sessions.values():
                 await session.ready_to_harvest()
             mounts = await asyncio.to_thread(self._find_mounts, sorted(sessions))
             await asyncio.to_thread(write_back, mounts)
             to_freeze = _to_freeze(mounts, sessions.values())
-            together_cut = ConsistentCut(cut, item, tuple(sorted(sessions)))
             rounds = [_DiskRound(session, session.scratch) for _, session in sorted(sessions.items())]
             async with AsyncExitStack() as still:
                 for part in rounds:
@@ -201,17 +291,27 @@ class PointCoordinator:
                     reason, cut_time_ns, frozen_s = self._freeze_and_read(
                         rounds, to_freeze, freeze_budget_s, quiesced=quiesced
                     )
-                epochs = [await self._keep(part, reason, flags, cut_time_ns, together_cut) for part in rounds]
+                epochs = [await self._keep(part, reason, flags, cut_time_ns, cut) for part in rounds]
             for session in sessions.values():
                 if to_freeze and frozen_s is not None:
                     session.figures.freezes_s.append(frozen_s)
             if not reason:
-                sealed = await self._ship(rounds, epochs)
-                if len(sealed) == len(rounds):
-                    return PointOutcome(cut, sealed, frozen_s=frozen_s)
-                return PointOutcome(cut, {}, OPENED_AGAIN, is_spent=True)
+                return _Taken("", rounds, epochs, frozen_s)
             _logger.debug("no point was made", extra={"fields": {"attempt": attempt + 1, "reason": reason}})
-        return PointOutcome(cut, {}, reason)
+        return _Taken(reason)
+
+    async def _ship_pending(self, sessions: Mapping[DiskId, DiskSession]) -> None:
+        """Ordinary epochs of what is known to be left. Writers are at rest: there is nothing new to look for."""
+        for _ in range(MAX_PRECOPY_ROUNDS):
+            behind = [
+                session
+                for session in sessions.values()
+                if session.ledger.pending_granules or session.ledger.open_epoch is not None
+            ]
+            if not behind:
+                return
+            await together(session.ready_to_ship() for session in behind)
+            await together(session.ship_next(urgent=True) for session in behind)
 
     async def _precopy(self, sessions: Mapping[DiskId, DiskSession]) -> None:
         """Ordinary epochs until one round is small enough that the next, frozen one will be."""
@@ -235,8 +335,10 @@ class PointCoordinator:
             reason = self._read(rounds, freeze.remaining_s) or _seen_writing(rounds, quiesced=quiesced)
             reached("agent.point.read")
         result = freeze.result
-        if not reason and (result is None or not result.is_point):
-            reason = "the freeze has no result" if result is None else result.problem
+        if result is None:
+            reason = reason or "the freeze has no result"
+        elif reason in ("", _NO_TIME_LEFT):
+            reason = result.problem or reason
         return reason or _in_doubt(rounds), cut_time_ns, 0.0 if result is None else result.duration_s
 
     async def _scan_and_read(self, rounds: list[_DiskRound], *, quiesced: bool) -> tuple[str, int]:
@@ -262,9 +364,11 @@ class PointCoordinator:
             part.image = PointImage(self._memory[used : used + needed], list(part.runs.extents(geometry)))
             used += -(-needed // PAGE_BYTES) * PAGE_BYTES
             for extent, view in part.image.views():
-                if remaining_s() <= 0:
-                    return "the freeze budget was used up"
-                part.session.parts.reader.read_into(view, extent)
+                for start in range(0, extent.length_bytes, READ_SLICE_BYTES):
+                    if remaining_s() <= 0:
+                        return _NO_TIME_LEFT
+                    piece = view[start : start + READ_SLICE_BYTES]
+                    part.session.parts.reader.read_into(piece, Extent(extent.offset_bytes + start, len(piece)))
         return ""
 
     async def _keep(
@@ -292,6 +396,11 @@ class PointCoordinator:
             for (session, _, _), epoch in zip(to_ship, sealed, strict=True)
             if epoch is not None
         }
+
+
+def scan_s(sessions: Iterable[DiskSession]) -> float:
+    """How long it takes to look for changes where that means to read the disks, by the newest times; else 0."""
+    return sum(session.harvest_s for session in sessions if session.harvest_reads_disk)
 
 
 def _to_freeze(mounts: Sequence[Mount], sessions: Iterable[DiskSession]) -> list[Mount]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mobility_agent.pace import Pace, Step
 from mobility_agent.protection import point_coordinator
 from mobility_agent.protection.disk_session import DiskSession
 from mobility_agent.protection.point_coordinator import PAGE_BYTES, PointCoordinator, PointImage, PointOutcome
-from mobility_agent.quiesce.interface import Mount
+from mobility_agent.quiesce.interface import Freeze, FreezeResult, Mount
 from replication.agent_limits import MIN_CPU_CORES, MIN_READ_BYTES_PER_S
 from replication.clock import Clock
 from replication.dirty_bitmap import DirtyBitmap
@@ -23,9 +24,9 @@ from replication.epoch_manifest import EpochFlag, decode_manifest
 from replication.errors import BlockferryError, ResyncRequired
 from replication.extents import Extent
 from replication.identifiers import CutId, DiskId, EpochKey, ItemId
-from tests.harness.fake_tracker import FakeTracker
+from tests.harness.fake_tracker import FakeDisk, FakeTracker
 from tests.harness.memory_sink import MemorySink
-from tests.harness.session_site import GRANULARITY_BYTES, MANIFEST_KEY, FakeFreezer, SessionSite
+from tests.harness.session_site import GRANULARITY_BYTES, MANIFEST_KEY, FakeFreeze, FakeFreezer, SessionSite
 
 ITEM = ItemId("11111111-1111-4111-8111-111111111111")
 DISKS = [DiskId(f"22222222-2222-4222-8222-22222222222{number}") for number in range(2)]
@@ -371,3 +372,47 @@ async def test_no_limit_delays_what_is_read_while_frozen_nor_what_is_shipped_of_
         await site.settle()
     assert site.replica_matches
     await site.crash()
+
+
+class EndingFreeze(FakeFreeze):
+    """Its time is over when it has been asked so many times."""
+
+    def __init__(self, asked: int) -> None:
+        super().__init__()
+        self._left = asked
+
+    def remaining_s(self) -> float:
+        self._left -= 1
+        return float(self._left)
+
+
+async def test_the_freeze_is_looked_after_between_slices_of_one_extent(
+    sites: list[SessionSite], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(point_coordinator, "READ_SLICE_BYTES", GRANULARITY_BYTES)
+    monkeypatch.setattr(point_coordinator, "MAX_ATTEMPTS", 1)
+    site = sites[0]
+    frozen, read = [False], []
+    real = site.disk.read_into
+
+    class Ending(FakeFreezer):
+        @contextlib.contextmanager
+        def frozen(self, mounts: Sequence[Mount], budget_s: float) -> Iterator[Freeze]:
+            fill(site, 0, 8, 7)
+            freeze = EndingFreeze(4)
+            frozen[0] = True
+            yield freeze
+            frozen[0] = False
+            freeze.result = FreezeResult(False, 0.0, "the freeze watchdog was gone")
+
+    def read_into(buffer: memoryview, extent: Extent) -> None:
+        if frozen[0]:
+            read.append(extent.length_bytes)
+        real(buffer, extent)
+
+    monkeypatch.setattr(FakeDisk, "read_into", lambda _, buffer, extent: read_into(buffer, extent))
+    outcome = await cut_point([site], freezer=Ending())
+    assert outcome.reason == "the freeze watchdog was gone"
+    assert read == [GRANULARITY_BYTES] * 3
+    await site.settle()
+    assert site.replica_matches

@@ -255,3 +255,54 @@ def test_another_request_is_not_kept_waiting_by_one_before_it(several: Timeline)
         assert due is not None
         assert due.cut == request.request
         several.make_and_record(due)
+
+
+def fail_at_rest(timeline: Timeline, request: PointRequest | None, timing: ReplicationTiming) -> float:
+    """The point that is due fails, with applications at rest; how long none of its kind is due."""
+    due = timeline.due(request, timing)
+    assert due is not None
+    timeline.schedule.note_failed(due, timeline.now_s, is_spent=False, was_at_rest=True)
+    failed_s = timeline.now_s
+    while (again := timeline.due(request, timing)) is None or again.consistency != due.consistency:
+        if again is None:
+            timeline.now_s += FAILED_POINT_RETRY_S
+        else:
+            timeline.make(again)
+    return timeline.now_s - failed_s
+
+
+def test_applications_that_were_brought_to_rest_in_vain_are_let_alone_longer_each_time_up_to_the_interval(
+    single: Timeline,
+) -> None:
+    waits = [fail_at_rest(single, None, TIMING) for _ in range(9)]
+    assert waits == [5, 10, 20, 40, 80, 160, 300, 300, 300]
+    single.make(single.due())
+    single.now_s += 300
+    assert fail_at_rest(single, None, TIMING) == 5, "a point that was made ends the patience"
+
+
+def test_points_without_hooks_are_made_while_applications_are_let_alone(single: Timeline) -> None:
+    waits = [fail_at_rest(single, None, WITH_APP) for _ in range(11)]
+    assert waits == [5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560, 3600]
+    assert single.schedule._newest is not None
+    assert single.now_s - single.schedule._newest.made_s <= 300 + FAILED_POINT_RETRY_S
+
+
+def test_another_request_is_tried_although_applications_are_let_alone(single: Timeline) -> None:
+    single.make(single.due())
+    request = PointRequest(request=str(uuid.uuid4()), consistency="app")
+    for _ in range(6):
+        fail_at_rest(single, request, TIMING)
+    due = single.due(request)
+    assert due is not None
+    single.schedule.note_failed(due, single.now_s, is_spent=False, was_at_rest=True)
+    single.now_s += FAILED_POINT_RETRY_S
+    assert single.due(request) is None
+    another = PointRequest(request=str(uuid.uuid4()), consistency="app")
+    assert single.due(another) == DuePoint(CutId(another.request), "app")
+
+
+def test_a_point_that_failed_before_anything_was_brought_to_rest_is_tried_again_soon(single: Timeline) -> None:
+    for _ in range(9):
+        single.fail(single.due(), is_spent=True)
+    assert single.due() is not None
