@@ -54,7 +54,7 @@ async def fail_points(scene: Scene, count: int) -> None:
 @pytest.mark.usefixtures("impatient")
 async def test_while_the_process_server_is_away_no_application_is_brought_to_rest(site: SessionSite) -> None:
     async with running(site, desired_item()) as scene:
-        await scene.until(lambda: len(site.sink.points) == 1)
+        await scene.until(lambda: scene.item.newest_outcome is not None)
         site.sink.failures = 10**9
         site.disk.write(0, b"y" * 512)
         scene.item.update(asks_for_app())
@@ -68,7 +68,7 @@ async def test_while_the_process_server_is_away_no_application_is_brought_to_res
 @pytest.mark.usefixtures("impatient")
 async def test_while_the_store_applies_nothing_no_application_is_brought_to_rest(site: SessionSite) -> None:
     async with running(site, desired_item()) as scene:
-        await scene.until(lambda: len(site.sink.points) == 1)
+        await scene.until(lambda: scene.item.newest_outcome is not None)
         site.sink.applying = False
         session = scene.supervisor.session
         assert session is not None
@@ -106,7 +106,7 @@ async def test_a_process_server_that_goes_away_in_the_midst_of_a_point_keeps_no_
             site.sink.failures = 10**9
             return await real(*arguments)  # type: ignore[arg-type]
 
-        await scene.until(lambda: len(site.sink.points) == 1)
+        await scene.until(lambda: scene.item.newest_outcome is not None)
         monkeypatch.setattr(PointCoordinator, "_ship", ship)
         scene.hooks = WritingHooks(site)
         scene.item.update(asks_for_app())
