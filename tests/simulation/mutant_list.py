@@ -288,7 +288,7 @@ MUTANTS: Final = (
            "reason = self._read(rounds, freeze.remaining_s)",
            test=f"{_AGENTS}/test_point_coordinator.py::test_a_write_to_what_cannot_be_frozen_makes_it_no_point"),
     Mutant("R9", "a freeze that the watchdog ended counts", _COORDINATOR,
-           "        if not reason and (result is None or not result.is_point):", "        if False:"),
+           '        elif reason in ("", _NO_TIME_LEFT):', "        elif reason == _NO_TIME_LEFT:"),
     Mutant("R9", "a file is written while frozen", _COORDINATOR,
            '''            cut_time_ns = time.time_ns()
             for part in rounds:''',
