@@ -268,7 +268,8 @@ def test_key_encryption_key_may_be_a_credential_that_the_daemon_s_user_cannot_re
     site.machine.run(
         "systemd-run --pipe --wait --collect -p User=blockferry-config-server "
         f"-p LoadCredential=key-encryption-key:/etc/blockferry/key-encryption-key config-server {backup}; "
-        f"{in_a_shell} restore --check {backup.replace('backup --out ', '')}"
+        f"{in_a_shell} restore --check {backup.replace('backup --out ', '')}; "
+        "rm -r /var/backups/blockferry"
     )
 
 
