@@ -55,6 +55,12 @@ def _memory_bytes(field: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field + ":"))
 
 
+MODULE_BYTES: Final = 512 * MIB
+"""For all tests of a module: Hypothesis' own share, and pages of libraries that were away in the beginning and in the end but not at the
+peak, came to 260 MiB on a busy machine. A length that a decoder believed would cost far more; tests of single decoders have less.
+"""
+
+
 @contextlib.contextmanager
 def bounded_memory(most_bytes: int) -> Iterator[None]:
     """Fails if this process holds so much more, at any moment inside the block, than at its beginning.

@@ -23,7 +23,7 @@ from replication.batch_frame import (
 from replication.errors import PeerProtocolError
 from replication.extents import Extent
 from replication.identifiers import AttemptNumber, BatchKey, BatchNumber, DiskId, EpochId, GenerationId
-from tests.harness.mutations import MIB, bounded_memory, budget, fuzzed, mutations_of
+from tests.harness.mutations import MODULE_BYTES, bounded_memory, budget, fuzzed, mutations_of
 
 KEY: Final = BatchKey(
     DiskId("aaaaaaaa-0000-4000-8000-000000000001"), GenerationId(1), EpochId(2), AttemptNumber(3), BatchNumber(4)
@@ -58,7 +58,7 @@ FRAMES: Final = st.lists(st.tuples(st.integers(1, 4), st.booleans()), max_size=6
 
 @pytest.fixture(scope="module", autouse=True)
 def memory_is_bounded() -> Iterator[None]:
-    with bounded_memory(256 * MIB):
+    with bounded_memory(MODULE_BYTES):
         yield
 
 

@@ -17,7 +17,7 @@ from azure_sink.blob_service.request_parser import BlobRequest, parse
 from azure_sink.blob_service.router import route
 from replication.blob_client import answers
 from replication.shared_key import authorization
-from tests.harness.mutations import MIB, bounded_memory, budget, fuzzed, mutations_of
+from tests.harness.mutations import MIB, MODULE_BYTES, bounded_memory, budget, fuzzed, mutations_of
 
 ACCOUNT: Final = "labaccount"
 KEY: Final = b"k" * 32
@@ -100,7 +100,7 @@ READERS: Final[list[Callable[[BlobRequest], object]]] = [
 
 @pytest.fixture(scope="module", autouse=True)
 def memory_is_bounded() -> Iterator[None]:
-    with bounded_memory(256 * MIB):
+    with bounded_memory(MODULE_BYTES):
         yield
 
 

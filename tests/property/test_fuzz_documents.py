@@ -20,7 +20,16 @@ from replication.segment_keys import unwrap_for_site, unwrap_for_writer
 from replication.store_documents import Receipt, decode_writer_request
 from replication.store_layout import parse_epoch_blob_name, parse_generation_record_name
 from replication.tls_identity import PeerName, normalized_fingerprint, peer_certificate
-from tests.harness.mutations import INTEGERS, MIB, bounded_memory, budget, fuzzed, json_mutations_of, mutations_of
+from tests.harness.mutations import (
+    INTEGERS,
+    MIB,
+    MODULE_BYTES,
+    bounded_memory,
+    budget,
+    fuzzed,
+    json_mutations_of,
+    mutations_of,
+)
 from tests.harness.scripted_peers import DISK, disk_observation, heartbeat, inventory, observation
 
 IDENTITY: Final = WriterIdentity.generate()
@@ -49,7 +58,7 @@ VALID: Final[dict[type[Document], Any]] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def memory_is_bounded() -> Iterator[None]:
-    with bounded_memory(256 * MIB):
+    with bounded_memory(MODULE_BYTES):
         yield
 
 

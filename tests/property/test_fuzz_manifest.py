@@ -34,7 +34,7 @@ from replication.identifiers import (
     GenerationId,
     ItemId,
 )
-from tests.harness.mutations import MIB, bounded_memory, budget, fuzzed, mutations_of
+from tests.harness.mutations import MIB, MODULE_BYTES, bounded_memory, budget, fuzzed, mutations_of
 
 DISK: Final = DiskId("aaaaaaaa-0000-4000-8000-000000000001")
 EPOCH: Final = EpochKey(DISK, GenerationId(1), EpochId(2))
@@ -44,7 +44,7 @@ MAC_BYTES: Final = 32
 
 @pytest.fixture(scope="module", autouse=True)
 def memory_is_bounded() -> Iterator[None]:
-    with bounded_memory(256 * MIB):
+    with bounded_memory(MODULE_BYTES):
         yield
 
 

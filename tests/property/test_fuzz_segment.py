@@ -24,7 +24,7 @@ from replication.sealed_segment import (
     parse_segment_header,
 )
 from replication.segment_keys import segment_key_and_nonce
-from tests.harness.mutations import MIB, bounded_memory, budget, fuzzed, mutations_of
+from tests.harness.mutations import MIB, MODULE_BYTES, bounded_memory, budget, fuzzed, mutations_of
 
 KEY: Final = BatchKey(
     DiskId("aaaaaaaa-0000-4000-8000-000000000001"), GenerationId(1), EpochId(2), AttemptNumber(3), BatchNumber(4)
@@ -36,7 +36,7 @@ FRAMES: Final = st.one_of(st.binary(max_size=200), st.integers(0, 100_000).map(b
 
 @pytest.fixture(scope="module", autouse=True)
 def memory_is_bounded() -> Iterator[None]:
-    with bounded_memory(256 * MIB):
+    with bounded_memory(MODULE_BYTES):
         yield
 
 
