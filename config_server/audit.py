@@ -122,10 +122,6 @@ class AuditLog:
             return Verification(None, 0, None, None)
         return Verification(first, records, newest.id, newest.digest)
 
-    async def first_broken(self) -> int | None:
-        """The number of the first record that is not as it was written, or does not follow from the one before; None: all are."""
-        return (await self.verify()).first_broken
-
 
 def record_of(row: AuditRow) -> AuditRecord:
     return AuditRecord(**{name: getattr(row, name) for name in _FIELDS})

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from config_server.ages import Ages
 from config_server.config import HeartbeatSettings
 from config_server.core.placement import Candidate, Hold, PlacedItem, Rules
-from config_server.core.reach import is_open, reach_of
+from config_server.core.reach import reach_of
 from config_server.discovery_tables import AgentInstallationRow, DiscoveredServerRow, DiscoveryHostRow, DiscoveryRunRow
 from config_server.events import Actor, record_event
 from config_server.items import find_item
@@ -167,7 +167,7 @@ def _require_free(item: PlacedItem) -> None:
 async def _require_reach(session: AsyncSession, machine: MachineRow, server: ProcessServerRow) -> None:
     surroundings = await surroundings_of(session, machine.id)
     reach = None if surroundings is None else reach_of(server.service_url, surroundings)
-    if reach is not None and not is_open(reach):
+    if reach is not None and not reach.may_pass:
         raise Conflict(
             f"cannot switch to process server {server.hostname}: the agent of {machine.hostname} does not reach {reach.host} "
             f"port {reach.port}: {reach.result.replace('-', ' ')}",

@@ -24,8 +24,8 @@ MAX_SHORT_TEXT: Final = 1000
 ShortText = Annotated[str, StringConstraints(max_length=MAX_SHORT_TEXT)]
 ReachResult = Literal["open", "refused", "timed-out", "unresolved", "failed", "untested"]
 
-
-_MAY_DO: Final = ("open", "untested")
+LEAST_FREE_BYTES: Final = 64 * 2**20
+"""Where the agent keeps its state: with less no epoch can be made durable."""
 
 
 class Reach(Document):
@@ -36,24 +36,27 @@ class Reach(Document):
     port: int
     result: ReachResult
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether nothing is known to stand in the way."""
+        return self.result in ("open", "untested")
+
 
 def blocking(reaches: Sequence[Reach]) -> list[Reach]:
     """The services for want of which the server is not ready. Configuration servers stand in for each other: while one of them is reached,
     or was not tried, none is in it.
     """
     control = [reach for reach in reaches if reach.service == "configuration server"]
-    enough = any(reach.result in _MAY_DO for reach in control)
+    enough = any(reach.may_pass for reach in control)
     return [
-        reach
-        for reach in reaches
-        if reach.result not in _MAY_DO and not (enough and reach.service == "configuration server")
+        reach for reach in reaches if not reach.may_pass and not (enough and reach.service == "configuration server")
     ]
 
 
 def spared(reaches: Sequence[Reach]) -> list[Reach]:
     """Configuration servers that are not reached, and need not be, as another one is or was not tried."""
     missing = blocking(reaches)
-    return [reach for reach in reaches if reach.result not in _MAY_DO and reach not in missing]
+    return [reach for reach in reaches if not reach.may_pass and reach not in missing]
 
 
 class FreeSpace(Document):

@@ -26,13 +26,8 @@ def out_of_reach(servers: Iterable[tuple[str, str]], surroundings: Surroundings 
     return frozenset(
         identifier
         for identifier, url in servers
-        if (reach := reach_of(url, surroundings)) is not None and not is_open(reach)
+        if (reach := reach_of(url, surroundings)) is not None and not reach.may_pass
     )
-
-
-def is_open(reach: Reach) -> bool:
-    """Whether nothing is known to stand in the way."""
-    return reach.result in ("open", "untested")
 
 
 def _address(url: str) -> tuple[str, int]:

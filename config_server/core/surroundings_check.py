@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Final
 
-from config_server.core.reach import is_open, reach_of
+from config_server.core.reach import reach_of
 from config_server.core.readiness import Check, Grade, ProcessServerReadiness
-from replication.surroundings import Reach, Surroundings, blocking, digest_tables_bytes
-
-LEAST_FREE_BYTES: Final = 64 * 2**20
-"""Below this no epoch can be made durable; as `mobility-agent doctor` judges."""
+from replication.surroundings import LEAST_FREE_BYTES, Reach, Surroundings, blocking, digest_tables_bytes
 
 
 def checks_of_agent(
@@ -33,7 +29,7 @@ def checks_of_agent(
 def _process_servers(surroundings: Surroundings, servers: Sequence[ProcessServerReadiness]) -> Iterator[Check]:
     """One that is in reach is enough: the disks are placed there. What is not known to be out of reach may be in reach."""
     tried = [(server, reach_of(server.url, surroundings)) for server in servers]
-    is_blocked = all(reach is not None and not is_open(reach) for _, reach in tried)
+    is_blocked = all(reach is not None and not reach.may_pass for _, reach in tried)
     has_open = any(reach is not None and reach.result == "open" for _, reach in tried)
     for server, reach in tried:
         if reach is not None:

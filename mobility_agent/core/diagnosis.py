@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from replication.certificate_life import CRITICAL_SHARE, OVERDUE_SHARE
-from replication.surroundings import digest_tables_bytes
+from replication.surroundings import LEAST_FREE_BYTES, digest_tables_bytes
 
 CLOCK_FAILS_S: Final = 15 * 60.0
 CLOCK_WARNS_S: Final = 5.0
 """An answer's time has whole seconds, and took its way."""
-LEAST_FREE_BYTES: Final = 64 * 1024 * 1024
 _CERTIFICATES_PAGE: Final = "docs/operations/certificates.md"
 
 

@@ -185,7 +185,7 @@ async def test_site_moves_from_sqlite_with_everything_and_goes_on_counting_event
     await source.close()
     assert copied == 1 + 1 + 1 + 1 + 1200 + 2
     await AuditLog(target).append(AUDITED)
-    assert await AuditLog(target).first_broken() is None
+    assert (await AuditLog(target).verify()).first_broken is None
     assert len(await AuditLog(target).read(after=None, limit=10, actor=None)) == 3
     async with target.write() as session:
         assert (await session.get_one(ProtectedItemRow, "i")).paused is False

@@ -7,7 +7,6 @@ import pytest
 from config_server.core.certificate_health import certificate_condition
 from config_server.core.health import Health
 from mobility_agent.core.diagnosis import (
-    LEAST_FREE_BYTES,
     Verdict,
     failed,
     judge_certificate,
@@ -18,6 +17,7 @@ from mobility_agent.core.diagnosis import (
     warning,
     worst,
 )
+from replication.surroundings import LEAST_FREE_BYTES
 
 DAY_S = 86400.0
 TIB = 1024**4
