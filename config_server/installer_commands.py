@@ -17,7 +17,8 @@ from config_server.installation import load_authority
 from config_server.installers import Installers
 from replication.config_server_urls import check_standby_urls
 from replication.errors import BlockferryError, NotFound
-from replication.service.cli import fail, load_or_exit, make_console
+from replication.service.cli import fail, load_or_exit
+from replication.service.console import make_console
 from replication.service.https import ListenAddress
 from replication.service_address import HTTPS_PORT, ServiceAddress
 

@@ -28,7 +28,8 @@ from mobility_agent.passphrase_file import read_passphrase
 from replication.enrolment import enrol_with_any
 from replication.errors import BlockferryError, NotFound
 from replication.identifiers import DiskId, parse_uuid
-from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, make_console, version_option
+from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, version_option
+from replication.service.console import make_console
 from replication.service.installed_folders import paths_command
 from replication.service.logs import configure_logging
 from replication.service.runtime import run_daemon

@@ -16,7 +16,8 @@ from rich.table import Table
 from mobility_agent.config import DEFAULT_CONFIG_PATH, AgentSettings
 from mobility_agent.core.diagnosis import Verdict, worst
 from mobility_agent.doctor import examine
-from replication.service.cli import load_or_exit, make_console
+from replication.service.cli import load_or_exit
+from replication.service.console import make_console
 
 
 @click.command()

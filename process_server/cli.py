@@ -23,7 +23,8 @@ from process_server.spool.files import DirectoryFiles
 from process_server.spool.inventory import SpoolInventory, take_inventory
 from replication.enrolment import enrol_with_any
 from replication.errors import BlockferryError, InvalidInput, NotFound
-from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, make_console, version_option
+from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, version_option
+from replication.service.console import make_console
 from replication.service.installed_folders import paths_command
 from replication.service.logs import configure_logging
 from replication.service.runtime import run_daemon

@@ -31,13 +31,13 @@ from config_server.migratectl.invocation import (
     fail,
     json_option,
     pass_invocation,
-    show,
 )
 from config_server.migratectl.rendering import Cell, table
+from config_server.migratectl.showing import show
 from config_server.operator_plane import Page
 from replication.errors import SettingsError
-from replication.service.cli import one_line
 from replication.settings import parse_duration
+from replication.terminal_text import one_line
 
 EXPORT_PAGE = 1000
 REVOCATION_OPTIONS: Final = {

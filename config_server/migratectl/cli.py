@@ -11,8 +11,8 @@ from typing import Any, Final
 import click
 
 from config_server.migratectl.invocation import Invocation, fail
+from replication import __version__
 from replication.errors import BlockferryError
-from replication.service.cli import version_option
 
 EPILOG = (
     "Exit codes: 0 done; 1 failed or refused; 2 wrong use; 3 the check found a blocker; 4 the wait timed out; "
@@ -48,9 +48,12 @@ _COMMANDS: Final = {
         "cancel-installation",
     ),
     "item_commands": (
-        "protect",
         "status",
         "recovery-points",
+        "jobs",
+    ),
+    "item_orders": (
+        "protect",
         "create-recovery-point",
         "test-migrate",
         "cleanup",
@@ -61,7 +64,6 @@ _COMMANDS: Final = {
         "resume",
         "stop-replication",
         "resync",
-        "jobs",
     ),
     "process_server_commands": (
         "process-servers",
@@ -155,7 +157,7 @@ def _command(name: str) -> click.Command:
     type=click.Path(path_type=Path),
     help="File with the site's authority (PEM), as `config-server show-authority` prints it.",
 )
-@version_option("migratectl")
+@click.version_option(__version__, prog_name="migratectl")
 @click.pass_context
 def main(context: click.Context, urls: tuple[str, ...], token_file: Path | None, authority: Path | None) -> None:
     """Protect servers, test their migration, migrate them."""

@@ -6,6 +6,8 @@ thus goes on when the server that it began with dies.
 
 Options come before environment variables (``BLOCKFERRY_URL``, ``BLOCKFERRY_TOKEN_FILE``, ``BLOCKFERRY_AUTHORITY``), and these before
 ``migratectl.yaml`` in ``$XDG_CONFIG_HOME/blockferry`` (``~/.config/blockferry``), which ``migratectl login`` writes.
+
+The documents of the API are not imported here: who has to read an answer imports them, an order is sent before that (``item_orders.py``).
 """
 
 from __future__ import annotations
@@ -17,20 +19,17 @@ import json
 import os
 import re
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
-from config_server.certificate_plane import TokenExchange, TokenGrant
 from config_server.migratectl.https import AnswerTooLong, HttpsConnection, NotConnected
 from config_server.secret_text import read_one_time_secret
 from replication.config_server_urls import ConfigServerUrls
-from replication.documents import Document
 from replication.durable_file import DurableFile
 from replication.errors import InvalidInput, PeerProtocolError, PeerUnavailable, Retryable, SettingsError
 from replication.problem_details import error_from_problem
@@ -38,11 +37,16 @@ from replication.service_address import check_setting
 from replication.settings import load_settings
 from replication.tls_identity import ExpectedPeer, Role, check_peer
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from replication.documents import Document
+
 CONFIG_NAME: Final = "migratectl.yaml"
 AUTHORITY_NAME: Final = "authority.pem"
 REQUEST_TIMEOUT_S: Final = 60.0
 MAX_ANSWER_BYTES: Final = 64 * 2**20
-ModelT = TypeVar("ModelT", bound=BaseModel)
+ModelT = TypeVar("ModelT", bound="BaseModel")
 
 
 def config_directory() -> Path:
@@ -123,6 +127,12 @@ class Connection:
         return check_peer(context, ExpectedPeer(Role.CONFIG_SERVER).check)  # nobody else gets the token
 
 
+class WaitTimedOut(Retryable):
+    """What was waited for goes on; only the waiting has ended."""
+
+    code = "wait-timed-out"
+
+
 class NotReached(PeerUnavailable):
     """No connection came about: what was to be sent was not sent."""
 
@@ -164,6 +174,8 @@ class ConfigServer:
                 f"cannot exchange the one-time secret in {file.path}: {error.strerror}",
                 hint="the token takes its place in that file: put it where you can write",
             ) from error
+        from config_server.certificate_plane import TokenExchange, TokenGrant  # noqa: PLC0415 -- once in a token's life
+
         grant = await self.send(
             "POST", "/tokens/exchange", TokenGrant, TokenExchange(secret=self._token, name=_own_name())
         )
@@ -181,23 +193,27 @@ class ConfigServer:
 
     async def get(self, path: str, kind: type[ModelT], **query: str | int | None) -> ModelT:
         """:raises BlockferryError: what the server answered, or that it does not."""
-        return _read(kind, await self._exchange("GET", path, None, query))
+        return read_answer(kind, await self.ask("GET", path, None, **query))
 
     async def send(
         self, method: str, path: str, kind: type[ModelT], body: Document | None = None, **query: str | int | None
     ) -> ModelT:
         """:raises BlockferryError: what the server answered, or that it does not."""
-        return _read(kind, await self._exchange(method, path, body, query))
+        return read_answer(kind, await self.ask(method, path, body, **query))
 
     async def order(self, method: str, path: str, body: Document | None = None) -> None:
         """A request whose answer has no content."""
-        await self._exchange(method, path, body, {})
+        await self.ask(method, path, body)
 
-    async def _exchange(
-        self, method: str, path: str, body: Document | None, query: dict[str, str | int | None]
+    async def ask(
+        self, method: str, path: str, body: Document | Mapping[str, object] | None = None, **query: str | int | None
     ) -> bytes:
+        """The answer as it came, for ``read_answer``.
+
+        :raises BlockferryError: what the server answered, or that it does not.
+        """
         parameters = {name: str(value) for name, value in query.items() if value is not None}
-        content = None if body is None else body.encode()
+        content = json.dumps(body).encode() if isinstance(body, Mapping) else None if body is None else body.encode()
         in_turn = self._urls.in_turn()
         for tried, url in enumerate(in_turn, start=1):
             try:
@@ -238,7 +254,10 @@ def _own_name() -> str:
     return "first"
 
 
-def _read(kind: type[ModelT], content: bytes) -> ModelT:
+def read_answer(kind: type[ModelT], content: bytes) -> ModelT:
+    """:raises PeerProtocolError: if it is none."""
+    from pydantic import ValidationError  # noqa: PLC0415 -- a ``kind`` is there, so it is imported
+
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:

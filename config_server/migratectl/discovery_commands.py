@@ -9,9 +9,9 @@ import asyncio
 import getpass
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import click
 from pydantic import SecretStr
@@ -27,31 +27,17 @@ from config_server.discovery_plane import (
     HostRequest,
 )
 from config_server.migratectl.checked_input import checked
-from config_server.migratectl.connection import ConfigServer, as_json, path_part
+from config_server.migratectl.connection import ConfigServer, WaitTimedOut, as_json, path_part
 from config_server.migratectl.discovery_rendering import host_line, tell_run
 from config_server.migratectl.invocation import EXIT_FAILED, Invocation, json_option, pass_invocation
-from config_server.migratectl.waiting import WaitTimedOut
+from config_server.migratectl.login_options import login_options
 from replication.errors import InvalidInput, SettingsError
 from replication.remote_access import MAX_HOSTS, MAX_KEY_CHARACTERS, MAX_PASSWORD_CHARACTERS, SSH_PORT, SshCredentials
-from replication.service.cli import make_console
+from replication.service.console import make_console
 from replication.settings import parse_duration
 
 POLL_S: Final = 0.5
 _UNEXPECTED: Final = ("failed", "host-key-changed", "host-key-unknown")
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def login_options(command: Command) -> Command:
-    """How to log in over SSH; also for ``protect``."""
-    file = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
-    for option, text in (
-        ("--sudo-password-file", "File with the password for sudo; by default the login's."),
-        ("--password-file", "File with the login's password; `-` asks, or reads standard input."),
-        ("--key-passphrase-file", "File with the passphrase of the private key."),
-        ("--key-file", "The private key to log in with."),
-    ):
-        command = click.option(option, type=file, default=None, help=text)(command)
-    return command
 
 
 def read_credentials(

@@ -1,6 +1,6 @@
 """Commands on installations of the agent over SSH: list, cancel; and what ``protect`` does for a server without an agent.
 
-Called by ``cli.py`` and ``item_commands.py``.
+Called by ``cli.py`` and ``item_orders.py``.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ import time
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from config_server.discovery_plane import InstallationRequest, InstallationStatus
-from config_server.migratectl.connection import ConfigServer, path_part
+from config_server.migratectl.connection import ConfigServer, WaitTimedOut, path_part
 from config_server.migratectl.discovery_commands import read_credentials
-from config_server.migratectl.invocation import Invocation, json_option, pass_invocation, show
+from config_server.migratectl.invocation import (
+    Invocation,
+    json_option,
+    pass_invocation,
+)
 from config_server.migratectl.rendering import Cell, coloured, size, table
-from config_server.migratectl.waiting import WaitTimedOut
-from config_server.operator_plane import JobStatus, Page
+from config_server.migratectl.showing import show
+from config_server.operator_plane import Page
 from replication.errors import Refused
-from replication.service.cli import printable
+from replication.service.console import make_console
+from replication.terminal_text import printable
 
 POLL_S = 0.5
 
@@ -40,10 +44,11 @@ def installation_request(
     key_passphrase_file: Path | None,
     password_file: Path | None,
     sudo_password_file: Path | None,
-) -> InstallationRequest | None:
-    """What to ask for a server without an agent; None if no login was given."""
-    if key_file is None and password_file is None:
-        return None
+) -> InstallationRequest:
+    """What to ask for a server without an agent.
+
+    :raises SettingsError: see ``read_credentials``.
+    """
     return InstallationRequest(
         credentials=read_credentials(key_file, key_passphrase_file, password_file, sudo_password_file),
         user=user,
@@ -73,19 +78,20 @@ async def installed_and_protected(
     server: str,
     request: InstallationRequest,
     timeout_s: float | None,
-    console: Console | None,
-) -> JobStatus:
-    """Begin an installation and wait for its end; returns the job that enables replication.
+    *,
+    quiet: bool,
+) -> bytes:
+    """Begin an installation and wait for its end; returns the job that enables replication, as it is answered.
 
     :raises InstallationFailed: if it failed. :raises WaitTimedOut: it goes on.
     """
     path = f"/servers/{path_part(server)}/installation"
     status = await connection.send("POST", path, InstallationStatus, request)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    shown = ""
+    console, shown = make_console(), ""
     while status.ended_at is None:
         line = _line(status)
-        if console is not None and line != shown:
+        if not quiet and line != shown:
             console.print(line, highlight=False, markup=False)
             shown = line
         if deadline is not None and time.monotonic() >= deadline:
@@ -101,7 +107,7 @@ async def installed_and_protected(
             f"{status.server}: {status.state}" if problem is None else problem.message,
             hint=None if problem is None else problem.hint,
         )
-    return await connection.get(f"/jobs/{status.job}", JobStatus)
+    return await connection.ask("GET", f"/jobs/{status.job}")
 
 
 def _line(status: InstallationStatus) -> str:

@@ -1,5 +1,7 @@
 """What every command shares: options for the connection, running a coroutine, exit codes. Called by the command modules.
 
+It imports neither documents nor tables: what only orders something (``item_orders.py``) has sent it before these are read.
+
 Exit codes: 0 done; 1 failed or refused; 2 wrong use or unusable settings; 3 the check found a blocker; 4 the wait timed out;
 5 the job failed or was cancelled; 6 the server cannot be reached; 130 interrupted (a job goes on).
 """
@@ -14,15 +16,11 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
-from pydantic import BaseModel
-from rich.console import Console
 
-from config_server.migratectl.connection import ConfigServer, Connection, as_json
-from config_server.migratectl.waiting import WaitTimedOut, wait_for_job
-from config_server.operator_plane import JobStatus
+from config_server.migratectl.connection import ConfigServer, Connection, WaitTimedOut
 from replication.errors import BlockferryError, PeerUnavailable, SettingsError
-from replication.service.cli import make_console, printable
 from replication.settings import parse_duration
+from replication.terminal_text import printable
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -112,45 +110,22 @@ def confirmed(question: str, *, yes: bool) -> None:
     click.confirm(question, abort=True, err=True)
 
 
-def show(document: BaseModel, *, as_json_wanted: bool, otherwise: Callable[[Console], None]) -> None:
-    """Print JSON if wanted, else what ``otherwise`` prints."""
-    if as_json_wanted:
-        click.echo(as_json(document))
-    else:
-        otherwise(make_console())
-
-
 def start_job(
     invocation: Invocation,
-    order: Callable[[ConfigServer], Awaitable[JobStatus]],
+    order: Callable[[ConfigServer], Awaitable[bytes]],
     *,
     wait: bool,
     timeout: str | None,
     as_json_wanted: bool,
-    result: Callable[[Console, JobStatus], None] | None = None,
 ) -> None:
-    """Start a job, wait for it if wanted, print what came of it; exits 5 if it failed."""
+    """Start a job, wait for it if wanted, print what came of it; exits 5 if it failed. ``order``: sends it, returns the answer."""
 
-    async def act(server: ConfigServer) -> JobStatus:
+    async def act(server: ConfigServer) -> bool:
         timeout_s = None if timeout is None else parse_duration(timeout, "--timeout")
-        job = await order(server)
-        if not wait:
-            return job
-        return await wait_for_job(server, job, make_console(), timeout_s=timeout_s, quiet=as_json_wanted)
+        answer = await order(server)
+        from config_server.migratectl import ordered_job  # noqa: PLC0415 -- half of the start: the server is at work meanwhile
 
-    job = invocation.run(act)
+        return await ordered_job.follow(server, answer, wait=wait, timeout_s=timeout_s, as_json_wanted=as_json_wanted)
 
-    def tell(console: Console) -> None:
-        if not wait:
-            console.print(f"job {job.id} ({job.kind}) started; `migratectl jobs {job.id}` shows it")
-            return
-        if job.state == "succeeded" and result is not None:
-            result(console, job)
-        problem = job.problem
-        console.print(f"{job.kind} {job.server}: {job.state}" + (f": {job.message}" if job.message else ""))
-        if problem is not None and problem.hint:
-            console.print(f"hint: {problem.hint}")
-
-    show(job, as_json_wanted=as_json_wanted, otherwise=tell)
-    if wait and job.state != "succeeded":
+    if not invocation.run(act):
         sys.exit(EXIT_JOB_FAILED)

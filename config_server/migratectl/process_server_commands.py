@@ -9,20 +9,19 @@ import click
 from rich.console import Console
 
 from config_server.migratectl.checked_input import checked
-from config_server.migratectl.connection import ConfigServer, path_part
+from config_server.migratectl.connection import ConfigServer, WaitTimedOut, path_part
 from config_server.migratectl.invocation import (
     Invocation,
     confirm_option,
     confirmed,
     json_option,
     pass_invocation,
-    show,
 )
 from config_server.migratectl.rendering import Cell, heard_ago, percent, rate, size, table
+from config_server.migratectl.showing import show
 from config_server.migratectl.upload_limits_commands import limit_cells
-from config_server.migratectl.waiting import WaitTimedOut
 from config_server.operator_plane import ItemStatus, Page, ProcessServerStatus, SwitchRequest
-from replication.service.cli import make_console
+from replication.service.console import make_console
 from replication.settings import parse_duration
 
 POLL_S = 1.0

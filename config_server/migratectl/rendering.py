@@ -10,7 +10,7 @@ from rich.text import Text
 
 from config_server.operator_plane import ConfigurationServerStatus, DiskStatus, HealthLevel, ItemStatus
 from replication.agent_limits import AgentLimitsInForce, cores_text, read_rate_text
-from replication.service.cli import one_line
+from replication.terminal_text import one_line
 
 Cell = str | Text
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")

@@ -33,7 +33,6 @@ from config_server.migratectl.invocation import (
     guarded,
     json_option,
     pass_invocation,
-    show,
 )
 from config_server.migratectl.rendering import (
     Cell,
@@ -45,6 +44,7 @@ from config_server.migratectl.rendering import (
     size,
     table,
 )
+from config_server.migratectl.showing import show
 from config_server.operator_plane import (
     EventStatus,
     Page,
@@ -62,8 +62,9 @@ from replication.control_plane import ENROLLING_ROLES, EnrollingRole
 from replication.durable_file import DurableFile, make_directory_durably
 from replication.enrolment import fetch_authority
 from replication.errors import PeerUnavailable
-from replication.service.cli import make_console, one_line
+from replication.service.console import make_console
 from replication.settings import parse_duration
+from replication.terminal_text import one_line
 
 FOLLOW_S = 1.0
 POLICY_OPTIONS: Final = {

@@ -13,9 +13,14 @@ from rich.console import Console
 
 from config_server.core.target_disks import DISK_TYPES, DiskType
 from config_server.migratectl.checked_input import in_range
-from config_server.migratectl.connection import ConfigServer, path_part
-from config_server.migratectl.invocation import Invocation, json_option, pass_invocation, show
+from config_server.migratectl.connection import ConfigServer, WaitTimedOut, path_part
+from config_server.migratectl.invocation import (
+    Invocation,
+    json_option,
+    pass_invocation,
+)
 from config_server.migratectl.rendering import Cell, duration, table
+from config_server.migratectl.showing import show
 from config_server.migratectl.sizing_page import sizing_page
 from config_server.migratectl.sizing_rendering import (
     bandwidth_text,
@@ -27,7 +32,7 @@ from config_server.migratectl.sizing_rendering import (
     rpo_text,
     size,
 )
-from config_server.migratectl.waiting import PLAIN_LINE_EVERY_S, WaitTimedOut
+from config_server.migratectl.waiting import PLAIN_LINE_EVERY_S
 from config_server.operator_plane import Page
 from config_server.sizing_documents import ProfileRequest, ProfileStatus, SizingReport
 from replication.churn_profile import MAX_DURATION_S, MIN_DURATION_S

@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from config_server.migratectl.connection import ConfigServer
+from config_server.migratectl.connection import ConfigServer, WaitTimedOut
 from config_server.migratectl.rendering import duration, rate, size
 from config_server.operator_plane import JobStatus
-from replication.errors import Retryable
 
 POLL_S: Final = 0.5
 QUIET_POLL_S: Final = 20.0
@@ -23,12 +22,6 @@ QUIET_POLL_S: Final = 20.0
 
 PLAIN_LINE_EVERY_S: Final = 10.0
 _OPEN: Final = ("in-progress", "waiting-for-input")
-
-
-class WaitTimedOut(Retryable):
-    """The job goes on; only the waiting has ended."""
-
-    code = "wait-timed-out"
 
 
 class _Figures(ProgressColumn):

@@ -19,7 +19,7 @@ from deploy.demo.operator import DemoError
 from deploy.demo.remains import Remains, stop_command
 from deploy.demo.road import Road
 from deploy.demo.source import FileSystemSource, PlainFileSource, Source
-from replication.service.cli import PLAIN_WIDTH
+from replication.service.console import PLAIN_WIDTH
 
 
 def _interrupted(_signal: int, _frame: FrameType | None) -> None:

@@ -1,27 +1,24 @@
-"""The options that every daemon takes: ``--config``, ``--check-config``, ``--version``; how a CLI reports errors, and where its tables go.
+"""The options that every daemon takes: ``--config``, ``--check-config``, ``--version``; how a CLI reports errors.
 
-Called by each package's ``cli.py`` and by ``migratectl``. Exit codes: 0 done, 1 failed, 2 wrong use or unusable configuration.
+Called by each package's ``cli.py``. Exit codes: 0 done, 1 failed, 2 wrong use or unusable configuration.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
 
 from replication import __version__
 from replication.errors import BlockferryError, SettingsError
 from replication.service.runtime import EXIT_FAILED, EXIT_SETTINGS
 from replication.settings import load_settings
+from replication.terminal_text import printable
 
-PLAIN_WIDTH: Final = 200
-REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 SettingsT = TypeVar("SettingsT")
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -68,30 +65,6 @@ def hand_on_options(context: click.Context) -> None:
 
 def version_option(program: str) -> Callable[[Command], Command]:
     return click.version_option(__version__, prog_name=program)
-
-
-def printable(text: str) -> str:
-    """``text`` with a sign in place of all that a terminal would obey: host names, models, messages come from others."""
-    return "".join(sign if sign.isprintable() or sign in "\n\t" else REPLACEMENT for sign in text)
-
-
-def one_line(text: str) -> str:
-    r"""``text`` with an escape (``\n``, ``\x1b``) in place of all that is not printed: it takes one line, whoever wrote it."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
-
-
-class _PrintableConsole(Console):
-    """What is printed is shown, not obeyed; colours and the like are the console's own."""
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(printable(segment.text), segment.style)
-
-
-def make_console() -> Console:
-    """For standard output; a table that goes into a file or a pipe is not cut to 80 columns. Nothing printed is obeyed by a terminal."""
-    console = _PrintableConsole(highlight=False, markup=False)
-    return console if console.is_terminal else _PrintableConsole(highlight=False, markup=False, width=PLAIN_WIDTH)
 
 
 def load_or_exit(settings_type: type[SettingsT], path: Path, *, check_only: bool) -> SettingsT:

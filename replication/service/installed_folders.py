@@ -18,7 +18,8 @@ from rich.table import Table
 
 from replication.errors import SettingsError
 from replication.remote_access import INSTALLATIONS_DIRECTORY
-from replication.service.cli import fail, make_console
+from replication.service.cli import fail
+from replication.service.console import make_console
 
 CONFIGURATION_DIRECTORY: Final = Path("/etc/blockferry")
 _STATE: Final = "/var/lib/blockferry"

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from replication import __version__
 from replication.errors import InvalidInput, PeerUnavailable, SettingsError
-from replication.service.cli import daemon_options, fail, load_or_exit, make_console, version_option
+from replication.service.cli import daemon_options, fail, load_or_exit, version_option
+from replication.service.console import make_console
 
 
 @dataclass(frozen=True)
