@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from replication.failpoint import reached
+
 _TEMPORARY_SUFFIX: Final = ".new"
 
 
@@ -84,7 +86,9 @@ class DurableFile:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+            reached("file.replacement.durable")
             self._temporary.replace(self.path)
+            reached("file.replacement.renamed")
         except BaseException:
             with contextlib.suppress(OSError):
                 self._temporary.unlink()

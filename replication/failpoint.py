@@ -19,13 +19,29 @@ from replication.errors import SettingsError
 
 ENVIRONMENT: Final = "BLOCKFERRY_FAILPOINT"
 
+_FILES: Final = {
+    "file.replacement.durable": "the new content of a small file is durable beside it, the old one is in its place",
+    "file.replacement.renamed": "the new content of a small file is in its place, not durably",
+}
+_RENEWAL: Final = {
+    "identity.next-key.durable": "a fresh key is durable, nobody was asked for its certificate",
+    "identity.certificate.issued": "the certificate for the fresh key is issued, nothing here says so",
+    "identity.authorities.replaced": "the authorities are the new ones, the certificate is the old one",
+    "identity.certificate.replaced": "the new certificate is in its place, its key is not",
+    "identity.next-key.renamed": "the new certificate's key is in its place, not durably",
+}
+"""In code that daemons share (``replication``): a daemon lists those that it comes by."""
+
 FAILPOINTS: Final[Mapping[str, Mapping[str, str]]] = {
     "mobility-agent": {
+        **_FILES,
+        **_RENEWAL,
         "agent.desired.remembered": "a new wish of the configuration server is durable, nobody acts on it yet",
         "agent.generation.required": "the duty to begin a generation is durable, nobody was asked for it",
         "agent.generation.granted": "the generation was granted, nothing here says so",
         "agent.generation.ledger-made": "the generation's ledger is durable, the duty still stands",
         "agent.generation.fulfilled": "the duty is done, nothing was read",
+        "agent.pins.made": "tracker and bitmaps are pinned in the kernel, under a name that nobody looks at",
         "agent.harvest.flipped": "the bitmap is flipped in the kernel, the harvest is in memory only",
         "agent.harvest.journalled": "the harvest is durable, the kernel still has it",
         "agent.harvest.serial-noted": "the kernel knows the journal's serial, and still has the harvest",
@@ -37,7 +53,9 @@ FAILPOINTS: Final[Mapping[str, Mapping[str, str]]] = {
         "agent.manifest.fixed": "the manifest is fixed in the journal, it was not put",
         "agent.manifest.put": "the manifest is put, nothing here says so",
         "agent.receipt.seen": "a receipt is verified, nothing was done with it",
+        "agent.table.started-anew": "a digest table that knows nothing is durable, its name and its generation are not",
         "agent.table.announced": "an update of the digest table is announced in it, not made",
+        "agent.table.entries-durable": "digests are changed in the table, it does not say for which epoch it is exact",
         "agent.table.updated": "the digest table has a confirmed epoch, the ledger still holds it",
         "agent.ledger.confirmed": "the ledger has let a confirmed epoch go, its digest file is still there",
         "agent.point.frozen": "the file systems are frozen and the bitmap is flipped",
@@ -47,7 +65,12 @@ FAILPOINTS: Final[Mapping[str, Mapping[str, str]]] = {
         "agent.cutover.hashed": "the source is hashed and applied, nobody was told",
     },
     "process-server": {
+        **_FILES,
+        **_RENEWAL,
         "process.spool-file.created": "a spool file and its header are written, neither they nor its name are durable",
+        "process.recovery.tail-cut": "the start has cut off what a spool file holds behind its last record, not durably",
+        "process.recovery.synced": "the start has made durable what the last group left, nothing of it counts yet",
+        "process.recovery.gap-filled": "the start has written over what is damaged in a spool file, not durably",
         "process.batch.appended": "a segment is written to the spool, not synced",
         "process.batch.durable": "a segment is durable, not acknowledged",
         "process.segment.stored": "a segment is in the store, the spool does not say so",
@@ -60,6 +83,9 @@ FAILPOINTS: Final[Mapping[str, Mapping[str, str]]] = {
         "process.spool-file.removed": "a spool file that is not needed any more is removed, not durably",
     },
     "config-server": {
+        **_FILES,
+        "identity.key.replaced": "this server's new key is in its place, authorities and certificate are the old ones",
+        "identity.authorities.replaced": "key and authorities are the new ones, the certificate is the old one",
         "config.enrolment.committed": "a certificate is issued and recorded, its owner has no answer",
         "config.order.committed": "an operator's order is durable, he has no answer and nobody acts on it",
         "config.observation.committed": "an agent's observation is durable, it has no answer",
@@ -82,6 +108,9 @@ FAILPOINTS: Final[Mapping[str, Mapping[str, str]]] = {
         "sink.replica.created": "a replica is made, not taken over",
         "sink.replica.fence-raised": "the sequence number is raised, the replica's state does not say why",
         "sink.generation.opening": "the replica says that a generation is being opened, it is not laid out",
+        "sink.replica.resized": "the replica has its generation's size, nothing is cleared, its footer is the old one",
+        "sink.replica.cleared": "the replica is cleared behind the kept data, its footer is gone",
+        "sink.replica.footer-put": "the replica is laid out, it does not say that its generation is open",
         "sink.generation.opened": "a generation is open, there is no receipt of it",
         "sink.generation.closed": "a generation is closed, its last receipt does not say so",
         "sink.epoch.begun": "the replica says that an epoch is being applied, nothing is written",

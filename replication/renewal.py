@@ -27,6 +27,7 @@ from replication.clock import Clock
 from replication.control_plane import EnrolmentAnswer, RecoveryRequest, RenewalRequest
 from replication.documents import MAX_DOCUMENT_BYTES
 from replication.errors import BlockferryError, PeerProtocolError, PeerUnavailable, SettingsError
+from replication.failpoint import reached
 from replication.possession import prove
 from replication.problem_details import error_from_problem
 from replication.service.health import HealthBoard, HealthState
@@ -120,6 +121,7 @@ class Renewal:
     async def _renew(self, *, valid: bool) -> None:
         self._note_write()
         key = await asyncio.to_thread(self._identity.durable_next_key)
+        reached("identity.next-key.durable")
         request = signing_request(key, str(self._name.role)).decode()
         if valid:
             answer = await self._issue(
@@ -128,6 +130,7 @@ class Renewal:
         else:
             answer = await self._recover(request)
         check_answer(answer, key, self._name, self._identity.authorities_path.read_bytes())
+        reached("identity.certificate.issued")
         self._note_write()
         await asyncio.to_thread(
             self._identity.replace,

@@ -30,6 +30,7 @@ from cryptography.x509.oid import NameOID
 from replication.certificate_life import CertificateLife
 from replication.durable_file import DurableFile, make_directory_durably, sync_directory
 from replication.errors import InvalidInput, Refused, SettingsError
+from replication.failpoint import reached
 from replication.identifiers import parse_uuid
 
 KEY_FILE: Final = "key.pem"
@@ -262,7 +263,9 @@ class TlsIdentity:
         """Write the three files; durable on return. The certificate comes last: with it the identity exists."""
         make_directory_durably(self.directory)
         DurableFile(self.key_path).replace(key_pem)
+        reached("identity.key.replaced")
         DurableFile(self.authorities_path, mode=0o644).replace(authorities_pem)
+        reached("identity.authorities.replaced")
         DurableFile(self.certificate_path, mode=0o644).replace(certificate_pem)
 
     def durable_key(self) -> ec.EllipticCurvePrivateKey:
@@ -299,7 +302,9 @@ class TlsIdentity:
     def replace(self, *, certificate_pem: bytes, authorities_pem: bytes) -> None:
         """Take a certificate for the next key (``durable_next_key``) in the place of the present one; durable on return."""
         DurableFile(self.authorities_path, mode=0o644).replace(authorities_pem)
+        reached("identity.authorities.replaced")
         DurableFile(self.certificate_path, mode=0o644).replace(certificate_pem)
+        reached("identity.certificate.replaced")
         self.settle()
 
     def settle(self) -> None:
@@ -310,6 +315,7 @@ class TlsIdentity:
         following = _read_key(self.next_key_path)
         if following is not None and following.public_key() == self.certificate().public_key():
             self.next_key_path.replace(self.key_path)
+            reached("identity.next-key.renamed")
             sync_directory(self.directory)
 
     def certificate(self) -> x509.Certificate:

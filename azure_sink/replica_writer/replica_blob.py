@@ -185,8 +185,10 @@ class ReplicaBlob:
             await self._resize(max(old.blob_bytes, new.blob_bytes))
             kept = min(old.writable_bytes, new.writable_bytes)
             await self.clear(kept, max(old.blob_bytes, new.blob_bytes) - kept)
+            reached("sink.replica.cleared")
             await self._resize(new.blob_bytes)
         await self.put(new.blob_bytes - FOOTER_BYTES, new.footer(self.disk))
+        reached("sink.replica.footer-put")
         await self.record(GenerationOpened())
 
     async def snapshot(self) -> str:
@@ -247,6 +249,7 @@ class ReplicaBlob:
             )
         self._etag = stamp.etag
         self._length_bytes = blob_bytes
+        reached("sink.replica.resized")
 
     # -- fence ------------------------------------------------------------------------------------------------
 

@@ -104,6 +104,7 @@ class DigestTable:
         os.ftruncate(self._descriptor, self._file_bytes)
         self.generation, self.exact_epoch, self.interrupted_epoch = GenerationId(0), EpochId(0), None
         self._write_header(applying=0)
+        reached("agent.table.started-anew")
 
     def _write_header(self, *, applying: int) -> None:
         """Durable on return."""
@@ -230,6 +231,7 @@ class DigestTable:
 
     def _end(self, epoch: EpochId) -> None:
         os.fsync(self._descriptor)
+        reached("agent.table.entries-durable")
         self.exact_epoch, self.interrupted_epoch = epoch, None
         self._write_header(applying=0)
 
@@ -245,6 +247,7 @@ class DigestTable:
         for runs in unknown:
             self._clear(runs)
         os.fsync(self._descriptor)
+        reached("agent.table.entries-durable")
         self.generation, self.exact_epoch, self.interrupted_epoch = generation, epoch, None
         self._write_header(applying=0)
 

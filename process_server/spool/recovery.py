@@ -37,6 +37,7 @@ from process_server.spool.record import (
     file_version,
     payload_digest,
 )
+from replication.failpoint import reached
 
 _CHUNK_BYTES: Final = 1024 * 1024
 _BLOCK_BYTES: Final = 4096
@@ -181,6 +182,7 @@ class Recovery:
         self.report.torn_bytes += content
         if self._repair and size > end:
             file.truncate(end)
+            reached("process.recovery.tail-cut")
         self.report.files.append(FileOnDisk(name, end))
         self._behind = _Behind(name, end, previous, unreadable=not found and content > 0)
 
@@ -263,6 +265,7 @@ class Recovery:
                 if self._repair:
                     file.sync()
                     file.forget_cache()
+                    reached("process.recovery.synced")
                 for scanned in group:
                     if self._is_intact(file, scanned):
                         whole.append(scanned)
@@ -335,6 +338,7 @@ class Recovery:
                         # A gap at a file's end needs room, one in a bad block may not be writable: unwritten, it is reported again.
                         if error.errno not in (errno.ENOSPC, errno.EIO):
                             raise
+                reached("process.recovery.gap-filled")
                 file.sync()
             finally:
                 file.close()

@@ -3,19 +3,25 @@
 One site, four daemons as processes over TLS, the ebpf tracker on a loop device under a SQLite load that does not stop. A round kills each
 daemon at one failpoint of its own; then an epoch must be applied that holds what was written after the last death, in the same generation.
 What happens only on an operator's order (drills, resyncs, migrations, pruning, the end) is killed during that order, which must be carried
-out all the same. A failpoint that is never reached fails the test.
+out all the same. What happens seldom (a disk that grows, a spool that was damaged, certificates that are due) is made to happen. A
+failpoint that a daemon never reaches fails the test.
 """
 
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 from typing import Final
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from config_server.authority import CERTIFICATE_LIFETIME_S, ServerNames, TrustStore
+from process_server.spool.record import FILE_HEADER_BYTES
 from replication.failpoint import FAILPOINTS
-from tests.harness.fault_site import FaultSite, fault_site
+from replication.tls_identity import TlsIdentity, certificate_life
+from tests.harness.fault_site import MIB, FaultSite, fault_site
 from tests.harness.running_site import POLICY
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.requires("root", "loop", "mount", "ebpf", "mkfs.ext4")]
@@ -31,11 +37,16 @@ ON_THE_ROAD: Final = {
         # The second death needs what the first leaves: an epoch that was being shipped.
         "agent.batch.acknowledged agent.attempt.persisted",
         *("agent.epoch.shipped", "agent.digests.written", "agent.manifest.fixed", "agent.manifest.put"),
-        *("agent.receipt.seen", "agent.table.announced", "agent.table.updated", "agent.ledger.confirmed"),
+        "agent.receipt.seen",
+        "agent.table.announced agent.table.entries-durable",
+        *("agent.table.updated", "agent.ledger.confirmed"),
         *("agent.point.frozen", "agent.point.read"),
     ),
     "process-server": (
-        *("process.spool-file.created", "process.batch.appended", "process.batch.durable", "process.segment.stored"),
+        "process.spool-file.created",
+        # The starts that follow meet what this one leaves: a file's unused end, a last group of which nothing says that it is durable.
+        "process.batch.appended process.recovery.tail-cut process.recovery.synced",
+        *("process.batch.durable", "process.segment.stored"),
         *("process.segment.released", "process.manifest.appended", "process.manifest.durable"),
         *("process.manifest.stored", "process.manifest.retired", "process.marks.appended"),
         "process.spool-file.removed",
@@ -54,6 +65,15 @@ ON_THE_ROAD: Final = {
 }
 """Reached by replication alone."""
 
+REPLACEMENT: Final = ("file.replacement.durable", "file.replacement.renamed")
+RENEWAL: Final = (
+    *("identity.next-key.durable", "identity.certificate.issued", "identity.authorities.replaced"),
+    *("identity.certificate.replaced", "identity.next-key.renamed"),
+)
+GROWTH_BYTES: Final = 4 * MIB
+DUE_AT: Final = 0.75
+"""Of a certificate's life: every holder renews it, and nobody is warned yet."""
+
 
 def test_every_daemon_dies_at_every_failpoint_and_the_replica_is_the_source(tmp_path: Path) -> None:
     with fault_site(tmp_path) as site:
@@ -64,17 +84,24 @@ def test_every_daemon_dies_at_every_failpoint_and_the_replica_is_the_source(tmp_
         die_during_a_drill(site)
         die_during_a_pause(site)
         die_during_a_resync(site)
+        die_while_the_disk_grows(site)
+        die_over_a_damaged_spool(site)
         die_during_pruning(site)
         die_during_an_enrolment(site)
+        die_during_renewals(site)
         site.prove(lambda: site.die_at({"mobility-agent": ["agent.cutover.hashed"]}))
         die_during_the_end(site)
-        known = {name for points in FAILPOINTS.values() for name in points}
+        known = {(daemon, name) for daemon, points in FAILPOINTS.items() for name in points}
         assert site.reached == known, f"never reached: {sorted(known - site.reached)}"
 
 
 def begin(site: FaultSite) -> None:
     site.running.operator.order("set-policy", POLICY, "--epoch-interval", "0.3 s")
-    site.die_at({"azure-sink": ["sink.replica.created"]}, lambda: site.running.begin_protection(site.disk.device))
+    points = {
+        "mobility-agent": ["agent.pins.made", "agent.table.started-anew"],
+        "azure-sink": ["sink.replica.created"],
+    }
+    site.die_at(points, lambda: site.running.begin_protection(site.disk.device))
     site.wait_state("replicating")
 
 
@@ -132,6 +159,64 @@ def die_during_a_resync(site: FaultSite) -> None:
     site.die_at(points, lambda: site.order("/resync"))
     site.job("resync")
     site.await_progress(before, generation=before.generation + 1, what="a resync")
+
+
+def die_while_the_disk_grows(site: FaultSite) -> None:
+    """As a virtual machine's disk grows: the sink lays the replica out anew. The later proofs are of the larger disk."""
+    before = site.position()
+    points = {"azure-sink": ["sink.replica.resized", "sink.replica.cleared", "sink.replica.footer-put"]}
+    site.die_at(points, lambda: site.disk.grow(GROWTH_BYTES))
+    site.await_progress(before, generation=before.generation + 1, what="the growth of the disk")
+
+
+def die_over_a_damaged_spool(site: FaultSite) -> None:
+    """The first record of the file that was appended to cannot be read any more: the start skips it, and writes over it."""
+    before = site.position()
+    site.daemon("process-server").kill()
+    newest = max((site.directory / "site" / "process-server" / "state" / "spool").glob("*.spool"))
+    with newest.open("r+b") as file:
+        file.seek(FILE_HEADER_BYTES)
+        file.write(bytes(1))
+    site.die_at({"process-server": ["process.recovery.gap-filled"]})
+    site.await_progress(before, what="damage in the spool")
+
+
+def die_during_renewals(site: FaultSite) -> None:
+    """The configuration server renews its own certificate at its start, the others ask it for theirs."""
+    before = site.position()
+    holders = ("config-server", "mobility-agent", "process-server")
+    identities = [TlsIdentity(site.directory / "site" / name / "state" / "identity") for name in holders]
+    for name, identity in zip(holders, identities, strict=True):
+        site.daemon(name).kill()
+        make_due(identity, site)
+    site.die_at({"config-server": [*REPLACEMENT, "identity.key.replaced", "identity.authorities.replaced"]})
+    site.daemon("config-server").wait_until_ready()
+    site.die_at({name: [*REPLACEMENT, *RENEWAL] for name in holders[1:]})
+    site.await_progress(before, what="renewals")
+    for identity in identities:
+        life = certificate_life(identity.certificate())
+        assert not life.is_due(time.time_ns(), identity.name().identifier), identity.name()
+        assert not identity.next_key_path.exists()
+        identity.server_context(require_client=True)
+
+
+def make_due(identity: TlsIdentity, site: FaultSite) -> None:
+    """As if the identity had been issued months ago."""
+    present = identity.certificate()
+    public_key = present.public_key()
+    assert isinstance(public_key, ec.EllipticCurvePublicKey)
+    aged = (
+        TrustStore(site.directory / "site" / "config-server" / "state" / "authority")
+        .load()
+        .issue(
+            public_key,
+            identity.name(),
+            now_ns=time.time_ns() - int(DUE_AT * CERTIFICATE_LIFETIME_S * 1e9),
+            names=ServerNames.listed_in(present),
+            lifetime_s=CERTIFICATE_LIFETIME_S,
+        )
+    )
+    identity.certificate_path.write_text(aged.pem)
 
 
 def die_during_pruning(site: FaultSite) -> None:

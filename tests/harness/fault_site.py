@@ -126,6 +126,12 @@ class LoadedDisk:
 
         wait_until("the mount after the migration", mounts, GOES_ON_S)
 
+    def grow(self, more_bytes: int) -> None:
+        """As a virtual machine's disk that somebody makes larger; the file system on it stays as it is."""
+        self.disk_bytes += more_bytes
+        os.truncate(self.lab.image, self.disk_bytes)
+        subprocess.run(["losetup", "--set-capacity", str(self.device)], check=True)
+
     def destroy(self) -> None:
         self.end_load()
         self.lab.destroy()
@@ -149,8 +155,8 @@ class FaultSite:
     running: RunningSite
     disk: LoadedDisk
     directory: Path
-    reached: set[str] = field(default_factory=set)
-    """Failpoints at which a daemon died."""
+    reached: set[tuple[str, str]] = field(default_factory=set)
+    """Daemons, and the failpoints at which they died."""
     begun_s: float = field(default_factory=time.monotonic)
     newest_conditions: list[str] = field(default_factory=list)
 
@@ -392,7 +398,7 @@ class FaultSite:
         text = self.daemon(name).log.read_bytes()[offset:].decode(errors="replace")
         plain = failpoint.partition(":")[0]
         assert f"failpoint {plain} reached" in text, f"{name} did not die at {plain}:\n{text[-4000:]}"
-        self.reached.add(plain)
+        self.reached.add((name, plain))
         self.tell(f"{name} died at {plain}")
 
     def tell(self, text: str) -> None:

@@ -17,6 +17,7 @@ from typing import Final
 
 from mobility_agent.change_tracker.ebpf import bpf_syscall
 from replication.errors import Conflict, Unsupported
+from replication.failpoint import reached
 
 DEFAULT_PIN_ROOT: Final = Path("/sys/fs/bpf/blockferry")
 _BPF_FS_MAGIC: Final = 0xCAFE4A11
@@ -118,6 +119,7 @@ class Pins:
                 bpf_syscall.pin(descriptor, unfinished / name)
             if self.directory.exists():
                 raise Conflict(f"cannot make the pins {self.directory}: they exist")  # noqa: TRY301
+            reached("agent.pins.made")
             unfinished.rename(self.directory)
         except BaseException:
             _remove(unfinished)
