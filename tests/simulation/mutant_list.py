@@ -1,7 +1,7 @@
 """The planted defects: each rule broken in one place, each fsync taken away. Called by ``mutants``, which plants them one at a time.
 
 ``old`` must occur exactly once in ``file``, so that a change of the code cannot let a defect slip away unnoticed. What is not listed: R6, which
-is not implemented (no snapshots of the source); lines that only another defect could reach (the lease beside the sequence number,
+is not implemented (no snapshots of the source: docs/decisions/0022-no-snapshots-of-the-source.md); lines that only another defect could reach (the lease beside the sequence number,
 forgetting an interrupted update of a table whose granules are all unconfirmed still; distrust after a diverged history, which ``_leads_to`` decides
 too); syncs whose loss costs sending again and no promise (the digest table's name, a spool file's header); passthrough commands, which the model has none of; syncs of what an operator's command makes and can make again (exports, installers, backups).
 """
