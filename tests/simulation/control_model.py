@@ -144,7 +144,7 @@ class ControlModel:
             await self._put_once(request_name(generation.closing), request.encode())
         elif answer.state == "succeeded" and answer.final_epoch is not None:
             self._note_closed(disk, generation, answer)
-        elif answer.state == "failed" and now_s > generation.closing_asked_s + CLOSE_AGAIN_S:
+        elif answer.state == "failed" and not 0 <= now_s - generation.closing_asked_s <= CLOSE_AGAIN_S:
             generation.closing = ""
             generation.is_published = False  # a store that was put back to an older state may have lost the record
         return generation.is_closed

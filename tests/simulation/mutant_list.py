@@ -184,6 +184,14 @@ MUTANTS: Final = (
            '''    try:
         await client.put_blob(REPLICATION_CONTAINER, name, body, metadata=metadata)'''),
     Mutant("R5", "a manifest is put before its segments", _CHAIN, "    if manifest.missing:", "    if False:"),
+    Mutant("R5", "a segment that a full store has refused counts as stored", "process_server/uploader/segment_uploader.py",
+           "        except Conflict as conflict:\n            return await self._compare(job, content, conflict)\n        reached(",
+           """        except Conflict as conflict:
+            return await self._compare(job, content, conflict)
+        except BlockferryError as error:
+            if error.code != "overloaded":
+                raise
+        reached(""", under="troubled"),
     Mutant("R5", "a manifest is put before its predecessor", _CHAIN,
            "    if chain.hash_of(EpochId(epoch - 1)) is None:", "    if False:"),
     Mutant("R5", "a manifest that names what nobody has is accepted", _MANIFESTS,
@@ -243,6 +251,10 @@ MUTANTS: Final = (
            test=f"{_WRITERS}/test_epoch_application.py::test_sequence_number_rises_with_each_epoch_and_take_over"),
     Mutant("R7", "a step is recorded over any state", _REPLICA,
            "encode_state(following), lease_id=self._lease_id, if_match=etag", "encode_state(following), lease_id=self._lease_id"),
+    Mutant("R7", "pages that a full store has refused count as written", _REPLICA,
+           '        with self._stopping_at_conflict("write"):',
+           '        with self._stopping_at_conflict("write"), contextlib.suppress(BlobOverloaded):', under="troubled",
+           more=((_REPLICA, "import BlobConflict, BlobNotFound", "import BlobConflict, BlobNotFound, BlobOverloaded"),)),
     Mutant("R7", "a snapshot is taken of any state", _REPLICA,
            "REPLICAS_CONTAINER, self._name, lease_id=self._lease_id, if_match=etag\n            )",
            "REPLICAS_CONTAINER, self._name, lease_id=self._lease_id\n            )",

@@ -7,6 +7,7 @@ process and dies with it. What is under way belongs to the network: it arrives a
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from random import Random
@@ -20,6 +21,7 @@ from replication.problem_details import error_from_problem
 from replication.service.problem import problem_response
 from tests.harness.faulty_blob_client import WRITES
 from tests.harness.memory_blob_client import MemoryBlobClient
+from tests.simulation.store_trouble import StoreTrouble
 from tests.simulation.virtual_loop import Process, VirtualLoop, drive
 
 TIMEOUT_S: Final = 4.0
@@ -41,7 +43,8 @@ class Weather:
 class Network:
     """``cut``: pairs of names (in either order) between which nothing passes."""
 
-    def __init__(self, loop: VirtualLoop, random: Random, note: Callable[..., None]) -> None:
+    def __init__(self, loop: VirtualLoop, random: Random, note: Callable[..., None], trouble: StoreTrouble) -> None:
+        self.store_trouble = trouble
         self.weather = Weather()
         self.cut: set[frozenset[str]] = set()
         self.store_lives = 0
@@ -84,6 +87,7 @@ class Network:
             await asyncio.sleep(self.delay_s())
             raise PeerUnavailable(f"cannot ask the store to {what}: the connection is refused")
         future, life = self.loop.create_future(), self.store_lives
+        answer = functools.partial(self.store_trouble.answer, what, effect, is_write=is_write)
 
         def deliver() -> None:
             if life != self.store_lives:
@@ -91,7 +95,7 @@ class Network:
             if future.done() and not is_write:
                 return None  # nobody waits: what it would be read into is somebody else's by now
             try:
-                result = effect()
+                result = answer()
             except BlockferryError as error:
                 if not future.done():
                     future.set_exception(error)
@@ -109,7 +113,7 @@ class Network:
             if life != self.store_lives:
                 return
             try:
-                effect()
+                answer()
             except BlockferryError as error:
                 self.note("store", f"{caller.name}: {what}, unheard: {error.code}")
             else:

@@ -92,6 +92,7 @@ class ProcessServerMachine(Intake):
         chance: Callable[[], float],
         make_store: Callable[[Process], StoreClient],
         ask_key: Callable[[Process, GenerationKey], Coroutine[Any, Any, DataKeyGrant]],
+        unix_ns: Callable[[], int],
     ) -> None:
         self.name = name
         self.process: Process | None = None
@@ -107,6 +108,7 @@ class ProcessServerMachine(Intake):
         self._chance = chance
         self._make_store = make_store
         self._ask_key = ask_key
+        self._unix_ns = unix_ns
         self._site: _Site | None = None
         self._stopping = asyncio.Event()
         self._settings = Settings(
@@ -133,7 +135,7 @@ class ProcessServerMachine(Intake):
     async def _serve(self, process: Process) -> None:
         self._site = None
         around = Surroundings(
-            clock=Clock(process.now_s, lambda: int(self._loop.time() * 1e9) + 10**18, asyncio.sleep),
+            clock=Clock(process.now_s, self._unix_ns, asyncio.sleep),
             chance=self._chance,
             load=cast("Any", lambda: None),
         )

@@ -22,6 +22,8 @@ from tests.simulation.faults import Faults
 from tests.simulation.oracle import Broken
 from tests.simulation.redirected_calls import redirected
 from tests.simulation.source_disk import KernelHabits
+from tests.simulation.store_trouble import StoreTrouble
+from tests.simulation.troubles import Troubles
 from tests.simulation.virtual_loop import Stuck
 from tests.simulation.workload import Habits
 from tests.simulation.world import Shape, TracingHandler, World, as_text
@@ -29,6 +31,7 @@ from tests.simulation.world import Shape, TracingHandler, World, as_text
 REST_DEADLINE_S: Final = 900.0
 OPERATOR_PATIENCE_S: Final = 120.0
 TOLD_EVENTS: Final = 60
+TROUBLED: Final = "troubled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,10 @@ class Outcome:
     generations: int
     was_put_back: bool
     """Whether an older copy took the store's place."""
+    refusals: int
+    """Calls that the store answered with 500 or 503."""
+    clocks_set: int
+    """Of other machines than the source."""
 
 
 @dataclass
@@ -91,7 +98,7 @@ def drawn_shape(random: Random) -> Shape:
     )
 
 
-async def _scenario(world: World, random: Random, theme_wanted: str) -> None:
+async def _scenario(world: World, random: Random, troubles: Troubles, theme_wanted: str) -> None:
     faults = Faults(world, random)
     for process_server in world.process_servers:
         process_server.start()
@@ -101,8 +108,11 @@ async def _scenario(world: World, random: Random, theme_wanted: str) -> None:
     world.workload.start()
     await asyncio.sleep(random.random() * 4)
     pruning = asyncio.get_running_loop().create_task(_prune(world, random))
-    theme = faults.of_a_theme(theme_wanted)
+    is_troubled = theme_wanted == TROUBLED
+    theme = faults.of_a_theme("" if is_troubled else theme_wanted)
     async with asyncio.TaskGroup() as tasks:
+        for trouble in troubles.drawn(certainly=is_troubled):
+            tasks.create_task(trouble())
         for _ in range(random.randrange(1, 5)):
             tasks.create_task(random.choice(theme)())
             await asyncio.sleep(random.choice((0.0, 0.5, 3.0, 10.0)) * random.random())
@@ -157,7 +167,8 @@ async def _rest(world: World) -> None:
 
 
 def simulate(seed: int, *, tells_logs: bool = False, theme: str = "", tracker: str = "") -> Outcome:
-    """:param theme: as ``Faults.of_a_theme``; ``tracker``: ``ebpf`` or ``scan`` instead of what is drawn.
+    """:param theme: as ``Faults.of_a_theme``, or ``TROUBLED``: any faults, and certainly troubles.
+    :param tracker: ``ebpf`` or ``scan`` instead of what is drawn.
 
     :raises SimulationFailed: if a promise was broken.
     """
@@ -165,7 +176,9 @@ def simulate(seed: int, *, tells_logs: bool = False, theme: str = "", tracker: s
     with redirected() as redirection, warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that the dead never awaited
         shape = drawn_shape(random)
-        world = World(replace(shape, tracker=tracker or shape.tracker), random, redirection)
+        own = Random(f"troubles of {seed}")
+        world = World(replace(shape, tracker=tracker or shape.tracker), random, redirection, StoreTrouble(own))
+        troubles = Troubles(world, own)
         world.note("scenario", f"{world.shape}")
         root = logging.getLogger()
         handler = TracingHandler(world)
@@ -180,7 +193,7 @@ def simulate(seed: int, *, tells_logs: bool = False, theme: str = "", tracker: s
         gc.disable()
         try:
             with world.in_place():
-                _run(world, random, theme)
+                _run(world, random, troubles, theme)
                 digest = hashlib.sha256(repr(world.trace).encode()).hexdigest()
                 if world.failure is not None:
                     events = [f"{at_s:10.4f} {who:9} {what}" for at_s, who, what in world.trace]
@@ -201,6 +214,8 @@ def simulate(seed: int, *, tells_logs: bool = False, theme: str = "", tracker: s
         writes=sum(disk.writes for disk in world.disks.values()),
         generations=max(len(each) for each in world.control.generations.values()),
         was_put_back=world.oracle.store.put_back,
+        refusals=world.network.store_trouble.refusals,
+        clocks_set=troubles.clocks_set,
     )
 
 
@@ -210,10 +225,10 @@ def _keep_what_is_loaded() -> None:
     gc.freeze()
 
 
-def _run(world: World, random: Random, theme: str) -> None:
+def _run(world: World, random: Random, troubles: Troubles, theme: str) -> None:
     loop = world.loop
     loop.set_exception_handler(world.on_loop_error)
-    task = loop.create_task(_scenario(world, random, theme))
+    task = loop.create_task(_scenario(world, random, troubles, theme))
     task.add_done_callback(lambda _: loop.stop())
     try:
         loop.run_forever()

@@ -9,7 +9,7 @@ import argparse
 import sys
 import time
 
-from tests.simulation.simulation import SimulationFailed, simulate
+from tests.simulation.simulation import TROUBLED, SimulationFailed, simulate
 
 
 def main() -> int:
@@ -20,7 +20,10 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", help="these, one after the other")
     parser.add_argument("--seconds", type=float, help="go on for so long")
     parser.add_argument(
-        "--theme", default="", choices=("", "agent", "spools", "sink", "history"), help="these faults only"
+        "--theme",
+        default="",
+        choices=("", "agent", "spools", "sink", "history", TROUBLED),
+        help="these faults only; or any, with troubles for certain",
     )
     parser.add_argument("--tracker", default="", choices=("", "ebpf", "scan"), help="this tracker only")
     options = parser.parse_args()

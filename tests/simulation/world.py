@@ -13,6 +13,7 @@ import logging
 import os
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -44,6 +45,7 @@ from tests.simulation.oracle import Broken, Oracle
 from tests.simulation.process_server_machine import ProcessServerMachine
 from tests.simulation.redirected_calls import Redirection
 from tests.simulation.source_disk import SECTOR_BYTES, KernelHabits, SourceDisk
+from tests.simulation.store_trouble import StoreTrouble
 from tests.simulation.virtual_files import VirtualFiles
 from tests.simulation.virtual_loop import Process, ProcessKilled, VirtualLoop, drive
 from tests.simulation.workload import Habits, SimulatedFreezer, Workload, sector_content
@@ -109,7 +111,7 @@ class WriterMachine:
             settings,
             _writer_metrics(self.name),
             HealthBoard(),
-            Clock(process.now_s, world.unix_ns, asyncio.sleep),
+            Clock(process.now_s, functools.partial(world.unix_ns, self.name), asyncio.sleep),
         )
         await writer.run()
 
@@ -121,7 +123,7 @@ class WriterMachine:
 class World:
     """Built from a shape and a random generator; the scenario then moves it."""
 
-    def __init__(self, shape: Shape, random: Random, redirection: Redirection) -> None:
+    def __init__(self, shape: Shape, random: Random, redirection: Redirection, trouble: StoreTrouble) -> None:
         self.shape = shape
         self.random = random
         self.loop = VirtualLoop(random.random)
@@ -130,11 +132,13 @@ class World:
         self.is_over = False
         self.store_is_copied = False
         self.clock_offset_ns = 0
+        self.clocks_ns: Counter[str] = Counter()
+        """By how much the clock of a machine was set; the source's is ``clock_offset_ns``."""
         self._moments: dict[int, float] = {}
-        self.account = MemoryBlobClient(lambda: _BEGINNING + timedelta(seconds=self.loop.time()))
+        self.account = MemoryBlobClient(self._store_time)
         for container in CONTAINERS:
             drive(self.account.create_container(container))
-        self.network = Network(self.loop, random, self.note)
+        self.network = Network(self.loop, random, self.note, trouble)
         self.disks = {DiskId(self.new_id()): self._disk() for _ in range(shape.disks)}
         self.oracle = Oracle(self.account, _IDENTITY.public, self.disks, self.loop.time, self._moments.get, self.note)
         self.workload = Workload(list(self.disks.values()), self.loop, random, shape.workload)
@@ -203,8 +207,9 @@ class World:
     def _process_server(self, name: str, redirection: Redirection) -> ProcessServerMachine:
         files = self._files(name, redirection, Path(f"/simulated-{name}/state/spool"))
         machine = ProcessServerMachine(
-            name, self.loop, self.network, files, self.oracle, self.random.random, self.store_of, self._ask_key
-        )
+            name, self.loop, self.network, files, self.oracle, self.random.random, self.store_of, self._ask_key,
+            functools.partial(self.unix_ns, name),
+        )  # fmt: skip
         files.act = machine.act
         machine.ended = self.note_end(name, machine.restart)
         return machine
@@ -216,7 +221,7 @@ class World:
 
     async def _ask_generation(self, process: Process, disk: DiskId, request: GenerationRequest) -> GenerationGrant:
         def call() -> Coroutine[Any, Any, GenerationGrant]:
-            return self.control.new_generation(disk, request, self.loop.time())
+            return self.control.new_generation(disk, request, self.loop.time() + self.clocks_ns["config"] / 1e9)
 
         grant = await self.network.ask(process, lambda: self.control_process, "config", call)
         return cast("GenerationGrant", grant)
@@ -246,8 +251,12 @@ class World:
         process = self.loop.current
         return self.loop.time() if process is None else process.now_s()
 
-    def unix_ns(self) -> int:
-        return EPOCH_NS + int(self.loop.time() * 1e9)
+    def unix_ns(self, machine: str) -> int:
+        """By the clock of a machine that is not the source."""
+        return EPOCH_NS + int(self.loop.time() * 1e9) + self.clocks_ns[machine]
+
+    def _store_time(self) -> datetime:
+        return _BEGINNING + timedelta(seconds=self.loop.time() + self.clocks_ns["store"] / 1e9)
 
     def agent_time_ns(self) -> int:
         """Every answer is another number, so that it tells the moment it was given."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from replication.blob_client.api import BlobContent, BlobItem, BlobProperties, BlobStamp, BlobType, Body
 from replication.blob_client.codes import StorageCode
@@ -145,10 +146,10 @@ class WholeBlobs(MemoryAccount):
             what = f"snapshot {container}/{name}"
             self._check_write(blob, lease_id or (blob.lease.lease_id if blob.lease else None), if_match, what)
         taken = self._snapshots.setdefault((container, name), {})
-        moment = self._now()
+        identifier = _snapshot_id(self._now())
         latest = max(taken, default="")
-        while (identifier := _snapshot_id(moment)) <= latest:
-            moment += timedelta(microseconds=1)
+        if identifier <= latest:  # the clock may have been set back: they are in order all the same
+            identifier = _snapshot_id(_moment_of(latest) + timedelta(microseconds=1))
         copy = blob.frozen_copy()
         if metadata is not None:
             copy.metadata = dict(metadata)
@@ -173,8 +174,15 @@ class WholeBlobs(MemoryAccount):
         return self._replace(container, name, copy, if_none_match_any=if_none_match_any)
 
 
+_SNAPSHOT_ID: Final = "%Y-%m-%dT%H:%M:%S.%f0Z"
+
+
 def _snapshot_id(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "0Z"
+    return moment.astimezone(UTC).strftime(_SNAPSHOT_ID)
+
+
+def _moment_of(snapshot: str) -> datetime:
+    return datetime.strptime(snapshot, _SNAPSHOT_ID).replace(tzinfo=UTC)
 
 
 def _read(blob: Blob, offset: int, length: int) -> bytes:
