@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from replication.errors import BlockferryError, InvalidInput
+from replication.failpoint import reached
 from replication.identifiers import DiskId, parse_uuid
 
 _logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class UnprotectedDisks:
         try:
             # The state goes last: as long as it is there, this is tried again.
             self._discard_tracking(disk)
+            reached("agent.disk.untracked")
             shutil.rmtree(self._directory / disk)
         except (BlockferryError, OSError) as error:
             _logger.warning(

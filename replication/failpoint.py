@@ -60,6 +60,7 @@ FAILPOINTS: Final[Mapping[str, Mapping[str, str]]] = {
         "agent.ledger.confirmed": "the ledger has let a confirmed epoch go, its digest file is still there",
         "agent.point.frozen": "the file systems are frozen and the bitmap is flipped",
         "agent.point.read": "the last round is read, the file systems are still frozen",
+        "agent.disk.untracked": "nothing tracks a disk that is not protected any more, what is kept of it is still there",
         "agent.cutover.claimed": "the disks are claimed, no final epoch was cut",
         "agent.cutover.sealed": "the final epoch is put, nobody was told",
         "agent.cutover.hashed": "the source is hashed and applied, nobody was told",

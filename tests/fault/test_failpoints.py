@@ -246,7 +246,12 @@ def die_during_an_enrolment(site: FaultSite) -> None:
 
 def die_during_the_end(site: FaultSite) -> None:
     site.disk.end_load()
-    points = {"azure-sink": ["sink.delete.keys-gone", "sink.delete.replica-gone"]}
+    points = {
+        "mobility-agent": ["agent.disk.untracked"],
+        "azure-sink": ["sink.delete.keys-gone", "sink.delete.replica-gone"],
+    }
     site.die_at(points, lambda: site.order("/stop"))
     site.job("stop-replication")
     assert not site.running.operator.get("/protected-items")["items"]
+    kept = site.directory / "site" / "mobility-agent" / "state" / "disks"
+    site.until(lambda: not list(kept.iterdir()), "nothing to be kept of the disk")

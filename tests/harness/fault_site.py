@@ -43,7 +43,7 @@ class QuickSite(ForkedSite):
 
     def _configurations(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = super()._configurations()
-        found["mobility-agent"]["heartbeat_s"] = 0.5
+        found["mobility-agent"] |= {"heartbeat_s": 0.5, "keep_unprotected_s": 0.0}
         found["mobility-agent"]["shipping"] = {"request_timeout_s": 15.0}
         found["config-server"]["reconciler"] = {"interval_s": 0.3, "point_interval_s": 1.0, "answer_keep_s": 0.0}
         return found
