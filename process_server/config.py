@@ -47,8 +47,6 @@ DEFAULT_LISTEN: Final = f"0.0.0.0:{DEFAULT_PORT}"
 DEFAULT_STATE_DIR: Final = Path("/var/lib/blockferry/process-server")
 DEFAULT_OBSERVABILITY: Final = "127.0.0.1:9882"
 DEFAULT_INTAKE_BUFFER_BYTES: Final = 36 * 2**20
-DEFAULT_UPLOAD_BUFFER_BYTES: Final = 36 * 2**20
-"""Four of the largest segments: a machine has its default threads also where nothing compresses."""
 DEFAULT_BATCHES_IN_FLIGHT: Final = 4
 MAX_HEARTBEAT_INTERVAL_S: Final = DEFAULT_INTERVAL_S
 """A third of the silence after which the configuration server gives the items to others, by default."""
@@ -132,13 +130,13 @@ class WorkHoursSettings:
 class UploadSettings:
     """``threads_per_machine`` holds until the configuration server says otherwise; of its limit and this one the lower one counts.
 
-    All but ``buffer_bytes`` may be changed while the process server runs.
+    All but ``buffer_bytes`` may be changed while the process server runs. ``buffer_bytes`` left out: as much as the threads ask for.
     """
 
     threads_per_machine: int = DEFAULT_THREADS_PER_MACHINE
     limit_bits_per_s: int | None = None
     work_hours: WorkHoursSettings | None = None
-    buffer_bytes: int = DEFAULT_UPLOAD_BUFFER_BYTES
+    buffer_bytes: int | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -148,7 +146,7 @@ class UploadSettings:
         )
         _require_limit(self.limit_bits_per_s)
         _require(
-            self.buffer_bytes >= MAX_SEGMENT_RECORD_BYTES,
+            self.buffer_bytes is None or self.buffer_bytes >= MAX_SEGMENT_RECORD_BYTES,
             f"use a buffer_bytes of {self.buffer_bytes}",
             f"one segment may take {MAX_SEGMENT_RECORD_BYTES} bytes",
         )

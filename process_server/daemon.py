@@ -61,7 +61,8 @@ from process_server.store_inquiry import StoreInquiry
 from process_server.throttle import Throttle
 from process_server.upload_limits import FILE_NAME, LimitsInForce
 from process_server.uploader.manifest_courier import ManifestCourier
-from process_server.uploader.segment_uploader import SegmentUploader, surely_at_once
+from process_server.uploader.segment_uploader import SegmentUploader
+from process_server.uploader.upload_room import UploadRoom, most_connections
 from replication import __version__
 from replication.batch_frame import MAX_BATCH_DATA_BYTES, PROTOCOL_VERSION
 from replication.blob_client.api import BlobClient
@@ -177,7 +178,8 @@ async def running_process_server(
             files = around.open_files(settings.spool_directory)
             memory = LimitsMemory(settings.state_dir / FILE_NAME, UploadLimits)
         throttle = Throttle(None, around.clock)
-        bulk = await stack.enter_async_context(around.open_store(settings.store, throttle))
+        segments = dataclasses.replace(settings.store, connections=most_connections(settings.store.connections))
+        bulk = await stack.enter_async_context(around.open_store(segments, throttle))
         small_requests = dataclasses.replace(settings.store, connections=SMALL_REQUEST_CONNECTIONS)
         store = await stack.enter_async_context(around.open_store(small_requests, throttle))
         config_server = await stack.enter_async_context(
@@ -205,7 +207,7 @@ class _Site:
         memory: LimitsMemory[UploadLimits],
         watch: SettingsWatch | None,
     ) -> None:
-        clock = around.clock
+        clock, room = around.clock, UploadRoom(settings.store.connections, settings.upload.buffer_bytes)
         self.settings = settings
         self.clock, self.board, self.config_server = clock, board, config_server
         self.server: RunningServer | None = None
@@ -238,13 +240,12 @@ class _Site:
             self.spool,
             bulk,
             self.inquiry,
-            BufferArena(settings.upload.buffer_bytes, most_leases=settings.store.connections),
+            room,
             self.throttle,
             self.gate,
             clock,
             self.metrics,
             chance=around.chance,
-            parallel=settings.store.connections,
             on_settled=self._note_settled,
         )
         self.limits = LimitsInForce(
@@ -256,7 +257,7 @@ class _Site:
             board,
             clock,
             self.uploader.wake,
-            at_once=surely_at_once(settings.store.connections, settings.upload.buffer_bytes),
+            room=room,
         )
         self.courier = ManifestCourier(
             self.backlog,

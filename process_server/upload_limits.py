@@ -20,6 +20,7 @@ from process_server.core.upload_schedule import DEFAULT_THREADS_PER_MACHINE, Upl
 from process_server.settings_watch import SettingsWatch
 from process_server.spool.kept_segments import MAX_SEGMENT_RECORD_BYTES
 from process_server.throttle import BITS_PER_BYTE, Throttle
+from process_server.uploader.upload_room import UploadRoom
 from replication.clock import Clock
 from replication.errors import BlockferryError, InvalidInput
 from replication.limits_memory import LimitsMemory
@@ -83,9 +84,8 @@ class LimitsInForce:
         clock: Clock,
         on_change: Callable[[], None],
         *,
-        at_once: int,
+        room: UploadRoom,
     ) -> None:
-        """:param at_once: so many segments of all machines can surely be on their way at a time."""
         self._memory = memory
         self._watch = watch
         self._throttle = throttle
@@ -93,7 +93,7 @@ class LimitsInForce:
         self._board = board
         self._clock = clock
         self._on_change = on_change
-        self._at_once = at_once
+        self._room = room
         self._file = _Source.of(file)
         self._told = _Source.of(memory.limits or _UNKNOWN)
         self._ever_told = memory.limits is not None
@@ -120,18 +120,20 @@ class LimitsInForce:
     @property
     def _threads_problem(self) -> str | None:
         threads = self._schedule.threads_per_machine
-        if threads <= max(self._at_once, MIN_THREADS_PER_MACHINE):  # at the fewest nobody asked for more than there are
+        sure = self._room.surely_at_once(threads)
+        if threads <= max(sure, MIN_THREADS_PER_MACHINE):  # at the fewest nobody asked for more than there are
             return None
         mib = -(-threads * MAX_SEGMENT_RECORD_BYTES // 2**20)
         return (
-            f"of {threads} threads per machine only {self._at_once} are sure: for all of them set store.connections to {threads} or more "
-            f"and upload.buffer_bytes to {mib} MiB or more, and restart"
+            f"of {threads} threads per machine only {sure} are sure, as the configuration fixes their room: leave out store.connections "
+            f"and upload.buffer_bytes, or set them to {threads} and {mib} MiB or more, and restart"
         )
 
     @property
     def effective_threads(self) -> int:
         """So many uploads a machine that is alone surely has at this hour, even if nothing compresses."""
-        return min(self._schedule.threads_per_machine, uploads_at_once(self._throttle.limit_bits_per_s, self._at_once))
+        threads = self._schedule.threads_per_machine
+        return min(threads, uploads_at_once(self._throttle.limit_bits_per_s, self._room.surely_at_once(threads)))
 
     def tell(self, limits: UploadLimits) -> None:
         """The configuration server's newest word: in force on return, durable soon after."""

@@ -1,7 +1,7 @@
 """From the spool to the store: segments go out in parallel, each put conditional, nothing given up before it is stored.
 
 Built by ``daemon``; ``run`` in a task, ``wake`` when something new waits. Which segment is next is ``UploadSchedule``'s decision, how
-many may be under way is bounded by the arena, by ``parallel`` and by the limit's speed. One that the spool still has in memory is sent
+many may be under way is bounded by ``UploadRoom`` and by the limit's speed. One that the spool still has in memory is sent
 from there, others are read back. How fast they go the connections themselves are told by ``Throttle``. A put that finds the blob there is a
 success only if digest *and* tag are equal: the same batch sealed twice has two tags, and manifests name tags (R4). And only if it reads
 back byte for byte, for that is the last moment at which a damaged blob can be replaced: afterwards the spooled record is gone (P1).
@@ -14,17 +14,18 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from process_server.buffer_arena import BufferArena, Lease
+from process_server.buffer_arena import Lease
 from process_server.core.backlog import Backlog, SegmentState
 from process_server.core.backoff import SLOW_RETRY_S, Failure, StoreGate, classify
 from process_server.core.upload_schedule import UploadJob, UploadSchedule, uploads_at_once
 from process_server.metrics import ProcessServerMetrics
-from process_server.spool.kept_segments import MAX_SEGMENT_RECORD_BYTES, KeptSegment
+from process_server.spool.kept_segments import KeptSegment
 from process_server.spool.record import RECORD_HEADER_BYTES, RecordKind, record_bytes
 from process_server.spool.spool import Spool
 from process_server.store_inquiry import StoreInquiry
 from process_server.throttle import Throttle
 from process_server.uploader.conditional_put import put_first
+from process_server.uploader.upload_room import UploadRoom
 from replication.blob_client.api import BlobClient
 from replication.clock import Clock
 from replication.errors import BlockferryError, Conflict, IntegrityError, NotFound
@@ -44,11 +45,6 @@ MAX_BLOB_PROBLEMS: Final = 64
 _logger = logging.getLogger(__name__)
 
 
-def surely_at_once(connections: int, buffer_bytes: int) -> int:
-    """So many segments can be on their way at a time even if none compresses: each takes a connection, and room to be read back into."""
-    return min(connections, buffer_bytes // MAX_SEGMENT_RECORD_BYTES)
-
-
 class SegmentUploader:
     """The dispatcher of segment uploads. ``on_settled`` is told of each that is stored, displaced or lost."""
 
@@ -59,14 +55,13 @@ class SegmentUploader:
         spool: Spool,
         client: BlobClient,
         inquiry: StoreInquiry,
-        arena: BufferArena,
+        room: UploadRoom,
         throttle: Throttle,
         gate: StoreGate,
         clock: Clock,
         metrics: ProcessServerMetrics,
         *,
         chance: Callable[[], float],
-        parallel: int,
         on_settled: Callable[[BatchKey], None],
     ) -> None:
         self._backlog = backlog
@@ -74,13 +69,12 @@ class SegmentUploader:
         self._spool = spool
         self._client = client
         self._inquiry = inquiry
-        self._arena = arena
+        self._room = room
         self._throttle = throttle
         self._gate = gate
         self._clock = clock
         self._metrics = metrics
         self._chance = chance
-        self._parallel = parallel
         self._on_settled = on_settled
         self._wake = asyncio.Event()
         gate.on_open.append(self.wake)
@@ -89,7 +83,7 @@ class SegmentUploader:
         """When a record of the spool could last not be read back."""
 
     def wake(self) -> None:
-        """Something may have become possible: a segment waits, a limit was raised."""
+        """Something may have become possible: a segment waits, a limit was raised; or less may be held, a limit was lowered."""
         self._wake.set()
 
     @property
@@ -123,14 +117,14 @@ class SegmentUploader:
 
     def _start_what_may(self, tasks: asyncio.TaskGroup, now_s: float) -> None:
         self._schedule.unpark(now_s)
-        parallel = uploads_at_once(self._throttle.limit_bits_per_s, self._parallel)
+        threads = self._schedule.threads_per_machine
+        self._room.follow(threads)
+        parallel = uploads_at_once(self._throttle.limit_bits_per_s, self._room.connections(threads))
         while self._schedule.in_flight < parallel and self._gate.permits(now_s):
             job = self._schedule.peek(now_s)
             if job is None:
                 return
-            held = self._spool.kept.take(job.entry.place) or self._arena.try_lease(
-                record_bytes(job.entry.segment_bytes)
-            )
+            held = self._spool.kept.take(job.entry.place) or self._room.try_lease(record_bytes(job.entry.segment_bytes))
             if held is None:
                 return
             ticket = self._gate.begin(now_s)

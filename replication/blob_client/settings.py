@@ -33,6 +33,7 @@ class BlobEndpointSettings:
 
     ``url`` is what stands before ``/CONTAINER``: ``https://127.0.0.1:10000/ACCOUNT`` or ``https://ACCOUNT.blob.core.windows.net``.
     ``key_file`` left out: the key is systemd's credential ``store-key``.
+    ``connections``: at a time; left out, ``DEFAULT_CONNECTIONS``, or in the process server as many as its upload threads ask for.
     ``timeout_s``: so long may a request stand still; one that moves may take thirty times as long.
     """
 
@@ -42,7 +43,7 @@ class BlobEndpointSettings:
     ca_file: Path | None = None
     timeout_s: float = DEFAULT_TIMEOUT_S
     connect_timeout_s: float = DEFAULT_CONNECT_TIMEOUT_S
-    connections: int = DEFAULT_CONNECTIONS
+    connections: int | None = None
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -52,7 +53,7 @@ class BlobEndpointSettings:
                 hint="expected https://HOST[:PORT]/ACCOUNT or https://ACCOUNT.blob.core.windows.net",
             )
         check_account_name(self.account)
-        if not 1 <= self.connections <= 256:
+        if self.connections is not None and not 1 <= self.connections <= 256:
             raise SettingsError(f"cannot use {self.connections} connections", hint="1 to 256")
         if self.timeout_s <= 0 or self.connect_timeout_s <= 0:
             raise SettingsError("cannot use a timeout that is not positive")

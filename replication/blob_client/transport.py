@@ -22,7 +22,7 @@ from yarl import URL
 from replication.blob_client.api import Body
 from replication.blob_client.failures import failure_from_answer
 from replication.blob_client.pace import Pace, on_the_wire
-from replication.blob_client.settings import BlobEndpointSettings, client_tls, read_account_key
+from replication.blob_client.settings import DEFAULT_CONNECTIONS, BlobEndpointSettings, client_tls, read_account_key
 from replication.errors import BlockferryError, PeerProtocolError, PeerUnavailable, Refused
 from replication.shared_key import authorization
 from replication.standstill import put_off
@@ -111,7 +111,9 @@ class BlobTransport:
 
     async def open(self) -> None:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=self._tls, limit=self._settings.connections, keepalive_timeout=30.0),
+            connector=aiohttp.TCPConnector(
+                ssl=self._tls, limit=self._settings.connections or DEFAULT_CONNECTIONS, keepalive_timeout=30.0
+            ),
             # sock_read counts from the end of the request; while its body goes out, ``send`` watches that it moves.
             timeout=aiohttp.ClientTimeout(
                 total=self._settings.timeout_s * LONGEST_REQUEST,

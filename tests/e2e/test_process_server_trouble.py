@@ -157,6 +157,34 @@ async def test_segments_that_do_not_compress_use_all_threads_of_a_default_proces
         assert store.most_in_flight == DEFAULT_THREADS_PER_MACHINE
 
 
+async def test_more_threads_than_usual_connections_and_buffers_are_in_effect_without_a_restart_and_fewer_again(
+    tmp_path: Path,
+) -> None:
+    """By default settings, read back from the spool: 32 of these take nearly twice the memory that is there for 4 threads."""
+    authority, store, config = LabAuthority(), UnreliableStore(), LabConfigServer()
+    store.held.clear()
+    async with running_site(tmp_path, authority=authority, store=store, config=config) as site:
+        disk = new_disk(site)
+        await disk.ship(site.agent(disk.machine), 1, 40, size=2 * MIB)
+    async with running_site(tmp_path, authority=authority, store=store, config=config) as site:
+        site.config.desired = told(NO_LIMITS)
+        await site.until(lambda: store.in_flight == DEFAULT_THREADS_PER_MACHINE, "as many uploads as by default")
+        site.config.desired = told(UploadLimits(threads_per_machine=32))
+        await site.until(lambda: store.in_flight == 32, "32 uploads")
+        assert health(site, "upload-limits") is HealthState.OK
+        site.config.desired = told(UploadLimits(threads_per_machine=4))
+        await site.until(lambda: site.running.schedule.threads_per_machine == 4, "four threads")
+        store.held.set()
+        await site.until_drained()
+        store.held.clear()
+        store.most_in_flight = 0
+        await disk.ship(site.agent(disk.machine), 2, 12)
+        await site.until(lambda: store.in_flight == 4, "four uploads again")
+        store.held.set()
+        await site.until_drained()
+        assert store.most_in_flight == 4
+
+
 async def test_a_limit_holds_after_a_restart_while_the_configuration_server_is_away(tmp_path: Path) -> None:
     config = LabConfigServer()
     config.desired = told(UploadLimits(limit_bits_per_s=800_000))

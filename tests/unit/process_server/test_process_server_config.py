@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from process_server.buffer_arena import BufferArena
 from process_server.config import Settings
 from process_server.spool.record import record_bytes
-from process_server.uploader.segment_uploader import surely_at_once
+from process_server.uploader.upload_room import UploadRoom, most_connections
 from replication.batch_frame import MAX_FRAME_BYTES
 from replication.errors import SettingsError
 from replication.sealed_segment import MAX_SEGMENT_BYTES
@@ -40,20 +39,21 @@ def test_what_is_required_is_enough() -> None:
 
 @pytest.mark.parametrize(
     ("connections", "buffer", "at_once"),
-    [(None, None, 4), (2, None, 2), (8, "69 MiB", 8), (32, "288 MiB", 32), (32, "36 MiB", 4)],
+    [(None, None, None), (2, None, 2), (8, "69 MiB", 8), (32, "288 MiB", 32), (None, "36 MiB", 4)],
 )
+@pytest.mark.parametrize("threads", [4, 5, 32])
 def test_so_many_of_the_largest_segments_fit_at_once_by_default_a_machine_s_threads(
-    connections: int | None, buffer: str | None, at_once: int
+    connections: int | None, buffer: str | None, at_once: int | None, threads: int
 ) -> None:
     store = REQUIRED["store"] | ({} if connections is None else {"connections": connections})
     settings = parsed(store=store, upload={} if buffer is None else {"buffer_bytes": buffer})
     held = []
-    arena = BufferArena(settings.upload.buffer_bytes, most_leases=settings.store.connections)
-    while (lease := arena.try_lease(record_bytes(MAX_SEGMENT_BYTES))) is not None:
+    room = UploadRoom(settings.store.connections, settings.upload.buffer_bytes)
+    room.follow(threads)
+    while (lease := room.try_lease(record_bytes(MAX_SEGMENT_BYTES))) is not None:
         held.append(lease)
-    assert len(held) == at_once == surely_at_once(settings.store.connections, settings.upload.buffer_bytes)
-    if connections is None:
-        assert at_once == settings.upload.threads_per_machine
+    assert min(len(held), room.connections(threads)) == room.surely_at_once(threads) == (at_once or threads)
+    assert room.connections(threads) <= most_connections(settings.store.connections)
 
 
 @pytest.mark.parametrize("missing", sorted(REQUIRED))

@@ -17,6 +17,7 @@ from process_server.core.upload_schedule import UploadSchedule
 from process_server.settings_watch import SettingsWatch
 from process_server.throttle import Throttle
 from process_server.upload_limits import CHECK, FILE_NAME, REMEMBER_AGAIN_S, LimitsInForce
+from process_server.uploader.upload_room import UploadRoom
 from replication.clock import Clock
 from replication.limits_memory import LimitsMemory
 from replication.service.health import HealthBoard, HealthState
@@ -37,7 +38,12 @@ class Rig:
     """Limits with their throttle on a state directory; ``wall_ns`` sets this machine's clock."""
 
     def __init__(
-        self, directory: Path, file: UploadLimits = NO_LIMITS, watch: SettingsWatch | None = None, *, at_once: int = 32
+        self,
+        directory: Path,
+        file: UploadLimits = NO_LIMITS,
+        watch: SettingsWatch | None = None,
+        *,
+        fixed: int | None = None,
     ) -> None:
         exact = virtual_clock()
         began_ns, self.wall_ns = exact.unix_ns(), MONDAY_NOON_NS
@@ -46,8 +52,9 @@ class Rig:
         self.throttle = Throttle(None, clock)
         self.schedule = UploadSchedule(Backlog())
         self.memory = LimitsMemory(directory / FILE_NAME, UploadLimits)
+        room = UploadRoom(fixed)
         self.limits = LimitsInForce(
-            file, self.memory, watch, self.throttle, self.schedule, self.board, clock, self._changed, at_once=at_once
+            file, self.memory, watch, self.throttle, self.schedule, self.board, clock, self._changed, room=room
         )
 
     def _changed(self) -> None:
@@ -100,8 +107,8 @@ async def test_what_was_told_last_holds_after_a_restart_before_anything_is_sent(
 
 
 @in_virtual_time
-async def test_threads_that_connections_and_buffers_do_not_allow_are_said(tmp_path: Path) -> None:
-    async with running(Rig(tmp_path, at_once=4)) as rig:
+async def test_threads_that_a_fixed_room_does_not_allow_are_said(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path, fixed=4)) as rig:
         rig.limits.tell(UploadLimits(threads_per_machine=32))
         problem = rig.limits.in_force().problem
         assert problem is not None
@@ -115,7 +122,7 @@ async def test_threads_that_connections_and_buffers_do_not_allow_are_said(tmp_pa
 
 @in_virtual_time
 async def test_threads_in_effect_are_those_that_the_limit_leaves_and_the_fewest_are_no_reproach(tmp_path: Path) -> None:
-    async with running(Rig(tmp_path, at_once=2)) as rig:
+    async with running(Rig(tmp_path, fixed=2)) as rig:
         rig.limits.tell(NO_LIMITS)
         assert (rig.limits.problem, rig.limits.effective_threads) == (None, 2)
     async with running(Rig(tmp_path)) as rig:

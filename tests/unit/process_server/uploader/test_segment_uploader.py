@@ -11,7 +11,6 @@ from random import Random
 import pytest
 from prometheus_client import CollectorRegistry
 
-from process_server.buffer_arena import BufferArena
 from process_server.core.backlog import Backlog, SegmentEntry, SegmentState
 from process_server.core.backoff import MAX_RETRY_S, SLOW_RETRY_S, StoreGate
 from process_server.core.spool_budget import SpoolBudget
@@ -22,6 +21,7 @@ from process_server.spool.spool import Spool
 from process_server.store_inquiry import StoreInquiry
 from process_server.throttle import Throttle
 from process_server.uploader.segment_uploader import SegmentUploader
+from process_server.uploader.upload_room import UploadRoom
 from replication.blob_client.failures import failure_from_answer
 from replication.clock import Clock
 from replication.errors import BlockferryError, PeerProtocolError, PeerUnavailable
@@ -66,13 +66,12 @@ class Rig:
             self.spool,
             self.store,
             StoreInquiry(self.store),
-            BufferArena(arena_segments * record_bytes(SIZE), most_leases=parallel),
+            UploadRoom(parallel, arena_segments * record_bytes(SIZE)),
             self.throttle,
             self.gate,
             clock,
             ProcessServerMetrics(CollectorRegistry()),
             chance=lambda: 1.0,
-            parallel=parallel,
             on_settled=self.settled.append,
         )
 
