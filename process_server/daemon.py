@@ -339,6 +339,7 @@ class _Site:
             board,
             clock,
             around.load(),
+            intake_arena,
         )
         self.heartbeat = Heartbeat(
             config_server,

@@ -64,6 +64,14 @@ class ProcessServerMetrics:
         self.intake_broken_off = counter(
             "intake_broken_off", "Batches and manifests that came too slowly while other machines waited for a buffer."
         )
+        self.intake_pressed_s = gauge(
+            "intake_pressed_seconds",
+            "So long have machines been turned away or broken off that had no other buffer; 0: not in the last minute.",
+        )
+        self.intake_slow_machines = gauge(
+            "intake_slow_machines",
+            "Machines whose lines are so slow that their bodies share a part of the buffers in turn.",
+        )
         self.spool_files = gauge("spool_files", "Files of the spool.")
         self.index_bytes = gauge("index_bytes", "Memory that the index of the spool takes, about.")
         self.backlog_bytes = gauge("upload_backlog_bytes", "Spooled and not yet in the store.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from process_server.buffer_arena import BufferArena
 from process_server.control.machine_load import MachineLoad
 from process_server.core.backlog import Backlog
 from process_server.core.backoff import StoreGate
@@ -30,6 +31,8 @@ from replication.store_documents import WriterProblem
 REFRESH_EVERY_S: Final = 1.0
 DAMAGE_SHOWN_S: Final = 3600.0
 HANGS_AFTER_S: Final = 10.0
+PRESSED_SHOWN_S: Final = 300.0
+"""Agents may be turned away for so long before health says so."""
 
 
 @dataclass(slots=True)
@@ -51,6 +54,7 @@ class Observation:
     board: HealthBoard
     clock: Clock
     load: MachineLoad
+    intake_arena: BufferArena
     lost_at_start: BlockferryError | None = None
     _counted_bytes: int = 0
     _counted_wait_s: float = 0.0
@@ -97,6 +101,7 @@ class Observation:
         metrics.intake_waited.inc(waited_s - self._counted_wait_s)
         self._counted_wait_s = waited_s
         self._report_health(use.used_bytes, intake_rate)
+        self._report_intake()
 
     def _report_health(self, used_bytes: int, intake_rate: float | None) -> None:
         budget, problem = self.spool.budget, self.spool.problem
@@ -135,6 +140,21 @@ class Observation:
             self.board.report("spool-content", HealthState.DEGRADED, str(self.lost_at_start))
         else:
             self.board.report("spool-content", HealthState.OK)
+
+    def _report_intake(self) -> None:
+        now_s = self.clock.monotonic_s()
+        pressed_s, slow = self.intake_arena.pressed_for_s(now_s), self.intake_arena.slow_machines(now_s)
+        self.metrics.intake_pressed_s.set(pressed_s)
+        self.metrics.intake_slow_machines.set(slow)
+        if pressed_s < PRESSED_SHOWN_S:
+            self.board.report("intake", HealthState.OK)
+        else:
+            self.board.report(
+                "intake",
+                HealthState.DEGRADED,
+                f"for {pressed_s:.0f} s agents have been turned away that had no buffer at all; {slow} are on slow lines: "
+                "a larger intake.buffer_bytes, smaller batches of these, or another process server",
+            )
 
     def _disk_hangs(self) -> bool:
         group, now_s = self.spool.group_under_way, self.clock.monotonic_s()

@@ -6,6 +6,7 @@ as they take, and no other agent would ship anything.
 - The turn is that of who waits with the fewest buffers; among equals, of who came first.
 - Who has to wait for long gets a buffer of a machine that has at least two more than itself. A machine keeps its last one, however slow
   its line is, as long as its body can be whole in time: one that cannot be is in vain, and goes when others wait.
+- For a short body that has to wait for long, a long one goes if such have more than their part of the arena: see ``long_bodies.py``.
 - Then, for a while, a machine that has a buffer, and no fewer than any other, gets one more only if room for a large body stays free.
   Otherwise what was broken off would be back at once.
 """
@@ -33,6 +34,9 @@ class Incoming:
     since_s: float
     received_bytes: int
     length_bytes: int
+    is_long: bool = False
+    is_in_turn: bool = False
+    """It was given room as a long one."""
 
     def is_in_vain(self, now_s: float, longest_s: float) -> bool:
         """Whether, at its pace, it takes longer than any body may."""
@@ -51,21 +55,39 @@ def is_kept_waiting(machine: str, held: Mapping[str, int]) -> bool:
 
 
 def to_break_off(
-    incoming: Sequence[Incoming], held: Mapping[str, int], machine: str, now_s: float, longest_s: float
+    incoming: Sequence[Incoming],
+    held: Mapping[str, int],
+    machine: str,
+    now_s: float,
+    longest_s: float,
+    *,
+    for_long: bool = False,
+    too_much_is_long: bool = False,
 ) -> int | None:
     """Which body goes so that ``machine``, which has waited for ``PATIENCE_S``, gets room; None: none may.
 
     :param longest_s: as long as a body may take as a whole.
+    :param for_long: the body that waits is long; only of long ones, then, has a machine too many, and ``held`` counts only these.
+    :param too_much_is_long: long bodies have more than their part.
     """
     others = [index for index, body in enumerate(incoming) if body.machine != machine]
     in_vain = [index for index in others if incoming[index].is_in_vain(now_s, longest_s)]
     if in_vain:
         return min(in_vain, key=lambda index: incoming[index].received_bytes)
+    if too_much_is_long and not for_long:
+        long = [at for at in others if incoming[at].is_long and now_s - incoming[at].since_s >= PATIENCE_S]
+        if long:
+            had = Counter(body.machine for body in incoming if body.is_long)
+            return min(
+                long, key=lambda at: (-had[incoming[at].machine], incoming[at].is_in_turn, incoming[at].received_bytes)
+            )
     fair = held.get(machine, 0) + 1
     too_many = [
         index
         for index in others
-        if held[incoming[index].machine] > fair and now_s - incoming[index].since_s >= PATIENCE_S
+        if (incoming[index].is_long or not for_long)
+        and held[incoming[index].machine] > fair
+        and now_s - incoming[index].since_s >= PATIENCE_S
     ]
     # Of the machine that has most, the one of which the least has come: it is sent again as a whole.
     return min(

@@ -221,7 +221,7 @@ async def test_another_machine_gets_room_within_its_wait_and_the_first_keeps_wha
     for number, name in enumerate(("a1", "a2", "a3", "a4")):
         await bodies.begin(name, received_bytes=PAGE - 1 - number)
     for name in ("b1", "b2", "b3"):
-        await bodies.begin(name)
+        await bodies.begin(name, received_bytes=PAGE - 1)
         await asyncio.sleep(2.5)
     assert bodies.ended == ["a4 broken off", "a3 broken off", "b3 refused"]
     await bodies.end()
@@ -263,7 +263,7 @@ async def test_bodies_that_cannot_be_whole_in_time_go_even_if_each_is_its_machin
     await bodies.begin("a1", received_bytes=1)
     await bodies.begin("b1", received_bytes=PAGE // 2)
     await asyncio.sleep(100)
-    await bodies.begin("c1")
+    await bodies.begin("c1", received_bytes=PAGE - 1)
     await asyncio.sleep(1.5)
     assert bodies.ended == ["a1 broken off"]
     await bodies.begin("d1")

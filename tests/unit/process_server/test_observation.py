@@ -55,6 +55,8 @@ class Rig:
         self.throttle = Throttle(None, clock)
         self.pressure = BackPressure(self.spool.budget, lambda: self.spool.use, lambda: 0.0, clock)
         self.registry = CollectorRegistry()
+        self.pressed_s = 0.0
+        self.arena = SimpleNamespace(pressed_for_s=lambda _now_s: self.pressed_s, slow_machines=lambda _now_s: 7)
         self.observation = Observation(
             "https://ps:9443",
             Backlog(),
@@ -71,6 +73,7 @@ class Rig:
             self.board,
             clock,
             cast("Any", _LOAD),
+            cast("Any", self.arena),
         )
 
     def health(self, name: str) -> tuple[HealthState, str]:
@@ -87,8 +90,22 @@ class Rig:
 @in_virtual_time
 async def test_a_quiet_process_server_is_healthy() -> None:
     rig = Rig()
-    for name in ("spool", "upload", "spool-content"):
+    for name in ("spool", "upload", "spool-content", "intake"):
         assert rig.state(name) is HealthState.OK
+
+
+@in_virtual_time
+async def test_an_intake_that_turns_agents_away_for_long_is_degraded() -> None:
+    rig = Rig()
+    rig.pressed_s = 299.0
+    assert rig.state("intake") is HealthState.OK
+    rig.pressed_s = 300.0
+    state, reason = rig.health("intake")
+    assert state is HealthState.DEGRADED
+    assert "7 are on slow lines" in reason
+    assert (rig.figure("intake_pressed_seconds"), rig.figure("intake_slow_machines")) == (300.0, 7.0)
+    rig.pressed_s = 0.0
+    assert rig.state("intake") is HealthState.OK
 
 
 @in_virtual_time
