@@ -24,7 +24,7 @@ from rich.console import Console
 
 from tests.bench import chain, lags, report, rivals, throttle, tracking
 from tests.bench.images import DISK_BYTES, MIB, NAMES, make_images
-from tests.bench.measure import Figures, medians
+from tests.bench.measure import PEAK, Figures, medians
 from tests.harness.requirements import add_system_directories_to_path
 
 GIB: Final = 2**30
@@ -78,7 +78,7 @@ def _delta_step(directory: Path, size_gib: int, seed: int) -> Figures:
     return {
         f"delta_{size_gib}_gib_wall_s": found["delta_wall_s"],
         f"sparse_{size_gib}_gib_ir_wall_s": found["ir_wall_s"],
-    }
+    } | {f"sparse_{size_gib}_gib {name}": value for name, value in found.items() if name.startswith(PEAK)}
 
 
 def _steps(directory: Path, scenarios: tuple[str, ...], names: tuple[str, ...]) -> Steps:

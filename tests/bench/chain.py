@@ -16,7 +16,7 @@ from typing import Final
 from deploy.demo.operator import DemoError, Json, Operator, wait_until
 from deploy.demo.site import Site
 from tests.bench.images import MIB, Delta
-from tests.bench.measure import Figures, measured
+from tests.bench.measure import Figures, Usage, measured, peaks
 from tests.harness.loop_disk import loop_disk, run
 from tests.harness.running_site import POLICY, RunningSite, running_site
 
@@ -46,16 +46,16 @@ def processes(site: RunningSite) -> dict[str, int]:
 
 
 def replicate(directory: Path, image: Path, *, delta_bytes: int, seed: int) -> Figures:
-    """The round's figures: ``ir_*`` initial replication, ``delta_*``, ``usable_s`` and ``proof_s`` of the cutover."""
+    """The round's figures: ``ir_*`` initial replication, ``delta_*``, ``usable_s`` and ``proof_s`` of the cutover; peaks over all of it."""
     with chain(directory, image) as (site, device):
-        figures = _initial_replication(site, device)
+        figures, first = _initial_replication(site, device)
         delta = Delta(image.stat().st_size, delta_bytes, seed)
         try:
-            figures |= _delta(site, device, delta)
-            figures |= _cutover(site)
+            of_delta, second = _delta(site, device, delta)
+            of_cutover, third = _cutover(site)
         finally:
             delta.undo(device)
-    return figures
+    return figures | of_delta | of_cutover | peaks(first, second, third)
 
 
 def prepare(site: RunningSite, device: Path) -> None:
@@ -70,7 +70,7 @@ def _known(operator: Operator, server: str, device: Path) -> Json | None:
     return detail if any(disk["path"] == str(device) for disk in disks) else None
 
 
-def _initial_replication(site: RunningSite, device: Path) -> Figures:
+def _initial_replication(site: RunningSite, device: Path) -> tuple[Figures, Usage]:
     prepare(site, device)
     with measured(lambda: processes(site)) as usage:
         site.operator.order("protect", site.server, "--disk", str(device), "--policy", POLICY, "--wait", "--json")
@@ -84,7 +84,7 @@ def _initial_replication(site: RunningSite, device: Path) -> Figures:
         "ir_sent_bytes": float(observed["sent_bytes"]),
     }
     figures |= {f"ir_cpu_s {name}": cpu_s for name, cpu_s in usage.cpu_by_process_s.items()}
-    return figures | {f"peak_bytes {name}": peak for name, peak in usage.peak_bytes.items()}
+    return figures, usage
 
 
 def _first_point(site: RunningSite) -> Json:
@@ -98,7 +98,7 @@ def _first_point(site: RunningSite) -> Json:
     raise DemoError("no recovery point in time")
 
 
-def _delta(site: RunningSite, device: Path, delta: Delta) -> Figures:
+def _delta(site: RunningSite, device: Path, delta: Delta) -> tuple[Figures, Usage]:
     """From the moment the change is durable on the source to a recovery point that has it."""
     site.wait_state("replicating", DEADLINE_S)
     delta.apply(device)
@@ -106,20 +106,20 @@ def _delta(site: RunningSite, device: Path, delta: Delta) -> Figures:
         site.operator.order(
             "create-recovery-point", site.server, "--wait", "--timeout", f"{DEADLINE_S:.0f} s", "--json"
         )
-    return {"delta_wall_s": usage.wall_s, "delta_cpu_s": usage.cpu_s}
+    return {"delta_wall_s": usage.wall_s, "delta_cpu_s": usage.cpu_s}, usage
 
 
-def _cutover(site: RunningSite) -> Figures:
-    started_s = time.monotonic()
-    site.operator.order("migrate", site.server)
-    result = site.operator.wait_job("migrate", DEADLINE_S)["result"]
+def _cutover(site: RunningSite) -> tuple[Figures, Usage]:
+    with measured(lambda: processes(site)) as usage:
+        site.operator.order("migrate", site.server)
+        result = site.operator.wait_job("migrate", DEADLINE_S)["result"]
     if result["identity"] != "proved":
         raise RuntimeError(f"identity is {result['identity']}: nothing of this round counts")
     return {
         "usable_s": float(result["seconds_to_usable"]),
         "proof_s": float(result["seconds_to_proof"]),
-        "cutover_s": time.monotonic() - started_s,
-    }
+        "cutover_s": usage.wall_s,
+    }, usage
 
 
 DELTA_OF_IMAGE: Final = 0.01

@@ -18,13 +18,16 @@ from typing import Final
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _SAMPLE_S: Final = 0.1
 Figures = dict[str, float]
+PEAK: Final = "peak_"
+"""In the name of a figure whose highest value counts."""
 
 
 @dataclass
 class Usage:
     """Filled when ``measured`` is left, except ``started_s``.
 
-    ``busy``: share of all cores that anything used; memory: peak RssAnon by process name.
+    ``busy``: share of all cores that anything used; memory: peaks of RssAnon and RssShmem (buffers that are mapped shared, so that a fork
+    in the middle of a direct read does not part them from the device) by process name.
     """
 
     started_s: float = field(default_factory=time.monotonic)
@@ -33,6 +36,7 @@ class Usage:
     busy: float = 0.0
     cpu_by_process_s: Figures = field(default_factory=dict)
     peak_bytes: Figures = field(default_factory=dict)
+    peak_shared_bytes: Figures = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -46,7 +50,8 @@ def measured(processes: Callable[[], dict[str, int]]) -> Iterator[Usage]:
     def look() -> None:
         for name, pid in processes().items():
             last[pid] = (name, max(_cpu_s(pid), last.get(pid, (name, 0.0))[1]))
-            usage.peak_bytes[name] = max(usage.peak_bytes.get(name, 0.0), _anonymous_bytes(pid))
+            for kind, peaks in (("RssAnon", usage.peak_bytes), ("RssShmem", usage.peak_shared_bytes)):
+                peaks[name] = max(peaks.get(name, 0.0), _resident_bytes(pid, kind))
 
     def sample() -> None:
         while not stop.wait(_SAMPLE_S):
@@ -71,6 +76,17 @@ def measured(processes: Callable[[], dict[str, int]]) -> Iterator[Usage]:
         usage.cpu_s = sum(usage.cpu_by_process_s.values())
 
 
+def peaks(*usages: Usage) -> Figures:
+    """The highest of several measurements, as figures: ``peak_bytes NAME``, ``peak_shared_bytes NAME``."""
+    figures: Figures = {}
+    for usage in usages:
+        for kind, by_name in (("bytes", usage.peak_bytes), ("shared_bytes", usage.peak_shared_bytes)):
+            for name, peak in by_name.items():
+                key = f"{PEAK}{kind} {name}"
+                figures[key] = max(figures.get(key, 0.0), peak)
+    return figures
+
+
 def children_cpu_s() -> float:
     """Processor seconds of all children that have ended and were waited for."""
     times = os.times()
@@ -82,9 +98,10 @@ def median(values: Sequence[float]) -> float:
 
 
 def medians(rounds: Sequence[Figures]) -> Figures:
-    """Each figure's median over the rounds that have it."""
+    """Each figure's median over the rounds that have it; of a peak the highest."""
     names = dict.fromkeys(name for figures in rounds for name in figures)
-    return {name: median([figures[name] for figures in rounds if name in figures]) for name in names}
+    of_all = {name: [figures[name] for figures in rounds if name in figures] for name in names}
+    return {name: max(values) if PEAK in name else median(values) for name, values in of_all.items()}
 
 
 def _cpu_s(pid: int) -> float:
@@ -96,10 +113,10 @@ def _cpu_s(pid: int) -> float:
     return sum(int(ticks) for ticks in fields[11:15]) / _TICKS_PER_S
 
 
-def _anonymous_bytes(pid: int) -> float:
+def _resident_bytes(pid: int, kind: str) -> float:
     with contextlib.suppress(OSError, ValueError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
+            if line.startswith(f"{kind}:"):
                 return float(line.split()[1]) * 1024
     return 0.0
 
