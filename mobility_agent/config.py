@@ -36,7 +36,7 @@ DEFAULT_OBSERVABILITY: Final = "127.0.0.1:9881"
 DEFAULT_PIN_ROOT: Final = Path("/sys/fs/bpf/blockferry")
 DEFAULT_BATCH_BYTES: Final = 8 * 1024 * 1024
 DEFAULT_BATCHES_IN_FLIGHT: Final = 4
-DEFAULT_BUFFERS: Final = 8
+DEFAULT_BUFFERS: Final = 6
 DEFAULT_EPOCH_BYTES: Final = 256 * 1024 * 1024
 MAX_EPOCH_BYTES: Final = 16 * 1024**3
 """Keeps an epoch's digests in memory small, and its batches far below what a manifest can list."""
