@@ -309,6 +309,12 @@ class Policy(Document):
     target_disk_type: DiskType = DEFAULT_DISK_TYPE
 
 
+class PolicyStatus(Policy):
+    """A policy as it is. ``revision``: for a change that undoes nobody else's; empty from a server older than revisions."""
+
+    revision: str = ""
+
+
 class ProcessServerCapacity(Document):
     """By the capacity tables. ``tier``: the table's row from 1; 0: smaller than all of them."""
 

@@ -10,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.core.target_disks import DiskType
 from config_server.database import Database
-from config_server.operator_plane import Policy
+from config_server.operator_plane import Policy, PolicyStatus
+from config_server.revisions import revision_of
 from config_server.tables import MachineRow, PolicyRow, ProtectedItemRow
 from replication.errors import Conflict, NotFound
 
@@ -78,6 +79,10 @@ def policy_of(row: PolicyRow) -> Policy:
         freeze_budget_s=row.freeze_budget_s,
         target_disk_type=cast("DiskType", row.target_disk_type),
     )
+
+
+def policy_status(policy: Policy) -> PolicyStatus:
+    return PolicyStatus(**policy.model_dump(), revision=revision_of(policy))
 
 
 def write_policy(row: PolicyRow, policy: Policy) -> None:

@@ -1,5 +1,5 @@
 """Revisions of documents that are changed whole: who read one and changes it does not undo what another changed meanwhile. Called by
-the API's limits of agents and process servers.
+the API's limits of agents and process servers, and its policies.
 
 A revision is the document's digest, so it needs no memory; a document that was changed and changed back is the one that was read.
 """
@@ -26,6 +26,6 @@ def check_revision(present: Document, wanted: str | None, what: str) -> None:
     """
     if wanted is not None and wanted != revision_of(present):
         raise Conflict(
-            f"cannot change {what}: somebody changed them meanwhile; nothing was changed",
-            hint="look at them as they are now, and try again",
+            f"cannot change {what}: somebody changed this meanwhile; nothing was changed",
+            hint="look at it as it is now, and try again",
         )

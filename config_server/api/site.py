@@ -16,10 +16,12 @@ from config_server.operator_plane import (
     PassphraseRequest,
     PassphraseStatus,
     Policy,
+    PolicyStatus,
     SiteStatus,
     timestamp,
 )
-from config_server.policies import delete_policy, find_policy, new_policy_row, policy_of, write_policy
+from config_server.policies import delete_policy, find_policy, new_policy_row, policy_of, policy_status, write_policy
+from config_server.revisions import check_revision
 from config_server.tables import MachineRow, PolicyRow, ProtectedItemRow
 from replication import __version__
 from replication.control_plane import EnrollingRole
@@ -49,28 +51,31 @@ async def get_site(call: Call) -> SiteStatus:
     )
 
 
-async def list_policies(call: Call) -> Page[Policy]:
+async def list_policies(call: Call) -> Page[PolicyStatus]:
     async with call.site.database.read() as session:
         rows = await session.scalars(select(PolicyRow).order_by(PolicyRow.name))
-        return Page[Policy](items=[policy_of(row) for row in rows])
+        return Page[PolicyStatus](items=[policy_status(policy_of(row)) for row in rows])
 
 
-async def create_policy(call: Call) -> Policy:
+async def create_policy(call: Call) -> PolicyStatus:
     policy = call.body(Policy)
     async with call.site.database.write() as session:
         if await session.scalar(select(PolicyRow.id).where(PolicyRow.name == policy.name)) is not None:
             raise Conflict(f"cannot create the policy {policy.name!r}: there is one of this name")
         session.add(new_policy_row(policy))
         record_event(session, call.site.clock(), call.actor, "policy-created", f"policy {policy.model_dump_json()}")
-    return policy
+    return policy_status(policy)
 
 
-async def change_policy(call: Call) -> Policy:
-    policy = call.body(Policy)
+async def change_policy(call: Call) -> PolicyStatus:
+    """The policy as it was read, changed: it carries its revision. Without one it is written whatever it is by now."""
+    asked = call.body(PolicyStatus)
+    policy = Policy(**asked.model_dump(exclude={"revision"}))
     if policy.name != call.path["policy"]:
         raise InvalidInput("cannot rename a policy", hint="make a new one")
     async with call.site.database.write() as session:
         row = await find_policy(session, policy.name)
+        check_revision(policy_of(row), asked.revision or None, f"the policy {policy.name!r}")
         write_policy(row, policy)
         record_event(session, call.site.clock(), call.actor, "policy-changed", f"policy {policy.model_dump_json()}")
         machines = await session.scalars(
@@ -81,7 +86,7 @@ async def change_policy(call: Call) -> Policy:
         for machine_id in list(machines):
             await publish(session, machine_id)
     call.site.changed()
-    return policy
+    return policy_status(policy)
 
 
 async def remove_policy(call: Call) -> None:
@@ -129,7 +134,9 @@ ROUTES: Final = (
         "site",
         answer=SiteStatus,
     ),
-    Route("GET", "/policies", list_policies, Access.READER, "Replication policies", "policies", answer=Page[Policy]),
+    Route(
+        "GET", "/policies", list_policies, Access.READER, "Replication policies", "policies", answer=Page[PolicyStatus]
+    ),
     Route(
         "POST",
         "/policies",
@@ -138,7 +145,7 @@ ROUTES: Final = (
         "A new policy",
         "policies",
         body=Policy,
-        answer=Policy,
+        answer=PolicyStatus,
         status=201,
         answers={409: "there is one of this name"},
     ),
@@ -149,9 +156,9 @@ ROUTES: Final = (
         Access.OPERATOR,
         "Change a policy; items under it obey at once",
         "policies",
-        body=Policy,
-        answer=Policy,
-        answers={404: "no such policy"},
+        body=PolicyStatus,
+        answer=PolicyStatus,
+        answers={404: "no such policy", 409: "the policy is of another revision"},
     ),
     Route(
         "DELETE",

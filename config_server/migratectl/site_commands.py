@@ -52,6 +52,7 @@ from config_server.operator_plane import (
     PassphraseRequest,
     PassphraseStatus,
     Policy,
+    PolicyStatus,
     ReadinessReport,
     ServerDetail,
     ServerSummary,
@@ -290,7 +291,7 @@ def check(invocation: Invocation, server: str, disks: tuple[str, ...], as_json_w
 @pass_invocation
 def policies(invocation: Invocation, as_json_wanted: bool) -> None:
     """List the replication policies."""
-    page = invocation.run(lambda server: server.get("/policies", Page[Policy]))
+    page = invocation.run(lambda server: server.get("/policies", Page[PolicyStatus]))
     rows = [
         [
             policy.name,
@@ -334,9 +335,11 @@ def set_policy(
 ) -> None:
     """Make the policy NAME, or change it; what is not given stays (or is the default)."""
 
-    async def act(server: ConfigServer) -> Policy:
-        present = {policy.name: policy for policy in (await server.get("/policies", Page[Policy])).items}
-        values: dict[str, object] = present[name].model_dump() if name in present else {"name": name}
+    async def act(server: ConfigServer) -> PolicyStatus:
+        present = {policy.name: policy for policy in (await server.get("/policies", Page[PolicyStatus])).items}
+        values: dict[str, object] = (
+            present[name].model_dump(exclude={"revision"}) if name in present else {"name": name}
+        )
         for option, text in changes.items():
             if text is not None:
                 values[f"{option}_s"] = None if text == "off" else parse_duration(text, f"--{option.replace('_', '-')}")
@@ -346,8 +349,11 @@ def set_policy(
             Policy, values, POLICY_OPTIONS, hint="`migratectl set-policy --help` says what each option takes"
         )
         if name in present:
-            return await server.send("PUT", f"/policies/{path_part(name)}", Policy, policy)
-        return await server.send("POST", "/policies", Policy, policy)
+            changed = PolicyStatus(
+                **policy.model_dump(), revision=present[name].revision
+            )  # what another changed meanwhile stays
+            return await server.send("PUT", f"/policies/{path_part(name)}", PolicyStatus, changed)
+        return await server.send("POST", "/policies", PolicyStatus, policy)
 
     policy = invocation.run(act)
     show(policy, as_json_wanted=as_json_wanted, otherwise=lambda console: console.print(f"policy {policy.name} is set"))

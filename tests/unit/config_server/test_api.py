@@ -440,3 +440,21 @@ async def test_a_server_is_protected_through_the_process_server_that_its_agent_r
 async def checks_of(lab: Lab, server: str) -> dict[str, dict[str, str]]:
     readiness = (await lab.administer("GET", f"/api/v1/servers/{server}/readiness")).json
     return {check["name"]: check for check in readiness["checks"]}
+
+
+async def test_a_policy_that_somebody_changed_meanwhile_is_not_undone_by_who_puts_back_what_he_read(lab: Lab) -> None:
+    (read,) = (await lab.administer("GET", "/api/v1/policies")).json["items"]
+    path = f"/api/v1/policies/{read['name']}"
+    mine = await lab.administer("PUT", path, read | {"retention_s": 1296000.0})
+    assert mine.status == 200, mine.body
+    late = await lab.administer("PUT", path, read | {"freeze_budget_s": 1.0})
+    assert late.status == 409
+    assert "somebody changed this meanwhile" in late.json["detail"]
+    (now,) = (await lab.administer("GET", "/api/v1/policies")).json["items"]
+    assert now == mine.json, "nothing was changed"
+    assert (now["retention_s"], now["freeze_budget_s"]) == (1296000.0, read["freeze_budget_s"])
+    assert (await lab.administer("PUT", path, now | {"freeze_budget_s": 1.0})).json["retention_s"] == 1296000.0
+    del read["revision"]
+    assert (await lab.administer("PUT", path, read)).status == 200, (
+        "who does not say what he read writes it, whatever it is"
+    )

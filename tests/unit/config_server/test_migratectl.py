@@ -332,7 +332,7 @@ def test_of_two_operators_who_set_limits_at_once_none_undoes_the_other_s_change(
     refused = ctl(f"set-{command}-limits", name, *mine)
     assert refused.exit_code != 0
     said = " ".join(refused.output.split())
-    assert "somebody changed them meanwhile" in said
+    assert "somebody changed this meanwhile" in said
     assert "try again" in said
     monkeypatch.setattr(module, "changed_limits", really)
     again = json.loads(ctl(f"set-{command}-limits", name, *mine, "--json").output)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from config_server.migratectl.connection import ConfigServer, Connection, NotReached
-from config_server.operator_plane import Page, Policy, SiteStatus
+from config_server.operator_plane import Page, Policy, PolicyStatus, SiteStatus
 from replication.errors import PeerUnavailable
 from replication.tls_identity import TlsIdentity
 from tests.harness.config_site import Lab, running_lab
@@ -61,16 +61,16 @@ async def test_question_goes_to_the_next_server_and_stays_there(lab: Lab, dead_u
 
 async def test_order_that_certainly_did_not_arrive_goes_to_the_next_server(lab: Lab, dead_url: str) -> None:
     async with ConfigServer(connection(lab, dead_url, lab.url)) as server:
-        made = await server.send("POST", "/policies", Policy, Policy(name="made once"))
+        made = await server.send("POST", "/policies", PolicyStatus, Policy(name="made once"))
         assert made.name == "made once"
 
 
 async def test_order_whose_answer_was_lost_is_not_given_again(lab: Lab) -> None:
     async with loses_answers(lab) as silent, ConfigServer(connection(lab, silent, lab.url)) as server:
         with pytest.raises(PeerUnavailable) as lost:
-            await server.send("POST", "/policies", Policy, Policy(name="who knows"))
+            await server.send("POST", "/policies", PolicyStatus, Policy(name="who knows"))
         assert not isinstance(lost.value, NotReached)
-        names = [policy.name for policy in (await server.get("/policies", Page[Policy])).items]
+        names = [policy.name for policy in (await server.get("/policies", Page[PolicyStatus])).items]
         assert "who knows" not in names
 
 

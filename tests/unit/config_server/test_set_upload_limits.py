@@ -146,7 +146,7 @@ async def test_what_somebody_changed_meanwhile_is_not_undone_by_who_says_what_he
     assert mine.status == 200, mine.body
     late = await lab.administer("PUT", f"{path}?if_revision={read}", {"threads_per_machine": 4})
     assert late.status == 409
-    assert "somebody changed them meanwhile" in late.json["detail"]
+    assert "somebody changed this meanwhile" in late.json["detail"]
     assert "try again" in late.json["hint"]
     now = (await lab.administer("GET", path)).json
     assert (now["limits"], now["revision"]) == (OFFICE, mine.json["revision"])
