@@ -76,8 +76,9 @@ class CertificateFiles:
         left_s = life.left_s(self._unix_ns())
         if left_s > life.length_s * (1 - RENEW_AT - 2 * SPREAD):
             return ""
+        ends = f"ends in {left_s / _DAY_S:.1f} days" if left_s >= 0 else f"ended {-left_s / _DAY_S:.1f} days ago"
         return (
-            f"the certificate {self._certificate} ends in {left_s / _DAY_S:.1f} days: put a new one in its place "
+            f"the certificate {self._certificate} {ends}: put a new one in its place "
             "(`config-server issue-certificate --renew`); no restart is needed"
         )
 

@@ -56,7 +56,7 @@ async def ends_by_name(session: AsyncSession) -> dict[tuple[str, str], int]:
 
 @dataclass(frozen=True, slots=True)
 class CertificateFigures(Collector):
-    """``others``: ends of the certificates of agents and process servers; ``own``: of this server's and the authority's."""
+    """``others``: ends of the certificates of agents and process servers; ``own``: of this server's, the authority's and the sink's."""
 
     others: Callable[[], Mapping[tuple[str, str], int]]
     own: Callable[[], Mapping[tuple[str, str], int]]

@@ -55,6 +55,7 @@ from config_server.revocations import RevocationWatch
 from config_server.server_identity import OwnCertificate, ensure_server_identity, own_certificate_ends, own_conditions
 from config_server.site import Site
 from config_server.site_keys import check_site_keys
+from config_server.store_certificate import StoreCertificate
 from config_server.store_status import StoreStatus
 from config_server.webhook import open_webhook
 from replication.blob_client.api import BlobClient
@@ -114,6 +115,7 @@ async def running_site(
         feed = DesiredFeed(database, monotonic, lambda: leadership.ring(DESIRED))
         jobs = JobFeed(database, monotonic)
         store_status = StoreStatus()
+        store_certificate = StoreCertificate(settings.store, trust_store, clock)
         ages = Ages(clock, monotonic)
         own = OwnAddresses(settings.server_names().texts(), ListenAddress.parse(settings.listen).port)
         webhook = await stack.enter_async_context(
@@ -132,7 +134,7 @@ async def running_site(
             settings.alerts,
             ages,
             settings.state_dir,
-            lambda: own_conditions(identity, authority, clock()),
+            lambda: {**own_conditions(identity, authority, clock()), **store_certificate.conditions(clock())},
         )
         alarms = Alarms(database.guarded(leadership.guard), facts, outbox, webhook, store_status, clock, ages)
         reconciler = Reconciler(
@@ -227,7 +229,7 @@ async def running_site(
         registry.register(
             CertificateFigures(
                 lambda: reconciler.figures.snapshot.certificate_ends_ns,
-                lambda: own_certificate_ends(identity, authority),
+                lambda: {**own_certificate_ends(identity, authority), **store_certificate.ends()},
                 clock,
             )
         )
@@ -255,6 +257,7 @@ async def running_site(
             stack.callback(tasks.create_task(watch.run()).cancel)
         own_certificate = OwnCertificate(settings, authority, trust_store, clock, server, board)
         stack.callback(tasks.create_task(own_certificate.run()).cancel)
+        stack.callback(tasks.create_task(store_certificate.run()).cancel)
         yield RunningSite(site, server, reconciler, observability)
 
 

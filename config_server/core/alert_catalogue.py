@@ -168,7 +168,8 @@ CATALOGUE: Final[dict[str, Rule]] = {
     ),
     # -- of any --------------------------------------------------------------------------------------------------------
     "certificate-expires": _rule(
-        "site", "The certificate was not renewed in time: its holder is silent, or is one that is renewed by hand."
+        "site",
+        "The certificate was not renewed in time: its holder is silent, or is the sink, whose certificate you renew.",
     ),
 }
 """By code. ``certificate-expires`` is about whoever holds the certificate."""

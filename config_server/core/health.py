@@ -202,7 +202,7 @@ def _conditions(facts: HealthFacts) -> Iterator[Condition]:
             "store-unreachable",
             Health.WARNING,
             f"the store does not answer: {facts.store_problem}",
-            "check the way to it",
+            "do what is said, else check the way to it",
         )
     for disk in facts.disks:
         yield from _of_disk(facts, disk)

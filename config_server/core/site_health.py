@@ -226,6 +226,8 @@ class SiteState:
     state_total_bytes: int | None
     webhook_late_s: float | None
     webhook_problem: str | None
+    store_remedy: str | None = None
+    """If it is known why the store does not answer."""
 
 
 def of_site(facts: SiteState) -> Iterator[Sighting]:
@@ -236,7 +238,7 @@ def of_site(facts: SiteState) -> Iterator[Sighting]:
         Found.ABSENT if facts.store_problem is None else Found.PRESENT,
         Found.ABSENT,
         f"the store does not answer: {facts.store_problem}",
-        "check the way to it, its name, its key; jobs and pruning wait for it",
+        facts.store_remedy or "check the way to it, its name, its key; jobs and pruning wait for it",
     )
     yield Sighting(
         "too-many-servers",

@@ -49,6 +49,7 @@ from config_server.tables import (
 )
 from config_server.target_disks import churn_limits
 from config_server.webhook import WebhookFigures
+from replication.tls_identity import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class MachineFacts:
     """What this machine says itself; None: its file system does not say."""
 
     certificates: Mapping[str, Condition | None]
-    """What is wrong with what it holds itself, by whose it is."""
+    """What is wrong with what it holds itself and with what the store shows, by whose it is."""
     state_free_bytes: int | None
     state_total_bytes: int | None
 
@@ -131,8 +132,10 @@ class AlarmFacts:
         servers = [Subject("process-server", row.id, row.hostname) for row in rows]
         churn = await churn_of_day(session, now_ns)
         found += await self._of_process_servers(session, rows, churn)
+        sink = own.certificates.get(Role.SINK.value)
         site = SiteState(
             store_problem=store_problem,
+            store_remedy=sink.remedy if sink is not None and sink.code == "certificate-ended" else None,
             servers=len(items),
             state_free_bytes=own.state_free_bytes,
             state_total_bytes=own.state_total_bytes,

@@ -181,10 +181,7 @@ class BlobTransport:
         except TimeoutError as error:
             raise PeerUnavailable(f"cannot {call.what}: nothing moved for {standstill_s:g} s") from error
         except aiohttp.ClientConnectorCertificateError as error:
-            raise Refused(
-                f"cannot {call.what}: the endpoint's certificate is not trusted: {error.certificate_error}",
-                hint="check ca_file and the name in the endpoint's url",
-            ) from error
+            raise _not_trusted(call.what, error.certificate_error) from error
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
             raise PeerUnavailable(f"cannot {call.what}: {_said(error)}") from error
         except (aiohttp.ClientError, ValueError) as error:
@@ -194,6 +191,22 @@ class BlobTransport:
 def _head_bytes(method: str, url: str, headers: Mapping[str, str]) -> int:
     """A request's line and headers; the host stands in the header and not in the line, and aiohttp adds ``Accept: */*``."""
     return len(method) + len(url) + sum(len(name) + len(value) + 4 for name, value in headers.items()) + 40
+
+
+def _not_trusted(what: str, error: Exception) -> Refused:
+    """What keeps the endpoint from being taken for the store, each with its own remedy."""
+    match getattr(error, "verify_code", None):
+        case 10:  # X509_V_ERR_CERT_HAS_EXPIRED
+            said = "the endpoint's certificate has expired"
+            hint = "renew it, the sink's by `config-server issue-certificate --renew`; if it is good still, this machine's clock is wrong"
+        case 9:  # X509_V_ERR_CERT_NOT_YET_VALID
+            said, hint = "the endpoint's certificate is not valid yet", "correct the clock of this machine"
+        case _:
+            said, hint = (
+                f"the endpoint's certificate is not trusted: {error}",
+                "check ca_file and the name in the endpoint's url",
+            )
+    return Refused(f"cannot {what}: {said}", hint=hint)
 
 
 def _said(error: BaseException) -> str:

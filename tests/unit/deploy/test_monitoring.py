@@ -97,7 +97,7 @@ def test_what_several_configuration_servers_tell_alike_is_counted_once(where: st
     assert {"blockferry_alerts", "blockferry_items", "blockferry_webhook_waiting"} <= of_the_site
     if of_the_site & set(re.findall(r"\bblockferry_\w+", expression)):
         is_once = re.search(r"\band on \(instance\) blockferry_leader == 1", expression)
-        is_once = is_once or re.match(r"(max( by \(server\))?|absent) ?\(", expression)
+        is_once = is_once or re.match(r"(max( by \(server\))?|min by \(role, name\)|absent) ?\(", expression)
         assert is_once, f"{where} counts it once for each configuration server"
 
 
