@@ -17,6 +17,7 @@ from config_server.postgresql import PostgresqlServer, PostgresqlSettings, is_po
 from replication.blob_client.settings import BlobEndpointSettings
 from replication.documents import WriterPublicKey
 from replication.errors import InvalidInput, SettingsError
+from replication.server_addresses import DiscoverySettings
 from replication.service.connections import ConnectionSettings
 from replication.service.https import ListenAddress
 from replication.service.logs import LogSettings
@@ -127,6 +128,7 @@ class Settings:
     body_timeout_s: float = DEFAULT_BODY_TIMEOUT_S
     heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)
     placement: PlacementSettings = field(default_factory=PlacementSettings)
+    discovery: DiscoverySettings = field(default_factory=DiscoverySettings)
     reconciler: ReconcilerSettings = field(default_factory=ReconcilerSettings)
     history: HistorySettings = field(default_factory=HistorySettings)
     alerts: AlertSettings = field(default_factory=AlertSettings)

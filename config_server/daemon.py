@@ -212,6 +212,7 @@ async def running_site(
             store_status=store_status,
             heartbeat=settings.heartbeat,
             steady_after_s=settings.placement.steady_after_s,
+            discovery=settings.discovery,
             disk_churn_limit_bytes=settings.alerts.disk_churn_limit_bytes,
             ages=ages,
             own=own,

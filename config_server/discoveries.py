@@ -40,6 +40,7 @@ from replication.remote_access import (
     HostStateName,
     SshCredentials,
 )
+from replication.server_addresses import DiscoverySettings
 
 RUN_TIMEOUT_S: Final = 2 * 3600.0
 MOST_OPEN_RUNS: Final = 4
@@ -53,6 +54,7 @@ async def begin(
     heartbeat: HeartbeatSettings,
     ages: Ages,
     steady_after_s: float,
+    limits: DiscoverySettings,
     actor: Actor,
     now_ns: int,
 ) -> DiscoveryRunRow:
@@ -63,7 +65,8 @@ async def begin(
     """
     if request.credentials.password is None and request.credentials.private_key is None:
         raise InvalidInput("cannot log in anywhere without a password or a private key")
-    hosts = expand((each for one in request.hosts for each in _hosts_of(one)), user=request.user, port=request.port)
+    named = (each for one in request.hosts for each in _hosts_of(one, limits))
+    hosts = expand(named, user=request.user, port=request.port)
     for each in hosts:
         target_of(each)
     under_way = await session.scalar(
@@ -90,8 +93,8 @@ async def begin(
     return run
 
 
-def _hosts_of(request: HostRequest) -> list[Host]:
-    hosts = parse_hosts(request.address)
+def _hosts_of(request: HostRequest, limits: DiscoverySettings) -> list[Host]:
+    hosts = parse_hosts(request.address, allow_loopback=limits.allow_loopback)
     if request.host_key is not None and len(hosts) > 1:
         raise InvalidInput(f"cannot use one host key for {request.address}", hint="name the hosts one by one")
     return [

@@ -27,6 +27,7 @@ from config_server.reconciler.alarms import Alarms
 from config_server.renewals import Renewals
 from config_server.store_status import StoreStatus
 from config_server.webhook import Webhook
+from replication.server_addresses import DiscoverySettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Site:
     heartbeat: HeartbeatSettings
     ages: Ages
     steady_after_s: float
+    discovery: DiscoverySettings
     disk_churn_limit_bytes: int | None
     own: OwnAddresses
     installers: Installers

@@ -25,6 +25,7 @@ from replication.data_plane import DEFAULT_PORT
 from replication.errors import SettingsError
 from replication.hours_settings import require_usable_hours
 from replication.sealed_segment import DEFAULT_COMPRESSION_LEVEL
+from replication.server_addresses import DiscoverySettings
 from replication.service.connections import ConnectionSettings
 from replication.service.https import ListenAddress
 from replication.service.logs import LogSettings
@@ -195,6 +196,7 @@ class Settings:
     connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     intake: IntakeSettings = field(default_factory=IntakeSettings)
     upload: UploadSettings = field(default_factory=UploadSettings)
+    discovery: DiscoverySettings = field(default_factory=DiscoverySettings)
     observability: ObservabilitySettings = field(default_factory=lambda: ObservabilitySettings(DEFAULT_OBSERVABILITY))
     log: LogSettings = field(default_factory=LogSettings)
 

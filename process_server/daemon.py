@@ -313,7 +313,7 @@ class _Site:
             store_answers=lambda: self.gate.problem is None,
         )
         prober = Prober(clock, self._services)
-        discovery = Discovery(config_server, clock, prober, self.metrics)
+        discovery = Discovery(config_server, clock, prober, self.metrics, settings.discovery)
         installation = Installation(
             config_server,
             clock,
@@ -321,6 +321,7 @@ class _Site:
             InstallerCache(config_server, settings.state_dir / "installers"),
             settings.config_server.urls,
             self.metrics,
+            settings.discovery,
         )
         self.orders = RemoteOrders({DISCOVERIES: discovery.carry_out, INSTALLATIONS: installation.carry_out})
         self.observation = Observation(

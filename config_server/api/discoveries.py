@@ -26,6 +26,7 @@ async def begin_discovery(call: Call) -> DiscoveryStatus:
             call.site.heartbeat,
             call.site.ages,
             call.site.steady_after_s,
+            call.site.discovery,
             call.actor,
             call.site.clock(),
         )

@@ -14,11 +14,11 @@ from typing import Final
 
 from replication.errors import InvalidInput
 from replication.remote_access import MAX_HOSTS, SSH_PORT, SshTarget
+from replication.server_addresses import is_loopback_name, why_no_server
 from replication.service_address import is_dns_name
 
 _USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@\\-]{0,99}")
 _RANGE: Final = re.compile(r"([0-9.]+)-([0-9.]+)")
-_BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
 _MAX_SHOWN: Final = 100
 _HINT: Final = "a name, an address, a network such as 10.1.2.0/24, or a range such as 10.1.2.10-10.1.2.40"
 
@@ -36,34 +36,30 @@ class Host:
     of_range: bool = False
 
 
-def parse_hosts(text: str) -> list[Host]:
-    """:raises InvalidInput: if it is no host, network or range, one of more than ``MAX_HOSTS`` addresses, or cannot be ordered."""
+def parse_hosts(text: str, *, allow_loopback: bool = False) -> list[Host]:
+    """:raises InvalidInput: if it is no host, network or range, one of more than ``MAX_HOSTS`` addresses, or has one of no other server."""
     hosts = _parsed(text)
     for host in hosts:
-        _refuse_nobodys(text, host.host)
+        _refuse_nobodys(text, host.host, allow_loopback=allow_loopback)
         try:
             SshTarget(host=host.host, user=host.user or "root")
         except ValueError:
-            # Such as ::1, ::ffff:10.0.0.1 and fe80::1%eth0: the process server's own, another spelling, one of a link only.
+            # Such as ::1 and ::ffff:10.0.0.1: the process server's own, another spelling.
             raise _unusable(
                 text, f"{host.host[:_MAX_SHOWN]} is no name or address under which another machine is reached"
             ) from None
     return hosts
 
 
-def _refuse_nobodys(text: str, host: str) -> None:
-    """:raises InvalidInput: if ``host`` is an address that no single machine has; connecting to 0.0.0.0 reaches oneself."""
+def _refuse_nobodys(text: str, host: str, *, allow_loopback: bool) -> None:
+    """:raises InvalidInput: if ``host`` can be no other server's; the process server, or a service beside it, would answer itself."""
     try:
-        address = ipaddress.ip_address(host)
+        why = why_no_server(ipaddress.ip_address(host), allow_loopback=allow_loopback)
     except ValueError:
-        return  # a name
-    for is_so, what in (
-        (address.is_unspecified, "stands for every address"),
-        (address == _BROADCAST, "is the broadcast address"),
-        (address.is_multicast, "is a multicast address"),
-    ):
-        if is_so:
-            raise _unusable(text, f"{host} {what}, no machine has it")
+        # What a name means is known where it is looked up: the process server judges that.
+        why = "is the process server itself" if is_loopback_name(host) and not allow_loopback else None
+    if why is not None:
+        raise _unusable(text, f"{host} {why}")
 
 
 def target_of(host: Host) -> SshTarget:

@@ -188,7 +188,7 @@ def _given_keys(texts: Sequence[str]) -> _Keys:
                 f"cannot use --host-key {text[:100]!r}",
                 hint="HOST[:PORT]=SHA256:…, as `ssh-keygen -l` prints the fingerprint",
             )
-        named = parse_hosts(host)
+        named = parse_hosts(host, allow_loopback=True)
         if len(named) != 1:
             raise SettingsError(
                 f"cannot use --host-key {text[:100]!r}: a key is one host's", hint="give it for each host"
@@ -207,7 +207,7 @@ def _requests(hosts: Sequence[str], files: Sequence[Path], port: int, keys: _Key
     """:raises InvalidInput: for a host that cannot be used; of a file with line and column."""
     found: list[HostRequest] = []
     for text in hosts:
-        parsed = parse_hosts(text)
+        parsed = parse_hosts(text, allow_loopback=True)  # whether the site does, it says itself
         key = _take_key(parsed[0], port, keys) if len(parsed) == 1 else None
         found.append(HostRequest(address=text, host_key=key))
     for path in files:

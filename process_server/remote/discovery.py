@@ -26,6 +26,7 @@ from replication.remote_access import (
     HostReports,
     HostStateName,
 )
+from replication.server_addresses import DiscoverySettings
 
 HOSTS_AT_ONCE: Final = 16
 HOST_TIMEOUT_S: Final = 240.0
@@ -45,11 +46,19 @@ class DiscoveryPeer(Protocol):
 class Discovery:
     """One run at this process server."""
 
-    def __init__(self, peer: DiscoveryPeer, clock: Clock, prober: Prober, metrics: ProcessServerMetrics) -> None:
+    def __init__(
+        self,
+        peer: DiscoveryPeer,
+        clock: Clock,
+        prober: Prober,
+        metrics: ProcessServerMetrics,
+        limits: DiscoverySettings,
+    ) -> None:
         self._peer = peer
         self._clock = clock
         self._prober = prober
         self._metrics = metrics
+        self._limits = limits
 
     async def carry_out(self, run: str) -> None:
         """Until every host was told of.
@@ -89,7 +98,7 @@ class Discovery:
 
     async def _looked_at(self, host: DiscoveryHost, order: DiscoveryOrder, reporter: _Reporter) -> HostReport:
         try:
-            async with await SshConnection.connect(host.target, order.credentials) as connection:
+            async with await SshConnection.connect(host.target, order.credentials, self._limits) as connection:
                 reporter.tell(HostReport(ordinal=host.ordinal, state="probing", offered_host_key=host.target.host_key))
                 facts = await self._prober.look(connection)
         except BlockferryError as error:

@@ -33,6 +33,7 @@ from replication.remote_access import (
     InstallationReport,
     InstallationStepName,
 )
+from replication.server_addresses import DiscoverySettings
 from replication.service_address import ServiceAddress
 from replication.surroundings import MAX_SHORT_TEXT
 
@@ -109,6 +110,7 @@ class Installation:
         cache: InstallerCache,
         urls: Sequence[str],
         metrics: ProcessServerMetrics,
+        limits: DiscoverySettings,
     ) -> None:
         self._peer = peer
         self._clock = clock
@@ -116,6 +118,7 @@ class Installation:
         self._cache = cache
         self._urls = tuple(urls)
         self._metrics = metrics
+        self._limits = limits
 
     async def carry_out(self, identifier: str) -> None:
         """Until it is installed, or it is clear that it cannot be.
@@ -154,7 +157,7 @@ class Installation:
 
     async def _install(self, order: InstallationOrder, telling: _Telling) -> InstallationReport:
         telling.step("connecting")
-        async with await SshConnection.connect(order.target, order.credentials) as connection:
+        async with await SshConnection.connect(order.target, order.credentials, self._limits) as connection:
             telling.step("checking")
             facts = await self._prober.look(connection)
             telling.facts(facts)

@@ -29,6 +29,32 @@ class NoAnswer(PeerUnavailable):
         )
 
 
+class AddressRefused(Refused):
+    """What was named is no other server's; nothing was connected to."""
+
+    code = "address-refused"
+
+    def __init__(self, target: SshTarget, address: str, why: str) -> None:
+        named = "" if address == target.host else f"{address}, which it means here, "
+        super().__init__(
+            f"cannot go to {target.host}: {named}{why}",
+            hint="name the address under which others reach the server; on a machine that is a laboratory, set discovery.allow_loopback",
+        )
+
+
+class NoSsh(PeerUnavailable):
+    """Something answers there, and is no sshd, or one that hangs up before it says so."""
+
+    code = "no-ssh"
+
+    def __init__(self, target: SshTarget, error: BaseException) -> None:
+        said = "it said nothing of it in time" if isinstance(error, TimeoutError) else _text(error)
+        super().__init__(
+            f"cannot log in at {target.host}: what answers at {_place(target)} does not speak SSH ({said})",
+            hint="give the port of sshd; if it is that one, sshd hangs up: see MaxStartups, PerSourcePenalties, and its log",
+        )
+
+
 class HostKeyUnknown(Refused):
     """The server is met for the first time; nothing was sent."""
 
@@ -111,6 +137,10 @@ def took_too_long(target: SshTarget, deadline_s: float) -> PeerUnavailable:
         f"cannot wait any longer for {target.host}: a command had not ended after {deadline_s:g} s",
         hint="log in and see what hangs there: a mount whose server is away, a disk that does not answer",
     )
+
+
+def _place(target: SshTarget) -> str:
+    return f"[{target.host}]:{target.port}" if ":" in target.host else f"{target.host}:{target.port}"
 
 
 def problem_of(error: BlockferryError) -> Problem:

@@ -2,13 +2,17 @@
 
 Called by ``probe.py`` and ``installation.py``. Nothing of this machine's SSH configuration counts: no known_hosts, no agent, no keys of
 the account. Nothing is sent to a server before the key that it shows is the expected one; without an expected one the connection ends
-there, and what was shown is told. Every wait has a deadline; of what a command prints no more is taken than was asked for (R14).
+there, and what was shown is told. Every wait has a deadline; of what a command prints no more is taken than was asked for
+(R14). Only addresses that can be another server's are connected to, also if a name means others (``replication/server_addresses.py``):
+what is judged is what is connected to, so that no second look-up comes between.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import shlex
+import socket
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
@@ -17,9 +21,11 @@ import asyncssh
 
 from process_server.remote.masking import masked_output, masked_text
 from process_server.remote.problems import (
+    AddressRefused,
     HostKeyChanged,
     HostKeyUnknown,
     NoAnswer,
+    NoSsh,
     broken_off,
     login_refused,
     sudo_refused,
@@ -28,6 +34,7 @@ from process_server.remote.problems import (
 )
 from replication.errors import PeerProtocolError, PeerUnavailable
 from replication.remote_access import SshCredentials, SshTarget
+from replication.server_addresses import DiscoverySettings, why_no_server
 
 CONNECT_TIMEOUT_S: Final = 10.0
 LOGIN_TIMEOUT_S: Final = 30.0
@@ -35,6 +42,7 @@ SUDO_TIMEOUT_S: Final = 30.0
 MAX_STDERR_BYTES: Final = 16 * 1024
 _PIECE_BYTES: Final = 64 * 1024
 _MARK: Final = "blockferry-begin"
+_USUAL_LIMITS: Final = DiscoverySettings()
 
 _KEY_FAMILIES: Final[tuple[tuple[str, ...], ...]] = (
     ("ssh-ed25519",),
@@ -59,6 +67,15 @@ class _Pinned(asyncssh.SSHClient):
     def __init__(self, expected: str | None) -> None:
         self._expected = expected
         self.offered: str | None = None
+        self.connection: asyncssh.SSHClientConnection | None = None
+
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+        self.connection = conn
+
+    @property
+    def has_spoken(self) -> bool:
+        """Whether the peer has said that it speaks SSH."""
+        return self.connection is not None and bool(self.connection.get_extra_info("server_version"))
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
         del host, addr, port
@@ -78,11 +95,14 @@ class SshConnection:
         self._as_root: str | None = None
 
     @classmethod
-    async def connect(cls, target: SshTarget, credentials: SshCredentials) -> Self:
+    async def connect(
+        cls, target: SshTarget, credentials: SshCredentials, limits: DiscoverySettings = _USUAL_LIMITS
+    ) -> Self:
         """A connection that is logged in.
 
-        :raises NoAnswer: nothing answers there. :raises HostKeyUnknown: there is no pinned key. :raises HostKeyChanged: it shows another.
-        :raises Refused: the login was refused. :raises InvalidInput: the private key cannot be used. :raises PeerUnavailable: it broke.
+        :raises AddressRefused: no other server is there. :raises NoAnswer: nothing answers there. :raises NoSsh: something else does.
+        :raises HostKeyUnknown: there is no pinned key. :raises HostKeyChanged: it shows another. :raises Refused: the login was refused.
+        :raises InvalidInput: the private key cannot be used. :raises PeerUnavailable: it broke.
         """
         key = _private_key(credentials)
         offered: list[str] = []
@@ -90,7 +110,7 @@ class SshConnection:
         everything = tuple(name for family in _KEY_FAMILIES for name in family)
         for names in (everything, *(_KEY_FAMILIES if target.host_key is not None else ())):
             try:
-                connection, shown = await _connected(target, credentials, key, names)
+                connection, shown = await _connected(target, credentials, limits, key, names)
             except PeerUnavailable:
                 if not offered:
                     raise
@@ -275,17 +295,55 @@ def _private_key(credentials: SshCredentials) -> asyncssh.SSHKey | None:
         raise unusable_key(error) from error
 
 
+async def _reached(target: SshTarget, limits: DiscoverySettings) -> socket.socket:
+    """A socket that is connected to the first of the target's addresses that answers; those that are no other server's are not tried.
+
+    :raises AddressRefused: if it has no others. :raises OSError: if none answers.
+    """
+    loop = asyncio.get_running_loop()
+    refused: AddressRefused | None = None
+    failed: OSError | None = None
+    for family, kind, protocol, _, address in await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM):
+        why = why_no_server(ipaddress.ip_address(address[0]), allow_loopback=limits.allow_loopback)
+        if why is not None:
+            refused = refused or AddressRefused(target, str(address[0]), why)
+            continue
+        reached = socket.socket(family, kind, protocol)
+        try:
+            reached.setblocking(False)
+            await loop.sock_connect(reached, address)
+        except OSError as error:
+            reached.close()
+            failed = error
+        except BaseException:
+            reached.close()
+            raise
+        else:
+            return reached
+    raise failed or refused or OSError(f"{target.host} has no address")
+
+
 async def _connected(
-    target: SshTarget, credentials: SshCredentials, key: asyncssh.SSHKey | None, key_names: tuple[str, ...]
+    target: SshTarget,
+    credentials: SshCredentials,
+    limits: DiscoverySettings,
+    key: asyncssh.SSHKey | None,
+    key_names: tuple[str, ...],
 ) -> tuple[asyncssh.SSHClientConnection | None, str]:
     """The connection, if the host key is the pinned one, and the key that was shown."""
     client = _Pinned(target.host_key)
     password = credentials.password
     try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S + LOGIN_TIMEOUT_S):
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            reached = await _reached(target, limits)
+    except OSError as error:  # a passed deadline, too
+        raise NoAnswer(target, error) from error
+    try:
+        async with asyncio.timeout(LOGIN_TIMEOUT_S):
             connection = await asyncssh.connect(
                 target.host,
                 target.port,
+                sock=reached,
                 config=None,
                 known_hosts=asyncssh.import_known_hosts(""),
                 server_host_key_algs=key_names,
@@ -296,7 +354,6 @@ async def _connected(
                 preferred_auth=("publickey", "password", "keyboard-interactive"),
                 agent_path=None,
                 gss_host=None,
-                connect_timeout=CONNECT_TIMEOUT_S,
                 login_timeout=LOGIN_TIMEOUT_S,
                 keepalive_interval=10,
                 keepalive_count_max=3,
@@ -307,10 +364,11 @@ async def _connected(
         return None, client.offered
     except asyncssh.PermissionDenied as error:
         raise login_refused(target, credentials) from error
-    except (TimeoutError, OSError) as error:
-        if client.offered is None:
-            raise NoAnswer(target, error) from error
-        raise broken_off(target, error) from error
-    except asyncssh.Error as error:
-        raise broken_off(target, error) from error
+    except (asyncssh.Error, OSError) as error:  # a passed deadline, too
+        if client.has_spoken:
+            raise broken_off(target, error) from error
+        raise NoSsh(target, error) from error
+    finally:
+        if client.connection is None:
+            reached.close()  # else it is the connection's
     return connection, client.offered or ""

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from process_server.config import ConfigServerSettings
 from process_server.control.config_server_client import ConfigServerClient
 from process_server.daemon import RunningProcessServer, Surroundings, running_process_server
+from replication.server_addresses import DiscoverySettings
 from replication.service.health import HealthBoard
 from replication.tls_identity import Role
 from tests.harness.config_site import Lab, running_lab
@@ -85,7 +86,10 @@ async def remote_site(
     """Serve until the block is left. ``service_port``: what agents are told, though nothing may listen there. ``dead_url``: the process
     server's first configuration server, where nobody answers: the one that runs is its second.
     """
-    async with running_lab(directory / "config", MemoryBlobClient()) as lab:
+    one_machine = DiscoverySettings(allow_loopback=True)
+    async with running_lab(
+        directory / "config", MemoryBlobClient(), change=lambda settings: replace(settings, discovery=one_machine)
+    ) as lab:
         state, port = directory / "ps-state", free_port()
         service_url = f"https://127.0.0.1:{service_port or port}"
         settings = replace(
@@ -95,6 +99,7 @@ async def remote_site(
             ),
             listen=f"127.0.0.1:{port}",
             service_url=service_url,
+            discovery=one_machine,
         )
         if not settings.identity_directory.exists():
             await lab.enrol(Role.PROCESS_SERVER, "ps-1", service_url=service_url)

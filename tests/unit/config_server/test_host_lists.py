@@ -68,11 +68,36 @@ def test_what_is_no_host_is_refused_with_the_remedy(text: str) -> None:
         ("224.0.0.1", "is a multicast address"),
         ("239.1.2.0/30", "239.1.2.1 is a multicast address"),
         ("[ff02::1]:22", "ff02::1 is a multicast address"),
+        ("127.0.0.1", "127.0.0.1 is a loopback address"),
+        ("127.0.0.0/28", "127.0.0.1 is a loopback address"),
+        ("126.255.255.254-127.0.0.1", "127.0.0.0 is a loopback address"),
+        ("root@127.8.9.10:2222", "is a loopback address"),
+        ("::1", "::1 is a loopback address"),
+        ("::ffff:127.0.0.1", "is a loopback address"),
+        ("localhost", "localhost is the process server itself"),
+        ("db.LocalHost:22", "is the process server itself"),
+        ("169.254.169.254", "169.254.169.254 is a link-local address"),
+        ("169.254.0.0/24", "is a link-local address"),
+        ("[::ffff:169.254.169.254]:22", "is a link-local address"),
+        ("fe80::1", "fe80::1 is a link-local address"),
+        ("0.0.0.0/22", "0.0.0.1 is an address of no network"),
+        ("0.1.2.3", "is an address of no network"),
+        ("[::ffff:224.0.0.1]:22", "is a multicast address"),
+        ("168.63.129.16", "is a service of the cloud"),
+        ("fd00:ec2::254", "is a service of the cloud"),
     ],
 )
 def test_what_is_no_machine_s_address_is_refused(text: str, why: str) -> None:
     with pytest.raises(InvalidInput, match=why):
         parse_hosts(text)
+
+
+def test_a_laboratory_may_have_its_servers_at_loopback_addresses_and_nothing_else_of_the_kind() -> None:
+    for text in ("127.0.0.1", "localhost:2222", "127.0.0.0/30"):
+        assert parse_hosts(text, allow_loopback=True)
+    for text in ("169.254.169.254", "0.1.2.3", "224.0.0.1", "fe80::1"):
+        with pytest.raises(InvalidInput):
+            parse_hosts(text, allow_loopback=True)
 
 
 def test_each_host_comes_once_and_a_named_one_is_missed_when_silent() -> None:

@@ -14,15 +14,25 @@ from pydantic import SecretStr
 
 from process_server.core.probe_output import Service
 from process_server.remote.probe import Prober
-from process_server.remote.problems import HostKeyChanged, HostKeyUnknown, LoginRefused, NoAnswer, NoSudo
+from process_server.remote.problems import (
+    AddressRefused,
+    HostKeyChanged,
+    HostKeyUnknown,
+    LoginRefused,
+    NoAnswer,
+    NoSsh,
+    NoSudo,
+)
 from process_server.remote.ssh_connection import SshConnection
 from replication.clock import Clock
 from replication.errors import InvalidInput, PeerProtocolError, PeerUnavailable
 from replication.remote_access import SshCredentials, SshTarget
+from replication.server_addresses import DiscoverySettings
 from tests.harness.ssh_server import USER_WITHOUT_RIGHTS, SshServer, running_sshd, sudo_with
 
 pytestmark = pytest.mark.requires("root", "sshd")
 OTHER_KEY = "SHA256:" + "A" * 43
+LAB = DiscoverySettings(allow_loopback=True)
 PASSWORD = "s3cret of the login"
 
 
@@ -43,7 +53,7 @@ async def connect(
     sshd: SshServer, credentials: SshCredentials | None = None, host_key: str | None = ""
 ) -> SshConnection:
     pinned = sshd.host_key if host_key == "" else host_key
-    return await SshConnection.connect(sshd.target(pinned), credentials or sshd.credentials)
+    return await SshConnection.connect(sshd.target(pinned), credentials or sshd.credentials, LAB)
 
 
 async def test_command_runs_and_says_how_it_ended(sshd: SshServer) -> None:
@@ -108,7 +118,7 @@ async def test_nothing_there_is_no_answer() -> None:
         unused.bind(("127.0.0.1", 0))
         target = SshTarget(host="127.0.0.1", port=unused.getsockname()[1], user="root", host_key=OTHER_KEY)
         with pytest.raises(NoAnswer, match="cannot reach"):
-            await SshConnection.connect(target, SshCredentials(password=SecretStr(PASSWORD)))
+            await SshConnection.connect(target, SshCredentials(password=SecretStr(PASSWORD)), LAB)
 
 
 async def test_deadline_ends_a_command(sshd: SshServer) -> None:
@@ -217,10 +227,10 @@ async def password_server() -> AsyncIterator[tuple[int, str]]:
 async def test_password_logs_in_and_a_wrong_one_does_not() -> None:
     async with password_server() as (port, key):
         target = SshTarget(host="127.0.0.1", port=port, user="admin", host_key=key)
-        async with await SshConnection.connect(target, SshCredentials(password=SecretStr(PASSWORD))) as connection:
+        async with await SshConnection.connect(target, SshCredentials(password=SecretStr(PASSWORD)), LAB) as connection:
             assert (await connection.run("true", deadline_s=20, most_bytes=10)).status == 0
         with pytest.raises(LoginRefused) as caught:
-            await SshConnection.connect(target, SshCredentials(password=SecretStr("swordfish")))
+            await SshConnection.connect(target, SshCredentials(password=SecretStr("swordfish")), LAB)
     assert "swordfish" not in str(caught.value)
 
 
@@ -235,5 +245,59 @@ async def test_server_that_speaks_no_ssh_is_no_danger(tmp_path: Path) -> None:
     server = await asyncio.start_server(babble, "127.0.0.1", 0)
     async with server:
         target = SshTarget(host="127.0.0.1", port=server.sockets[0].getsockname()[1], user="root", host_key=OTHER_KEY)
-        with pytest.raises(PeerUnavailable):
+        with pytest.raises(NoSsh) as told:
+            await SshConnection.connect(target, SshCredentials(password=SecretStr(PASSWORD)), LAB)
+    assert f"what answers at 127.0.0.1:{target.port} does not speak SSH" in told.value.message
+    assert "the port of sshd" in (told.value.hint or "")
+
+
+async def test_what_hangs_up_without_a_word_is_told_as_no_ssh() -> None:
+    async with await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0) as server:
+        target = SshTarget(host="127.0.0.1", port=server.sockets[0].getsockname()[1], user="root", host_key=OTHER_KEY)
+        with pytest.raises(NoSsh, match="does not speak SSH"):
+            await SshConnection.connect(target, SshCredentials(password=SecretStr(PASSWORD)), LAB)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0x7f000001", "127.0.0.9"])
+async def test_loopback_is_not_connected_to_whatever_it_is_called(host: str) -> None:
+    """What listens there notices nothing, and the answer does not tell whether something does."""
+    met = 0
+
+    def meet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal met
+        met += 1
+        writer.close()
+
+    async with await asyncio.start_server(meet, "127.0.0.1", 0) as server:
+        said = []
+        for port in (server.sockets[0].getsockname()[1], 1):
+            target = SshTarget(host=host, port=port, user="root", host_key=OTHER_KEY)
+            with pytest.raises(AddressRefused, match="loopback address") as told:
+                await SshConnection.connect(target, SshCredentials(password=SecretStr(PASSWORD)))
+            said.append(str(told.value))
+    assert met == 0
+    assert said[0] == said[1]
+
+
+async def test_a_name_is_connected_to_at_the_address_that_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server that answers otherwise the second time is not asked a second time; of several addresses those of others count."""
+    asked = 0
+    listener = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+
+    async def answer(*_arguments: object, **_more: object) -> list[tuple[object, ...]]:
+        nonlocal asked
+        asked += 1
+        found = ("169.254.169.254", "::ffff:127.0.0.1") if asked == 1 else ("127.0.0.1",)
+        families = [socket.AF_INET6 if ":" in address else socket.AF_INET for address in found]
+        return [
+            (family, socket.SOCK_STREAM, 6, "", (address, port))
+            for family, address in zip(families, found, strict=True)
+        ]
+
+    async with listener:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", answer, raising=False)
+        target = SshTarget(host="web-1.example", port=port, user="root", host_key=OTHER_KEY)
+        with pytest.raises(AddressRefused, match=r"169\.254\.169\.254, which it means here, is a link-local address"):
             await SshConnection.connect(target, SshCredentials(password=SecretStr(PASSWORD)))
+    assert asked == 1
