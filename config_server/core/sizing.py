@@ -21,7 +21,8 @@ HEADROOM: Final = 1.25
 MOST_MACHINE_CHURN_BYTES_PER_S: Final = 54e6
 """FIELD.md's limit; those of disks go by the type that is to be made of them (``target_disks.py``)."""
 SHORTEST_HOUR_S: Final = 600.0
-"""An hour that was watched for less counts as if for ten minutes: a burst of seconds is no busiest hour."""
+"""An hour that was watched for less counts as if for ten minutes: a burst of seconds is no busiest hour. But no busiest hour is below the
+mean, which goes by the time that was watched: the line that meets it would lose to the mean."""
 LINES_BITS_PER_S: Final = (10_000_000, 50_000_000, 100_000_000, 200_000_000, 500_000_000, 1_000_000_000)
 
 
@@ -136,7 +137,10 @@ class HourOfChurn:
 
 @dataclass(frozen=True, slots=True)
 class ServerChurn:
-    """One server's churn over all hours that were observed. ``warnings``: limits that its busiest hour is beyond."""
+    """One server's churn over all hours that were observed. ``warnings``: limits that its busiest hour is beyond.
+
+    The busiest hour is never below the mean.
+    """
 
     server: str
     mean_bytes_per_s: float
@@ -147,7 +151,10 @@ class ServerChurn:
 
 @dataclass(frozen=True, slots=True)
 class SiteChurn:
-    """``by_hour``: (hour since 1970, bytes a second of all servers), in order. The day is the mean hour, 24 times."""
+    """``by_hour``: (hour since 1970, bytes a second of all servers), in order. The day is the mean hour, 24 times.
+
+    The busiest hour is never below the mean.
+    """
 
     servers: tuple[ServerChurn, ...]
     by_hour: tuple[tuple[int, float], ...]
@@ -163,6 +170,7 @@ def site_churn(hours: Sequence[HourOfChurn]) -> SiteChurn:
     """A disk's rate in an hour is that of the part in which it was watched; the site's in an hour the sum of its disks'.
 
     The mean of the site is the sum of its servers' means, so that one that was watched for a shorter time counts as much as the others.
+    Where servers were watched in different hours, or for minutes only, that may be more than any hour shows: then it is the busiest hour.
     """
     by_server: dict[str, list[HourOfChurn]] = {}
     by_hour: dict[int, float] = {}
@@ -170,11 +178,12 @@ def site_churn(hours: Sequence[HourOfChurn]) -> SiteChurn:
         by_server.setdefault(each.server, []).append(each)
         by_hour[each.hour] = by_hour.get(each.hour, 0.0) + each.bytes_per_s
     servers = tuple(_server_churn(name, by_server[name]) for name in sorted(by_server))
+    mean = sum(server.mean_bytes_per_s for server in servers)
     return SiteChurn(
         servers=servers,
         by_hour=tuple(sorted(by_hour.items())),
-        mean_bytes_per_s=sum(server.mean_bytes_per_s for server in servers),
-        busiest_bytes_per_s=max(by_hour.values(), default=0.0),
+        mean_bytes_per_s=mean,
+        busiest_bytes_per_s=max(mean, *by_hour.values()) if by_hour else 0.0,
     )
 
 
@@ -188,10 +197,11 @@ def _server_churn(name: str, hours: Sequence[HourOfChurn]) -> ServerChurn:
     for disk, of_disk in sorted(by_disk.items()):
         watched_s = sum(each.observed_s for each in of_disk)
         observed_s = max(observed_s, watched_s)
-        mean += sum(each.changed_bytes for each in of_disk) / watched_s if watched_s > 0 else 0.0
-        busiest = max(each.bytes_per_s for each in of_disk)
+        of_disk_mean = sum(each.changed_bytes for each in of_disk) / watched_s if watched_s > 0 else 0.0
+        mean += of_disk_mean
+        busiest = max(of_disk_mean, *(each.bytes_per_s for each in of_disk))
         warnings += _beyond(disk, busiest, of_disk[-1].limit)
-    busiest = max(by_hour.values(), default=0.0)
+    busiest = max(mean, *by_hour.values())
     return ServerChurn(name, mean, busiest, observed_s, (*warnings, *_server_beyond(busiest)))
 
 

@@ -9,11 +9,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from config_server.churn_history import HOUR_NS, KEPT_HOURS, churn_by_hour, forget_old_churn, note_churn
 from config_server.core.capacity import GB, TB
 from config_server.core.sizing import (
+    HEADROOM,
     HourOfChurn,
     bandwidth_needed_bits_per_s,
     fleet_for,
@@ -152,8 +155,57 @@ def test_hours_become_means_the_busiest_hour_and_warnings() -> None:
 
 def test_a_burst_at_the_beginning_of_what_is_observed_is_no_busiest_hour() -> None:
     churn = site_churn([hour("a", "/dev/sda", 1, 600, 6.0), hour("a", "/dev/sda", 2, 7200)])
-    assert churn.busiest_bytes_per_s == 2 * MB
     assert [bytes_per_s for _, bytes_per_s in churn.by_hour] == [MB, 2 * MB]
+    assert churn.busiest_bytes_per_s == churn.mean_bytes_per_s == pytest.approx(7800 * MB / 3606)
+
+
+short_hours = st.builds(
+    HourOfChurn,
+    server=st.sampled_from(["a", "b", "c"]),
+    disk=st.sampled_from(["/dev/sda", "/dev/sdb"]),
+    hour=st.integers(1, 5),
+    changed_bytes=st.integers(0, 10**13),
+    observed_s=st.floats(10.0, 3600.0),
+    limit=st.just(churn_limit("premium", 2**40)),
+)
+
+
+@given(
+    hours=st.lists(short_hours, min_size=1, max_size=20),
+    wire_ratio=st.floats(0.05, 1.5),
+    disk_bytes=st.integers(1, 10**15),
+)
+def test_the_line_that_is_called_needed_is_enough_however_short_the_time_that_was_watched(
+    hours: list[HourOfChurn], wire_ratio: float, disk_bytes: int
+) -> None:
+    churn = site_churn(hours)
+    for server in churn.servers:
+        assert server.busiest_bytes_per_s >= server.mean_bytes_per_s
+    assert churn.busiest_bytes_per_s >= max(server.busiest_bytes_per_s for server in churn.servers) * (1 - 1e-9)
+    assert churn.busiest_bytes_per_s >= churn.mean_bytes_per_s
+    needed = bandwidth_needed_bits_per_s(churn.busiest_bytes_per_s, wire_ratio)
+    if needed == 0:
+        assert churn.mean_bytes_per_s == 0
+        return
+    (reach,) = reach_of(
+        [needed], disk_bytes, churn.mean_bytes_per_s, churn.busiest_bytes_per_s, wire_ratio, point_interval_s=300
+    )
+    assert reach.initial_replication_s is not None
+    assert reach.rpo_s == pytest.approx(300 * (1 + 1 / HEADROOM))
+
+
+@pytest.mark.parametrize("observed_s", [10.0, 23.5, 599.0, 600.0, 3600.0])
+async def test_a_site_that_was_watched_for_a_moment_is_told_a_line_that_keeps_up(lab: Lab, observed_s: float) -> None:
+    async with lab.running.site.database.write() as session:
+        now_hour = lab.running.site.clock() // HOUR_NS
+        changed_bytes = int(3 * MB * observed_s)
+        session.add(ChurnHourRow(disk_id=DISK, hour=now_hour, changed_bytes=changed_bytes, observed_s=observed_s))
+    report = SizingReport.decode((await lab.administer("GET", "/api/v1/sizing")).body)
+    assert report.busiest_hour_bytes_per_s == pytest.approx(3 * MB)
+    (needed,) = (line for line in report.lines if line.needed)
+    assert needed.initial_replication_s is not None
+    assert needed.rpo_s == pytest.approx(report.point_interval_s * (1 + 1 / HEADROOM))
+    assert "never" not in _table_of(report).split("(needed)")[1].splitlines()[0]
 
 
 @pytest.fixture
