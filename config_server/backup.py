@@ -38,6 +38,7 @@ from config_server.database_image import (
 from config_server.events import Clock
 from config_server.installation import site_key_file
 from config_server.key_encryption import KeyEncryptionKey
+from config_server.private_scratch import private_scratch
 from config_server.sealed_archive import opened_members, sealed_parts, tar_parts
 from config_server.site_keys import HINT
 from replication import __version__
@@ -53,6 +54,8 @@ _AUTHORITY: Final = ("authority/key.pem", "authority/certificate.pem", "authorit
 MEMBERS: Final = (CONFIGURATION, *_AUTHORITY, KEY, DATABASE, MANIFEST)
 """All of them, in this order: what the configuration says is needed before anything is written."""
 STAGING: Final = "restoring"
+CHECKING: Final = ".blockferry-check"
+"""What a check that was killed leaves under this name, the site's keys in clear, the next check beside it clears."""
 _PIECE: Final = 2**20
 _MAX_SMALL_BYTES: Final = 2**20
 _HARMLESS: Final = ("lost+found", STAGING)
@@ -128,14 +131,16 @@ def _digested(path: Path, size_bytes: int, digests: dict[str, dict[str, object]]
 
 
 def check_backup(archive: Path, passphrase: str) -> BackupFacts:
-    """Open all of it and prove it, in a temporary directory; nothing is changed.
+    """Open all of it and prove it, in a private directory beside it that is gone on return; nothing else is changed.
 
-    :raises IntegrityError: if it could not be restored.
+    :raises IntegrityError: if it could not be restored. :raises Conflict: if another check runs beside it.
+    :raises SettingsError: if it cannot be read, or there can be no such directory.
     """
-    with tempfile.TemporaryDirectory(prefix="blockferry-check-") as scratch, _opened(archive) as stream:
+    with _opened(archive) as stream:
         members = opened_members(stream, passphrase)
         _first(members)
-        return _unpacked(members, Path(scratch))
+        with private_scratch(archive.absolute().parent / CHECKING) as scratch:
+            return _unpacked(members, scratch)
 
 
 def restore(

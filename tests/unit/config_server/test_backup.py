@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +19,11 @@ from click.testing import CliRunner
 from sqlalchemy import select
 
 from config_server import sealed_archive
-from config_server.backup import MEMBERS, STAGING, back_up, check_backup, restore
+from config_server.backup import CHECKING, MEMBERS, STAGING, back_up, check_backup, restore
 from config_server.cli import main
 from config_server.config import Settings
 from config_server.database import DATABASE_FILE
+from config_server.private_scratch import private_scratch
 from config_server.sealed_archive import CHUNK_BYTES, opened_members, read_header, sealed_parts, tar_parts
 from config_server.tables import CertificateRow, EventRow, PolicyRow
 from replication.documents import WriterIdentity
@@ -131,6 +136,59 @@ async def test_a_damaged_a_cut_off_and_a_foreign_file_are_refused_and_leave_noth
         check_backup(archive, "another passphrase")
     with pytest.raises(SettingsError):
         check_backup(tmp_path / "none", PASSPHRASE)
+
+
+_KILLED_CHECK = """
+import os, signal, sys
+from pathlib import Path
+from config_server import backup
+backup.prove_image = lambda image: os.kill(os.getpid(), signal.SIGKILL)
+os.umask(0)
+backup.check_backup(Path(sys.argv[1]), sys.argv[2])
+"""
+
+
+def _with_a_private_key(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file() and b"PRIVATE KEY" in path.read_bytes()]
+
+
+async def test_a_check_that_is_killed_leaves_keys_only_in_a_private_place_that_the_next_one_clears(
+    tmp_path: Path,
+) -> None:
+    async with running_lab(tmp_path / "old", MemoryBlobClient(), reconcile=False) as lab:
+        archive = await backed_up(lab, tmp_path)
+    kept, temporary = tmp_path / "backups", tmp_path / "tmp"
+    kept.mkdir()
+    temporary.mkdir()
+    archive = archive.rename(kept / "backup")
+    killed = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", _KILLED_CHECK, str(archive), PASSPHRASE],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert list(temporary.iterdir()) == []
+    assert _with_a_private_key(kept) == [kept / CHECKING / "authority" / "key.pem"]
+    assert stat.S_IMODE((kept / CHECKING).stat().st_mode) == 0o700
+    second = archive.rename(kept / "of the next night")
+    assert check_backup(second, PASSPHRASE).database_bytes > 0
+    assert list(kept.iterdir()) == [second]
+
+
+async def test_checks_do_not_get_into_each_other_s_way(tmp_path: Path) -> None:
+    async with running_lab(tmp_path / "old", MemoryBlobClient(), reconcile=False) as lab:
+        archive = await backed_up(lab, tmp_path)
+    scratch = archive.parent / CHECKING
+    with private_scratch(scratch), pytest.raises(Conflict, match="another process does"):
+        check_backup(archive, PASSPHRASE)
+    assert check_backup(archive, PASSPHRASE).database_bytes > 0
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "somebody's").touch()
+    scratch.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SettingsError, match="cannot work in"):
+        check_backup(archive, PASSPHRASE)
+    assert (tmp_path / "elsewhere" / "somebody's").exists()
 
 
 async def test_nothing_in_a_backup_can_be_read_without_its_passphrase(tmp_path: Path) -> None:
