@@ -26,6 +26,8 @@ from mobility_agent.change_tracker.ebpf.objects import pinned_control
 from mobility_agent.change_tracker.ebpf.pins import UNFINISHED, Pins
 from mobility_agent.installation.install import Say
 from mobility_agent.installation.uninstall import STATE_ENTRIES, configured
+from mobility_agent.quiesce.freeze_record import RUN_DIRECTORY
+from mobility_agent.quiesce.left_frozen import thaw_all_left
 from replication.durable_file import DurableFile, make_directory_durably
 from replication.errors import BlockferryError
 from replication.identifiers import parse_uuid
@@ -33,8 +35,15 @@ from replication.identifiers import parse_uuid
 REMAINS: Final = Path("/var/lib/blockferry/agent.remains")
 
 
-def note_remains(configuration: Path, say: Say, remains: Path = REMAINS) -> list[str]:
-    """Write the list, durably, and return its lines. Nothing else is changed; pins that cannot be read are listed all the same."""
+def note_remains(
+    configuration: Path, say: Say, remains: Path = REMAINS, run_directory: Path = RUN_DIRECTORY
+) -> list[str]:
+    """Write the list, durably, and return its lines. Pins that cannot be read are listed all the same.
+
+    Before that, what the removed agent left frozen is thawed: nobody would do it later. Nothing else is changed.
+    """
+    for mount_point in thaw_all_left(run_directory):
+        say(f"thawed {mount_point}, which an agent that was killed left frozen")
     state_dir, tracker = configured(configuration, say)
     lines = [*_tracking(tracker.pin_root), f"directory {tracker.pin_root}"]
     lines += [f"entry {state_dir / name}" for name in STATE_ENTRIES]

@@ -31,6 +31,7 @@ from mobility_agent.installation.places import (
     installed_trees,
 )
 from mobility_agent.inventory import locate_disk
+from mobility_agent.quiesce.left_frozen import thaw_all_left
 from replication.durable_file import DurableFile
 from replication.errors import BlockferryError
 from replication.identifiers import DiskId, parse_uuid
@@ -53,7 +54,9 @@ _MOST_NAMED: Final = 5
 
 def uninstall(say: Say, *, purge: bool) -> None:
     """Nothing of the programs is left on return, and with ``purge`` nothing of the agent at all. What is gone already is no error."""
+    _thaw(say)  # first: stopping and removing write, and would wait for a thaw that nobody is left to do
     system.stop_and_disable()
+    _thaw(say)  # the agent that was stopped
     if purge:
         state_dir, tracker = configured(CONFIGURATION, say)
         discard_all_tracking(tracker, state_dir)
@@ -78,6 +81,11 @@ def uninstall(say: Say, *, purge: bool) -> None:
     say(
         "nothing of the agent is left" if purge else "the programs are gone; configuration, state and tracking are kept"
     )
+
+
+def _thaw(say: Say) -> None:
+    for mount_point in thaw_all_left():
+        say(f"thawed {mount_point}, which an agent that was killed left frozen")
 
 
 def configured(configuration: Path, say: Say) -> tuple[Path, TrackerSettings]:

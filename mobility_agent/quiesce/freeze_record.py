@@ -1,8 +1,8 @@
 """What is frozen right now, for whoever comes after an agent and a watchdog that were both killed: a small file in /run.
 
 Written by ``freeze_guard`` before each freeze and emptied after the thaw; emptied by ``watchdog`` when it has thawed in a killed
-agent's place; read by ``freeze_guard`` at the agent's start. /run is a tmpfs: it is never frozen itself, and what it holds ends with the
-machine, as a freeze does. Where it is none, the boot that the record names tells.
+agent's place; read by ``freeze_guard`` at the agent's start, and for ``left_frozen`` when the agent is removed. /run is a tmpfs: it is
+never frozen itself, and what it holds ends with the machine, as a freeze does. Where it is none, the boot that the record names tells.
 """
 
 from __future__ import annotations
@@ -16,16 +16,26 @@ from pathlib import Path
 from typing import Final
 
 from mobility_agent.quiesce.interface import Mount
-from replication.errors import Refused
+from replication.errors import BlockferryError, Refused
+from replication.identifiers import parse_uuid
 
 RUN_DIRECTORY: Final = Path("/run/blockferry")
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _MOST_BYTES: Final = 4 * 1024 * 1024
 
 
-def record_of(machine: str) -> Path:
+def record_of(machine: str, directory: Path = RUN_DIRECTORY) -> Path:
     """Where the agent with that identity keeps its record: agents of several identities may run on one kernel."""
-    return RUN_DIRECTORY / f"agent-{machine}.frozen"
+    return directory / f"agent-{machine}.frozen"
+
+
+def machines_recorded(directory: Path) -> list[str]:
+    """The identities of which there is a record."""
+    found = []
+    for path in sorted(directory.glob("agent-*.frozen")):
+        with contextlib.suppress(BlockferryError):
+            found.append(parse_uuid(path.stem.removeprefix("agent-"), "machine id"))
+    return found
 
 
 class FreezeRecord:

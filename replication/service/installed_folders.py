@@ -51,6 +51,7 @@ _KINDS: Final = (
     _Kind(ALL_ROLES, "", "/etc/blockferry", "configuration, the store's key"),
     _Kind("agent", "state_dir", f"{_STATE}/agent", "identity, journals, digest tables"),
     _Kind("agent", "tracker.pin_root", "/sys/fs/bpf/blockferry", "the tracking, in the kernel"),
+    _Kind("agent", "", "/run/blockferry", "what is frozen at the moment"),
     _Kind("agent", "", INSTALLATIONS_DIRECTORY, "an installation from the appliance, while it runs"),
     _Kind("config-server", "state_dir", f"{_STATE}/config-server", "authority, keys, database, installers"),
     _Kind("process-server", "state_dir", f"{_STATE}/process-server", "identity, spool"),

@@ -6,8 +6,10 @@ The scripts run with their places moved into the test's directory, and what they
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,12 +18,23 @@ import yaml
 
 from mobility_agent.change_tracker.ebpf.tracker import EbpfTracker
 from mobility_agent.installation.remains import note_remains
-from tests.harness.loop_disk import LoopDisk, loop_disk, pin_root
+from mobility_agent.quiesce.freeze_record import FreezeRecord, record_of
+from mobility_agent.quiesce.interface import Mount
+from mobility_agent.sole_agent import hold_machine
+from tests.harness.loop_disk import LoopDisk, loop_disk, mounted, pin_root, run
 from tests.harness.source_tree import REPOSITORY
 
 DISK = "1f0d5f0c-7a52-4a4b-9c1e-0d8f3d1c0001"
 OTHERS = "not-a-disk"
-PLACES = ("/var/lib/", "/etc/", "/usr/share/", "/usr/lib/blockferry/", "/sys/fs/bpf/blockferry", "/run/systemd/")
+PLACES = (
+    "/var/lib/",
+    "/etc/",
+    "/usr/share/",
+    "/usr/lib/blockferry/",
+    "/sys/fs/bpf/blockferry",
+    "/run/systemd/",
+    "/run/blockferry",
+)
 
 
 class Package:
@@ -30,6 +43,7 @@ class Package:
     def __init__(self, directory: Path, pins: Path) -> None:
         self._root, self.pins = directory / "root", pins
         self.state, self.configuration = directory / "my state", directory / "agent.yaml"
+        self.run_directory = self._root / "run" / "blockferry"
         self.remains = self._root / "var" / "lib" / "blockferry" / "agent.remains"
         self.remains.parent.mkdir(parents=True)
         (self.state / "identity").mkdir(parents=True)
@@ -58,7 +72,7 @@ class Package:
         assert self._asked.read_text() == "note-remains\n"
         self.script("postrm", "remove")
         self.said: list[str] = []
-        return note_remains(self.configuration, self.said.append, self.remains)
+        return note_remains(self.configuration, self.said.append, self.remains, self.run_directory)
 
     def script(self, name: str, *arguments: str) -> None:
         text = (REPOSITORY / "deploy" / "packaging" / "debian" / name).read_text().replace("@ROLE@", "agent")
@@ -108,6 +122,66 @@ def test_purging_ends_tracking_and_restores_statistics_that_were_off_and_removin
     assert [path.name for path in package.state.iterdir()] == ["notes.txt"], "what others put there stays"
     assert not package.remains.exists()
     iostats.write_text("1")
+
+
+def leave_frozen(mount_point: Path, run_directory: Path) -> str:
+    """As an agent and its watchdog that were both killed do; the machine's identifier."""
+    machine = str(uuid.uuid4())
+    run_directory.mkdir(parents=True)
+    device = mount_point.stat().st_dev
+    mount = Mount(str(mount_point), "ext4", "of the test", (os.major(device), os.minor(device)))
+    FreezeRecord(record_of(machine, run_directory)).note([mount])
+    run("fsfreeze", "--freeze", mount_point)
+    return machine
+
+
+def thawed_only_now(mount_point: Path) -> bool:
+    return subprocess.run(["fsfreeze", "--unfreeze", mount_point], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def mount_point(disk: LoopDisk, tmp_path: Path) -> Iterator[Path]:
+    run("mkfs.ext4", "-q", disk.device)
+    with mounted(disk.device, tmp_path / "mounted here") as made:
+        yield made
+        thawed_only_now(made)
+
+
+@pytest.mark.requires("root", "loop", "mount", "mkfs.ext4")
+def test_removing_the_package_thaws_what_was_left_frozen(mount_point: Path, tmp_path: Path) -> None:
+    package = Package(tmp_path, tmp_path / "no-pins")
+    machine = leave_frozen(mount_point, package.run_directory)
+    with hold_machine(machine):
+        package.remove()
+        assert package.said == [], "an agent that runs thaws itself"
+        assert package.run_directory.exists()
+    package.said.clear()
+    note_remains(package.configuration, package.said.append, package.remains, package.run_directory)
+    assert not thawed_only_now(mount_point)
+    assert package.said == [f"thawed {mount_point}, which an agent that was killed left frozen"]
+    assert not package.run_directory.exists()
+
+
+@pytest.mark.requires("root", "loop", "mount", "mkfs.ext4")
+def test_purging_thaws_what_was_left_frozen_without_the_agent_s_programs(mount_point: Path, tmp_path: Path) -> None:
+    package = Package(tmp_path, tmp_path / "no-pins")
+    leave_frozen(mount_point, package.run_directory)
+    package.script("postrm", "remove")
+    assert package.run_directory.exists()
+    package.script("postrm", "purge")
+    assert not thawed_only_now(mount_point)
+    assert not package.run_directory.exists()
+
+
+@pytest.mark.requires("root", "loop", "mount", "mkfs.ext4")
+def test_a_record_of_another_boot_thaws_nothing_when_the_package_is_purged(mount_point: Path, tmp_path: Path) -> None:
+    package = Package(tmp_path, tmp_path / "no-pins")
+    record = record_of(leave_frozen(mount_point, package.run_directory), package.run_directory)
+    document = json.loads(record.read_text())
+    record.write_text(json.dumps({**document, "boot": str(uuid.uuid4())}))
+    package.script("postrm", "purge")
+    assert thawed_only_now(mount_point), "somebody else has frozen it"
+    assert not package.run_directory.exists()
 
 
 def test_after_a_boot_between_removing_and_purging_no_disk_s_statistics_are_touched(tmp_path: Path) -> None:

@@ -6,11 +6,14 @@ One machine carries all roles: the appliance and the sink from Debian packages, 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -38,7 +41,7 @@ WAIT_S: Final = 120.0
 
 @dataclass
 class Site:
-    """``before``: every file of the machine before anything was installed."""
+    """``before``: every file of the machine, and every pin of its kernel, before anything was installed."""
 
     machine: BootedDebian
     disk: LoopDisk
@@ -92,7 +95,9 @@ class Site:
 
     def files(self) -> frozenset[str]:
         found = run("find", self.machine.root, "-xdev", "-printf", "/%P\\n").splitlines()
-        return frozenset(path for path in found if not _PASSING.match(path))
+        # Mounted inside of it, so that they are not seen from outside: of /run the agent's own, of the kernel's pins all.
+        inside = self.machine.try_to("find /run/blockferry /sys/fs/bpf").stdout.splitlines()
+        return frozenset([path for path in found if not _PASSING.match(path)] + inside)
 
 
 _PASSING: Final = re.compile(
@@ -328,6 +333,23 @@ def leave_remains_of_a_killed_installation(machine: BootedDebian) -> None:
     )
 
 
+def leave_frozen(site: Site) -> None:
+    """As an agent that was killed in a freeze together with its watchdog."""
+    site.machine.run(f"mount {site.disk.device} /srv")
+    device = site.disk.device.stat().st_rdev
+    mount = {"mount_point": "/srv", "fs_type": "ext4", "source": "-", "device": [os.major(device), os.minor(device)]}
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    record = json.dumps({"boot": boot, "mounts": [mount]})
+    site.machine.run(
+        f"mkdir -p /run/blockferry; echo '{record}' > /run/blockferry/agent-{uuid.uuid4()}.frozen; fsfreeze --freeze /srv"
+    )
+
+
+def assert_thawed(site: Site) -> None:
+    assert site.machine.try_to("fsfreeze --unfreeze /srv").returncode != 0
+    site.machine.run("umount /srv")
+
+
 def test_uninstall_keeps_what_purge_removes(site: Site) -> None:
     machine = site.machine
     machine.run("migratectl set-agent-limits debian --read-rate '50 MB/s'")
@@ -340,17 +362,25 @@ def test_uninstall_keeps_what_purge_removes(site: Site) -> None:
     installer = f"/root/{site.built.installer(site.built.next_version).name}"
     machine.run(f"sh {installer} --unattended --appliance {URL} --fingerprint $(cat /root/fingerprint)")
     leave_remains_of_a_killed_installation(machine)
-    machine.run("mobility-agent uninstall --purge --yes")
-    left = [path for path in site.files() - site.before if re.search("agent|install/", path) and "process" not in path]
+    leave_frozen(site)
+    assert "thawed /srv" in machine.run("mobility-agent uninstall --purge --yes")
+    assert_thawed(site)
+    left = [
+        path
+        for path in site.files() - site.before
+        if re.search("agent|install/|^/run/|^/sys/", path) and "process" not in path
+    ]
     of_others = ("/usr/lib/blockferry/", "/var/lib/blockferry/config-server/downloads/")
     assert [path for path in left if not path.startswith(of_others)] == []
-    assert machine.try_to("test -e /sys/fs/bpf/blockferry").returncode == 1
+    assert [path for path in left if path.startswith(("/run/", "/sys/"))] == []
 
 
 def test_purged_packages_leave_nothing(site: Site) -> None:
     site.install_packages(site.built.next_version, agent=True)
     leave_remains_of_a_killed_installation(site.machine)
     site.machine.run("mobility-agent --version; systemctl cat blockferry-agent > /dev/null")
+    leave_frozen(site)
     site.machine.run("dpkg --purge $(dpkg-query --showformat '${Package} ' --show 'blockferry-*')")
+    assert_thawed(site)
     assert site.files() - site.before == frozenset()
     assert "blockferry" not in site.machine.run("getent passwd; getent group")

@@ -15,6 +15,7 @@ import azure_sink.replica_writer.settings
 import config_server.config
 import mobility_agent.config
 import process_server.config
+from mobility_agent.quiesce.freeze_record import RUN_DIRECTORY
 from replication.remote_access import INSTALLATIONS_DIRECTORY
 from replication.service.installed_folders import installed_folders
 from tests.harness.documentation import program_commands
@@ -35,6 +36,7 @@ def test_defaults_are_those_of_the_daemons(tmp_path: Path) -> None:
         Path(mobility_agent.config.DEFAULT_CONFIG_PATH).parent,
         Path(PROGRAMS).parent,
         Path(INSTALLATIONS_DIRECTORY),
+        RUN_DIRECTORY,
     }
     assert used <= listed
 
