@@ -14,7 +14,7 @@ import uuid
 from typing import Final
 
 from pydantic import SecretStr
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server import discovered_servers, process_servers
@@ -52,6 +52,10 @@ from replication.remote_access import (
 INSTALLATION_TIMEOUT_S: Final = 2 * 3600.0
 """For the process server's part; the passphrase is valid for as long."""
 ENROLLING_TIMEOUT_S: Final = 900.0
+REACH_TOLD_WITHIN_S: Final = 30.0
+"""Since it was enrolled an agent has told which process servers it reaches, or does not tell: with its second inventory, seconds after the
+first, whose answer named them.
+"""
 _AT_PROCESS_SERVER: Final = tuple(state.value for state in AT_PROCESS_SERVER)
 
 
@@ -336,8 +340,11 @@ async def follow(session: AsyncSession, identifier: str, heartbeat: HeartbeatSet
             hint=f"if it is that server, `migratectl protect {stranger.id}`; if not, find out why it says so",
         )
         await _fail(session, row, problem, now_ns)
-    elif machine is not None and await inventory_of(session, machine.id) is not None:
-        await _protect(session, row, machine, heartbeat, ages, now_ns)
+    elif machine is not None and (found := await inventory_of(session, machine.id)) is not None:
+        if found[0].surroundings is None and await _may_tell_reach(session, machine, ages):
+            row.message = "waits for the agent to tell which process servers it reaches"
+        else:
+            await _protect(session, row, machine, heartbeat, ages, now_ns)
     elif age is not None and age.exceeds(ENROLLING_TIMEOUT_S):
         what = "has enrolled, but has sent no inventory" if machine is not None else "has not enrolled"
         problem = JobProblem(
@@ -348,6 +355,14 @@ async def follow(session: AsyncSession, identifier: str, heartbeat: HeartbeatSet
         await _fail(session, row, problem, now_ns)
     else:
         row.message = "waits for the agent's inventory" if machine is not None else "waits for the agent to enrol"
+
+
+async def _may_tell_reach(session: AsyncSession, machine: MachineRow, ages: Ages) -> bool:
+    """Whether it is worth waiting for: its disks would be placed by it."""
+    enrolled = ages.of("enrolled", machine.id, machine.enrolled_ns)
+    if enrolled is None or enrolled.exceeds(REACH_TOLD_WITHIN_S):
+        return False
+    return (await session.scalar(select(func.count()).select_from(ProcessServerRow)) or 0) > 1
 
 
 async def _protect(

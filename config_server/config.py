@@ -53,6 +53,7 @@ class HeartbeatSettings:
 class PlacementSettings:
     """Which items change their process server by themselves; what each number means: ``core/placement.py``.
 
+    ``take_over``: from a process server that is silent, or that an item's agent has no way to while it has one to another.
     ``min_difference``: of the capacity; below it nothing is rebalanced. ``settled_after_s``: so long an item stays at least where it was
     put. ``between_moves_s``: between two rebalancing moves of the site. ``steady_after_s``: so long a process server must have been heard
     without a gap before it is given items of others.

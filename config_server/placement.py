@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.ages import Ages
 from config_server.config import HeartbeatSettings, PlacementSettings
+from config_server.core.age import Age
 from config_server.core.capacity import APPLIANCE, PROCESS_SERVER, Capacity, MachineSize
 from config_server.core.job import JobKind, JobState
 from config_server.core.placement import (
@@ -28,6 +29,7 @@ from config_server.core.placement import (
     choose_process_server,
     decide,
 )
+from config_server.core.reach import ReachWord
 from config_server.core.steady_churn import DAY_S
 from config_server.desired import publish
 from config_server.events import SYSTEM, Actor, record_event
@@ -87,10 +89,13 @@ async def candidates(session: AsyncSession, ages: Ages) -> list[Candidate]:
 
 
 async def placed_items(
-    session: AsyncSession, ages: Ages, out_of_reach: Mapping[str, frozenset[str]] | None = None
+    session: AsyncSession,
+    ages: Ages,
+    words: Mapping[str, ReachWord] | None = None,
+    reach_moved: Mapping[str, Age] | None = None,
 ) -> list[PlacedItem]:
-    """Every item that has not ended. ``out_of_reach``: by item, for who decides whether it moves."""
-    out_of_reach = out_of_reach or {}
+    """Every item that has not ended. ``words`` of agents and ``reach_moved``: by item, for who decides whether it moves."""
+    words, reach_moved = words or {}, reach_moved or {}
     churn = await session.execute(
         select(ItemDiskRow.item_id, func.sum(ItemDiskRow.steady_churn_bytes_per_s)).group_by(ItemDiskRow.item_id)
     )
@@ -108,7 +113,9 @@ async def placed_items(
             churn_bytes_per_day=churn_of.get(identifier, 0.0) * DAY_S,
             since=ages.of(PLACED, identifier, placed_ns),
             hold=holds.get(identifier, Hold.NONE),
-            out_of_reach=out_of_reach.get(identifier, frozenset()),
+            word=(word := words.get(identifier)),
+            out_of_reach=frozenset() if word is None else frozenset(word.unreached),
+            reach_moved=reach_moved.get(identifier),
         )
         for identifier, server, placed_ns in rows
     ]
@@ -198,11 +205,14 @@ class Placement:
         self._told_waiting = True
         """Some items may bear the reason why they wait: always after a start."""
         self._reach = ReachReports()
+        self._reach_moved_s: dict[str, float] = {}
+        """When an item was last moved for reach, by the monotonic clock. Forgotten with the process: then one move more at most."""
         self._listening = Listening(ages.monotonic_s(), self._deaf_after_s)
 
     async def listen(self) -> None:
         """Tick until cancelled: that this process stood still is noticed by its ticks, however long a decision takes."""
-        self._told_waiting = True  # another server of the site may have led meanwhile
+        # Another server of the site may have led meanwhile, and what agents told it is not known.
+        self._told_waiting, self._reach = True, ReachReports()
         while True:
             self._listening.tick(self._ages.monotonic_s())
             await asyncio.sleep(TICK_S)
@@ -210,7 +220,8 @@ class Placement:
     async def follow(self, session: AsyncSession, now_ns: int) -> bool:
         """One decision and its consequences; returns whether an agent is told something new."""
         found = await candidates(session, self._ages)
-        items = await placed_items(session, self._ages, await self._reach.out_of_reach(session))
+        words = await self._reach.words(session, self._ages)
+        items = await placed_items(session, self._ages, words, self._since_reach_moves())
         newest_heard_s = await self._newest_heard_s(session, found)
         listening_s = self._listening.listened_s(self._ages.monotonic_s(), newest_heard_s)
         decision = decide(found, items, self._rules, listening_s=listening_s)
@@ -218,6 +229,8 @@ class Placement:
             item = await session.get_one(ProtectedItemRow, move.item)
             await give(session, item, move.target, move.cause.value, move.reason, SYSTEM, now_ns)
             self.moves[move.cause.value] += 1
+            if move.cause is Cause.REACH:
+                self._reach_moved_s[move.item] = self._ages.monotonic_s()
         if decision.waiting or self._told_waiting:
             await _note_waiting(session, {waiting.item: waiting.reason for waiting in decision.waiting})
         self._told_waiting = bool(decision.waiting)
@@ -227,6 +240,16 @@ class Placement:
         in_doubt = drains or bool(decision.moves) or bool(decision.waiting)
         self.calm_s = 0.0 if in_doubt else self._until_silence_s(found, listening_s, newest_heard_s)
         return bool(decision.moves)
+
+    def _since_reach_moves(self) -> dict[str, Age]:
+        """Of those that may still matter; the others are forgotten."""
+        now_s = self._ages.monotonic_s()
+        self._reach_moved_s = {
+            item: moved_s
+            for item, moved_s in self._reach_moved_s.items()
+            if now_s - moved_s <= self._rules.between_reach_moves_s
+        }
+        return {item: Age(now_s - moved_s) for item, moved_s in self._reach_moved_s.items()}
 
     def _until_silence_s(self, found: Iterable[Candidate], listening_s: float, newest_heard_s: float | None) -> float:
         """Until silence may begin to count, of a process server or of everybody. What else comes with time (rebalancing) need not be

@@ -7,7 +7,8 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from config_server.core.reach import out_of_reach
+from config_server.ages import Ages
+from config_server.core.reach import ReachWord, open_to, out_of_reach
 from config_server.inventories import inventory_of
 from config_server.tables import InventoryRow, ProcessServerRow, ProtectedItemRow
 from replication.surroundings import Surroundings
@@ -30,8 +31,11 @@ class ReachReports:
     def __init__(self) -> None:
         self._told: dict[str, tuple[int, Surroundings | None]] = {}
         """By machine: when its inventory came, and what it says."""
+        self._unreached: dict[str, dict[str, int]] = {}
+        """By machine, of each process server that it cannot connect to: when the first inventory came of those that all say so. From
+        before a start only the newest is known."""
 
-    async def out_of_reach(self, session: AsyncSession) -> dict[str, frozenset[str]]:
+    async def words(self, session: AsyncSession, ages: Ages) -> dict[str, ReachWord]:
         """By item, of those that have not ended. Where there is nothing to choose, nothing is read."""
         servers = await _addresses(session)
         if len(servers) < 2:
@@ -41,14 +45,27 @@ class ReachReports:
             .join(InventoryRow, InventoryRow.machine_id == ProtectedItemRow.machine_id)
             .where(ProtectedItemRow.ended_ns.is_(None))
         )
-        known, found = self._told, {}
-        self._told = {}
+        known, unreached, found = self._told, self._unreached, {}
+        self._told, self._unreached = {}, {}
         for item_id, machine_id, received_ns in rows.all():
             told = known.get(machine_id)
             if told is None or told[0] != received_ns:
                 told = received_ns, await surroundings_of(session, machine_id)
             self._told[machine_id] = told
-            found[item_id] = out_of_reach(servers, told[1])
+            before = unreached.get(machine_id, {})
+            far = {server: before.get(server, received_ns) for server in out_of_reach(servers, told[1])}
+            self._unreached[machine_id] = far
+            age = ages.of("inventory", machine_id, received_ns)
+            if age is not None and told[1] is not None:
+                found[item_id] = ReachWord(
+                    told=age,
+                    unreached={
+                        server: since
+                        for server, first_ns in far.items()
+                        if (since := ages.of("unreached", f"{machine_id} {server}", first_ns)) is not None
+                    },
+                    open_to=open_to(servers, told[1]),
+                )
         return found
 
 

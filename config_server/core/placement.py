@@ -5,17 +5,23 @@ A pure decision over the facts of one moment. In this order, each with its reaso
 1. *assign*: an item without a process server is given one.
 2. *take over*: the items of one that has been silent for ``silent_after_s`` go to others, all at once. Silence counts only as far as this
    server has been listening: who has just started, or heard nobody, knows nothing of anybody.
-3. *drain*: the items of one that is being drained go to others, a few at a time.
-4. *rebalance*: one item from a loaded one to an idle one, if nothing else is to be done.
+3. *reach*: an item whose agent has lost the way to its process server, and has one to another, goes there.
+4. *drain*: the items of one that is being drained go to others, a few at a time.
+5. *rebalance*: one item from a loaded one to an idle one, if nothing else is to be done.
 
-Nothing is given to a process server that the item's agent says it cannot reach. Only an item that has none, or a silent one, goes there
-all the same where there is no other: the agent's word may be old, and worse it cannot become. Who still has a way keeps it.
+Nothing is given to a process server that the item's agent says it cannot reach. Only an item that has none goes there all the same where
+there is no other. One whose process server is silent waits for it then: where its agent has no way nothing of it is shipped either, and
+the silent one may be back in a minute. That holds as long as the agent's word is fresh (``word_holds_s``); an agent that tells nothing any
+more does not keep its item on a dead process server. Who still has a way keeps it.
 
 A change of process server costs a new attempt of what is unconfirmed (R4), never a resync, so a take-over that turns out to have been
 needless harms nothing. What must not be is to and fro: nothing moves to a process server that is no better off (silent itself for a while,
 drained, without the store, with a full spool); what has moved stays for ``settled_after_s``; who has come back must have been steady for
 ``steady_after_s`` before he is given anything of others; a rebalancing move needs a difference of ``min_difference`` of the capacity, never
-makes the receiver fuller than the giver, and so ends: the sorted loads only go down.
+makes the receiver fuller than the giver, and so ends: the sorted loads only go down. A move for reach needs a word from after the item was
+put where it is, ``unreached_after_s`` of words that all say so (a process server that restarts is out of reach for a moment), and
+``between_reach_moves_s`` since the last one of that item: a way that comes and goes moves nothing to and fro. By one and the same word it
+goes one way only, as who is open is not out of reach.
 
 Load is what the capacity tables count, servers and churn, whichever is nearer to its limit. Backlog and free spool go up and down with the
 minute; they say who may receive, not who must give.
@@ -30,6 +36,7 @@ from typing import Final
 
 from config_server.core.age import Age
 from config_server.core.capacity import Capacity
+from config_server.core.reach import ReachWord
 from replication.data_plane import SPOOL_THROTTLED_BELOW
 
 MIN_SPOOL_FREE: Final = SPOOL_THROTTLED_BELOW
@@ -43,6 +50,7 @@ class Cause(enum.StrEnum):
 
     ASSIGN = "assign"
     TAKE_OVER = "take-over"
+    REACH = "reach"
     DRAIN = "drain"
     REBALANCE = "rebalance"
 
@@ -58,7 +66,10 @@ class Hold(enum.StrEnum):
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What an operator may set, and how fast a drain goes. ``between_moves_s``: of rebalancing, for the whole site; ``drain_burst`` items
-    move within ``drain_within_s``.
+    move within ``drain_within_s``. ``take_over`` is the switch for reach too: both leave a process server that does not serve the item.
+
+    ``word_holds_s``: three of an agent's inventories, which come every 300 s; ``unreached_after_s``: two of its looks at who is out of
+    reach, every 30 s (``mobility_agent/daemon.py``).
     """
 
     silent_after_s: float = 15.0
@@ -70,6 +81,9 @@ class Rules:
     steady_after_s: float = 600.0
     drain_burst: int = 4
     drain_within_s: float = 5.0
+    word_holds_s: float = 900.0
+    unreached_after_s: float = 60.0
+    between_reach_moves_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +122,9 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class PlacedItem:
-    """A protected item. ``since``: how long it has been on ``server``; None: always. ``out_of_reach``: of its agent, by its own word."""
+    """A protected item. ``since``: how long it has been on ``server``; None: always. ``out_of_reach``: of its agent, by its newest word,
+    however old; ``word``: that word, if somebody asks how old. ``reach_moved``: since its last move for reach, if it is remembered.
+    """
 
     identifier: str
     server: str | None
@@ -116,6 +132,19 @@ class PlacedItem:
     since: Age | None = None
     hold: Hold = Hold.NONE
     out_of_reach: frozenset[str] = frozenset()
+    word: ReachWord | None = None
+    reach_moved: Age | None = None
+
+    def has_fresh_word(self, rules: Rules) -> bool:
+        return self.word is not None and self.word.told.is_within(rules.word_holds_s)
+
+    def has_lost_its_way(self, rules: Rules) -> bool:
+        """Its agent says so of its process server, since it is there, for long enough, and lately."""
+        if self.word is None or self.server is None or not self.has_fresh_word(rules):
+            return False
+        is_of_here = self.since is None or self.since.exceeds(self.word.told.seconds)
+        unreached = self.word.unreached.get(self.server)
+        return is_of_here and unreached is not None and unreached.exceeds(rules.unreached_after_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +288,8 @@ def decide(
             _assign(found, item)
         elif source.is_silent(rules, listening_s):
             _take_over(found, item, source)
+        elif not source.draining and item.has_lost_its_way(rules):
+            _mend_reach(found, item, source)
     _drain(found, items, listening_s)
     if rules.rebalance and not found.moves and not found.waiting and listening_s >= rules.steady_after_s:
         _rebalance(found, items)
@@ -288,11 +319,33 @@ def _take_over(found: _Round, item: PlacedItem, source: Candidate) -> None:
     if not found.rules.take_over:
         found.wait(item, f"{silent}; automatic take-over is switched off")
         return
-    target = found.best_in_reach(item, found.receivers()) or found.best(item, found.receivers())
+    receivers = found.receivers()
+    target = found.best_in_reach(item, receivers)
+    if target is None and not item.has_fresh_word(found.rules):
+        target = found.best(item, receivers)
     if target is None:
         found.wait(item, f"{silent}; {found.nobody(item)}")
     else:
         found.move(item, target, Cause.TAKE_OVER, silent)
+
+
+def _mend_reach(found: _Round, item: PlacedItem, source: Candidate) -> None:
+    """To one that the agent has connected to. If there is none, its health says that nothing is shipped; no move would change that."""
+    if item.word is None or item.hold is Hold.SOURCE_HELD:
+        return
+    target = found.best(item, [each for each in found.receivers() if each.identifier in item.word.open_to])
+    if target is None:
+        return
+    lost = f"its agent cannot reach process server {source.name}"
+    if item.hold is not Hold.NONE:
+        found.wait(item, f"{lost}; a migration of it is under way; it changes over when that has ended")
+    elif not found.rules.take_over:
+        found.wait(item, f"{lost}, but {target.name}; automatic take-over is switched off")
+    elif item.reach_moved is not None and not item.reach_moved.exceeds(found.rules.between_reach_moves_s):
+        pause = f"{found.rules.between_reach_moves_s / 60:.0f} min"
+        found.wait(item, f"{lost}, but {target.name}; it changed over for that within the last {pause} already")
+    else:
+        found.move(item, target, Cause.REACH, f"{lost}, but {target.name}")
 
 
 def _drain(found: _Round, items: Sequence[PlacedItem], listening_s: float) -> None:

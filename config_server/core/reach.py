@@ -6,11 +6,24 @@ It is the agent's word of some minutes ago, told by addresses: a process server 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
+from config_server.core.age import Age
 from replication.errors import InvalidInput
 from replication.service_address import ServiceAddress
 from replication.surroundings import Reach, Surroundings
+
+
+@dataclass(frozen=True, slots=True)
+class ReachWord:
+    """What the agent of an item says of process servers, by their identifiers. ``told``: since its newest word; ``unreached``: those that
+    it cannot connect to, and for how long each of its words has said so; ``open_to``: those that it has connected to.
+    """
+
+    told: Age
+    unreached: Mapping[str, Age] = field(default_factory=dict)
+    open_to: frozenset[str] = frozenset()
 
 
 def reach_of(url: str, surroundings: Surroundings) -> Reach | None:
@@ -21,13 +34,21 @@ def reach_of(url: str, surroundings: Surroundings) -> Reach | None:
 
 def out_of_reach(servers: Iterable[tuple[str, str]], surroundings: Surroundings | None) -> frozenset[str]:
     """Of ``servers`` (identifier, ``service_url``) those that the agent cannot connect to. Who was not tried is none of them."""
+    return frozenset(identifier for identifier, reach in _tried(servers, surroundings) if not reach.may_pass)
+
+
+def open_to(servers: Iterable[tuple[str, str]], surroundings: Surroundings | None) -> frozenset[str]:
+    """Of ``servers`` those that the agent has connected to. Who was not tried is none of them."""
+    return frozenset(identifier for identifier, reach in _tried(servers, surroundings) if reach.result == "open")
+
+
+def _tried(servers: Iterable[tuple[str, str]], surroundings: Surroundings | None) -> Iterable[tuple[str, Reach]]:
     if surroundings is None:
-        return frozenset()
-    return frozenset(
-        identifier
-        for identifier, url in servers
-        if (reach := reach_of(url, surroundings)) is not None and not reach.may_pass
-    )
+        return
+    for identifier, url in servers:
+        reach = reach_of(url, surroundings)
+        if reach is not None:
+            yield identifier, reach
 
 
 def _address(url: str) -> tuple[str, int]:

@@ -22,6 +22,7 @@ from config_server.core.agent_installation import (
 )
 from replication.errors import Conflict, Refused
 from replication.remote_access import InstallationOrder
+from replication.surroundings import FreeSpace, Reach, Surroundings
 from replication.tls_identity import Role
 from tests.harness.config_site import Lab, running_lab
 from tests.harness.memory_blob_client import MemoryBlobClient
@@ -79,8 +80,8 @@ class Site:
         order = InstallationOrder.decode((await self.ask("GET", f"/installations/{installation}")).body)
         return order.passphrase.get_secret_value()
 
-    async def send_inventory(self, name: str) -> None:
-        report = inventory(name, clock_unix_ns=self.clock[0])
+    async def send_inventory(self, name: str, surroundings: Surroundings | None = None) -> None:
+        report = inventory(name, clock_unix_ns=self.clock[0]).model_copy(update={"surroundings": surroundings})
         identity = self.lab.identities[name]
         assert (await self.lab.request("PUT", "/api/v1/agent/inventory", report, identity=identity)).status == 200
 
@@ -168,6 +169,40 @@ async def test_machine_that_enrols_is_protected_as_was_asked(site: Site) -> None
     assert status["state"] == "succeeded", status
     job = (await site.administer("GET", f"/jobs/{status['job']}")).json
     assert (job["kind"], job["server"], job["actor"]) == ("enable-replication", "web-1", status["actor"])
+
+
+@pytest.mark.parametrize("tells", [True, False])
+async def test_where_there_is_a_choice_it_waits_for_what_the_agent_reaches(site: Site, *, tells: bool) -> None:
+    url = "https://127.0.0.1:9444"
+    await site.lab.enrol(Role.PROCESS_SERVER, "ps-2", service_url=url)
+    identity = site.lab.identities["ps-2"]
+    beat = heartbeat(service_url=url)
+    path = "/api/v1/process-server/heartbeats"
+    assert (await site.lab.request("POST", path, beat, identity=identity)).status == 200
+    identifier = (await site.begin()).json["id"]
+    assert await site.report(identifier, "checking", facts=facts_of("web-1")) == 204
+    await site.lab.enrol(Role.AGENT, "web-1", passphrase=await site.passphrase(identifier))
+    assert await site.report(identifier, "installed", version="1.0.0") == 204
+    await site.send_inventory("web-1")
+    await site.pass_time(1)
+    status = await site.status(identifier)
+    assert (status["state"], status["message"]) == (
+        "enrolling",
+        "waits for the agent to tell which process servers it reaches",
+    )
+    if tells:
+        reach = [
+            Reach(service="process server", host="127.0.0.1", port=9443, result="timed-out"),
+            Reach(service="process server", host="127.0.0.1", port=9444, result="open"),
+        ]
+        await site.send_inventory("web-1", Surroundings(state=FreeSpace(path="/state", free_bytes=2**40), reach=reach))
+        await site.pass_time(1)
+    else:
+        await site.pass_time(30)
+    assert (await site.status(identifier))["state"] == "succeeded"
+    (item,) = (await site.administer("GET", "/protected-items")).json["items"]
+    if tells:
+        assert item["process_server"]["hostname"] == "ps-2"
 
 
 async def test_disk_that_is_not_there_ends_it_with_the_reason(site: Site) -> None:

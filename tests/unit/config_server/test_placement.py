@@ -1,4 +1,4 @@
-"""Which process server an item belongs to: take-over, drain, rebalancing, and that under constant facts everything comes to rest."""
+"""Which process server an item belongs to: take-over, reach, drain, rebalancing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from config_server.core.age import Age
-from config_server.core.capacity import GB, Capacity
+from config_server.core.capacity import GB
 from config_server.core.placement import (
     Candidate,
     Cause,
@@ -21,49 +19,20 @@ from config_server.core.placement import (
     PlacedItem,
     Rules,
     choose_process_server,
-    decide,
     loads_of,
 )
-
-RULES = Rules()
-LONG_S = 1e6
-CAPACITY = Capacity(1, 250 * GB, 85)
-SMALL = Capacity(0, 10 * GB, 10)
-
-
-def server(identifier: str, *, heard_s: float | None = 1.0, **changes: Any) -> Candidate:
-    usual = Candidate(
-        identifier=identifier,
-        name=f"ps-{identifier}",
-        heard=None if heard_s is None else Age(heard_s),
-        steady=Age(LONG_S),
-        draining=False,
-        upload_problem=None,
-        spool_free_fraction=1.0,
-        capacity=CAPACITY,
-    )
-    return dataclasses.replace(usual, **changes)
-
-
-def items(on: str | None, count: int, *, first: int = 0, **changes: Any) -> list[PlacedItem]:
-    usual = PlacedItem("", on, 0.0, Age(LONG_S))
-    return [
-        dataclasses.replace(usual, identifier=f"item-{number:03}", **changes) for number in range(first, first + count)
-    ]
-
-
-def decided(
-    servers: Sequence[Candidate],
-    placed: Sequence[PlacedItem],
-    rules: Rules = RULES,
-    listening_s: float = LONG_S,
-) -> Decision:
-    return decide(servers, placed, rules, listening_s=listening_s)
-
-
-def targets(decision: Decision) -> list[str]:
-    return [move.target for move in decision.moves]
-
+from tests.harness.placement_facts import (
+    CAPACITY,
+    LONG_S,
+    RULES,
+    SMALL,
+    carried_out,
+    decided,
+    items,
+    says,
+    server,
+    targets,
+)
 
 # -- new items ----------------------------------------------------------------------------------------------------
 
@@ -177,8 +146,8 @@ def test_drained_one_gives_its_items_away_a_few_at_a_time() -> None:
         decision = decided(servers, placed)
         assert len(decision.moves) <= RULES.drain_burst
         moved += [move.item for move in decision.moves]
-        assert decided(servers, _after(placed, decision, age_s=1.0)).moves == (), "the burst is not over"
-        placed = _after(placed, decision, age_s=60.0)
+        assert decided(servers, carried_out(placed, decision, age_s=1.0)).moves == (), "the burst is not over"
+        placed = carried_out(placed, decision, age_s=60.0)
     assert sorted(moved) == [item.identifier for item in items("a", 10)]
     assert decided(servers, placed) == Decision()
 
@@ -206,14 +175,14 @@ def test_new_empty_one_is_filled_one_item_at_a_time_until_the_difference_is_smal
     while decision := _moves(servers, placed):
         assert len(decision.moves) == 1
         assert decision.moves[0].cause is Cause.REBALANCE
-        placed, rounds = _after(placed, decision, age_s=LONG_S), rounds + 1
+        placed, rounds = carried_out(placed, decision, age_s=LONG_S), rounds + 1
     assert loads_of(servers, placed) == {"a": 0.6, "b": 0.4}
     assert rounds == 4
 
 
 def test_rebalancing_leaves_time_between_two_moves() -> None:
     servers, placed = [server("a", capacity=SMALL), server("b", capacity=SMALL)], items("a", 10)
-    placed = _after(placed, decided(servers, placed), age_s=59.0)
+    placed = carried_out(placed, decided(servers, placed), age_s=59.0)
     assert decided(servers, placed) == Decision()
 
 
@@ -237,14 +206,6 @@ def _moves(servers: Sequence[Candidate], placed: Sequence[PlacedItem]) -> Decisi
     return decision if decision.moves else None
 
 
-def _after(placed: Sequence[PlacedItem], decision: Decision, *, age_s: float) -> list[PlacedItem]:
-    moved = {move.item: move.target for move in decision.moves}
-    return [
-        dataclasses.replace(item, server=moved[item.identifier], since=Age(age_s)) if item.identifier in moved else item
-        for item in placed
-    ]
-
-
 # -- what the agent cannot reach ----------------------------------------------------------------------------------
 
 A_IS_FAR = frozenset({"a"})
@@ -260,12 +221,86 @@ def test_new_item_goes_where_its_agent_has_a_way() -> None:
     assert choose_process_server([server("a"), full], [], RULES, A_IS_FAR) == "b", "a slow way is one"
 
 
-def test_take_over_goes_where_the_agent_has_a_way_and_anywhere_if_it_has_none() -> None:
+def test_take_over_goes_where_the_agent_has_a_way() -> None:
     servers = [server("a"), server("b"), server("dead", heard_s=60.0)]
-    placed = items("b", 3, first=10) + items("dead", 1, out_of_reach=A_IS_FAR)
-    assert targets(decided(servers, placed)) == ["b"]
-    placed = items("b", 3, first=10) + items("dead", 1, out_of_reach=BOTH_ARE_FAR)
+    for told_s in (30.0, LONG_S):
+        placed = items("b", 3, first=10) + items("dead", 1, **says(far=["a"], told_s=told_s))
+        assert targets(decided(servers, placed)) == ["b"]
+
+
+def test_take_over_waits_while_the_agent_says_that_it_reaches_none_of_the_others() -> None:
+    servers = [server("a"), server("b"), server("dead", heard_s=60.0)]
+    for hold in (Hold.NONE, Hold.CUTOVER):
+        decision = decided(servers, items("dead", 1, hold=hold, **says(far=["a", "b"], told_s=900.0)))
+        assert not decision.moves
+        (waiting,) = decision.waiting
+        assert "ps-dead was last heard 60 s ago" in waiting.reason
+        assert "ps-a: the agent cannot reach it; ps-b: the agent cannot reach it" in waiting.reason
+    assert targets(decided(servers, items("dead", 1, **says(far=["a"], near=["dead"])))) == ["b"], "not tried yet"
+    assert decided([server("a"), server("b"), server("dead")], items("dead", 1, **says(far=["a", "b"]))) == Decision()
+
+
+def test_word_that_is_old_keeps_no_item_on_a_dead_process_server() -> None:
+    servers = [server("a"), server("b"), server("dead", heard_s=60.0)]
+    placed = items("b", 3, first=10) + items("dead", 1, **says(far=["a", "b"], told_s=901.0))
     assert targets(decided(servers, placed)) == ["a"]
+    assert targets(decided(servers, items("dead", 1, out_of_reach=BOTH_ARE_FAR))) == ["a"]
+
+
+def test_item_that_has_lost_its_way_goes_where_its_agent_has_one() -> None:
+    servers = [server("a"), server("b"), server("c"), server("d")]
+    lost = says(far=["a"], near=["b", "c"])
+    (move,) = decided(servers, items("b", 2, first=10) + items("a", 1, **lost)).moves
+    assert (move.target, move.cause) == ("c", Cause.REACH), "the least loaded of those that it has connected to"
+    assert "its agent cannot reach process server ps-a, but ps-c" in move.reason
+    young = [dataclasses.replace(each, steady=Age(5.0)) for each in servers]
+    assert decided(young, items("a", 2, **lost), listening_s=0.0).moves, (
+        "whoever has no way is not made to wait for one"
+    )
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        says(far=["a"]),
+        says(far=["a"], near=["gone"]),
+        says(near=["b"]),
+        says(far=["a"], near=["b"], for_s=60.0),
+        says(far=["a"], near=["b"], told_s=901.0, for_s=2000.0),
+        {"since": Age(20.0), **says(far=["a"], near=["b"], told_s=20.0)},
+        {"hold": Hold.SOURCE_HELD, **says(far=["a"], near=["b"])},
+    ],
+    ids=["no-other-is-open", "the-other-was-removed", "it-is-not-lost", "a-restart", "an-old-word", "a-word-from-before", "held"],
+)  # fmt: skip
+def test_item_stays_where_it_is_as_long_as_it_may_have_a_way_or_has_no_other(told: dict[str, Any]) -> None:
+    assert decided([server("a"), server("b")], items("a", 1, **told)) == Decision()
+
+
+def test_reach_gives_nothing_to_one_that_is_no_better_off() -> None:
+    lost = items("a", 1, **says(far=["a"], near=["b"]))
+    for other in (server("b", draining=True), server("b", heard_s=12.0), server("b", spool_free_fraction=0.1)):
+        assert decided([server("a"), other], lost) == Decision()
+
+
+@pytest.mark.parametrize(
+    ("changes", "rules", "why"),
+    [
+        ({"hold": Hold.CUTOVER}, RULES, "a migration of it is under way"),
+        ({"reach_moved": Age(600.0)}, RULES, "changed over for that within the last 10 min already"),
+        ({}, Rules(take_over=False), "switched off"),
+    ],
+)
+def test_item_that_has_lost_its_way_and_must_not_move_says_why(changes: dict[str, Any], rules: Rules, why: str) -> None:
+    decision = decided([server("a"), server("b")], items("a", 1, **changes, **says(far=["a"], near=["b"])), rules)
+    assert not decision.moves
+    assert why in decision.waiting[0].reason
+    assert "its agent cannot reach process server ps-a" in decision.waiting[0].reason
+
+
+def test_drained_item_that_has_lost_its_way_moves_once() -> None:
+    servers = [server("a", draining=True), server("b")]
+    (move,) = decided(servers, items("a", 1, **says(far=["a"], near=["b"]))).moves
+    assert move.cause is Cause.DRAIN
 
 
 def test_drained_item_keeps_its_way_until_another_one_is_in_reach() -> None:
@@ -283,101 +318,3 @@ def test_rebalancing_moves_only_who_reaches_the_other_one() -> None:
     assert not decided(servers, items("b", 6, out_of_reach=A_IS_FAR)).moves
     placed = items("b", 5, out_of_reach=A_IS_FAR) + items("b", 1, first=5)
     assert [move.item for move in decided(servers, placed).moves] == ["item-005"]
-
-
-# -- under constant facts it settles ------------------------------------------------------------------------------
-
-capacities = st.builds(Capacity, st.integers(0, 3), st.integers(1, 2000).map(lambda gb: gb * GB), st.integers(1, 225))
-candidates = st.builds(
-    Candidate,
-    identifier=st.just(""),
-    name=st.just("ps"),
-    heard=st.sampled_from([None, Age(0.5), Age(9.0), Age(12.0), Age(40.0), Age(2.0, known=False)]),
-    steady=st.sampled_from([None, Age(10.0), Age(LONG_S)]),
-    draining=st.booleans(),
-    upload_problem=st.sampled_from([None, None, "blocked"]),
-    spool_free_fraction=st.sampled_from([0.0, 0.19, 0.2, 1.0]),
-    capacity=capacities,
-)
-healthy = candidates.map(
-    lambda each: dataclasses.replace(
-        each, heard=Age(1.0), steady=Age(LONG_S), draining=False, upload_problem=None, spool_free_fraction=1.0
-    )
-)
-
-
-@st.composite
-def sites(draw: st.DrawFn, servers: st.SearchStrategy[Candidate]) -> tuple[list[Candidate], list[PlacedItem]]:
-    found = [
-        dataclasses.replace(each, identifier=f"ps-{number}")
-        for number, each in enumerate(draw(st.lists(servers, min_size=1, max_size=5)))
-    ]
-    names = [None, *(each.identifier for each in found)]
-    placed = [
-        PlacedItem(
-            f"item-{number}",
-            draw(st.sampled_from(names)),
-            draw(st.integers(0, 400)) * float(GB),
-            None,
-            draw(st.sampled_from([Hold.NONE, Hold.NONE, Hold.NONE, *Hold])),
-            draw(st.frozensets(st.sampled_from(names[1:]), max_size=2)),
-        )
-        for number in range(draw(st.integers(0, 14)))
-    ]
-    return found, placed
-
-
-def _settled(
-    servers: list[Candidate], placed: list[PlacedItem], rules: Rules
-) -> tuple[list[PlacedItem], dict[str, list[str | None]]]:
-    """Round after round with facts that stay; where each item has been."""
-    been: dict[str, list[str | None]] = {item.identifier: [item.server] for item in placed}
-    for _ in range(400):
-        decision = decided(servers, placed, rules)
-        if not decision.moves:
-            return placed, been
-        for move in decision.moves:
-            been[move.item].append(move.target)
-        placed = _after(placed, decision, age_s=LONG_S)
-    raise AssertionError(f"it does not settle: {been}")
-
-
-@given(sites(st.one_of(candidates, healthy)), st.floats(0.05, 1.0))
-def test_with_constant_facts_it_settles_and_nothing_moves_back(
-    site: tuple[list[Candidate], list[PlacedItem]], min_difference: float
-) -> None:
-    servers, placed = site
-    rules = Rules(min_difference=min_difference)
-    settled, been = _settled(servers, placed, rules)
-    for where in been.values():
-        assert len(where) == len(set(where)), f"to and fro: {been}"
-    by_name = {each.identifier: each for each in servers}
-    for before, after in zip(placed, settled, strict=True):
-        if before.server != after.server:
-            target = by_name[after.server or ""]
-            assert target.is_fresh(rules)
-            assert not target.draining
-            assert before.hold is not Hold.SOURCE_HELD or before.server is None
-            assert before.server is None or target.refusal(rules) is None
-            has_way = before.server is not None and not by_name[before.server].is_silent(rules, LONG_S)
-            assert not (has_way and after.server in before.out_of_reach)
-
-
-@given(sites(healthy))
-def test_healthy_site_is_never_worse_after_rebalancing(site: tuple[list[Candidate], list[PlacedItem]]) -> None:
-    servers, placed = site
-    placed = [item for item in placed if item.server is not None]
-    before = sorted(loads_of(servers, placed).values(), reverse=True)
-    settled, _ = _settled(servers, placed, RULES)
-    assert sorted(loads_of(servers, settled).values(), reverse=True) <= before
-
-
-@given(sites(candidates), st.randoms())
-def test_same_facts_in_any_order_give_the_same_answer(
-    site: tuple[list[Candidate], list[PlacedItem]], random: Any
-) -> None:
-    servers, placed = site
-    shuffled, others = list(servers), list(placed)
-    random.shuffle(shuffled)
-    random.shuffle(others)
-    assert decided(shuffled, others) == decided(servers, placed)

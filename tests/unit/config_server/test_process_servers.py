@@ -281,6 +281,83 @@ async def test_what_agents_reach_decides_where_items_go(tmp_path: Path) -> None:
         assert await site.where() == {"web-1": "ps-2", "web-2": "ps-2", "web-3": "ps-2"}
 
 
+async def test_minute_without_its_process_server_strands_nobody_in_a_network_of_its_own(tmp_path: Path) -> None:
+    async with site_of(tmp_path, ("ps-1", "ps-2")) as site:
+        await site.protect("web-1", "web-2")
+        at_home = await site.where()
+        assert sorted(at_home.values()) == ["ps-1", "ps-2"]
+        for name, home in at_home.items():
+            other = "ps-2" if home == "ps-1" else "ps-1"
+            await site.reach(name, {home: "open", other: "timed-out"})
+        stranded = next(name for name, home in at_home.items() if home == "ps-1")
+        site.silent.add("ps-1")
+        await site.pass_time(20.0)
+        assert await site.where() == at_home
+        conditions = {each["code"]: each for each in (await site.item(stranded))["conditions"]}
+        assert "ps-2: the agent cannot reach it" in conditions["waits-for-take-over"]["message"]
+        await site.reach(stranded, {"ps-2": "timed-out"})  # of a silent one it is told nothing
+        await site.pass_time(120.0)
+        raised = {(each["code"], each["subject"]["name"]) for each in (await site.order("GET", "/alerts"))["items"]}
+        assert ("waits-for-take-over", stranded) in raised
+        assert await site.where() == at_home
+        site.silent.clear()
+        await site.pass_time(20.0)
+        assert await site.where() == at_home
+        assert await site.events("process-server-changed") == []
+        assert "waits-for-take-over" not in {each["code"] for each in (await site.item(stranded))["conditions"]}
+
+
+async def test_item_that_an_old_word_let_go_elsewhere_comes_back_when_its_agent_speaks(tmp_path: Path) -> None:
+    async with site_of(tmp_path, ("ps-1", "ps-2")) as site:
+        await site.protect("web-1")
+        (home,) = (await site.where()).values()
+        other = "ps-2" if home == "ps-1" else "ps-1"
+        await site.reach("web-1", {home: "open", other: "timed-out"})
+        site.silent.add(home)
+        site.advance(1000.0)  # nobody told anything meanwhile
+        await site.pass_time(20.0)
+        assert await site.where() == {"web-1": other}
+        site.silent.clear()
+        await site.pass_time(70.0)
+        assert await site.where() == {"web-1": other}, "its agent has not spoken since it is there"
+        await site.reach("web-1", {home: "open", other: "timed-out"})
+        await site.pass_time(2.5)
+        assert await site.where() == {"web-1": home}, "all its words have said so for a quarter of an hour"
+        causes = [text.partition(":")[0] for text in await site.events("process-server-changed")]
+        assert sorted(causes) == ["reach", "take-over"]
+
+
+async def test_item_placed_before_its_agent_told_what_it_reaches_moves_to_where_it_has_a_way(tmp_path: Path) -> None:
+    async with site_of(tmp_path, ("ps-1", "ps-2")) as site:
+        await site.protect("web-1")
+        (first,) = (await site.where()).values()
+        other = "ps-2" if first == "ps-1" else "ps-1"
+        await site.reach("web-1", {first: "refused", other: "open"})
+        await site.pass_time(30.0)
+        await site.reach("web-1", {first: "open", other: "open"})
+        await site.pass_time(60.0)
+        assert await site.where() == {"web-1": first}, "it was but started again"
+        await site.reach("web-1", {first: "timed-out", other: "open"})
+        await site.pass_time(57.5)
+        assert await site.where() == {"web-1": first}
+        await site.pass_time(5.0)
+        assert await site.where() == {"web-1": other}
+        (told,) = await site.events("process-server-changed")
+        assert told.startswith(f"reach: its agent cannot reach process server {first}, but {other}")
+        assert site.figures()["blockferry_process_server_changes_total", ("reach",)] == 1
+        # The way turns round at once: it stays, and says why.
+        await site.reach("web-1", {first: "open", other: "timed-out"})
+        await site.pass_time(70.0)
+        assert await site.where() == {"web-1": other}
+        listed = {each["hostname"]: each for each in (await site.order("GET", "/process-servers"))["items"]}
+        (waiting,) = listed[other]["waiting"]
+        assert "within the last 10 min already" in waiting["reason"]
+        await site.reach("web-1", {first: "open", other: "open"})
+        await site.pass_time(2.5)
+        listed = {each["hostname"]: each for each in (await site.order("GET", "/process-servers"))["items"]}
+        assert listed[other]["waiting"] == []
+
+
 async def test_load_is_told_against_the_capacity_of_the_machine_and_the_steady_churn(tmp_path: Path) -> None:
     async with site_of(tmp_path, ("ps-1",)) as site:
         site.beats["ps-1"] |= {"cpu_count": 8, "memory_bytes": 16 * GB, "spool_limit_bytes": 300 * GB}
