@@ -10,8 +10,9 @@ from azure_sink.replica_writer import epoch_application
 from azure_sink.replica_writer.disk_follower import Outcome
 from azure_sink.vhd import FixedVhd, parse_footer
 from replication.blob_client.api import BlobClient
+from replication.blob_client.failures import BlobConflict
 from replication.identifiers import EpochKey, GenerationId
-from replication.store_layout import REPLICAS_CONTAINER, REPLICATION_CONTAINER, manifest_name
+from replication.store_layout import REPLICAS_CONTAINER, REPLICATION_CONTAINER, manifest_name, parse_epoch_blob_name
 from tests.harness.epochs import Write, build_epoch, put_epoch, put_segment
 from tests.harness.faulty_blob_client import LossyBlobClient
 from tests.harness.writer_site import MIB, WriterSite
@@ -49,6 +50,41 @@ async def test_large_epoch_flows_through_few_slots(group: int, slots: int, monke
     slow = LossyBlobClient(site.account, site.random, fault_probability=0.0)
     await site.start(slow.as_client()).settle()
     assert await site.bytes_of(disk) == disk.model
+
+
+async def test_a_write_of_a_lower_group_that_arrives_late_does_not_land_on_a_higher_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The store had done it, its answer was lost, it was sent again: the copy arrives when the next group is written already."""
+    monkeypatch.setattr(epoch_application, "GROUP_SEGMENTS", 1)
+    site = await WriterSite.make(segment_slots=1)
+    disk = site.disk()
+    await disk.open_generation()
+    await disk.put([[Write(0, b"\1" * 8192)], [Write(4096, b"\2" * 4096)]])
+    first: list[tuple[int, bytes, dict[str, object]]] = []
+    refused: list[str] = []
+
+    class Late:
+        def __getattr__(self, name: str) -> object:
+            return getattr(site.account, name)
+
+        async def put_pages(self, container: str, name: str, offset_bytes: int, body: object, **fence: object) -> object:
+            content = body if isinstance(body, bytes) else b"".join(body)  # type: ignore[arg-type]
+            stamp = await site.account.put_pages(container, name, offset_bytes, content, **fence)  # type: ignore[arg-type]
+            if content == b"\1" * 8192:
+                first.append((offset_bytes, content, fence))
+            elif content == b"\2" * 4096:
+                (offset, late, its_fence) = first[0]
+                try:
+                    await site.account.put_pages(container, name, offset, late, **its_fence)  # type: ignore[arg-type]
+                except BlobConflict as error:
+                    refused.append(error.storage_code)
+            return stamp
+
+    late: BlobClient = Late()  # type: ignore[assignment]
+    assert await site.start(late).settle() == {disk.disk: Outcome.IDLE}
+    assert await site.bytes_of(disk) == disk.model
+    assert refused == ["SequenceNumberConditionNotMet"]
 
 
 async def test_replica_is_a_fixed_vhd_of_the_source() -> None:
@@ -135,6 +171,32 @@ async def test_segments_and_older_manifests_are_gone_once_the_receipt_is_there()
     await site.start().settle()
     newest = manifest_name(EpochKey(disk.disk, GenerationId(1), disk.built[1, 3].manifest.key.epoch))
     assert await site.names(REPLICATION_CONTAINER, f"{disk.disk}/") == [newest, f"{disk.disk}/0000000001/receipt"]
+
+
+async def test_nothing_is_collected_before_the_receipt_says_that_its_epoch_is_applied() -> None:
+    """Deleted before, an agent or a process server that asks would find neither the segments nor the receipt that explains it."""
+    site = await WriterSite.make()
+    disk = site.disk()
+    await disk.open_generation()
+    deleted: list[tuple[int, int]] = []
+
+    class Watching:
+        def __getattr__(self, name: str) -> object:
+            return getattr(site.account, name)
+
+        async def delete_blob(self, container: str, name: str, **kwargs: object) -> object:
+            key, receipt = parse_epoch_blob_name(name), await site.receipt(disk)
+            if key is not None:
+                deleted.append((key.epoch, -1 if receipt is None else receipt.epoch))
+            return await site.account.delete_blob(container, name, **kwargs)  # type: ignore[arg-type]
+
+    watching: BlobClient = Watching()  # type: ignore[assignment]
+    writer = site.start(watching)
+    for _ in range(3):
+        await disk.put(disk.random_batches(4, 2))
+        await writer.settle()
+    assert {epoch for epoch, _ in deleted} == {1, 2, 3}
+    assert all(receipted >= epoch for epoch, receipted in deleted)
 
 
 async def test_metadata_says_applying_while_an_epoch_is_written() -> None:

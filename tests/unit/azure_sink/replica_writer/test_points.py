@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from random import Random
+from typing import Any, cast
 
 import pytest
 
 from azure_sink.replica_writer.disk_follower import Outcome
+from azure_sink.replica_writer.point_ledger import PointLedger
 from azure_sink.replica_writer.replica_blob import ReplicaBlob
+from replication.blob_client.api import BlobClient
 from replication.epoch_manifest import ConsistentCut, EpochFlag
 from replication.identifiers import CutId
 from replication.store_layout import RECOVERY_POINTS_CONTAINER
@@ -319,3 +323,45 @@ async def test_newest_point_survives_a_change_of_writer() -> None:
     assert receipt.epoch == 2
     assert receipt.newest_point is not None
     assert receipt.newest_point.cut == cut.cut
+
+
+class _StalledBeforeItsRecord:
+    """A client whose put of a recovery point's record takes so long that ``meanwhile`` happens before it."""
+
+    def __init__(self, inner: BlobClient, meanwhile: Callable[[], Awaitable[None]]) -> None:
+        self._inner = inner
+        self._meanwhile = meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def put_blob(self, container: str, *arguments: Any, **named: Any) -> Any:
+        if container == RECOVERY_POINTS_CONTAINER:
+            await self._meanwhile()
+        return await self._inner.put_blob(container, *arguments, **named)
+
+
+async def test_a_point_that_was_pruned_while_its_record_was_on_its_way_does_not_come_back() -> None:
+    """The first writer stalls before the put; a second one records the point, and it is pruned: its record would name no snapshot."""
+    site = await WriterSite.make()
+    disk = site.disk()
+    await disk.open_generation()
+    cut = disk.cut()
+    await disk.put(disk.random_batches(1, 2), cut=cut)
+    writer = site.start()
+    await writer.settle()
+    others = PointLedger(site.account, site.identity)
+    (own,) = await others.snapshots_of(disk.disk)
+    await others.delete_record(disk.item, cut.cut)  # as it was before the second writer recorded it
+
+    async def recorded_and_pruned() -> None:
+        assert await others.complete(own) is not None
+        await others.delete_record(disk.item, cut.cut)
+        await others.delete_snapshot(disk.disk, own.snapshot)
+
+    stalled = PointLedger(
+        cast("BlobClient", _StalledBeforeItsRecord(site.account, recorded_and_pruned)), site.identity
+    )
+    assert await stalled.complete(own) is None
+    assert await site.names(RECOVERY_POINTS_CONTAINER) == []
+    assert stalled.remembered(cut.cut) is None

@@ -8,7 +8,8 @@ from typing import Any, Final, cast
 
 import pytest
 
-from azure_sink.core.replica_state import EpochBegun
+from azure_sink.core.replica_metadata import decode_state, encode_state
+from azure_sink.core.replica_state import EpochApplied, EpochBegun, Position, advance
 from azure_sink.replica_writer.disk_follower import Outcome
 from azure_sink.replica_writer.disk_receipts import DiskReceipts
 from azure_sink.replica_writer.failures import FenceLost, ReplicaHeld
@@ -240,3 +241,37 @@ async def test_writer_that_lost_a_replica_inside_an_epoch_states_no_problem_of_i
     receipt = await site.receipt(disk)
     assert receipt is not None
     assert (receipt.epoch, receipt.problem) == (2, None)
+
+
+async def test_writer_that_was_overtaken_inside_an_epoch_does_not_set_back_what_is_applied() -> None:
+    """Both use one lease id. After its puts the loser knows no etag any more: whether the replica is its own is read, not assumed."""
+    site, disk = await prepared()
+    loser = await replica_of(site, disk, MINE)
+    await loser.raise_fence()
+    await loser.record(EpochBegun(2))
+    await loser.put(0, b"l" * 512)
+    winner = await replica_of(site, disk, MINE)
+    await winner.record(EpochApplied(2, "2" * 64, 2, None))
+    await winner.raise_fence()
+    await winner.record(EpochBegun(3))
+    await winner.record(EpochApplied(3, "3" * 64, 3, None))
+    with pytest.raises(FenceLost):
+        await loser.record(EpochApplied(2, "2" * 64, 2, None))
+    state = decode_state((await site.account.head_blob(REPLICAS_CONTAINER, disk.disk)).metadata)
+    assert (state.applied, state.manifest_hash) == (Position(1, 3), "3" * 64)
+
+
+@pytest.mark.parametrize("change", ["sequence_number", "metadata"])
+async def test_sequence_number_and_metadata_each_tell_that_a_replica_is_another_writers(change: str) -> None:
+    site, disk = await prepared()
+    loser = await replica_of(site, disk, MINE)
+    await loser.put(0, b"l" * 512)
+    properties = await site.account.head_blob(REPLICAS_CONTAINER, disk.disk)
+    if change == "sequence_number":
+        number = (properties.sequence_number or 0) + 1
+        await site.account.set_sequence_number(REPLICAS_CONTAINER, disk.disk, number, lease_id=MINE)
+    else:
+        other = encode_state(advance(loser.state, EpochBegun(2)))
+        await site.account.set_metadata(REPLICAS_CONTAINER, disk.disk, other, lease_id=MINE)
+    with pytest.raises(FenceLost, match="another writer has changed it"):
+        await loser.record(EpochBegun(2))

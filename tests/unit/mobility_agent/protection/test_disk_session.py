@@ -321,3 +321,32 @@ async def test_a_point_that_is_being_read_when_its_session_ends_reads_nothing_th
         _fill(site, 0, 16, 3)
         with pytest.raises(Retryable, match="session has ended"):
             await session.ship_next()
+
+
+async def test_a_point_whose_cut_was_cancelled_before_anything_of_it_was_read_is_never_shipped_as_one(
+    site: SessionSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session lives on: its epoch is in the journal with its cut, its image is gone, and no attempt of it was begun (R4, R9)."""
+    _fill(site, 0, 16, 1)
+    session = site.start()
+    await site.settle()
+    loop, commit_harvest = asyncio.get_running_loop(), FakeTracker.commit_harvest
+
+    def cancelled_here(tracker: FakeTracker, journal_serial: int = 0) -> None:
+        commit_harvest(tracker, journal_serial)
+        if any(epoch.cut is not None for epoch in session.ledger.epochs):
+            loop.call_soon_threadsafe(cutting.cancel)
+            _fill(site, 7, 1, 3)
+            monkeypatch.undo()
+
+    monkeypatch.setattr(FakeTracker, "commit_harvest", cancelled_here)
+    freezer = FakeFreezer(when_frozen=lambda: _fill(site, 7, 1, 2))
+    cut = CutId(str(uuid.uuid4()))
+    cutting = asyncio.create_task(
+        _coordinator(freezer).cut(ITEM, {DISK: session}, cut, flags=EpochFlag(0), freeze_budget_s=1.0)
+    )
+    await asyncio.wait([cutting])
+    assert cutting.cancelled()
+    await site.settle()
+    assert cut not in site.sink.points
+    assert site.replica_matches
