@@ -66,6 +66,7 @@ _STANDSTILL: Final = "mobility_agent/block_device/standstill.py"
 _KERNEL: Final = "tests/simulation/source_disk.py"
 
 _AGENTS: Final = "tests/unit/mobility_agent/protection"
+_TRACKERS: Final = "tests/unit/mobility_agent/change_tracker/test_ebpf_tracker.py"
 _TABLES: Final = "tests/unit/mobility_agent/shipping/test_digest_table.py"
 _SPOOLS: Final = "tests/unit/process_server/spool"
 _COURIER: Final = "tests/unit/process_server/uploader/test_manifest_courier.py"
@@ -147,7 +148,37 @@ MUTANTS: Final = (
            '''            self.parts.tracker.commit_harvest(self.ledger.serial)''', under="history ebpf"),
     Mutant("R2", "the duty to resynchronize is not persisted", _SESSION,
            "            self.parts.note_doubt(harvest.doubt.reason)\n", ""),
+    Mutant("R2", "the flipped half is cleared before it is carried", _HALVES,
+           """        self._carried.include(fine, filled)
+        self._carried.fill(_fine_words_of(coarse))
+        self._clear_flipped(filled)""",
+           """        fine, whole = fine.copy(), _fine_words_of(coarse)
+        self._clear_flipped(filled)
+        self._carried.include(fine, filled)
+        self._carried.fill(whole)""",
+           test="tests/unit/mobility_agent/change_tracker/test_ebpf_halves.py"
+           "::test_an_agent_killed_while_it_folds_has_each_mark_in_the_old_place_or_the_new"),
+    Mutant("R2", "a harvest is forgotten before its serial is noted", _TRACKER,
+           """        if journal_serial:
+            self._control.journal_serial = journal_serial  # before anything is forgotten
+        reached("agent.harvest.serial-noted")
+        self._halves.commit()""",
+           """        self._halves.commit()
+        if journal_serial:
+            self._control.journal_serial = journal_serial
+        reached("agent.harvest.serial-noted")""",
+           test=f"{_TRACKERS}::test_a_harvest_is_forgotten_only_under_a_serial_that_is_noted"),
     # ---- R3: in flight
+    Mutant("R3", "a doubt is forgiven before it is recorded", _TRACKER,
+           "        if verdict.resync is not Cause.NONE:\n",
+           "        self._accounts.store(verdict.ledger)\n        if verdict.resync is not Cause.NONE:\n",
+           test=f"{_TRACKERS}::test_an_agent_killed_while_it_settles_a_doubt_finds_the_doubt_or_what_it_demands"),
+    Mutant("R3", "suspicion ends while writes are in flight", _TRACKER,
+           "            if not in_flight and is_exact(ledger, readings) and", "            if is_exact(ledger, readings) and",
+           test=f"{_TRACKERS}::test_an_account_that_is_exact_by_chance_while_a_write_is_in_flight_ends_no_suspicion"),
+    Mutant("R3", "suspicion ends at a single reading", _TRACKER,
+           " and is_exact(ledger, readings) and self._accounts.readings() == readings:", " and is_exact(ledger, readings):",
+           test=f"{_TRACKERS}::test_an_account_that_moves_while_it_is_read_ends_no_suspicion"),
     Mutant("R3", "the programs mark at issue only", _KERNEL, "marks_completion: bool = True", "marks_completion: bool = False", under="agent ebpf"),
     Mutant("R3", "the programs mark at completion only", _KERNEL, "marks_issue: bool = True", "marks_issue: bool = False", under="agent ebpf"),
     Mutant("R3", "what is in doubt is not re-dirtied", _TRACKER, "            self._halves.carry_suspects()", "            pass", under="sink ebpf"),
@@ -321,6 +352,22 @@ MUTANTS: Final = (
            "reason = self._read(rounds, freeze.remaining_s) or _seen_writing(rounds, quiesced=quiesced)",
            "reason = self._read(rounds, freeze.remaining_s)",
            test=f"{_AGENTS}/test_point_coordinator.py::test_a_write_to_what_cannot_be_frozen_makes_it_no_point"),
+    Mutant("R9", "a write is seen only when the kernel has accounted for it", _TRACKER,
+           """self._objects.totals().runs != self._flip.runs
+                or self._kernel.accounted_sectors() != self._flip.accounted
+                or self._kernel.writes_in_flight() > 0
+                or not is_exact(self._accounts.ledger(), readings)""",
+           "self._kernel.accounted_sectors() != self._flip.accounted",
+           test=f"{_TRACKERS}::test_a_write_that_was_issued_since_the_flip_is_seen_before_it_is_accounted_for"),
+    Mutant("R9", "a write that was taken back is overlooked", _TRACKER,
+           "self._objects.totals().runs != self._flip.runs\n                or ", "",
+           test=f"{_TRACKERS}::test_a_write_that_was_issued_and_taken_back_since_the_flip_is_seen"),
+    Mutant("R9", "a write in flight whose issue was lost is overlooked", _TRACKER,
+           "                or self._kernel.writes_in_flight() > 0\n", "",
+           test=f"{_TRACKERS}::test_a_write_in_flight_whose_issue_was_lost_is_seen"),
+    Mutant("R9", "a write that has landed and is not accounted for is overlooked", _TRACKER,
+           "                or not is_exact(self._accounts.ledger(), readings)\n", "",
+           test=f"{_TRACKERS}::test_a_write_that_was_in_flight_at_the_flip_and_has_landed_since_is_seen_before_it_is_accounted_for"),
     Mutant("R9", "a freeze that the watchdog ended counts", _COORDINATOR,
            '        elif reason in ("", _NO_TIME_LEFT):', "        elif reason == _NO_TIME_LEFT:"),
     Mutant("R9", "a file is written while frozen", _COORDINATOR,

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mobility_agent.change_tracker.ebpf import halves as halves_module
 from mobility_agent.change_tracker.ebpf.halves import Halves
 from mobility_agent.change_tracker.ebpf.layout import BitmapLayout, ControlRecord
 from replication.dirty_bitmap import MAX_GRANULES, SLICE_WORDS, DirtyBitmap, Geometry, GranuleRuns
@@ -116,6 +117,36 @@ def test_a_program_that_outlives_a_flip_cut_off_before_it_had_waited_loses_no_ma
         halves.fold()
     halves.flip()
     assert collected(halves) == [(5, 1), (70, 1)]
+
+
+@pytest.mark.parametrize("place", ["fine words", "coarse words", "clearing"])
+def test_an_agent_killed_while_it_folds_has_each_mark_in_the_old_place_or_the_new(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    class Died(BaseException):
+        """Killed here."""
+
+    def killed(*_: object) -> None:
+        raise Died
+
+    opened = kernel.halves()
+    kernel.mark(5)
+    kernel.mark_word_coarsely(2)
+    opened.flip()
+    with monkeypatch.context() as patched:
+        match place:
+            case "fine words":
+                patched.setattr(halves_module, "_or_slice", killed)
+            case "coarse words":
+                patched.setattr(halves_module._OwnWords, "fill", killed)
+            case _:
+                patched.setattr(Halves, "_clear_flipped", killed)
+        with pytest.raises(Died):
+            opened.fold()
+    reborn = kernel.halves()
+    reborn.recover()
+    reborn.flip()
+    assert collected(reborn) == [(5, 1), (128, 64)]
 
 
 def test_marks_made_while_a_harvest_is_open_survive_its_commit(kernel: Kernel) -> None:
