@@ -41,6 +41,7 @@ from azure_sink.replica_writer.disk_receipts import DiskReceipts
 from azure_sink.replica_writer.epoch_application import EpochApplication
 from azure_sink.replica_writer.failures import FenceLost, GenerationRefused, ReplicaHeld, problem_of, together
 from azure_sink.replica_writer.generation_book import GenerationBook, OpenedGeneration
+from azure_sink.replica_writer.manifest_gap import ManifestGap
 from azure_sink.replica_writer.metrics import WriterMetrics
 from azure_sink.replica_writer.point_ledger import PointLedger
 from azure_sink.replica_writer.replica_blob import ReplicaBlob
@@ -101,6 +102,7 @@ class DiskFollower:
         self._replica: ReplicaBlob | None = None
         self._points = DiskPoints(disk, parts.ledger, parts.clock, parts.metrics)
         self._receipts = DiskReceipts(disk, parts.client, parts.identity)
+        self._gap = ManifestGap(parts.client, parts.clock)
 
     # -- what others may ask ----------------------------------------------------------------------------------
 
@@ -247,10 +249,7 @@ class DiskFollower:
     async def _apply_next(self, replica: ReplicaBlob) -> Outcome:
         parts, applied = self._parts, replica.state.applied
         key = EpochKey(self.disk, GenerationId(applied.generation), EpochId(applied.epoch + 1))
-        try:
-            found = await parts.client.get_blob(REPLICATION_CONTAINER, manifest_name(key), max_bytes=MAX_MANIFEST_BYTES)
-        except BlobNotFound:
-            found = None
+        found = await self._manifest(key)
         if found is None:
             self.waiting_since_s = None
             if passed_over(replica.state, parts.book.numbers(self.disk)) and self.trouble is None:
@@ -258,13 +257,27 @@ class DiskFollower:
                     replica.renew()
                 )  # whoever holds the replica now may have closed and opened what this writer has not heard of
             self._require_none_passed_over(replica.state)
-            return Outcome.IDLE
+            missing = await self._gap.found(key, replica.state, look_now=self.trouble is not None)
+            if missing is None:
+                return Outcome.IDLE
+            await replica.renew()  # whoever holds the replica now may have applied and deleted it
+            found = await self._manifest(key)
+            if found is None:
+                raise missing
         self.waiting_since_s = found.properties.last_modified.timestamp()
         generation = parts.book.opened(key.generation_key)
         async with parts.applying:
             await self._apply(replica, generation, key, found)
         self.waiting_since_s = None
         return Outcome.WORKED
+
+    async def _manifest(self, key: EpochKey) -> BlobContent | None:
+        try:
+            return await self._parts.client.get_blob(
+                REPLICATION_CONTAINER, manifest_name(key), max_bytes=MAX_MANIFEST_BYTES
+            )
+        except BlobNotFound:
+            return None
 
     async def _apply(
         self, replica: ReplicaBlob, generation: OpenedGeneration, key: EpochKey, found: BlobContent

@@ -39,6 +39,12 @@ class SegmentMissing(NotFound):
     code = "segment-missing"
 
 
+class ManifestMissing(NotFound):
+    """An epoch's manifest is not in the store, though a later one is, or though the epoch was begun."""
+
+    code = "manifest-missing"
+
+
 class GenerationRefused(Conflict):
     """A generation that does not continue this replica (R8); it is answered for in its own receipt."""
 

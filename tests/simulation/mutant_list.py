@@ -55,6 +55,7 @@ _PUT: Final = "process_server/uploader/conditional_put.py"
 _REPLICA: Final = "azure_sink/replica_writer/replica_blob.py"
 _FOLLOWER: Final = "azure_sink/replica_writer/disk_follower.py"
 _APPLICATION: Final = "azure_sink/replica_writer/epoch_application.py"
+_GAP: Final = "azure_sink/replica_writer/manifest_gap.py"
 _BOOK: Final = "azure_sink/replica_writer/generation_book.py"
 _CLEANING: Final = "azure_sink/replica_writer/store_cleaning.py"
 _RECEIPT_BLOB: Final = "azure_sink/replica_writer/receipt_blob.py"
@@ -72,6 +73,7 @@ _SPOOLS: Final = "tests/unit/process_server/spool"
 _COURIER: Final = "tests/unit/process_server/uploader/test_manifest_courier.py"
 _WRITERS: Final = "tests/unit/azure_sink/replica_writer"
 _HOSTILE_STORE: Final = f"{_WRITERS}/test_hostile_store.py::test_bad_epoch_is_refused_and_stated"
+_OMITTED: Final = f"{_WRITERS}/test_hostile_store.py::test_an_omitted_manifest_is_told_while_a_later_one_is_there"
 _CLAIMS: Final = "tests/unit/mobility_agent/block_device/test_claimed_files.py"
 _INTAKE: Final = "tests/unit/process_server/intake/test_intake.py"
 _SYNCS_FAIL: Final = "tests/fault/test_blob_store_when_syncs_fail.py"
@@ -244,6 +246,15 @@ MUTANTS: Final = (
     Mutant("R5", "a manifest of another history is applied", _FOLLOWER,
            "        if manifest.previous_hash.hex() != replica.state.manifest_hash:", "        if False:",
            test=f"{_HOSTILE_STORE}[3-break_the_chain]"),
+    Mutant("R5", "an omitted manifest is waited for in silence", _FOLLOWER, "            if missing is None:", "            if True:", test=_OMITTED),
+    Mutant("R5", "only a manifest omitted just before the next one is missed", _GAP, "each.epoch > key.epoch)", "each.epoch == key.epoch + 1)",
+           test=f"{_OMITTED}[2]"),
+    Mutant("R5", "a writer is idle inside an epoch whose manifest has vanished", _GAP, "        if state.phase is Phase.APPLYING:", "        if False:",
+           test=f"{_WRITERS}/test_hostile_store.py::test_a_manifest_that_vanishes_inside_its_epoch_is_told_although_none_is_later"),
+    Mutant("R5", "a manifest that came meanwhile is called missing", _FOLLOWER,
+           "            found = await self._manifest(key)\n            if found is None:\n                raise missing",
+           "            raise missing",
+           test=f"{_WRITERS}/test_hostile_store.py::test_a_manifest_that_comes_while_the_later_ones_are_listed_is_not_called_missing"),
     Mutant("R5", "another segment than the manifest names is opened", "replication/sealed_segment.py",
            "        if bytes(content[-TAG_BYTES:]) != expected_tag:", "        if False:",
            test="tests/unit/replication/test_sealed_segment.py::test_a_segment_that_is_not_the_manifests_is_refused"),

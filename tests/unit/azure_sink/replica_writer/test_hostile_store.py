@@ -6,14 +6,16 @@ An epoch that does not fit the slots is written before all of it is verified: wh
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from azure_sink.core.replica_metadata import decode_state
 from azure_sink.core.replica_state import Phase
 from azure_sink.replica_writer.disk_follower import Outcome
+from azure_sink.replica_writer.manifest_gap import LOOK_EVERY_S
 from azure_sink.replica_writer.segment_reader import DEFAULT_SLOTS
+from replication.blob_client.api import BlobClient
 from replication.epoch_manifest import EpochFlag, EpochManifest, encode_manifest, manifest_hash
 from replication.errors import IntegrityError
 from replication.identifiers import BatchKey, EpochId, EpochKey, GenerationId
@@ -264,6 +266,99 @@ async def test_an_epoch_that_fits_the_slots_is_never_torn() -> None:
     await replace_blob(site, name, right[:-1] + bytes([right[-1] ^ 1]))
     assert await site.start().settle() == {disk.disk: Outcome.TROUBLED}
     assert await site.bytes_of(disk) == good
+
+
+@pytest.mark.parametrize("omitted", [1, 2])
+async def test_an_omitted_manifest_is_told_while_a_later_one_is_there(omitted: int) -> None:
+    """It is found at the next look, and when it is put again the disk goes on."""
+    site = await WriterSite.make()
+    disk, other = site.disk(), site.disk()
+    for each in (disk, other):
+        await each.open_generation()
+        await each.put(each.random_batches(1, 2))
+    writer = site.start()
+    assert set((await writer.settle()).values()) == {Outcome.IDLE}
+    good = bytes(disk.model)
+    built = [await disk.put(BATCHES) for _ in range(omitted + 1)]
+    for each in built[:omitted]:
+        await site.account.delete_blob(REPLICATION_CONTAINER, manifest_name(each.manifest.key))
+    site.time.advance(LOOK_EVERY_S)
+    await other.put(other.random_batches(1, 2))
+    for again in (False, True):  # it stays so, also for a writer that begins now
+        writer = site.start() if again else writer
+        assert await writer.settle() == {disk.disk: Outcome.TROUBLED, other.disk: Outcome.IDLE}
+        assert await writer.settle() == {disk.disk: Outcome.TROUBLED, other.disk: Outcome.IDLE}
+        receipt = await site.receipt(disk)
+        assert receipt is not None
+        assert receipt.problem is not None
+        assert (receipt.epoch, receipt.problem.code) == (1, "manifest-missing")
+        assert f"while that of epoch {2 + omitted} is there" in receipt.problem.message
+        assert "migratectl resync" in (receipt.problem.hint or "")
+    assert await site.bytes_of(disk) == good
+    assert await site.bytes_of(other) == other.model
+    for each in built[:omitted]:
+        await put_manifest(site.account, each)
+    assert (await writer.settle())[disk.disk] is Outcome.IDLE
+    assert await site.bytes_of(disk) == disk.model
+    after = await site.receipt(disk)
+    assert after is not None
+    assert (after.epoch, after.problem) == (2 + omitted, None)
+
+
+async def test_a_manifest_that_vanishes_inside_its_epoch_is_told_although_none_is_later() -> None:
+    """The replica is between two epochs: to be idle there would hide it."""
+    site = await WriterSite.make()
+    disk = site.disk()
+    await disk.open_generation()
+    count = DEFAULT_SLOTS + 2
+    built = await disk.put([[Write(place * 8192, bytes([65 + place]) * 4096)] for place in range(count)])
+    name = names_of(built)[0]
+    right = await content_of(site, name)
+    await replace_blob(site, name, right[:-1] + bytes([right[-1] ^ 1]))
+    writer = site.start()
+    assert await writer.settle() == {disk.disk: Outcome.TROUBLED}
+    await site.account.delete_blob(REPLICATION_CONTAINER, manifest_name(built.manifest.key))
+    assert await writer.settle() == {disk.disk: Outcome.TROUBLED}
+    receipt = await site.receipt(disk)
+    assert receipt is not None
+    assert receipt.problem is not None
+    assert receipt.problem.code == "manifest-missing"
+    await replace_blob(site, name, right)
+    await put_manifest(site.account, built)
+    assert await writer.settle() == {disk.disk: Outcome.IDLE}
+    assert await site.bytes_of(disk) == disk.model
+
+
+async def test_a_manifest_that_comes_while_the_later_ones_are_listed_is_not_called_missing() -> None:
+    site = await WriterSite.make()
+    disk = site.disk()
+    await disk.open_generation()
+    site_writer = site.start()
+    await site_writer.settle()
+    first, second = disk.build(BATCHES), disk.build(BATCHES)
+
+    class Slow:
+        def __getattr__(self, name: str) -> object:
+            return getattr(site.account, name)
+
+        def list_blobs(self, container: str, prefix: str, **options: object) -> object:
+            return self._listed(container, prefix, options)
+
+        async def _listed(self, container: str, prefix: str, options: dict[str, object]) -> AsyncIterator[object]:
+            if container == REPLICATION_CONTAINER and prefix.startswith(disk.disk) and first_puts:
+                for built in (first_puts.pop(), second):
+                    await put_epoch(site.account, built)
+            async for item in site.account.list_blobs(container, prefix, **options):  # type: ignore[arg-type]
+                yield item
+
+    first_puts = [first]
+    slow: BlobClient = Slow()  # type: ignore[assignment]
+    assert await site.start(slow).settle() == {disk.disk: Outcome.IDLE}
+    assert not first_puts
+    assert await site.bytes_of(disk) == disk.model
+    receipt = await site.receipt(disk)
+    assert receipt is not None
+    assert (receipt.epoch, receipt.problem) == (2, None)
 
 
 async def test_trouble_is_noticed_to_be_over_when_the_blobs_change() -> None:
