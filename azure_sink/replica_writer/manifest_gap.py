@@ -60,5 +60,9 @@ class ManifestGap:
 
     async def _first_later(self, key: EpochKey) -> int | None:
         prefix = generation_prefix(key.generation_key)
-        blobs = [parse_epoch_blob_name(item.name) async for item in self._client.list_blobs(REPLICATION_CONTAINER, prefix)]
-        return min((each.epoch for each in blobs if isinstance(each, EpochKey) and each.epoch > key.epoch), default=None)
+        blobs = [
+            parse_epoch_blob_name(item.name) async for item in self._client.list_blobs(REPLICATION_CONTAINER, prefix)
+        ]
+        return min(
+            (each.epoch for each in blobs if isinstance(each, EpochKey) and each.epoch > key.epoch), default=None
+        )

@@ -68,7 +68,9 @@ async def test_a_write_of_a_lower_group_that_arrives_late_does_not_land_on_a_hig
         def __getattr__(self, name: str) -> object:
             return getattr(site.account, name)
 
-        async def put_pages(self, container: str, name: str, offset_bytes: int, body: object, **fence: object) -> object:
+        async def put_pages(
+            self, container: str, name: str, offset_bytes: int, body: object, **fence: object
+        ) -> object:
             content = body if isinstance(body, bytes) else b"".join(body)  # type: ignore[arg-type]
             stamp = await site.account.put_pages(container, name, offset_bytes, content, **fence)  # type: ignore[arg-type]
             if content == b"\1" * 8192:

@@ -359,9 +359,7 @@ async def test_a_point_that_was_pruned_while_its_record_was_on_its_way_does_not_
         await others.delete_record(disk.item, cut.cut)
         await others.delete_snapshot(disk.disk, own.snapshot)
 
-    stalled = PointLedger(
-        cast("BlobClient", _StalledBeforeItsRecord(site.account, recorded_and_pruned)), site.identity
-    )
+    stalled = PointLedger(cast("BlobClient", _StalledBeforeItsRecord(site.account, recorded_and_pruned)), site.identity)
     assert await stalled.complete(own) is None
     assert await site.names(RECOVERY_POINTS_CONTAINER) == []
     assert stalled.remembered(cut.cut) is None

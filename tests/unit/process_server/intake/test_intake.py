@@ -30,7 +30,14 @@ from replication.errors import (
 )
 from replication.extents import Extent
 from replication.identifiers import EpochId, MachineId
-from replication.store_layout import MANIFEST_HASH_METADATA, REPLICATION_CONTAINER, manifest_name
+from replication.store_layout import (
+    MANIFEST_HASH_METADATA,
+    REPLICATION_CONTAINER,
+    SEGMENT_DIGEST_METADATA,
+    SEGMENT_TAG_METADATA,
+    manifest_name,
+    segment_name,
+)
 from tests.harness.epochs import new_uuid
 from tests.harness.intake_rig import MIB, RANDOM, Content, running
 from tests.harness.process_time import in_virtual_time, now_s
@@ -365,6 +372,34 @@ async def test_a_manifest_that_the_store_has_lost_is_asked_for_again_when_its_ag
         assert await rig.put_manifest(1, rig.disk.manifest(1, [again], attempt=2))
         (pending,) = rig.backlog.pending_manifests()
         assert pending.attempt == 2
+
+
+@in_virtual_time
+async def test_an_omitted_manifest_whose_segments_are_stored_is_accepted_again() -> None:
+    """It was deleted from the store, its segments were not: the very same manifest goes there once more."""
+    async with running() as rig:
+        frame = rig.disk.frame(1, 0)
+        await rig.put(frame)
+        entry = rig.backlog.find(frame.key)
+        assert entry is not None
+        kept = rig.spool.kept.take(entry.place)
+        assert kept is not None
+        segment = bytes(kept.view)
+        kept.close()
+        named = rig.disk.acknowledged[frame.key]
+        await rig.store.create_container(REPLICATION_CONTAINER)
+        await rig.store.put_blob(
+            REPLICATION_CONTAINER,
+            segment_name(frame.key),
+            segment,
+            metadata={SEGMENT_DIGEST_METADATA: named.digest, SEGMENT_TAG_METADATA: named.tag},
+        )
+        encoded = rig.disk.manifest(1, [frame])
+        rig.decide(1, manifest_hash(encoded))
+        assert await rig.put_manifest(1, encoded)
+        assert rig.stepped_back == [NOTHING_APPLIED]
+        (pending,) = rig.backlog.pending_manifests()
+        assert pending.manifest_hash == manifest_hash(encoded)
 
 
 @in_virtual_time
