@@ -186,11 +186,11 @@ async def test_nothing_is_collected_before_the_receipt_says_that_its_epoch_is_ap
         def __getattr__(self, name: str) -> object:
             return getattr(site.account, name)
 
-        async def delete_blob(self, container: str, name: str, **kwargs: object) -> object:
+        async def delete_blob(self, container: str, name: str, **kwargs: object) -> None:
             key, receipt = parse_epoch_blob_name(name), await site.receipt(disk)
             if key is not None:
                 deleted.append((key.epoch, -1 if receipt is None else receipt.epoch))
-            return await site.account.delete_blob(container, name, **kwargs)  # type: ignore[arg-type]
+            await site.account.delete_blob(container, name, **kwargs)  # type: ignore[arg-type]
 
     watching: BlobClient = Watching()  # type: ignore[assignment]
     writer = site.start(watching)

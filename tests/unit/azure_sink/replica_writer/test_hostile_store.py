@@ -280,8 +280,8 @@ async def test_an_omitted_manifest_is_told_while_a_later_one_is_there(omitted: i
     assert set((await writer.settle()).values()) == {Outcome.IDLE}
     good = bytes(disk.model)
     built = [await disk.put(BATCHES) for _ in range(omitted + 1)]
-    for each in built[:omitted]:
-        await site.account.delete_blob(REPLICATION_CONTAINER, manifest_name(each.manifest.key))
+    for epoch in built[:omitted]:
+        await site.account.delete_blob(REPLICATION_CONTAINER, manifest_name(epoch.manifest.key))
     site.time.advance(LOOK_EVERY_S)
     await other.put(other.random_batches(1, 2))
     for again in (False, True):  # it stays so, also for a writer that begins now
@@ -296,8 +296,8 @@ async def test_an_omitted_manifest_is_told_while_a_later_one_is_there(omitted: i
         assert "migratectl resync" in (receipt.problem.hint or "")
     assert await site.bytes_of(disk) == good
     assert await site.bytes_of(other) == other.model
-    for each in built[:omitted]:
-        await put_manifest(site.account, each)
+    for epoch in built[:omitted]:
+        await put_manifest(site.account, epoch)
     assert (await writer.settle())[disk.disk] is Outcome.IDLE
     assert await site.bytes_of(disk) == disk.model
     after = await site.receipt(disk)

@@ -384,15 +384,14 @@ async def test_an_omitted_manifest_whose_segments_are_stored_is_accepted_again()
         assert entry is not None
         kept = rig.spool.kept.take(entry.place)
         assert kept is not None
-        segment = bytes(kept.view)
-        kept.close()
-        named = rig.disk.acknowledged[frame.key]
+        segment = bytes(kept.content)
+        kept.lease.close()
         await rig.store.create_container(REPLICATION_CONTAINER)
         await rig.store.put_blob(
             REPLICATION_CONTAINER,
             segment_name(frame.key),
             segment,
-            metadata={SEGMENT_DIGEST_METADATA: named.digest, SEGMENT_TAG_METADATA: named.tag},
+            metadata={SEGMENT_DIGEST_METADATA: entry.digest.hex(), SEGMENT_TAG_METADATA: entry.tag.hex()},
         )
         encoded = rig.disk.manifest(1, [frame])
         rig.decide(1, manifest_hash(encoded))
