@@ -121,7 +121,9 @@ MUTANTS: Final = (
             return epoch''',
            '''            self._commit()
             self._kept.save()
-            return epoch'''),
+            return epoch''',
+           test="tests/unit/mobility_agent/protection/test_disk_session.py"
+           "::test_what_was_harvested_while_frozen_is_durable_before_the_tracker_forgets_it"),
     Mutant("R2", "the flipped half is not taken over at the attach", _HALVES,
            '''        """At attach: nobody knows whether the flipped half was persisted, so it goes forward."""
         self.fold()''',
@@ -131,7 +133,9 @@ MUTANTS: Final = (
     Mutant("R2", "a flip does not wait for running programs", _HALVES,
            '''        self._control.active_word = 0 if int(self._control.active_word) else self._layout.half_words
         self._wait_for_programs()''',
-           '''        self._control.active_word = 0 if int(self._control.active_word) else self._layout.half_words'''),
+           '''        self._control.active_word = 0 if int(self._control.active_word) else self._layout.half_words''',
+           test="tests/unit/mobility_agent/change_tracker/test_ebpf_halves.py"
+           "::test_a_program_that_ran_when_a_half_was_flipped_is_waited_for"),
     Mutant("R2", "what a flip that was cut off left is folded while programs still mark it", _HALVES,
            """        self._wait_for_programs()
         fine, coarse""", "        fine, coarse",

@@ -90,6 +90,18 @@ def test_a_restart_carries_the_flipped_half_forward(kernel: Kernel) -> None:
     assert collected(reborn) == [(5, 1), (7, 1), (128, 64)]
 
 
+def test_a_program_that_ran_when_a_half_was_flipped_is_waited_for(kernel: Kernel) -> None:
+    """It has read which half is active, and marks there before the wait is over (rule R2)."""
+
+    def wait() -> None:
+        kernel.words[1] |= np.uint64(1 << 6)  # granule 70, in the half that was active before the flip
+
+    halves = Halves(kernel.words, kernel.control, LAYOUT, wait, lambda: None)
+    kernel.mark(5)
+    halves.flip()
+    assert collected(halves) == [(5, 1), (70, 1)]
+
+
 @pytest.mark.parametrize("dies", [True, False])
 def test_a_program_that_outlives_a_flip_cut_off_before_it_had_waited_loses_no_mark(kernel: Kernel, dies: bool) -> None:
     """It has read which half is active, and marks there before the next wait is over (rule R2)."""

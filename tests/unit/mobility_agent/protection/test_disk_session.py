@@ -11,7 +11,7 @@ import pytest
 
 from mobility_agent.change_tracker.interface import Harvest
 from mobility_agent.core import epoch_sizes
-from mobility_agent.core.epoch_ledger import HistoryDiverged
+from mobility_agent.core.epoch_ledger import EpochLedger, HistoryDiverged
 from mobility_agent.protection.epoch_journal import EpochJournal
 from mobility_agent.protection.ledger_opening import settle_attach
 from mobility_agent.protection.point_coordinator import PointCoordinator
@@ -349,4 +349,35 @@ async def test_a_point_whose_cut_was_cancelled_before_anything_of_it_was_read_is
     assert cutting.cancelled()
     await site.settle()
     assert cut not in site.sink.points
+    assert site.replica_matches
+
+
+async def test_what_was_harvested_while_frozen_is_durable_before_the_tracker_forgets_it(
+    site: SessionSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent dies as soon as the tracker has forgotten: what it starts with again is the journal alone (R2)."""
+    _fill(site, 0, 16, 1)
+    session = site.start()
+    await site.settle()
+    commit_harvest = FakeTracker.commit_harvest
+
+    def dies_after_it(tracker: FakeTracker, journal_serial: int = 0) -> None:
+        commit_harvest(tracker, journal_serial)
+        if freezer.count:
+            monkeypatch.setattr(EpochJournal, "save", dead)
+            raise RuntimeError("died here")
+
+    def dead(_journal: EpochJournal, _ledger: EpochLedger) -> None:
+        raise OSError("who is dead writes nothing")
+
+    freezer = FakeFreezer(when_frozen=lambda: _fill(site, 7, 1, 2))
+    monkeypatch.setattr(FakeTracker, "commit_harvest", dies_after_it)
+    with pytest.raises(RuntimeError, match="died here"):
+        await _coordinator(freezer).cut(
+            ITEM, {DISK: session}, CutId(str(uuid.uuid4())), flags=EpochFlag(0), freeze_budget_s=1.0
+        )
+    await site.crash()
+    monkeypatch.undo()
+    site.start()
+    await site.settle()
     assert site.replica_matches
