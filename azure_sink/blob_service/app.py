@@ -23,6 +23,7 @@ from azure_sink.blob_service.request_parser import OLDEST_VERSION, parse
 from azure_sink.blob_service.router import route
 from azure_sink.blob_store.store import BlobStore
 from replication.errors import BlockferryError
+from replication.service.connections import note_identified
 
 SERVER_NAME: Final = "Blockferry-Blob/1.0"
 MAX_CLIENT_REQUEST_ID: Final = 1024
@@ -107,6 +108,7 @@ class BlobService:
             headers=http.headers,
             now=time.time(),
         )
+        note_identified(http)
         found = route(request)
         name[0] = found.operation
         operation = Operation(

@@ -29,6 +29,7 @@ from config_server.site import Site
 from config_server.standing import HolderStanding, TokenStanding, Unauthenticated, no_valid_token
 from replication.documents import MAX_DOCUMENT_BYTES, Document, unusable_number
 from replication.errors import BlockferryError, InvalidInput, PeerProtocolError, PeerUnavailable, Refused
+from replication.service.connections import note_identified, note_unidentified
 from replication.service.https import peer_certificate_der
 from replication.service.problem import problem_middleware, problem_response
 from replication.tls_identity import PeerCertificate, PeerName, Role, peer_certificate
@@ -189,6 +190,8 @@ def _served(site: Site, route: Route, body_timeout_s: float) -> Callable[[web.Re
                 identity = Identity(certificate.name, serial_text(certificate.serial))
             was_whole = request.content.is_eof()
             identity = await _identified(site, route, request, certificate)
+            if identity != Identity():
+                note_identified(request)
             _check_role(route, identity)
             document = await _document(route, request, body_timeout_s)
             if not was_whole:
@@ -197,6 +200,7 @@ def _served(site: Site, route: Route, body_timeout_s: float) -> Callable[[web.Re
             call = _call(site, route, request, identity, document)
             response: web.StreamResponse = _response(route, await route.handler(call))
         except Unauthenticated as error:
+            note_unidentified(request)
             response = problem_response(error, 401)
             if route.access.is_of_operators:
                 response.headers["WWW-Authenticate"] = "Bearer"

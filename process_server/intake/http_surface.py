@@ -35,6 +35,7 @@ from replication.identifiers import (
     GenerationKey,
     MachineId,
 )
+from replication.service.connections import note_identified
 from replication.service.https import peer_certificate_der
 from replication.service.problem import problem_middleware
 
@@ -65,6 +66,7 @@ class HttpSurface:
         @web.middleware
         async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
             request[_MACHINE] = self.peers.machine_of(peer_certificate_der(request))
+            note_identified(request)
             return await handler(request)
 
         @web.middleware

@@ -1,8 +1,9 @@
 """Accepting connections within a bound: how many may be open, how long an idle one may stay, and which one goes when there are too many.
 
-Called by ``https.start_server``. A connection *waits* while it has no request under way: in the TLS handshake, before a request's head is
-complete, between requests. When every place is taken, a new connection takes the place of the one that has waited longest, so that
-thousands of idle or dawdling clients cost an honest one nothing. Requests under way are never cut for that; if all are, accepting pauses.
+Called by ``https.start_server``; services tell it who is known (``note_identified``). When every place is taken, a newcomer takes that of
+another by the rules of ``places.py``: of one that has not said who it is, before any other, so that thousands of idle or dawdling clients
+cost an honest one next to nothing. A request under way is not cut for that, once it is identified or here as a whole; if all are, accepting
+pauses.
 Memory: 40 to 60 KiB for an idle connection over TLS (measured under uvloop), so 120 MiB at most at the default bound.
 """
 
@@ -11,7 +12,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
+import ipaddress
 import logging
+import math
 import resource
 import socket
 import ssl
@@ -22,6 +26,7 @@ from typing import Final
 from aiohttp import web
 
 from replication.errors import SettingsError
+from replication.service.places import Places
 from replication.service.reception import SCRATCH_BYTES, Reception
 
 DEFAULT_MAX_CONNECTIONS: Final = 2048
@@ -32,7 +37,8 @@ TLS_CLOSE_TIMEOUT_S: Final = 5.0
 RESERVED_DESCRIPTORS: Final = 256
 """File descriptors that the bound leaves to everything else."""
 MIN_CONNECTIONS: Final = 16
-BACKLOG: Final = 256
+BACKLOG: Final = 1024
+"""Newcomers who wait in the kernel's queue: as many as have their turn within about a second at the default bound."""
 _ACCEPT_RETRY_S: Final = 0.1
 _ACCEPTED_IN_A_ROW: Final = 32
 _SAID_EVERY_S: Final = 60.0
@@ -68,15 +74,16 @@ class ConnectionSettings:
 
 
 class _Connection(web.RequestHandler):
-    """One connection from its acceptance on; ``on_lost`` is called once it is gone."""
+    """One connection from its acceptance on; ``listener`` is told what becomes of it. ``request``: what is being answered."""
 
-    __slots__ = ("accepted", "on_lost", "reception")
+    __slots__ = ("accepted", "listener", "reception", "request", "source")
 
     def __init__(
         self,
         server: web.Server,
         accepted: socket.socket,
-        on_lost: Callable[[_Connection], None],
+        source: str,
+        listener: Listener,
         idle_timeout_s: float,
         scratch: memoryview,
     ) -> None:
@@ -88,12 +95,14 @@ class _Connection(web.RequestHandler):
             auto_decompress=False,  # no service takes encoded bodies, but for blobs that are stored as they are
         )
         self.accepted = accepted
-        self.on_lost = on_lost
+        self.source = source
+        self.listener = listener
+        self.request: web.BaseRequest | None = None
         self.reception = Reception(self, scratch)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
-        self.on_lost(self)
+        self.listener.lost(self)
 
     def cut(self) -> None:
         """End it now, whatever state it is in; ``connection_lost`` or the end of the handshake follows."""
@@ -103,6 +112,27 @@ class _Connection(web.RequestHandler):
             return
         with contextlib.suppress(OSError):  # closed already
             self.accepted.shutdown(socket.SHUT_RDWR)
+
+
+def note_identified(request: web.BaseRequest) -> None:
+    """The service knows who makes ``request``: it is not cut any more to make room, and its connection after all unidentified ones only."""
+    connection = request.protocol
+    if isinstance(connection, _Connection) and connection.request is request:
+        connection.listener.identified(connection)
+
+
+def note_unidentified(request: web.BaseRequest) -> None:
+    """Who makes ``request`` is not who he was, or never was: his connection goes before those of others again."""
+    connection = request.protocol
+    if isinstance(connection, _Connection):
+        connection.listener.doubted(connection)
+
+
+def source_of(address: str) -> str:
+    """Where a connection comes from, as far as one client may choose no other: an IPv4 address, or an IPv6 host's network (/64)."""
+    if ":" not in address:
+        return address
+    return str(ipaddress.IPv6Network((int(ipaddress.IPv6Address(address.partition("%")[0])) >> 64 << 64, 64)))
 
 
 def certificate_of(transport: asyncio.BaseTransport) -> bytes | None:
@@ -125,8 +155,7 @@ class Listener:
         self._tls = tls
         self._settings = settings
         self._limit = settings.allowed()
-        self._waiting: dict[_Connection, None] = {}  # who has waited longest comes first
-        self._busy: set[_Connection] = set()
+        self.places: Places[_Connection] = Places(self._limit)
         self._changed = asyncio.Event()
         self._scratch = memoryview(bytearray(SCRATCH_BYTES))
         self._said_at_s = -_SAID_EVERY_S
@@ -136,7 +165,7 @@ class Listener:
 
     @property
     def open_connections(self) -> int:
-        return len(self._waiting) + len(self._busy)
+        return len(self.places)
 
     def start(self) -> None:
         """Begin to accept."""
@@ -155,7 +184,7 @@ class Listener:
         """Cut those of a client certificate (DER, or None) for which ``of`` holds, requests under way included: it is revoked."""
         meant = [
             connection
-            for connection in (*self._waiting, *self._busy)
+            for connection in self.places
             if connection.transport is not None and of(certificate_of(connection.transport))
         ]
         for connection in meant:
@@ -182,48 +211,61 @@ class Listener:
                 except asyncio.CancelledError:
                     connection.accepted.close()
                     raise
-                self._waiting[connection] = None
+                self.places.take(connection, connection.source, asyncio.get_running_loop().time())
                 handshakes.create_task(self._admit(connection))
                 accepted += 1
                 if accepted % _ACCEPTED_IN_A_ROW == 0:
                     await asyncio.sleep(0)  # a burst of connections does not hold up those that are here
 
     async def _until_there_is_room(self) -> None:
-        while self.open_connections >= self._limit:
+        while self.places.is_full:
             self._say_that_it_is_full()
-            if not self._cut_the_longest_waiting():
+            wait_s = self._cut_one(asyncio.get_running_loop().time())
+            if wait_s != 0:
                 self._changed.clear()
-                await self._changed.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        await self._changed.wait()
 
-    def _cut_the_longest_waiting(self) -> bool:
-        connection = next(iter(self._waiting), None)
-        if connection is None:
-            return False
-        del self._waiting[connection]
-        connection.cut()
-        return True
+    def _cut_one(self, now_s: float) -> float | None:
+        """Take a place from whoever has to give it up. Returns 0 if one was, else how long to wait; None: until a change."""
+        leaving = self.places.leaving(now_s)
+        if not isinstance(leaving, _Connection):
+            return leaving
+        self.places.give_up(leaving)
+        leaving.cut()
+        return 0
 
     def _say_that_it_is_full(self) -> None:
         now_s = asyncio.get_running_loop().time()
         if now_s - self._said_at_s >= _SAID_EVERY_S:
             self._said_at_s = now_s
+            places = self.places
+            fields: dict[str, object] = {
+                "connections": len(places),
+                "busy": places.busy,
+                "unidentified": places.unidentified,
+            }
+            if places.largest_crowd is not None:
+                fields["most_from"] = places.largest_crowd
             _logger.warning(
-                "every connection is taken: the ones that have been idle longest are closed for new ones",
-                extra={"fields": {"connections": self.open_connections, "busy": len(self._busy)}},
+                "every connection is taken: those that do not say who they are, then idle ones, are closed for new ones",
+                extra={"fields": fields},
             )
 
     async def _accept(self) -> _Connection | None:
         try:
-            accepted, _ = await asyncio.get_running_loop().sock_accept(self._listening)
+            accepted, address = await asyncio.get_running_loop().sock_accept(self._listening)
         except OSError as error:
             if error.errno in _NO_DESCRIPTORS:
                 self._say_that_it_is_full()
-                self._cut_the_longest_waiting()
+                self._cut_one(math.inf)
             if error.errno != errno.ECONNABORTED:  # which is a client that went away before it was accepted
                 await asyncio.sleep(_ACCEPT_RETRY_S)
             return None
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return _Connection(self._server, accepted, self._lost, self._settings.idle_timeout_s, self._scratch)
+        source = source_of(address[0])
+        return _Connection(self._server, accepted, source, self, self._settings.idle_timeout_s, self._scratch)
 
     async def _admit(self, connection: _Connection) -> None:
         """The handshake; on return the connection is the server's, or gone."""
@@ -238,31 +280,43 @@ class Listener:
             )
         except asyncio.CancelledError:
             connection.cut()
-            self._lost(connection)
+            self.lost(connection)
             raise
         except Exception as error:  # whatever one client does in its handshake, the others are served
             connection.cut()
-            self._lost(connection)
+            self.lost(connection)
             if isinstance(error, OSError):  # of which ssl.SSLError is one
                 _logger.debug("connection refused", extra={"fields": {"error": str(error)}})
             else:
                 _logger.exception("handshake failed")
 
-    def _lost(self, connection: _Connection) -> None:
-        self._waiting.pop(connection, None)
-        self._busy.discard(connection)
-        self._changed.set()
-
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
-        if not isinstance(connection, _Connection) or connection not in self._waiting:
-            return await self._handler(request)  # it is being closed
-        del self._waiting[connection]
-        self._busy.add(connection)
+        if not isinstance(connection, _Connection):
+            return await self._handler(request)
+        connection.request = request
+        # Of an EmptyStreamReader it is told at once; of a body, once its last byte is here.
+        request.content.on_eof(functools.partial(self._is_whole, connection, request))
         try:
             return await self._handler(request)
         finally:
-            if connection in self._busy:
-                self._busy.discard(connection)
-                self._waiting[connection] = None  # behind all who wait already
-                self._changed.set()
+            connection.request = None
+            self.places.end(connection)
+            self._changed.set()
+
+    def _is_whole(self, connection: _Connection, request: web.BaseRequest) -> None:
+        if connection.request is request:  # not the rest of a body that came after its answer
+            self.places.begin(connection)
+
+    # -- called by connections --------------------------------------------------------------------------------
+
+    def identified(self, connection: _Connection) -> None:
+        self.places.identify(connection)
+        self.places.begin(connection)
+
+    def doubted(self, connection: _Connection) -> None:
+        self.places.doubt(connection)
+
+    def lost(self, connection: _Connection) -> None:
+        self.places.give_up(connection)
+        self._changed.set()

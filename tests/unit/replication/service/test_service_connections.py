@@ -1,4 +1,4 @@
-"""Connections within a bound: idle ones make room, requests under way stay, dawdlers end."""
+"""Connections within a bound: unidentified and idle ones make room, requests under way stay, dawdlers end."""
 
 from __future__ import annotations
 
@@ -14,21 +14,43 @@ import pytest
 from aiohttp import web
 
 from replication.errors import SettingsError
-from replication.service.connections import MIN_CONNECTIONS, RESERVED_DESCRIPTORS, ConnectionSettings
+from replication.service.connections import (
+    MIN_CONNECTIONS,
+    RESERVED_DESCRIPTORS,
+    ConnectionSettings,
+    note_identified,
+    note_unidentified,
+)
 from replication.service.https import RunningServer
 from replication.tls_identity import Role
 from tests.harness.raw_client import RawClient, serving_app
 from tests.harness.tls import LabAuthority
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+GET_AS_SOMEBODY = b"GET / HTTP/1.1\r\nHost: x\r\nX-Who: me\r\n\r\n"
+DOUBTED = b"GET / HTTP/1.1\r\nHost: x\r\nX-Who: revoked\r\n\r\n"
+BODY_HEAD = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
 
 
 @contextlib.asynccontextmanager
 async def serving(
     settings: ConnectionSettings, tls: ssl.SSLContext | None = None, release: asyncio.Event | None = None
 ) -> AsyncIterator[RunningServer]:
-    async def answer(_request: web.Request) -> web.Response:
+    async def answer(request: web.Request) -> web.Response:
+        who = request.headers.get("X-Who")
+        if who == "me":
+            note_identified(request)
+        elif who == "revoked":
+            note_unidentified(request)
         return web.Response(text="here")
+
+    async def body(request: web.Request) -> web.Response:
+        if "X-Who" in request.headers:
+            note_identified(request)
+        content = await request.text()
+        if release is not None:
+            await release.wait()
+        return web.Response(text=content)
 
     async def wait(_request: web.Request) -> web.Response:
         assert release is not None
@@ -38,6 +60,7 @@ async def serving(
     app = web.Application()
     app.router.add_get("/", answer)
     app.router.add_get("/wait", wait)
+    app.router.add_post("/body", body)
     async with serving_app(app, tls, settings) as server:
         yield server
 
@@ -46,7 +69,7 @@ async def test_beyond_the_bound_the_longest_idle_connection_makes_room() -> None
     async with serving(ConnectionSettings(max_connections=MIN_CONNECTIONS)) as server:
         clients = [await RawClient.of(server) for _ in range(MIN_CONNECTIONS)]
         for client in [*clients, clients[0]]:  # so that the second one has been idle longest
-            assert await client.get(GET) == b"here"
+            assert await client.get(GET_AS_SOMEBODY) == b"here"
         late = await RawClient.of(server)
         assert await late.get(GET) == b"here"
         assert await clients[1].ends()
@@ -61,7 +84,7 @@ async def test_requests_under_way_are_never_cut_and_new_clients_wait_for_the_fir
     async with serving(ConnectionSettings(max_connections=MIN_CONNECTIONS), release=release) as server:
         clients = [await RawClient.of(server) for _ in range(MIN_CONNECTIONS)]
         asked = [asyncio.create_task(client.get(GET.replace(b"/", b"/wait", 1))) for client in clients]
-        while len(server.listener._busy) < MIN_CONNECTIONS:
+        while server.listener.places.busy < MIN_CONNECTIONS:
             await asyncio.sleep(0)
         late = await RawClient.of(server)  # in the kernel's queue
         waiting = asyncio.create_task(late.get(GET))
@@ -70,6 +93,58 @@ async def test_requests_under_way_are_never_cut_and_new_clients_wait_for_the_fir
         release.set()
         assert set(await asyncio.gather(*asked)) == {b"here at last"}
         assert await waiting == b"here"
+        for client in [*clients, late]:
+            client.writer.close()
+
+
+async def test_a_body_that_does_not_become_whole_of_nobody_makes_room_and_idle_identified_connections_stay() -> None:
+    async with serving(ConnectionSettings(max_connections=MIN_CONNECTIONS)) as server:
+        known = [await RawClient.of(server) for _ in range(MIN_CONNECTIONS // 2)]
+        for client in known:
+            assert await client.get(GET_AS_SOMEBODY) == b"here"
+        slow = [await RawClient.of(server) for _ in range(MIN_CONNECTIONS // 2)]
+        for client in slow:
+            client.writer.write(BODY_HEAD + b"abc")
+        late = await RawClient.of(server)
+        assert await late.get(GET_AS_SOMEBODY) == b"here"
+        assert await slow[0].ends()
+        for client in known:
+            assert await client.get(GET) == b"here"
+        slow[1].writer.write(b"d")
+        assert await slow[1].answer() == b"abcd"
+        for client in [*known, *slow, late]:
+            client.writer.close()
+
+
+async def test_a_slow_body_of_somebody_and_a_whole_one_of_nobody_are_not_cut_for_a_newcomer() -> None:
+    release = asyncio.Event()
+    async with serving(ConnectionSettings(max_connections=MIN_CONNECTIONS), release=release) as server:
+        clients = [await RawClient.of(server) for _ in range(MIN_CONNECTIONS)]
+        clients[0].writer.write(BODY_HEAD.replace(b"Host", b"X-Who: me\r\nHost") + b"abc")
+        for client in clients[1:]:
+            client.writer.write(BODY_HEAD + b"abcd")
+        while server.listener.places.busy < MIN_CONNECTIONS:
+            await asyncio.sleep(0)
+        late = await RawClient.of(server)
+        release.set()
+        assert await late.get(GET) == b"here"
+        clients[0].writer.write(b"d")
+        assert {await client.answer() for client in clients} == {b"abcd"}
+        for client in [*clients, late]:
+            client.writer.close()
+
+
+async def test_who_is_not_known_any_more_makes_room_before_who_has_been_idle_longer() -> None:
+    async with serving(ConnectionSettings(max_connections=MIN_CONNECTIONS)) as server:
+        clients = [await RawClient.of(server) for _ in range(MIN_CONNECTIONS)]
+        for client in clients:
+            assert await client.get(GET_AS_SOMEBODY) == b"here"
+        assert await clients[-1].get(DOUBTED) == b"here"
+        late = await RawClient.of(server)
+        assert await late.get(GET_AS_SOMEBODY) == b"here"
+        assert await clients[-1].ends()
+        for client in clients[:-1]:
+            assert await client.get(GET_AS_SOMEBODY) == b"here"
         for client in [*clients, late]:
             client.writer.close()
 
@@ -118,7 +193,7 @@ async def test_connections_without_a_handshake_make_room_too(tmp_path: Path) -> 
     async with serving(
         ConnectionSettings(max_connections=MIN_CONNECTIONS), identity.server_context(require_client=True)
     ) as server:
-        silent = [await RawClient.of(server) for _ in range(4 * MIN_CONNECTIONS)]
+        silent = [await RawClient.of(server) for _ in range(2 * MIN_CONNECTIONS)]
         honest = await RawClient.of(server, identity.client_context(Role.CONFIG_SERVER))
         assert await honest.get(GET) == b"here"
         assert server.listener.open_connections <= MIN_CONNECTIONS
