@@ -28,6 +28,7 @@ from azure_sink.replica_writer.state_directory import StateDirectory
 from replication.blob_client.api import BlobClient
 from replication.blob_client.http_client import HttpBlobClient
 from replication.errors import Permanent
+from replication.service.connection_figures import ConnectionFigures
 from replication.service.health import HealthBoard, HealthState
 from replication.service.https import ListenAddress, RunningServer, start_server
 from replication.service.observability import make_registry, start_observability
@@ -79,6 +80,7 @@ async def running_blob_service(
             service.application(), ListenAddress.parse(settings.listen), tls, settings.connections
         )
         stack.push_async_callback(server.close)
+        registry.register(ConnectionFigures(server.listener))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         stack.callback(tasks.create_task(_watch(store, board)).cancel)
         certificate = CertificateFiles(settings.tls_cert, settings.tls_key, board, server.use_tls)

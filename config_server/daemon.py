@@ -60,6 +60,7 @@ from config_server.store_status import StoreStatus
 from config_server.webhook import open_webhook
 from replication.blob_client.api import BlobClient
 from replication.blob_client.http_client import HttpBlobClient
+from replication.service.connection_figures import ConnectionFigures
 from replication.service.health import HealthBoard
 from replication.service.https import ListenAddress, RunningServer, start_server
 from replication.service.observability import make_registry, start_observability
@@ -244,6 +245,7 @@ async def running_site(
             settings.connections,
         )
         stack.push_async_callback(server.close)
+        registry.register(ConnectionFigures(server.listener))
         stack.callback(feed.release_waiters)
         stack.callback(jobs.release_waiters)
         site.certificates.on_revoked = functools.partial(_end_connections_of, server)

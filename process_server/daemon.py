@@ -78,6 +78,7 @@ from replication.identifiers import BatchKey, GenerationKey, MachineId
 from replication.limits_memory import LimitsMemory
 from replication.remote_access import DISCOVERIES, INSTALLATIONS
 from replication.renewal import Renewal
+from replication.service.connection_figures import ConnectionFigures
 from replication.service.health import HealthBoard
 from replication.service.https import ListenAddress, RunningServer, start_server
 from replication.service.observability import make_registry, start_observability
@@ -212,6 +213,7 @@ class _Site:
         self.clock, self.board, self.config_server = clock, board, config_server
         self.server: RunningServer | None = None
         self.throttle = throttle
+        self.registry = registry
         self.metrics = ProcessServerMetrics(registry)
         self.backlog = Backlog()
         self.schedule = UploadSchedule(self.backlog, settings.upload.threads_per_machine)
@@ -456,6 +458,7 @@ class _Site:
             self.settings.connections,
         )
         stack.push_async_callback(server.close)
+        self.registry.register(ConnectionFigures(server.listener))
         self.server = server
         renewal = self._renewal(identity, server)
         stack.callback(tasks.create_task(renewal.run()).cancel)

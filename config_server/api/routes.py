@@ -339,6 +339,8 @@ async def _document(route: Route, request: web.Request, timeout_s: float) -> Doc
             content = await request.read()
     except TimeoutError as error:
         raise PeerUnavailable(f"cannot wait any longer for a body: it was not whole within {timeout_s:g} s") from error
+    except web.RequestPayloadError as error:
+        raise InvalidInput("cannot read a body: it is not what its head announces") from error
     except (ConnectionError, ClientPayloadError) as error:
         raise PeerUnavailable("cannot read a body: its client went away before it was whole") from error
     try:

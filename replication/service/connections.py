@@ -21,9 +21,10 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from replication.errors import SettingsError
 from replication.service.places import Places
@@ -43,6 +44,9 @@ _ACCEPT_RETRY_S: Final = 0.1
 _ACCEPTED_IN_A_ROW: Final = 32
 _SAID_EVERY_S: Final = 60.0
 _NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+_MALFORMED: Final = (HttpProcessingError, web.RequestPayloadError)
+"""What aiohttp's parser raises for a head or a body that is no HTTP."""
 
 _logger = logging.getLogger(__name__)
 
@@ -104,6 +108,25 @@ class _Connection(web.RequestHandler):
         super().connection_lost(exc)
         self.listener.lost(self)
 
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if isinstance(exc, _MALFORMED):
+            self.listener.malformed_requests += 1
+        return super().handle_error(request, status, exc, message)
+
+    def log_exception(self, *arguments: Any, **keywords: Any) -> None:
+        """What anybody can send as often as he likes is no error of this service, and fills no disk with tracebacks."""
+        error = keywords.get("exc_info")
+        if isinstance(error, _MALFORMED):
+            _logger.debug("malformed request", extra={"fields": {"error": str(error)}})
+        else:
+            super().log_exception(*arguments, **keywords)
+
     def cut(self) -> None:
         """End it now, whatever state it is in; ``connection_lost`` or the end of the handshake follows."""
         transport = self.transport
@@ -156,6 +179,9 @@ class Listener:
         self._settings = settings
         self._limit = settings.allowed()
         self.places: Places[_Connection] = Places(self._limit)
+        self.malformed_requests = 0
+        """So many since the start, by their head."""
+        self.cut_for_room = 0
         self._changed = asyncio.Event()
         self._scratch = memoryview(bytearray(SCRATCH_BYTES))
         self._said_at_s = -_SAID_EVERY_S
@@ -234,6 +260,7 @@ class Listener:
             return leaving
         self.places.give_up(leaving)
         leaving.cut()
+        self.cut_for_room += 1
         return 0
 
     def _say_that_it_is_full(self) -> None:

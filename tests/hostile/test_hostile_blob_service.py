@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import logging
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,10 @@ from replication.blob_client.http_client import HttpBlobClient
 from replication.service.connections import ConnectionSettings
 from tests.harness.blob_requests import SignedRequests, b64
 from tests.harness.blob_site import BlobSite, blob_site
+from tests.harness.internal_errors import no_internal_error
 from tests.harness.mutations import INTEGERS, MIB, bounded_memory
+
+__all__ = ["no_internal_error"]
 
 HOSTILE = [*map(str, INTEGERS), "", "x" * 4000, "\u0661", "bytes=0-9223372036854775807", "bytes=9223372036854775295-9999999999999999999",
            "Tue, 14 Nov 2023 22:13:20 +99999999999999", "https://[::1", "*", ",", '"']  # fmt: skip
@@ -42,12 +44,6 @@ async def site(tmp_path: Path) -> AsyncIterator[BlobSite]:
     async with blob_site(tmp_path, limits=limits, connections=ConnectionSettings(idle_timeout_s=0.5)) as opened:
         await opened.store.create_container("lab")
         yield opened
-
-
-@pytest.fixture(autouse=True)
-def no_internal_error(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    yield
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR], caplog.text
 
 
 async def check_site(site: BlobSite) -> None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from replication.control_plane import CutoverObservation, Problem, SourceHash
 from replication.tls_identity import Role
 from tests.harness.config_site import Reply, running_lab
 from tests.harness.driven_site import DrivenSite, driven_site
+from tests.harness.internal_errors import no_internal_error
 from tests.harness.memory_blob_client import MemoryBlobClient
 from tests.harness.mutations import INTEGERS, replaced_values
 from tests.harness.scripted_peers import (
@@ -36,6 +36,8 @@ from tests.harness.scripted_peers import (
     observation,
 )
 
+__all__ = ["no_internal_error"]
+
 HOSTILE: list[Any] = [-(2**63), 2**63 - 1, 10**40, 1e308, None, "x" * 5000, "\0\u202e\uffff\U0010ffff", []]
 RAW = [
     b"", b"{", b"null", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 50_000, b'"\\ud800"', b"1e999", b"9" * 10_000,
@@ -48,12 +50,6 @@ async def site(tmp_path: Path) -> AsyncIterator[DrivenSite]:
     async with driven_site(tmp_path) as made:
         await made.replicate()
         yield made
-
-
-@pytest.fixture(autouse=True)
-def no_internal_error(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    yield
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR], caplog.text
 
 
 def check(reply: Reply, sent: object = None) -> None:
@@ -270,6 +266,20 @@ async def test_garbage_instead_of_http_is_refused(tmp_path: Path) -> None:
             async with asyncio.timeout(20):
                 answer = await reader.read(2000) if b"\r\n\r\n" in garbage else b""
             assert answer[:12] in (b"", b"HTTP/1.1 400", b"HTTP/1.0 400"), answer
+            writer.close()
+        assert (await lab.administer("GET", "/api/v1/site")).status == 200
+
+
+async def test_a_body_that_is_not_what_its_head_announces_is_refused(tmp_path: Path) -> None:
+    async with running_lab(tmp_path, MemoryBlobClient(), reconcile=False) as lab:
+        for path in ("enrolments", "policies", "nothing"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", lab.running.port, ssl=lab.tls())
+            writer.write(
+                f"POST /api/v1/{path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".encode()
+            )
+            async with asyncio.timeout(20):
+                answer = await reader.readuntil(b"\r\n\r\n")
+            assert answer.split()[1] in (b"400", b"401", b"404"), answer
             writer.close()
         assert (await lab.administer("GET", "/api/v1/site")).status == 200
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import logging
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -26,8 +25,11 @@ from replication.problem_details import error_from_problem
 from replication.service.connections import ConnectionSettings
 from replication.tls_identity import PeerName, Role
 from tests.harness.epochs import new_uuid
+from tests.harness.internal_errors import no_internal_error
 from tests.harness.mutations import MIB, bounded_memory, mutated
 from tests.harness.process_site import LabSite, ShippedDisk, lab_settings, running_site
+
+__all__ = ["no_internal_error"]
 
 RANDOM = Random(41)
 EXAMPLES = 200
@@ -45,12 +47,6 @@ async def site(tmp_path: Path) -> AsyncIterator[LabSite]:
         disk = new_disk(running)
         await disk.ship_epoch(running.agent(disk.machine), 1, 2)
         await running.until_decided(disk.epoch_key(1))
-
-
-@pytest.fixture(autouse=True)
-def no_internal_error(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    yield
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR], caplog.text
 
 
 def new_disk(site: LabSite) -> ShippedDisk:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import resource
 import socket
 import ssl
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from prometheus_client import CollectorRegistry
 
 from replication.errors import SettingsError
+from replication.service.connection_figures import ConnectionFigures
 from replication.service.connections import (
     MIN_CONNECTIONS,
     RESERVED_DESCRIPTORS,
@@ -200,6 +203,27 @@ async def test_connections_without_a_handshake_make_room_too(tmp_path: Path) -> 
         assert await silent[0].ends()
         for client in [*silent, honest]:
             client.writer.close()
+
+
+async def test_malformed_requests_are_counted_and_leave_no_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    malformed = [
+        b"\0\0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET / HTTP/1.1\r\nX: " + b"a" * 10_000 + b"\r\n\r\n",
+    ]
+    async with serving(ConnectionSettings()) as server:
+        for sent in malformed:
+            client = await RawClient.of(server)
+            client.writer.write(sent)
+            async with asyncio.timeout(20):
+                assert b"HTTP/1.0 400 " in await client.reader.read()
+            client.writer.close()
+        registry = CollectorRegistry()
+        registry.register(ConnectionFigures(server.listener))
+        assert registry.get_sample_value("blockferry_malformed_requests_total") == len(malformed)
+        assert registry.get_sample_value("blockferry_connections_cut_for_room_total") == 0
+    assert [record.getMessage() for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
 async def test_closing_cuts_handshakes_and_leaves_no_socket(tmp_path: Path) -> None:
