@@ -89,6 +89,26 @@ def test_what_is_no_whole_installer_is_refused_and_nothing_is_left(installers: I
 
 
 @pytest.mark.requires("openssl")
+def test_an_installer_whose_adding_was_cut_off_is_not_offered_and_may_be_added_again(
+    installers: Installers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off in its last step: the file is in its place, the catalogue does not name it. A copy of an earlier step lies about, too."""
+    source = little_installer(tmp_path)
+
+    def cut_off(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Installers, "_write", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            installers.add(source)
+    (installers.directory / ".1.new").write_bytes(source.read_bytes()[:100])
+    assert not installers.read().catalogue.installers
+    added = installers.add(source)
+    assert [each.sha256 for each in installers.read().catalogue.installers] == [added.sha256]
+    assert (installers.directory / added.file).read_bytes() == source.read_bytes()
+
+
 def test_signature_is_one_that_openssl_verifies_with_the_authority(installers: Installers, tmp_path: Path) -> None:
     installers.add(little_installer(tmp_path))
     signed = installers.read()
