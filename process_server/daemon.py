@@ -209,13 +209,11 @@ class _Site:
         watch: SettingsWatch | None,
     ) -> None:
         clock, room = around.clock, UploadRoom(settings.store.connections, settings.upload.buffer_bytes)
-        self.settings = settings
+        self.settings, self.registry = settings, registry
         self.clock, self.board, self.config_server = clock, board, config_server
         self.server: RunningServer | None = None
         self.throttle = throttle
-        self.registry = registry
-        self.metrics = ProcessServerMetrics(registry)
-        self.backlog = Backlog()
+        self.metrics, self.backlog = ProcessServerMetrics(registry), Backlog()
         self.schedule = UploadSchedule(self.backlog, settings.upload.threads_per_machine)
         self.spool = Spool(
             files,
@@ -451,7 +449,7 @@ class _Site:
             WarmConnections(),
             self.settings.intake.body_timeout_s,
         )
-        server = await start_server(
+        server = self.server = await start_server(
             surface.application(),
             ListenAddress.parse(self.settings.listen),
             identity.server_context(require_client=True),
@@ -459,7 +457,6 @@ class _Site:
         )
         stack.push_async_callback(server.close)
         self.registry.register(ConnectionFigures(server.listener))
-        self.server = server
         renewal = self._renewal(identity, server)
         stack.callback(tasks.create_task(renewal.run()).cancel)
         return RunningProcessServer(
