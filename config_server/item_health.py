@@ -23,6 +23,7 @@ from config_server.jobs import open_jobs
 from config_server.point_history import AVAILABLE, LOST, newest_good_point
 from config_server.point_problems import point_problem
 from config_server.process_servers import health_facts
+from config_server.resumptions import resumed_age_s
 from config_server.source_watch import source_hold
 from config_server.tables import (
     ItemDiskRow,
@@ -133,6 +134,7 @@ async def assess_item(
             recovery_point_interval_s=policy.recovery_point_interval_s,
             store_problem=store_problem,
             paused=item.paused,
+            resumed_age_s=await resumed_age_s(session, item.id, ages),
             writer_silence_s=await writer_silence_s(session, item.id, ages),
             answer_refused=await refused_answer(session, item.id),
             differing=await differing_disks(session, item.id),

@@ -48,6 +48,7 @@ from config_server.job_documents import (
 from config_server.jobs import end_job, open_jobs, start_job
 from config_server.made_disks import unwant_all_but_finished
 from config_server.policies import find_policy
+from config_server.resumptions import record_resumed
 from config_server.tables import DiskRow, ItemDiskRow, JobRow, MachineRow, ProtectedItemRow
 from replication.control_plane import ResyncOrder
 from replication.errors import Conflict, InvalidInput
@@ -163,6 +164,7 @@ async def resume(session: AsyncSession, server: str, actor: Actor, now_ns: int) 
     progress, _ = await observed_progress(session, item.id)
     apply_event(session, item, ResumeRequested(progress), actor, now_ns)
     item.paused = False
+    record_resumed(session, item, actor, now_ns)
     await publish(session, item.machine_id)
     return item
 

@@ -16,14 +16,13 @@ from typing import Final
 from config_server.core.age import Age
 from config_server.core.doubt import doubt_of
 from config_server.core.point_times import TOLERANCE_S
+from config_server.core.point_wait import NO_NEW_POINTS, PointWait, points_are_due
 from config_server.core.protected_item import ENDED_STATES, FAILED_STATES, State
 from config_server.core.source_hold import SourceHold, hold_now
 from replication.control_plane import DiskObservation, Problem
 from replication.data_plane import SPOOL_THROTTLED_BELOW
 
 NO_POINT_CRITICAL_S: Final = 3600.0
-NO_NEW_POINTS: Final = (State.MIGRATING, State.MIGRATED, State.MIGRATION_FAILED)
-"""The states of a migration, in which none are due."""
 LAG_WARNING_S: Final = 300.0
 LAG_CRITICAL_S: Final = 1800.0
 STALLED_S: Final = 300.0
@@ -34,11 +33,6 @@ SPOOL_FREE_WARNING: Final = 0.30
 SPOOL_FREE_CRITICAL: Final = 0.25
 BACKLOG_AGE_WARNING_S: Final = 1800.0
 BACKLOG_AGE_CRITICAL_S: Final = 2700.0
-
-
-def points_are_due(state: State, *, paused: bool) -> bool:
-    """Whether new recovery points are to come, so that it is a fault if none does. ``paused``: as ``HealthFacts`` has it."""
-    return not (paused or state is State.PAUSED or state in NO_NEW_POINTS)
 
 
 class Health(enum.IntEnum):
@@ -141,6 +135,8 @@ class HealthFacts:
     store_problem: str | None
     paused: bool = False
     """Also while a test migration of a paused item is under way."""
+    resumed_age_s: float | None = None
+    """Since the operator resumed it; None: he never paused it."""
     writer_silence_s: float | None = None
     """How long the replica writer has said nothing about a request of this item that it was given; None: it owes no answer."""
     answer_refused: str | None = None
@@ -382,7 +378,9 @@ def _of_disk(facts: HealthFacts, disk: DiskFacts) -> Iterator[Condition]:
         )
     lag_s = disk.replication_lag_s
     if observed.phase == "replicating" and (lag_s is None or lag_s > LAG_WARNING_S):
-        critical = lag_s is not None and lag_s > LAG_CRITICAL_S
+        # What a pause has left is being caught up with; for longer than this it may not take.
+        catches_up = facts.resumed_age_s is not None and facts.resumed_age_s <= LAG_CRITICAL_S
+        critical = lag_s is not None and lag_s > LAG_CRITICAL_S and not catches_up
         text = "is not known" if lag_s is None else f"is {lag_s:.0f} s"
         yield Condition(
             "replication-lag",
@@ -444,35 +442,31 @@ def _of_points(facts: HealthFacts) -> Iterator[Condition]:
     if not points_are_due(facts.state, paused=facts.paused):
         return  # it is paused, which is said of it, and becomes an alert in its own time
     due_s = facts.rpo_threshold_s + facts.recovery_point_interval_s
-    age_s = facts.seeded_age_s if facts.point_age_s is None else facts.point_age_s
-    none_yet = facts.point_age_s is None
+    wait = PointWait(
+        age_s=facts.seeded_age_s if facts.point_age_s is None else facts.point_age_s,
+        none_yet=facts.point_age_s is None,
+        resumed_age_s=facts.resumed_age_s,
+    )
     refused = facts.point_problem
     why = "" if refused is None else f": {refused.message}"
 
     def remedy(otherwise: str) -> str:
         return (None if refused is None else refused.hint) or otherwise
 
-    if age_s > NO_POINT_CRITICAL_S and age_s > facts.recovery_point_interval_s:
-        message = (
-            "there is no good recovery point" if none_yet else f"the newest good recovery point is {age_s:.0f} s old"
-        )
-        yield Condition(
-            "no-recovery-point", Health.CRITICAL, message + why, remedy("see the agent's freeze times and the lags")
-        )
-    elif age_s > (due_s if none_yet else facts.rpo_threshold_s):
+    if wait.waited_s > NO_POINT_CRITICAL_S and wait.waited_s > facts.recovery_point_interval_s:
+        remedy_now = remedy("see the agent's freeze times and the lags")
+        yield Condition("no-recovery-point", Health.CRITICAL, wait.shortage + why, remedy_now)
+    elif wait.waited_s > (due_s if wait.none_yet else facts.rpo_threshold_s):
         yield Condition(
             "rpo-threshold",
             Health.WARNING,
-            f"RPO lag {age_s:.0f} s is above the policy's threshold of {facts.rpo_threshold_s:.0f} s{why}",
+            f"RPO lag {wait.age_s:.0f} s is above the policy's threshold of {facts.rpo_threshold_s:.0f} s"
+            f"{wait.since_resumed}{why}",
             remedy("see the lags, or change the policy"),
         )
-    elif none_yet:
-        yield Condition(
-            "no-recovery-point-yet",
-            Health.WARNING,
-            f"there is no recovery point yet{why}",
-            remedy("wait for the first one"),
-        )
+    elif wait.none_yet or wait.age_s > facts.rpo_threshold_s:
+        message = "there is no recovery point yet" if wait.none_yet else wait.shortage
+        yield Condition("no-recovery-point-yet", Health.WARNING, message + why, remedy("wait for the first one"))
 
 
 def _going(facts: HealthFacts) -> Going:

@@ -26,7 +26,8 @@ from config_server.core.age import Age, at_least_s
 from config_server.core.alert_catalogue import sighting_of, sightings_of_item
 from config_server.core.alerts import SITE, Sighting, Subject
 from config_server.core.certificate_health import certificate_condition
-from config_server.core.health import Condition, Health, Verdict, points_are_due
+from config_server.core.health import Condition, Health, Verdict
+from config_server.core.point_wait import points_are_due
 from config_server.core.protected_item import State
 from config_server.core.site_health import (
     DiskChurn,
@@ -39,6 +40,7 @@ from config_server.core.site_health import (
 )
 from config_server.items import agent_age
 from config_server.point_history import AVAILABLE
+from config_server.resumptions import resumed_age_s
 from config_server.tables import (
     DiskRow,
     MachineRow,
@@ -190,7 +192,7 @@ class AlarmFacts:
         return found
 
     async def _app_point_age_s(self, session: AsyncSession, row: ProtectedItemRow, policy: PolicyRow) -> float | None:
-        """Since the newest app-consistent point, or since there could have been one; None: there need be none."""
+        """Since the newest app-consistent point, or since there could have been one (a pause is over); None: there need be none."""
         if policy.app_consistent_interval_s is None or row.seeded_ns is None:
             return None
         if not points_are_due(State(row.state), paused=row.paused):
@@ -202,7 +204,9 @@ class AlarmFacts:
                 RecoveryPointRow.consistency == "app",
             )
         )
-        return at_least_s(self.ages.of("app-point", row.id, max(newest_ns or 0, row.seeded_ns)))
+        age_s = at_least_s(self.ages.of("app-point", row.id, max(newest_ns or 0, row.seeded_ns))) or 0.0
+        resumed_s = await resumed_age_s(session, row.id, self.ages)
+        return age_s if resumed_s is None else min(age_s, resumed_s)
 
     async def _of_process_servers(
         self, session: AsyncSession, rows: Sequence[ProcessServerRow], churn: Mapping[str | None, int]

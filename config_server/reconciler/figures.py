@@ -19,8 +19,9 @@ from config_server.ages import Ages
 from config_server.certificate_ages import ends_by_name
 from config_server.config import HeartbeatSettings
 from config_server.core.age import at_least_s
-from config_server.core.health import Health, points_are_due
+from config_server.core.health import Health
 from config_server.core.job import OPEN_STATES
+from config_server.core.point_wait import points_are_due
 from config_server.core.protected_item import State
 from config_server.core.source_hold import SourceHold, hold_now
 from config_server.divergences import differing_disks
@@ -29,6 +30,7 @@ from config_server.items import agent_age
 from config_server.point_history import AVAILABLE, LOST
 from config_server.process_servers import heard_age
 from config_server.reconciler.placement_figures import PlacementFigures, families, placement_figures
+from config_server.resumptions import resumed_age_s
 from config_server.source_watch import source_hold
 from config_server.tables import (
     ItemDiskRow,
@@ -98,7 +100,9 @@ async def take_snapshot(
             snapshot.health[names[item.machine_id]] = _LEVELS.get(item.health or "", Health.CRITICAL.value)
             snapshot.differing[names[item.machine_id]] = len(await differing_disks(session, item.id))
             if item.seeded_ns is not None and points_are_due(State(item.state), paused=item.paused):
-                seeded_s[names[item.machine_id]] = at_least_s(ages.of("seeded", item.id, item.seeded_ns)) or 0.0
+                seeded = at_least_s(ages.of("seeded", item.id, item.seeded_ns)) or 0.0
+                resumed = await resumed_age_s(session, item.id, ages)
+                seeded_s[names[item.machine_id]] = seeded if resumed is None else min(seeded, resumed)
             if State(item.state) is State.MIGRATED:
                 age = agent_age(await session.get_one(MachineRow, item.machine_id), ages)
                 hold = hold_now(await source_hold(session, item), age, heartbeat.agent_timeout_s)

@@ -185,6 +185,34 @@ async def test_a_pause_of_more_than_an_hour_is_no_alert_of_recovery_points_that_
     assert [c["code"] for c in (await site.item())["conditions"]] == ["paused"]
 
 
+async def test_after_a_long_pause_a_recovery_point_is_waited_for_from_the_resume_on(
+    site: DrivenSite, clock: PassingTime
+) -> None:
+    item = await site.replicate()
+    await site.writer.publish_point(item, new_id(), time_ns=clock())
+    await live(site, clock, 60, protected=True)
+    await site.verb("/pause")
+    clock.passes(2 * 86400)
+    await live(site, clock, 70, protected=True)
+    await site.verb("/resume")
+
+    async def codes_after(seconds: int) -> tuple[set[str], set[str]]:
+        clock.passes(seconds - 100)
+        await live(site, clock, 100, protected=True)
+        [shown] = [await site.item()]
+        raised = {code for code, _, state in await codes(site.lab) if state == "raised"}
+        return {each["code"] for each in shown["conditions"]}, raised
+
+    assert await codes_after(800) == ({"no-recovery-point-yet"}, set())
+    assert await codes_after(300) == ({"rpo-threshold"}, {"rpo-threshold"})
+    assert (await codes_after(2700))[1] >= {"no-recovery-point"}
+    message = next(c["message"] for c in (await site.item())["conditions"] if c["code"] == "no-recovery-point")
+    assert "none since replication was resumed" in message
+    await site.writer.publish_point(item, new_id(), time_ns=clock())
+    await site.settle()
+    assert (await codes_after(100))[0] == set()
+
+
 @pytest.mark.parametrize(("state", "found"), [("replicating", True), ("migrated", False), ("paused", False)])
 async def test_no_app_consistent_point_is_missed_while_none_is_due(
     site: DrivenSite, clock: PassingTime, state: str, found: bool

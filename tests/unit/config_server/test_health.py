@@ -201,6 +201,59 @@ def test_of_a_paused_item_no_recovery_point_is_missed_and_it_is_said_that_it_is_
     assert missed == {"rpo-threshold" if point_age_s == 1000.0 else "no-recovery-point"}
 
 
+@pytest.mark.parametrize("point_age_s", [None, 1000.0, 3700.0, 30 * 86400.0])
+@pytest.mark.parametrize(
+    ("resumed_age_s", "code", "health"),
+    [
+        (0.0, "no-recovery-point-yet", Health.WARNING),
+        (899.0, "no-recovery-point-yet", Health.WARNING),
+        (3601.0, "no-recovery-point", Health.CRITICAL),
+    ],
+)
+def test_after_a_pause_a_recovery_point_is_waited_for_from_the_resume_on(
+    point_age_s: float | None, resumed_age_s: float, code: str, health: Health
+) -> None:
+    if point_age_s is not None and resumed_age_s > point_age_s:
+        point_age_s = resumed_age_s + 1.0
+    verdict = assess(facts(seeded_age_s=40 * 86400.0, point_age_s=point_age_s, resumed_age_s=resumed_age_s))
+    assert ([c.code for c in verdict.conditions], verdict.health) == ([code], health)
+    if point_age_s is not None:
+        assert f"{point_age_s:.0f} s old, none since replication was resumed {resumed_age_s:.0f} s ago" in (
+            verdict.conditions[0].message
+        ), "how old the newest point is stays what it is"
+
+
+@given(st.floats(0, 9000), st.none() | st.floats(0, 9000), st.sampled_from([300.0, 7200.0]))
+def test_a_resume_puts_off_what_is_wrong_by_no_more_than_its_own_age(
+    point_age_s: float, resumed_age_s: float | None, interval_s: float
+) -> None:
+    def missed(**changes: Any) -> set[str]:
+        seen = facts(seeded_age_s=90000.0, recovery_point_interval_s=interval_s, **changes)
+        return {c.code for c in assess(seen).conditions} & {"rpo-threshold", "no-recovery-point"}
+
+    waited_s = point_age_s if resumed_age_s is None else min(point_age_s, resumed_age_s)
+    assert missed(point_age_s=point_age_s, resumed_age_s=resumed_age_s) == missed(point_age_s=waited_s)
+
+
+def test_the_lag_that_a_pause_leaves_is_told_and_critical_only_if_it_is_not_caught_up_with() -> None:
+    late = facts(disks=[disk(replication_lag_s=86400.0)])
+
+    def lag_health(resumed_age_s: float | None) -> Health:
+        [found] = [
+            c
+            for c in assess(dataclasses.replace(late, resumed_age_s=resumed_age_s)).conditions
+            if c.code == "replication-lag"
+        ]
+        return found.health
+
+    assert [lag_health(age_s) for age_s in (None, 0.0, 1800.0, 1801.0)] == [
+        Health.CRITICAL,
+        Health.WARNING,
+        Health.WARNING,
+        Health.CRITICAL,
+    ]
+
+
 @pytest.mark.parametrize("state", [State.MIGRATING, State.MIGRATED, State.MIGRATION_FAILED])
 def test_during_a_migration_no_recovery_point_is_missed(state: State) -> None:
     found = {condition.code for condition in assess(facts(state=state, point_age_s=4000.0)).conditions}
