@@ -1,6 +1,6 @@
-"""When replication of an item was resumed. Recorded by ``protection.py``; asked by ``item_health.py`` and the reconciler's figures and alerts.
+"""When replication of an item was resumed. Recorded by ``protection.py``; asked by ``item_health.py``, the reconciler's figures and alerts.
 
-The event is the record. When it is deleted (``reconciler/housekeeping.py``: events that are old), no wait for a point begins there any more.
+The event is the record. When it is old enough to be deleted (``reconciler/housekeeping.py``), no wait for a point begins there any more.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Called by ``daemon.py`` (``make_application``) with the routes that ``api/table.
 table, so that nothing is served that is not documented. Identity comes from the verified client certificate (agents, process servers)
 or from a bearer token (operators), never from a field of the message (R11). Each route names who may call it, for operators the least
 role; what changes something, and what is refused, goes into the audit log with its outcome. Who was let in is asked again after a body that
-was waited for, and in each writing transaction (``standing.py``).
+was waited for, while he waits for his answer (``waiting_request.py``), and in each writing transaction (``standing.py``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 from aiohttp import ClientPayloadError, web
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from config_server import waiting_request
 from config_server.administrators import Administrator
 from config_server.certificates import note_use, serial_text
 from config_server.core import roles
@@ -171,6 +172,11 @@ class Route:
     def full_path(self) -> str:
         return PREFIX + self.path
 
+    @property
+    def waits(self) -> bool:
+        """Whether the answer may be long in coming: by its parameter ``wait_s``."""
+        return "wait_s" in self.query.model_fields
+
 
 def make_application(site: Site, routes: Sequence[Route], body_timeout_s: float) -> web.Application:
     """The application that serves ``routes``; a request's body has ``body_timeout_s`` to arrive whole."""
@@ -198,7 +204,7 @@ def _served(site: Site, route: Route, body_timeout_s: float) -> Callable[[web.Re
                 # It took its time, in which he may have been revoked.
                 identity = await _identified(site, route, request, certificate)
             call = _call(site, route, request, identity, document)
-            response: web.StreamResponse = _response(route, await route.handler(call))
+            response: web.StreamResponse = _response(route, await _handled(route, call, certificate))
         except Unauthenticated as error:
             note_unidentified(request)
             response = problem_response(error, 401)
@@ -216,6 +222,19 @@ def _served(site: Site, route: Route, body_timeout_s: float) -> Callable[[web.Re
         return response
 
     return serve
+
+
+async def _handled(route: Route, call: Call, certificate: PeerCertificate | None) -> HandlerResult:
+    if not route.waits:
+        return await route.handler(call)
+
+    async def check() -> None:
+        if certificate is not None:
+            certificate.check_not_expired(call.site.clock())
+        async with call.site.database.read() as session:
+            await call.standing(session)
+
+    return await waiting_request.answer_if_it_stands(route.handler(call), check, waiting_request.LOOK_S)
 
 
 async def _audit(site: Site, route: Route, request: web.Request, identity: Identity, status: int, detail: str) -> None:

@@ -10,22 +10,24 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from sqlalchemy import func, select, update
 
-from config_server import revocations
+from config_server import revocations, waiting_request
 from config_server.api import routes
 from config_server.certificates import serial_text
 from config_server.events import COMMAND_LINE
+from config_server.job_feed import MAX_JOB_WAIT_S
 from config_server.standing import HolderStanding
 from config_server.tables import (
     AdministratorTokenRow,
     CertificateRow,
     EnrolmentPassphraseRow,
     GenerationRow,
+    JobRow,
     MachineRow,
 )
 from replication.control_plane import MAX_DESIRED_WAIT_S, EnrollingRole, GenerationRequest, RenewalRequest
@@ -33,7 +35,7 @@ from replication.errors import Refused
 from replication.identifiers import DiskId, GenerationId, GenerationKey
 from replication.tls_identity import Role, new_private_key, peer_certificate, signing_request
 from tests.harness.config_site import Lab, Reply, running_lab
-from tests.harness.driven_site import SOURCE, driven_site
+from tests.harness.driven_site import SOURCE, DrivenSite, driven_site
 from tests.harness.memory_blob_client import MemoryBlobClient
 from tests.harness.postgresql_cluster import PostgresqlCluster
 from tests.harness.scripted_peers import DISK, heartbeat, new_id
@@ -294,6 +296,86 @@ async def test_a_passphrase_that_is_revoked_while_its_machine_waits_to_write_enr
         with pytest.raises(Refused, match="passphrase"):
             await enrolling
         assert await count(lab, MachineRow, CertificateRow) == [0, 0]
+
+
+# ---- while he waits for his answer
+
+
+async def waiting_for_a_job(site: DrivenSite) -> str:
+    """The request that waits for the end of a job, which does not come."""
+    job = await site.verb("/recovery-points", {})
+    return f"GET /jobs/{job['id']}?wait_s={MAX_JOB_WAIT_S:g}"
+
+
+async def revoke_token(lab: Lab, identifier: str) -> None:
+    """As another server of the site does it: nobody here is told."""
+    async with lab.running.site.database.write() as session:
+        (await session.get_one(AdministratorTokenRow, identifier)).revoked_ns = 1
+
+
+async def revoke_certificates(lab: Lab) -> None:
+    async with lab.running.site.database.write() as session:
+        await session.execute(update(CertificateRow).values(revoked_ns=1))
+
+
+@pytest.mark.parametrize("role", ["reader", "administrator"])
+async def test_whose_token_is_revoked_while_he_waits_is_refused_and_not_at_the_end_of_his_wait(
+    tmp_path: Path, halfway: Halfway, monkeypatch: pytest.MonkeyPatch, role: Literal["reader", "administrator"]
+) -> None:
+    monkeypatch.setattr(waiting_request, "LOOK_S", 0.05)
+    async with driven_site(tmp_path) as site:
+        await site.replicate()
+        lab, what = site.lab, await waiting_for_a_job(site)
+        made = await lab.running.site.administrators.create_token("mallory", COMMAND_LINE, role=role)
+        async with halfway.sent(lab, lab.tls(), what, b"", token=made.text) as request:
+            await revoke_token(lab, made.identifier)
+            async with asyncio.timeout(MAX_JOB_WAIT_S / 2):
+                reply = await request.answered()
+        assert (reply.status, b"recovery" in reply.body) == (401, False), reply.body
+
+
+async def test_whose_certificate_is_revoked_while_he_waits_is_refused_and_not_at_the_end_of_his_wait(
+    tmp_path: Path, halfway: Halfway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting_request, "LOOK_S", 0.05)
+    async with running_lab(tmp_path, MemoryBlobClient(), reconcile=False) as lab:
+        await lab.enrol(Role.AGENT, "web-1")
+        waiting = f"GET /agent/desired?after_revision=0&wait_s={MAX_DESIRED_WAIT_S}"
+        async with halfway.sent(lab, lab.tls(lab.identities["web-1"]), waiting, b"") as request:
+            await revoke_certificates(lab)
+            async with asyncio.timeout(MAX_DESIRED_WAIT_S / 2):
+                reply = await request.answered()
+        assert reply.status == 403, reply.body
+        assert b"revoked" in reply.body
+
+
+async def test_what_comes_after_the_revocation_is_not_given_to_the_revoked(
+    tmp_path: Path, halfway: Halfway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """News before the next look."""
+    monkeypatch.setattr(waiting_request, "LOOK_S", 3600.0)
+    async with driven_site(tmp_path) as site:
+        await site.replicate()
+        lab = site.lab
+        made = await lab.running.site.administrators.create_token("mallory", COMMAND_LINE)
+        job = await waiting_for_a_job(site)
+        desired = f"GET /agent/desired?after_revision={(await site.desired())['revision']}&wait_s={MAX_DESIRED_WAIT_S}"
+        async with contextlib.AsyncExitStack() as stack:
+            for_job, for_desired = [
+                await stack.enter_async_context(halfway.sent(lab, lab.tls(identity), what, b"", token=token))
+                for what, identity, token in (
+                    (job, None, made.text),
+                    (desired, lab.identities["web-1"], ""),
+                )
+            ]
+            await revoke_token(lab, made.identifier)
+            await revoke_certificates(lab)
+            async with lab.running.site.database.write() as session:
+                await session.execute(update(JobRow).values(state="succeeded", ended_ns=1))
+                await session.execute(update(MachineRow).values(desired_revision=MachineRow.desired_revision + 1))
+            lab.running.site.jobs.wake()
+            lab.running.site.feed.wake_here()
+            assert [(await each.answered()).status for each in (for_job, for_desired)] == [401, 403]
 
 
 # ---- what is open at the other server
