@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -126,7 +125,10 @@ def site(tmp_path_factory: pytest.TempPathFactory, built: Built) -> Iterator[Sit
         site.before = site.files()
         machine.run(f"mount {disk.device} /srv")
         machine.let_agents_lock_memory()
-        yield site
+        try:
+            yield site
+        finally:
+            machine.try_to("fsfreeze --unfreeze /srv")  # a test that failed left it so: its disk could not be detached
 
 
 def test_packages_install_an_appliance_that_runs_without_pythons_of_the_machine(site: Site) -> None:
@@ -338,7 +340,7 @@ def leave_frozen(site: Site) -> None:
     site.machine.run(f"mount {site.disk.device} /srv")
     device = site.disk.device.stat().st_rdev
     mount = {"mount_point": "/srv", "fs_type": "ext4", "source": "-", "device": [os.major(device), os.minor(device)]}
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    boot = site.machine.run("cat /proc/sys/kernel/random/boot_id").strip()  # a container's is its own
     record = json.dumps({"boot": boot, "mounts": [mount]})
     site.machine.run(
         f"mkdir -p /run/blockferry; echo '{record}' > /run/blockferry/agent-{uuid.uuid4()}.frozen; fsfreeze --freeze /srv"
