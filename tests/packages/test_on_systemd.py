@@ -94,8 +94,10 @@ class Site:
 
     def files(self) -> frozenset[str]:
         found = run("find", self.machine.root, "-xdev", "-printf", "/%P\\n").splitlines()
-        # Mounted inside of it, so that they are not seen from outside: of /run the agent's own, of the kernel's pins all.
-        inside = self.machine.try_to("find /run/blockferry /sys/fs/bpf").stdout.splitlines()
+        # Mounted inside of it, so not seen from outside: of /run the agent's own; all pins, but not what the kernel puts there.
+        inside = self.machine.try_to(
+            "find /run/blockferry; find /sys/fs/bpf -mindepth 1 ! -name '*.debug'"
+        ).stdout.splitlines()
         return frozenset([path for path in found if not _PASSING.match(path)] + inside)
 
 
