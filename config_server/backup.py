@@ -55,7 +55,7 @@ MEMBERS: Final = (CONFIGURATION, *_AUTHORITY, KEY, DATABASE, MANIFEST)
 """All of them, in this order: what the configuration says is needed before anything is written."""
 STAGING: Final = "restoring"
 CHECKING: Final = ".blockferry-check"
-"""What a check that was killed leaves under this name, the site's keys in clear, the next check beside it clears."""
+"""What a check that was killed leaves under this name, the site's keys in clear, the next check in the same directory clears."""
 _PIECE: Final = 2**20
 _MAX_SMALL_BYTES: Final = 2**20
 _HARMLESS: Final = ("lost+found", STAGING)
@@ -130,8 +130,8 @@ def _digested(path: Path, size_bytes: int, digests: dict[str, dict[str, object]]
 # -- restoration --------------------------------------------------------------------------------------------------
 
 
-def check_backup(archive: Path, passphrase: str) -> BackupFacts:
-    """Open all of it and prove it, in a private directory beside it that is gone on return; nothing else is changed.
+def check_backup(archive: Path, passphrase: str, work_in: Path | None = None) -> BackupFacts:
+    """Open all of it and prove it, in a private directory in ``work_in`` (None: beside it) that is gone on return; nothing else is changed.
 
     :raises IntegrityError: if it could not be restored. :raises Conflict: if another check runs beside it.
     :raises SettingsError: if it cannot be read, or there can be no such directory.
@@ -139,7 +139,7 @@ def check_backup(archive: Path, passphrase: str) -> BackupFacts:
     with _opened(archive) as stream:
         members = opened_members(stream, passphrase)
         _first(members)
-        with private_scratch(archive.absolute().parent / CHECKING) as scratch:
+        with private_scratch((work_in or archive.parent).absolute() / CHECKING) as scratch:
             return _unpacked(members, scratch)
 
 

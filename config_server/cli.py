@@ -349,16 +349,23 @@ def backup(config_path: Path, out: Path, passphrase_file: Path) -> None:
 @_passphrase_file
 @click.option("--check", is_flag=True, help="Only prove that the backup can be restored; nothing is changed.")
 @click.option(
+    "--work-in",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="With --check: a directory of this machine for what is in it, in clear meanwhile; by default beside ARCHIVE.",
+)
+@click.option(
     "--keep-database",
     is_flag=True,
     help="On PostgreSQL: the database has the site still; only authority, key and configuration are restored.",
 )
-def restore(config_path: Path, archive: Path, passphrase_file: Path, *, check: bool, keep_database: bool) -> None:
+def restore(
+    config_path: Path, archive: Path, passphrase_file: Path, *, check: bool, work_in: Path | None, keep_database: bool
+) -> None:
     """Restore a backup into an empty state directory (and an empty PostgreSQL database); then say what follows."""
     try:
         passphrase = _passphrase(passphrase_file)
         if check:
-            facts = check_backup(archive, passphrase)
+            facts = check_backup(archive, passphrase, work_in)
             click.echo(
                 f"{archive} can be restored: the site {facts.authority_fingerprint[:23]}... as of {facts.created_at}"
             )

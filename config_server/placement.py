@@ -92,9 +92,11 @@ async def placed_items(
     session: AsyncSession,
     ages: Ages,
     words: Mapping[str, ReachWord] | None = None,
-    reach_moved: Mapping[str, Age] | None = None,
+    reach_moved: Mapping[tuple[str, str], Age] | None = None,
 ) -> list[PlacedItem]:
-    """Every item that has not ended. ``words`` of agents and ``reach_moved``: by item, for who decides whether it moves."""
+    """Every item that has not ended, for who decides whether it moves: ``words`` of agents by item, ``reach_moved`` by item and where it
+    was moved to.
+    """
     words, reach_moved = words or {}, reach_moved or {}
     churn = await session.execute(
         select(ItemDiskRow.item_id, func.sum(ItemDiskRow.steady_churn_bytes_per_s)).group_by(ItemDiskRow.item_id)
@@ -115,7 +117,7 @@ async def placed_items(
             hold=holds.get(identifier, Hold.NONE),
             word=(word := words.get(identifier)),
             out_of_reach=frozenset() if word is None else frozenset(word.unreached),
-            reach_moved=reach_moved.get(identifier),
+            reach_moved=None if server is None else reach_moved.get((identifier, server)),
         )
         for identifier, server, placed_ns in rows
     ]
@@ -205,8 +207,10 @@ class Placement:
         self._told_waiting = True
         """Some items may bear the reason why they wait: always after a start."""
         self._reach = ReachReports()
-        self._reach_moved_s: dict[str, float] = {}
-        """When an item was last moved for reach, by the monotonic clock. Forgotten with the process: then one move more at most."""
+        self._reach_moved: dict[str, tuple[str, float]] = {}
+        """Where an item was last moved for reach, and when by the monotonic clock: where it is there, the move was committed. Gone with
+        the process: then one move more at most.
+        """
         self._listening = Listening(ages.monotonic_s(), self._deaf_after_s)
 
     async def listen(self) -> None:
@@ -230,7 +234,7 @@ class Placement:
             await give(session, item, move.target, move.cause.value, move.reason, SYSTEM, now_ns)
             self.moves[move.cause.value] += 1
             if move.cause is Cause.REACH:
-                self._reach_moved_s[move.item] = self._ages.monotonic_s()
+                self._reach_moved[move.item] = move.target, self._ages.monotonic_s()
         if decision.waiting or self._told_waiting:
             await _note_waiting(session, {waiting.item: waiting.reason for waiting in decision.waiting})
         self._told_waiting = bool(decision.waiting)
@@ -241,15 +245,15 @@ class Placement:
         self.calm_s = 0.0 if in_doubt else self._until_silence_s(found, listening_s, newest_heard_s)
         return bool(decision.moves)
 
-    def _since_reach_moves(self) -> dict[str, Age]:
+    def _since_reach_moves(self) -> dict[tuple[str, str], Age]:
         """Of those that may still matter; the others are forgotten."""
         now_s = self._ages.monotonic_s()
-        self._reach_moved_s = {
-            item: moved_s
-            for item, moved_s in self._reach_moved_s.items()
+        self._reach_moved = {
+            item: (target, moved_s)
+            for item, (target, moved_s) in self._reach_moved.items()
             if now_s - moved_s <= self._rules.between_reach_moves_s
         }
-        return {item: Age(now_s - moved_s) for item, moved_s in self._reach_moved_s.items()}
+        return {(item, target): Age(now_s - moved_s) for item, (target, moved_s) in self._reach_moved.items()}
 
     def _until_silence_s(self, found: Iterable[Candidate], listening_s: float, newest_heard_s: float | None) -> float:
         """Until silence may begin to count, of a process server or of everybody. What else comes with time (rebalancing) need not be

@@ -9,10 +9,14 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from replication.errors import Conflict, SettingsError
+
+_PRIVATE: Final = 0o700
 
 
 @contextlib.contextmanager
@@ -26,7 +30,7 @@ def private_scratch(place: Path) -> Iterator[Path]:
     except OSError as error:
         raise SettingsError(
             f"cannot work in {place}: {error.strerror or error}",
-            hint="put the backup into a directory that is yours alone, with room for what is in it",
+            hint="--work-in names a directory of this machine that is yours alone, with room for what is in it",
         ) from error
     try:
         yield place
@@ -46,7 +50,7 @@ def _taken(place: Path) -> int:
         finally:
             os.close(left)
     try:
-        place.mkdir(mode=0o700)
+        place.mkdir(mode=_PRIVATE)
     except FileExistsError:
         raise _conflict(place) from None
     descriptor = _held(place)
@@ -54,7 +58,14 @@ def _taken(place: Path) -> int:
     if made.st_uid != os.geteuid() or not os.path.samestat(made, place.lstat()):
         os.close(descriptor)
         raise _conflict(place)
-    os.fchmod(descriptor, 0o700)
+    os.fchmod(descriptor, _PRIVATE)
+    if stat.S_IMODE(os.fstat(descriptor).st_mode) != _PRIVATE:
+        place.rmdir()
+        os.close(descriptor)
+        raise SettingsError(
+            f"cannot work in {place}: its file system keeps no permissions, so others could read what is in it",
+            hint="--work-in names a directory of this machine, such as /dev/shm",
+        )
     return descriptor
 
 

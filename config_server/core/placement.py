@@ -288,7 +288,7 @@ def decide(
             _assign(found, item)
         elif source.is_silent(rules, listening_s):
             _take_over(found, item, source)
-        elif not source.draining and item.has_lost_its_way(rules):
+        elif not source.draining and listening_s >= rules.unreached_after_s and item.has_lost_its_way(rules):
             _mend_reach(found, item, source)
     _drain(found, items, listening_s)
     if rules.rebalance and not found.moves and not found.waiting and listening_s >= rules.steady_after_s:

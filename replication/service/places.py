@@ -9,6 +9,8 @@ nothing do not make it younger. Who dials again and again does not push out who 
 and newcomers wait in the kernel's queue, in their order. If one source has more than an eighth of the places, its oldest goes first, so
 that a crowd at one address costs those at others nothing. An identified connection that is idle goes only while fewer than a sixteenth of
 the places are unidentified ones, all within their chance: otherwise a site whose agents fill every place could be joined by nobody.
+
+An answer that is still being sent keeps no place: who does not read it would keep one for ever.
 """
 
 from __future__ import annotations

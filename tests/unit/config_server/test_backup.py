@@ -176,6 +176,27 @@ async def test_a_check_that_is_killed_leaves_keys_only_in_a_private_place_that_t
     assert list(kept.iterdir()) == [second]
 
 
+async def test_a_check_works_where_it_is_told_and_nowhere_without_permissions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_lab(tmp_path / "old", MemoryBlobClient(), reconcile=False) as lab:
+        archive = await backed_up(lab, tmp_path)
+    elsewhere = tmp_path / "of this machine"
+    elsewhere.mkdir()
+    (archive.parent / CHECKING).touch()  # where nothing can be made
+    with pytest.raises(SettingsError, match="--work-in"):
+        check_backup(archive, PASSPHRASE)
+    assert check_backup(archive, PASSPHRASE, elsewhere).database_bytes > 0
+    monkeypatch.setattr("os.fchmod", lambda _descriptor, _mode: None)
+    before = os.umask(0o300)  # stands for a file system that has no permissions of its own
+    try:
+        with pytest.raises(SettingsError, match="keeps no permissions"):
+            check_backup(archive, PASSPHRASE, elsewhere)
+    finally:
+        os.umask(before)
+    assert list(elsewhere.iterdir()) == []
+
+
 async def test_checks_do_not_get_into_each_other_s_way(tmp_path: Path) -> None:
     async with running_lab(tmp_path / "old", MemoryBlobClient(), reconcile=False) as lab:
         archive = await backed_up(lab, tmp_path)

@@ -254,8 +254,9 @@ def test_item_that_has_lost_its_way_goes_where_its_agent_has_one() -> None:
     assert (move.target, move.cause) == ("c", Cause.REACH), "the least loaded of those that it has connected to"
     assert "its agent cannot reach process server ps-a, but ps-c" in move.reason
     young = [dataclasses.replace(each, steady=Age(5.0)) for each in servers]
-    assert decided(young, items("a", 2, **lost), listening_s=0.0).moves, (
-        "whoever has no way is not made to wait for one"
+    assert decided(young, items("a", 2, **lost), listening_s=60.0).moves, "the newcomers need not have settled"
+    assert not decided(young, items("a", 2, **lost), listening_s=59.0).moves, (
+        "a word from before this server's start may be of the reboot of both; its agent has had no time for another"
     )
 
 
