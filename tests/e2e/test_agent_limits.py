@@ -109,8 +109,8 @@ def test_the_kernel_sees_the_limits_kept_and_no_freeze_waits_for_them(tmp_path: 
         wait_until("the limits in force", lambda: limit_in_force(LIMIT), 30.0)
 
         # Initial replication: the limit is what it waits for, and in no window of two seconds and more it reads more.
-        site.begin_protection(disk.device, point_interval="1 h")
         samples = [used(pid)]
+        site.begin_protection(disk.device, point_interval="1 h")
         while site.operator.required_item()["state"] != "replicating":
             time.sleep(0.2)
             samples.append(used(pid))

@@ -97,7 +97,8 @@ def trouble_the_store(site: FaultSite, relay: FaultyRelay) -> None:
     for what, trouble in BLOCKING.items():
         relay.begin(trouble)
         if trouble.status:
-            site.await_condition("upload-blocked", "")
+            # Not upload-blocked: where the writer is behind by all epochs that may be unconfirmed, there is nothing to upload.
+            site.await_condition("store-unreachable", f"HTTP status {trouble.status}")
         suffer(site, relay, f"store: {what}")
     for what, trouble in SLOW.items():
         relay.begin(trouble)
