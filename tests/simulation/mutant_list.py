@@ -403,7 +403,7 @@ MUTANTS: Final = (
            "with self._coordinator.limits_lifted():", "with ExitStack():",
            test=f"{_AGENTS}/test_agent_cutover.py::test_once_the_disks_are_claimed_no_limit_makes_the_downtime_longer"),
     # ---- P1: acknowledgement
-    Mutant("P1", "a batch is acknowledged before it is durable", _BATCHES, "        await self._spool.durable(sealed.written)\n", ""),
+    Mutant("P1", "a batch is acknowledged before it is durable", _BATCHES, "            await self._spool.durable(sealed.written)\n", ""),
     Mutant("P1", "a manifest is acknowledged before it is durable", _MANIFESTS, "            await self._spool.durable(written)\n", ""),
     Mutant("P1", "an epoch is dropped without a receipt", _SESSION,
            "        return sealed if await self._manifests.put(sealed) else None",

@@ -24,6 +24,17 @@ def test_the_place_of_every_defect_is_found_once(mutant: Mutant) -> None:
         assert old != new
 
 
+@pytest.mark.parametrize("mutant", MUTANTS, ids=_NAMES)
+def test_what_is_planted_is_python(mutant: Mutant) -> None:
+    """A defect that cannot be imported is noticed by anything, and proves nothing."""
+    sources = {file: (REPOSITORY / file).read_text() for file, _, _ in mutant.edits}
+    for file, old, new in mutant.edits:
+        sources[file] = sources[file].replace(old, new)
+    for file, source in sources.items():
+        if file.endswith(".py"):
+            compile(source, file, "exec")
+
+
 @pytest.mark.parametrize("mutant", _TESTED, ids=[mutant.test for mutant in _TESTED])
 def test_the_test_that_a_defect_names_exists(mutant: Mutant) -> None:
     file, _, name = mutant.test.partition("::")
