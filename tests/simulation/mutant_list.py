@@ -207,7 +207,9 @@ MUTANTS: Final = (
            "(epoch.cut is not None or (epoch.number, epoch.attempt) == self._begun)", "((epoch.number, epoch.attempt) == self._begun)",
            test=f"{_AGENTS}/test_disk_session.py::test_a_point_whose_cut_was_cancelled_before_anything_of_it_was_read_is_never_shipped_as_one"),
     Mutant("R4", "another digest's segment is taken for stored", "process_server/uploader/segment_uploader.py",
-           "if (stored.digest, stored.tag) == (job.entry.digest, job.entry.tag):", "if stored:", under="history scan"),
+           "if (stored.digest, stored.tag) == (job.entry.digest, job.entry.tag):", "if stored:",
+           test="tests/unit/process_server/uploader/test_segment_uploader.py"
+           "::test_what_another_has_stored_is_a_success_only_with_the_same_digest_and_tag"),
     Mutant("R4", "a batch under the key of another one is a success", _BATCHES, "        if digest != known.digest:", "        if False:",
            test=f"{_INTAKE}::test_other_content_under_the_same_key_is_never_taken"),
     Mutant("R4", "an agent that is behind the sink does not notice", _RECEIPTS,
