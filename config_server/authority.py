@@ -275,6 +275,10 @@ class TrustStore:
             raise SettingsError(f"cannot use the authority in {self.directory}: key and certificate do not match")
         return Authority(certificate, key)
 
+    def trusted(self) -> list[x509.Certificate]:
+        """As ``trusted_pem``, read."""
+        return x509.load_pem_x509_certificates(self.trusted_pem().encode())
+
     def trusted_pem(self) -> str:
         """Every trusted authority, the issuing one first.
 

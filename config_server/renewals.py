@@ -131,8 +131,7 @@ class Renewals:
             raise InvalidInput(
                 "cannot read the certificate that was shown", hint="one certificate in PEM form"
             ) from error
-        trusted = x509.load_pem_x509_certificates(self._trust_store.trusted_pem().encode())
-        if not any(is_issued_by(certificate, authority) for authority in trusted):
+        if not any(is_issued_by(certificate, authority) for authority in self._trust_store.trusted()):
             raise Refused("cannot recover this certificate: it was not issued by this site's authority")
         name = peer_certificate(certificate.public_bytes(serialization.Encoding.DER)).name
         if name.role.value != request.role:

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from cryptography import x509
 from sqlalchemy import select
 
 from config_server.authority import TrustStore
@@ -63,7 +62,7 @@ class KnownKeys:
 
 
 def _trusted(trust_store: TrustStore) -> set[str]:
-    return {fingerprint(known) for known in x509.load_pem_x509_certificates(trust_store.trusted_pem().encode())}
+    return {fingerprint(known) for known in trust_store.trusted()}
 
 
 def _opens(key: KeyEncryptionKey, wrapped: str, disk: str) -> bool:

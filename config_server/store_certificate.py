@@ -12,15 +12,12 @@ While it cannot be looked at, what was seen last counts: a sink that is down has
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime as dt
 import logging
-from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from config_server.authority import TrustStore
 from config_server.core.certificate_health import sink_certificate_condition
@@ -28,6 +25,7 @@ from config_server.core.health import Condition
 from config_server.events import Clock
 from replication.blob_client.settings import BlobEndpointSettings, client_tls
 from replication.certificate_life import CertificateLife
+from replication.renewal import is_issued_by
 from replication.tls_identity import Role, certificate_life
 
 LOOK_EVERY_S: Final = 300.0
@@ -63,7 +61,8 @@ class StoreCertificate:
         try:
             async with asyncio.timeout(self._settings.connect_timeout_s):
                 certificate = await self._certificate()
-            self._life = certificate_life(certificate) if self._is_the_site_s(certificate) else None
+            is_the_sites = any(is_issued_by(certificate, authority) for authority in self._trust_store.trusted())
+            self._life = certificate_life(certificate) if is_the_sites else None
         except Exception as error:  # noqa: BLE001 -- whatever the store shows, this look alone fails, and says so
             self._note(str(error) or type(error).__name__)
             return LOOK_AGAIN_S
@@ -96,20 +95,7 @@ class StoreCertificate:
             transport.abort()
         return x509.load_der_x509_certificate(der)
 
-    def _is_the_site_s(self, certificate: x509.Certificate) -> bool:
-        return any(_issued(authority, certificate) for authority in self._authorities())
-
-    def _authorities(self) -> Sequence[x509.Certificate]:
-        return x509.load_pem_x509_certificates(self._trust_store.trusted_pem().encode())
-
     def _note(self, problem: str | None) -> None:
         if problem is not None and problem != self._problem:
             _logger.warning("cannot look at the store's certificate", extra={"fields": {"error": problem}})
         self._problem = problem
-
-
-def _issued(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
-    with contextlib.suppress(ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        certificate.verify_directly_issued_by(authority)
-        return True
-    return False

@@ -21,6 +21,11 @@ def points_are_due(state: State, *, paused: bool) -> bool:
     return not (paused or state is State.PAUSED or state in NO_NEW_POINTS)
 
 
+def waited_s(age_s: float, resumed_age_s: float | None) -> float:
+    """How long a point could have been made and was not. ``age_s``: of the newest, or since there could have been one."""
+    return age_s if resumed_age_s is None else min(age_s, resumed_age_s)
+
+
 @dataclass(frozen=True, slots=True)
 class PointWait:
     """``age_s``: of the newest good point, or since initial replication was over; ``resumed_age_s`` None: it was never paused."""
@@ -31,8 +36,8 @@ class PointWait:
 
     @property
     def waited_s(self) -> float:
-        """How long a point could have been made and was not; what alerts count."""
-        return self.age_s if self.resumed_age_s is None else min(self.age_s, self.resumed_age_s)
+        """What alerts count."""
+        return waited_s(self.age_s, self.resumed_age_s)
 
     @property
     def since_resumed(self) -> str:

@@ -9,11 +9,7 @@ from rich.console import Console
 
 from config_server.migratectl.checked_input import checked
 from config_server.migratectl.connection import ConfigServer, path_part
-from config_server.migratectl.invocation import (
-    Invocation,
-    json_option,
-    pass_invocation,
-)
+from config_server.migratectl.invocation import Invocation, json_option, pass_invocation
 from config_server.migratectl.rendering import Cell, duration, size, table
 from config_server.migratectl.showing import show
 from config_server.migratectl.work_hours_options import HOURS_OPTIONS, changed_hours

@@ -11,12 +11,7 @@ from rich.console import Console
 from config_server.alert_plane import AcknowledgementRequest, AlertStatus, HealthReason, SiteHealth, WebhookTrial
 from config_server.migratectl.checked_input import checked
 from config_server.migratectl.connection import ConfigServer, path_part
-from config_server.migratectl.invocation import (
-    EXIT_FAILED,
-    Invocation,
-    json_option,
-    pass_invocation,
-)
+from config_server.migratectl.invocation import EXIT_FAILED, Invocation, json_option, pass_invocation
 from config_server.migratectl.rendering import Cell, coloured, table
 from config_server.migratectl.showing import show
 from config_server.operator_plane import Page

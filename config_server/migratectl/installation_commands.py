@@ -14,11 +14,7 @@ import click
 from config_server.discovery_plane import InstallationRequest, InstallationStatus
 from config_server.migratectl.connection import ConfigServer, WaitTimedOut, path_part
 from config_server.migratectl.discovery_commands import read_credentials
-from config_server.migratectl.invocation import (
-    Invocation,
-    json_option,
-    pass_invocation,
-)
+from config_server.migratectl.invocation import Invocation, json_option, pass_invocation
 from config_server.migratectl.rendering import Cell, coloured, size, table
 from config_server.migratectl.showing import show
 from config_server.operator_plane import Page

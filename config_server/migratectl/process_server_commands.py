@@ -10,13 +10,7 @@ from rich.console import Console
 
 from config_server.migratectl.checked_input import checked
 from config_server.migratectl.connection import ConfigServer, WaitTimedOut, path_part
-from config_server.migratectl.invocation import (
-    Invocation,
-    confirm_option,
-    confirmed,
-    json_option,
-    pass_invocation,
-)
+from config_server.migratectl.invocation import Invocation, confirm_option, confirmed, json_option, pass_invocation
 from config_server.migratectl.rendering import Cell, heard_ago, percent, rate, size, table
 from config_server.migratectl.showing import show
 from config_server.migratectl.upload_limits_commands import limit_cells

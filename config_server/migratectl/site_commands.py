@@ -27,13 +27,7 @@ from config_server.migratectl.connection import (
     stored_settings_text,
 )
 from config_server.migratectl.discovery_rendering import tell_discovery
-from config_server.migratectl.invocation import (
-    EXIT_NOT_READY,
-    Invocation,
-    guarded,
-    json_option,
-    pass_invocation,
-)
+from config_server.migratectl.invocation import EXIT_NOT_READY, Invocation, guarded, json_option, pass_invocation
 from config_server.migratectl.rendering import (
     Cell,
     coloured,
@@ -349,9 +343,8 @@ def set_policy(
             Policy, values, POLICY_OPTIONS, hint="`migratectl set-policy --help` says what each option takes"
         )
         if name in present:
-            changed = PolicyStatus(
-                **policy.model_dump(), revision=present[name].revision
-            )  # what another changed meanwhile stays
+            # With what was read: what another changed meanwhile stays.
+            changed = PolicyStatus(**policy.model_dump(), revision=present[name].revision)
             return await server.send("PUT", f"/policies/{path_part(name)}", PolicyStatus, changed)
         return await server.send("POST", "/policies", PolicyStatus, policy)
 

@@ -14,11 +14,7 @@ from rich.console import Console
 from config_server.core.target_disks import DISK_TYPES, DiskType
 from config_server.migratectl.checked_input import in_range
 from config_server.migratectl.connection import ConfigServer, WaitTimedOut, path_part
-from config_server.migratectl.invocation import (
-    Invocation,
-    json_option,
-    pass_invocation,
-)
+from config_server.migratectl.invocation import Invocation, json_option, pass_invocation
 from config_server.migratectl.rendering import Cell, duration, table
 from config_server.migratectl.showing import show
 from config_server.migratectl.sizing_page import sizing_page

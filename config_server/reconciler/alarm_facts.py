@@ -27,7 +27,7 @@ from config_server.core.alert_catalogue import sighting_of, sightings_of_item
 from config_server.core.alerts import SITE, Sighting, Subject
 from config_server.core.certificate_health import certificate_condition
 from config_server.core.health import Condition, Health, Verdict
-from config_server.core.point_wait import points_are_due
+from config_server.core.point_wait import points_are_due, waited_s
 from config_server.core.protected_item import State
 from config_server.core.site_health import (
     DiskChurn,
@@ -205,8 +205,7 @@ class AlarmFacts:
             )
         )
         age_s = at_least_s(self.ages.of("app-point", row.id, max(newest_ns or 0, row.seeded_ns))) or 0.0
-        resumed_s = await resumed_age_s(session, row.id, self.ages)
-        return age_s if resumed_s is None else min(age_s, resumed_s)
+        return waited_s(age_s, await resumed_age_s(session, row.id, self.ages))
 
     async def _of_process_servers(
         self, session: AsyncSession, rows: Sequence[ProcessServerRow], churn: Mapping[str | None, int]

@@ -21,7 +21,7 @@ from config_server.config import HeartbeatSettings
 from config_server.core.age import at_least_s
 from config_server.core.health import Health
 from config_server.core.job import OPEN_STATES
-from config_server.core.point_wait import points_are_due
+from config_server.core.point_wait import points_are_due, waited_s
 from config_server.core.protected_item import State
 from config_server.core.source_hold import SourceHold, hold_now
 from config_server.divergences import differing_disks
@@ -101,8 +101,7 @@ async def take_snapshot(
             snapshot.differing[names[item.machine_id]] = len(await differing_disks(session, item.id))
             if item.seeded_ns is not None and points_are_due(State(item.state), paused=item.paused):
                 seeded = at_least_s(ages.of("seeded", item.id, item.seeded_ns)) or 0.0
-                resumed = await resumed_age_s(session, item.id, ages)
-                seeded_s[names[item.machine_id]] = seeded if resumed is None else min(seeded, resumed)
+                seeded_s[names[item.machine_id]] = waited_s(seeded, await resumed_age_s(session, item.id, ages))
             if State(item.state) is State.MIGRATED:
                 age = agent_age(await session.get_one(MachineRow, item.machine_id), ages)
                 hold = hold_now(await source_hold(session, item), age, heartbeat.agent_timeout_s)

@@ -25,9 +25,8 @@ from mobility_agent.block_device.kernel_counters import KernelCounters
 from mobility_agent.change_tracker.ebpf.objects import pinned_control
 from mobility_agent.change_tracker.ebpf.pins import UNFINISHED, Pins
 from mobility_agent.installation.install import Say
-from mobility_agent.installation.uninstall import STATE_ENTRIES, configured
+from mobility_agent.installation.uninstall import STATE_ENTRIES, configured, thaw_what_was_left
 from mobility_agent.quiesce.freeze_record import RUN_DIRECTORY
-from mobility_agent.quiesce.left_frozen import thaw_all_left
 from replication.durable_file import DurableFile, make_directory_durably
 from replication.errors import BlockferryError
 from replication.identifiers import parse_uuid
@@ -42,8 +41,7 @@ def note_remains(
 
     Before that, what the removed agent left frozen is thawed: nobody would do it later. Nothing else is changed.
     """
-    for mount_point in thaw_all_left(run_directory):
-        say(f"thawed {mount_point}, which an agent that was killed left frozen")
+    thaw_what_was_left(say, run_directory)
     state_dir, tracker = configured(configuration, say)
     lines = [*_tracking(tracker.pin_root), f"directory {tracker.pin_root}"]
     lines += [f"entry {state_dir / name}" for name in STATE_ENTRIES]

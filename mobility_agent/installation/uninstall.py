@@ -31,6 +31,7 @@ from mobility_agent.installation.places import (
     installed_trees,
 )
 from mobility_agent.inventory import locate_disk
+from mobility_agent.quiesce.freeze_record import RUN_DIRECTORY
 from mobility_agent.quiesce.left_frozen import thaw_all_left
 from replication.durable_file import DurableFile
 from replication.errors import BlockferryError
@@ -54,9 +55,9 @@ _MOST_NAMED: Final = 5
 
 def uninstall(say: Say, *, purge: bool) -> None:
     """Nothing of the programs is left on return, and with ``purge`` nothing of the agent at all. What is gone already is no error."""
-    _thaw(say)  # first: stopping and removing write, and would wait for a thaw that nobody is left to do
+    thaw_what_was_left(say)  # first: stopping and removing write, and would wait for a thaw that nobody is left to do
     system.stop_and_disable()
-    _thaw(say)  # the agent that was stopped
+    thaw_what_was_left(say)  # the agent that was stopped
     if purge:
         state_dir, tracker = configured(CONFIGURATION, say)
         discard_all_tracking(tracker, state_dir)
@@ -83,8 +84,8 @@ def uninstall(say: Say, *, purge: bool) -> None:
     )
 
 
-def _thaw(say: Say) -> None:
-    for mount_point in thaw_all_left():
+def thaw_what_was_left(say: Say, run_directory: Path = RUN_DIRECTORY) -> None:
+    for mount_point in thaw_all_left(run_directory):
         say(f"thawed {mount_point}, which an agent that was killed left frozen")
 
 
