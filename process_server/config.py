@@ -24,7 +24,6 @@ from replication.config_server_urls import check_standby_urls
 from replication.data_plane import DEFAULT_PORT
 from replication.errors import SettingsError
 from replication.hours_settings import require_usable_hours
-from replication.sealed_segment import DEFAULT_COMPRESSION_LEVEL
 from replication.server_addresses import DiscoverySettings
 from replication.service.connections import ConnectionSettings
 from replication.service.https import ListenAddress
@@ -74,13 +73,16 @@ class SpoolSettings:
 
 @dataclass(frozen=True, slots=True)
 class IntakeSettings:
-    """``buffer_bytes``: memory for batches on their way in; ``batches_in_flight``: what each agent is told to keep to."""
+    """``buffer_bytes``: memory for batches on their way in; ``batches_in_flight``: what each agent is told to keep to.
+
+    ``compression_level``: zstd's; None: by what holds replication up (``core/compression.py``).
+    """
 
     buffer_bytes: int = DEFAULT_INTAKE_BUFFER_BYTES
     batches_in_flight: int = DEFAULT_BATCHES_IN_FLIGHT
     body_timeout_s: float = DEFAULT_DEADLINE_S
     sealing_threads: int = DEFAULT_THREADS
-    compression_level: int = DEFAULT_COMPRESSION_LEVEL
+    compression_level: int | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -90,7 +92,8 @@ class IntakeSettings:
         )
         _require(1 <= self.batches_in_flight <= 64, f"use {self.batches_in_flight} batches_in_flight", "1 to 64")
         _require(1 <= self.sealing_threads <= 64, f"use {self.sealing_threads} sealing_threads", "1 to 64")
-        _require(-7 <= self.compression_level <= 19, f"use compression_level {self.compression_level}", "-7 to 19")
+        level = self.compression_level
+        _require(level is None or -7 <= level <= 19, f"use compression_level {level}", "-7 to 19")
         _require(self.body_timeout_s > 0, "use a body_timeout_s that is not positive")
 
 

@@ -37,6 +37,7 @@ from process_server.heap import HeapKeeper
 from process_server.intake.back_pressure import BackPressure
 from process_server.intake.batch_intake import BatchIntake
 from process_server.intake.body import TIMES_AS_A_WHOLE
+from process_server.intake.compression_choice import CompressionChoice
 from process_server.intake.grants import Grants, GrantSource
 from process_server.intake.http_surface import HttpSurface
 from process_server.intake.manifest_intake import ManifestIntake
@@ -228,12 +229,9 @@ class _Site:
         )
         self.peers = Peers(clock)
         self.grants = Grants(config_server, self.inquiry, clock, self._known_owner)
-        self.sealing = Sealing(
-            self.spool,
-            threads=settings.intake.sealing_threads,
-            level=settings.intake.compression_level,
-            unix_ns=clock.unix_ns,
-        )
+        threads, fixed = settings.intake.sealing_threads, settings.intake.compression_level
+        compression = CompressionChoice(fixed, threads, self.backlog, throttle, self.metrics.segments_sealed)
+        self.sealing = Sealing(self.spool, threads=threads, level=compression.level, unix_ns=clock.unix_ns)
         self.uploader = SegmentUploader(
             self.backlog,
             self.schedule,

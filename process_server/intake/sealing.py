@@ -1,8 +1,8 @@
 """Verify, compress, encrypt, append to the spool: the processor-bound part of a batch's way, in a few threads.
 
-Called by ``batch_intake``. zstd, AES-GCM and writes release the interpreter lock; each thread keeps its own ``SegmentSealer``. A segment is
-sealed where it will lie in its record, and appended in the same thread, so that nothing is copied. It stays in memory for the uploader
-if the spool has room for that (``kept_segments``); else no more than one per thread is in memory, however many agents ship.
+Called by ``batch_intake``. zstd, AES-GCM and writes release the interpreter lock; each thread keeps its own ``SegmentSealer``s, one a
+level. A segment is sealed where it will lie in its record, and appended in the same thread, so that nothing is copied. It stays in memory
+for the uploader if the spool has room for that (``kept_segments``); else one per thread at the most is in memory, however many agents ship.
 """
 
 from __future__ import annotations
@@ -42,10 +42,12 @@ class SealedBatch:
 class Sealing:
     """A pool of sealing threads. ``close`` when nothing is in flight any more."""
 
-    def __init__(self, spool: Spool, *, threads: int, level: int, unix_ns: Callable[[], int]) -> None:
+    def __init__(self, spool: Spool, *, threads: int, level: Callable[[int], int], unix_ns: Callable[[], int]) -> None:
+        """:param level: zstd's level for the next batch, by how many are sealed or wait for it, that one included."""
         self._spool = spool
         self._level = level
         self._unix_ns = unix_ns
+        self._sealing = 0
         self._local = threading.local()
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="seal")
 
@@ -62,21 +64,23 @@ class Sealing:
     async def seal(self, key: BatchKey, frame: memoryview, grant: Grant) -> SealedBatch:
         """Check a frame, seal it, append the segment to the spool; raises as ``verify`` and ``Spool.append`` do."""
         memory = self._spool.kept.room(frame.nbytes)
+        self._sealing += 1
         try:
-            sealed = await finished_in(self.pool, lambda: self._seal(key, frame, grant, memory))
+            level = self._level(self._sealing)
+            sealed = await finished_in(self.pool, lambda: self._seal(key, frame, grant, memory, level))
         except BaseException:
             if memory is not None:
                 memory.close()
             raise
+        finally:
+            self._sealing -= 1
         if memory is not None:
             memory.shrink(record_bytes(sealed.entry.segment_bytes))
         return sealed
 
-    def _seal(self, key: BatchKey, frame: memoryview, grant: Grant, memory: Lease | None) -> SealedBatch:
+    def _seal(self, key: BatchKey, frame: memoryview, grant: Grant, memory: Lease | None, level: int) -> SealedBatch:
         digest = _verified_digest(key, frame, grant)
-        sealer: SegmentSealer | None = getattr(self._local, "sealer", None)
-        if sealer is None:
-            sealer = self._local.sealer = SegmentSealer(self._level)
+        sealer = self._sealer(level)
         room = aligned_memory(segment_record_bytes(frame.nbytes)) if memory is None else memory.view
         segment = sealer.seal(key, digest, frame, grant.data_key, room[RECORD_HEADER_BYTES:])
         accepted_unix_ns = self._unix_ns()
@@ -99,6 +103,15 @@ class Sealing:
             digest, segment.tag, segment.content.nbytes, SegmentState.WAITING, written.place, accepted_unix_ns
         )
         return SealedBatch(entry, written, memory)
+
+    def _sealer(self, level: int) -> SegmentSealer:
+        """This thread's own for ``level``."""
+        sealers: dict[int, SegmentSealer] | None = getattr(self._local, "sealers", None)
+        if sealers is None:
+            sealers = self._local.sealers = {}
+        if level not in sealers:
+            sealers[level] = SegmentSealer(level)
+        return sealers[level]
 
 
 def _verified_digest(key: BatchKey, frame: memoryview, grant: Grant) -> bytes:
