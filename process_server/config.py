@@ -75,7 +75,7 @@ class SpoolSettings:
 class IntakeSettings:
     """``buffer_bytes``: memory for batches on their way in; ``batches_in_flight``: what each agent is told to keep to.
 
-    ``compression_level``: zstd's; None: by what holds replication up (``core/compression.py``).
+    ``compression_level``: zstd's; None: by whether the line keeps up (``core/compression.py``).
     """
 
     buffer_bytes: int = DEFAULT_INTAKE_BUFFER_BYTES

@@ -229,9 +229,11 @@ class _Site:
         )
         self.peers = Peers(clock)
         self.grants = Grants(config_server, self.inquiry, clock, self._known_owner)
-        threads, fixed = settings.intake.sealing_threads, settings.intake.compression_level
-        compression = CompressionChoice(fixed, threads, self.backlog, throttle, self.metrics.segments_sealed)
-        self.sealing = Sealing(self.spool, threads=threads, level=compression.level, unix_ns=clock.unix_ns)
+        level = CompressionChoice(
+            settings.intake.compression_level, self.backlog, throttle, self.metrics.segments_sealed
+        )
+        threads = settings.intake.sealing_threads
+        self.sealing = Sealing(self.spool, threads=threads, level=level, unix_ns=clock.unix_ns)
         self.uploader = SegmentUploader(
             self.backlog,
             self.schedule,

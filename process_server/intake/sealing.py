@@ -42,12 +42,11 @@ class SealedBatch:
 class Sealing:
     """A pool of sealing threads. ``close`` when nothing is in flight any more."""
 
-    def __init__(self, spool: Spool, *, threads: int, level: Callable[[int], int], unix_ns: Callable[[], int]) -> None:
-        """:param level: zstd's level for the next batch, by how many are sealed or wait for it, that one included."""
+    def __init__(self, spool: Spool, *, threads: int, level: Callable[[], int], unix_ns: Callable[[], int]) -> None:
+        """:param level: zstd's level for the next batch."""
         self._spool = spool
         self._level = level
         self._unix_ns = unix_ns
-        self._sealing = 0
         self._local = threading.local()
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="seal")
 
@@ -64,16 +63,13 @@ class Sealing:
     async def seal(self, key: BatchKey, frame: memoryview, grant: Grant) -> SealedBatch:
         """Check a frame, seal it, append the segment to the spool; raises as ``verify`` and ``Spool.append`` do."""
         memory = self._spool.kept.room(frame.nbytes)
-        self._sealing += 1
         try:
-            level = self._level(self._sealing)
+            level = self._level()
             sealed = await finished_in(self.pool, lambda: self._seal(key, frame, grant, memory, level))
         except BaseException:
             if memory is not None:
                 memory.close()
             raise
-        finally:
-            self._sealing -= 1
         if memory is not None:
             memory.shrink(record_bytes(sealed.entry.segment_bytes))
         return sealed

@@ -98,9 +98,7 @@ class Rig:
         self.spool.begin([])
         self.arena = BufferArena(arena_bytes)
         self.level = 1
-        self.asked_levels: list[int] = []
-        """How many were sealed or waited for it, each time a level was asked for."""
-        self.sealing = Sealing(self.spool, threads=2, level=self._chosen_level, unix_ns=clock.unix_ns)
+        self.sealing = Sealing(self.spool, threads=2, level=lambda: self.level, unix_ns=clock.unix_ns)
         self.waiting: list[GenerationKey] = []
         self.begun: list[GenerationKey] = []
         self.pending: list[GenerationKey] = []
@@ -122,10 +120,6 @@ class Rig:
             read_receipt=self.read_receipt, on_step_back=self.step_back,
         )  # fmt: skip
         self.disk = self.new_disk()
-
-    def _chosen_level(self, sealing: int) -> int:
-        self.asked_levels.append(sealing)
-        return self.level
 
     def new_disk(self) -> ShippedDisk:
         disk = ShippedDisk(RANDOM, MachineId(new_uuid(RANDOM)))

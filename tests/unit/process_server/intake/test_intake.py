@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from process_server.core.backlog import SegmentState
-from process_server.core.compression import FASTER, SMALLER, USUAL
+from process_server.core.compression import SMALLER, USUAL
 from process_server.core.epoch_chain import NOTHING_APPLIED, ReceiptFacts
 from process_server.intake.back_pressure import LONGEST_WAIT_S
 from process_server.intake.manifest_intake import MANIFESTS_AT_ONCE, SLOT_WAIT_S, STORE_LOOKUP_S
@@ -107,25 +107,12 @@ async def test_a_failed_disk_and_a_full_one_accept_nothing() -> None:
 
 
 @in_virtual_time
-async def test_the_level_of_a_batch_is_chosen_by_how_many_are_sealed_at_that_moment() -> None:
-    async with running() as rig:
-        await asyncio.gather(*(rig.put(rig.disk.frame(1, batch)) for batch in range(3)))
-        assert sorted(rig.asked_levels) == [1, 2, 3]
-        damaged = bytearray(b"".join((rig.disk.frame(1, 3).head, *rig.disk.frame(1, 3).data)))
-        damaged[-1] ^= 1
-        with pytest.raises(IntegrityError):
-            await rig.batches.put(rig.disk.frame(1, 3).key, rig.disk.machine, Content(bytes(damaged)).as_body())
-        await rig.put(rig.disk.frame(1, 3))
-        assert rig.asked_levels[3:] == [1, 1], "what has ended, in whatever way, is counted no more"
-
-
-@in_virtual_time
 async def test_segments_of_every_level_open_to_the_same_frame() -> None:
     async with running() as rig:
         text = b"".join(b"line %d of a log that compresses\n" % number for number in range(30_000))[:MIB]
         data_key = bytes.fromhex(rig.config.grants[rig.disk.key].data_key)
         sizes = set()
-        for batch, rig.level in enumerate((FASTER, USUAL, SMALLER)):
+        for batch, rig.level in enumerate((-1, USUAL, SMALLER)):
             frame = encode_batch(rig.disk.batch_key(1, batch), [DataExtent(Extent(0, MIB), memoryview(text))])
             await rig.put(frame)
             entry = rig.backlog.find(frame.key)
