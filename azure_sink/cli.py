@@ -24,7 +24,7 @@ from replication.blob_client.http_client import HttpBlobClient
 from replication.blob_client.settings import BlobEndpointSettings
 from replication.documents import WriterIdentity
 from replication.errors import BlockferryError, SettingsError
-from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, version_option
+from replication.service.cli import arm_or_exit, daemon_options, fail, hand_on_options, load_or_exit, version_option
 from replication.service.installed_folders import paths_command
 from replication.service.logs import configure_logging
 from replication.service.observability import ObservabilitySettings
@@ -189,6 +189,7 @@ def _identity(config_path: Path, load: Callable[[StateDirectory], WriterIdentity
 @_config
 def init(config_path: Path) -> None:
     """Make the replica writer's identity, unless it is there, and print its public key."""
+    arm_or_exit(PROGRAM)
     click.echo(_identity(config_path, StateDirectory.load_or_make_identity).public.encode())
 
 

@@ -24,6 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from replication.durable_file import DurableFile, make_directory_durably
 from replication.errors import InvalidInput, Refused, SettingsError
+from replication.failpoint import reached
 from replication.service_address import is_dns_name
 from replication.tls_identity import PeerName, Role, fingerprint, new_private_key, private_key_pem
 
@@ -254,8 +255,11 @@ class TrustStore:
             authority = Authority.create(now_ns)
             pem = authority.certificate.public_bytes(serialization.Encoding.PEM)
             self._key.replace(private_key_pem(authority.key))
+            reached("config.authority.key-durable")
             self._trusted.replace(pem)
+            reached("config.authority.trusted")
             self._certificate.replace(pem)  # last: with it the authority exists
+            reached("config.authority.made")
         return self.load()
 
     def load(self) -> Authority:

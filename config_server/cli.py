@@ -32,7 +32,7 @@ from config_server.passphrases import DEFAULT_VALIDITY_S, Passphrases
 from config_server.postgresql import is_postgresql
 from replication.control_plane import ENROLLING_ROLES, EnrollingRole
 from replication.errors import BlockferryError, SettingsError
-from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, version_option
+from replication.service.cli import arm_or_exit, daemon_options, fail, hand_on_options, load_or_exit, version_option
 from replication.service.installed_folders import paths_command
 from replication.service.logs import configure_logging
 from replication.service.runtime import run_daemon
@@ -115,6 +115,7 @@ def run(config_path: Path, check_config: bool) -> None:
 def init(config_path: Path, token_file: Path | None, administrator: str | None, *, replace_keys: bool) -> None:
     """Make authority, keys, database and a one-time secret for the first administrator; what is there stays."""
     settings = load_or_exit(Settings, config_path, check_only=False)
+    arm_or_exit(PROGRAM)
     if administrator is not None and token_file is None:
         fail(SettingsError("cannot hand out a token without a file for it", hint="give --token-file, too"))
     # What is no terminal may be a journal: a secret has no business there.

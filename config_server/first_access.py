@@ -14,6 +14,7 @@ from config_server.administrators import Administrators
 from config_server.events import COMMAND_LINE
 from replication.durable_file import DurableFile
 from replication.errors import Conflict, SettingsError
+from replication.failpoint import reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ def _write(path: Path, text: str) -> None:
         if path.exists() and not path.is_file():
             raise SettingsError(f"cannot write {path}: it is no file", hint="name a file with --token-file")
         DurableFile(path).replace(f"{text}\n".encode())
+        reached("config.first-access.written")
     except OSError as error:
         raise SettingsError(
             f"cannot write {path}: {error.strerror}", hint="name a file in a directory that you can write to"

@@ -22,6 +22,7 @@ from config_server.server_identity import ensure_server_identity
 from config_server.site_keys import HINT, check_site_keys, must_have_keys_already
 from replication.credentials import CREDENTIALS_VARIABLE
 from replication.errors import Conflict, NotFound, Refused, SettingsError
+from replication.failpoint import reached
 from replication.state_directory import make_state_directory, state_directory_usable
 from replication.tls_identity import PeerName, Role, TlsIdentity, new_private_key, private_key_pem
 
@@ -69,11 +70,14 @@ async def _initialize(
     database = settings.open_database()
     try:
         await database.upgrade()
+        reached("config.database.made")
         if not replace_keys and await must_have_keys_already(database):
             authority, key = _made_already(trust_store, path)
         else:
             authority, key = trust_store.load_or_create(clock()), KeyEncryptionKey.load_or_create(path)
+        reached("config.site-keys.made")
         await check_site_keys(database, trust_store, key, replace=replace_keys)
+        reached("config.site-keys.noted")
         ensure_server_identity(settings, authority, trust_store, clock())
         await ensure_default_policy(database)
         secret = await make_first_access(Administrators(database, clock), administrator, secret_file)

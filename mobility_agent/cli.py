@@ -28,7 +28,7 @@ from mobility_agent.passphrase_file import read_passphrase
 from replication.enrolment import enrol_with_any
 from replication.errors import BlockferryError, NotFound
 from replication.identifiers import DiskId, parse_uuid
-from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, version_option
+from replication.service.cli import arm_or_exit, daemon_options, fail, hand_on_options, load_or_exit, version_option
 from replication.service.console import make_console
 from replication.service.installed_folders import paths_command
 from replication.service.logs import configure_logging
@@ -87,6 +87,7 @@ def _run(config_path: Path, *, check_config: bool) -> None:
 def enrol(config_path: Path, fingerprint: str, passphrase_file: Path) -> None:
     """Get a certificate from the configuration server. The passphrase is sent only after the authority's fingerprint matched."""
     settings = load_or_exit(AgentSettings, config_path, check_only=False)
+    arm_or_exit(PROGRAM)
     try:
         facts = read_machine_facts(substitute=settings.state_dir / MACHINE_ID_FILE)
         name = asyncio.run(

@@ -14,6 +14,7 @@ from mobility_agent.block_device.identity import DiskIdentity, merged
 from replication.documents import Document
 from replication.durable_file import DurableFile, make_directory_durably
 from replication.errors import InvalidInput, PeerProtocolError
+from replication.failpoint import reached
 from replication.identifiers import DiskId, parse_uuid
 
 DISKS_DIRECTORY: Final = "disks"
@@ -67,3 +68,4 @@ class DiskMemory:
         make_directory_durably(self._directory / disk)
         document = RememberedIdentity(identifiers=dict(identity.identifiers), size_bytes=identity.size_bytes)
         DurableFile(self._directory / disk / _FILE).replace(document.encode())
+        reached("agent.disk.remembered")

@@ -23,7 +23,7 @@ from process_server.spool.files import DirectoryFiles
 from process_server.spool.inventory import SpoolInventory, take_inventory
 from replication.enrolment import enrol_with_any
 from replication.errors import BlockferryError, InvalidInput, NotFound
-from replication.service.cli import daemon_options, fail, hand_on_options, load_or_exit, version_option
+from replication.service.cli import arm_or_exit, daemon_options, fail, hand_on_options, load_or_exit, version_option
 from replication.service.console import make_console
 from replication.service.installed_folders import paths_command
 from replication.service.logs import configure_logging
@@ -86,6 +86,7 @@ def _run(config_path: Path, *, check_config: bool) -> None:
 def enrol(config_path: Path, url: str | None, fingerprint: str, passphrase_file: Path) -> None:
     """Get a certificate from the configuration server. The passphrase is sent only after the authority's fingerprint matched."""
     settings = load_or_exit(Settings, config_path, check_only=False)
+    arm_or_exit(PROGRAM)
     try:
         name = asyncio.run(
             enrol_with_any(

@@ -29,6 +29,7 @@ from replication.errors import (
     PeerUnavailable,
     Refused,
 )
+from replication.failpoint import reached
 from replication.problem_details import error_from_problem
 from replication.renewal import check_answer
 from replication.service_address import ServiceAddress
@@ -83,6 +84,7 @@ async def enrol(
         )
     with state_directory_usable(directory, _IDENTITY):
         key = identity.durable_key()
+        reached("identity.key.durable")
     authority = await fetch_authority(base, authority_fingerprint)
     request = EnrolmentRequest(
         role="agent" if role is Role.AGENT else "process-server",
@@ -95,6 +97,7 @@ async def enrol(
     answer = await _send(base, authority, request)
     name = PeerName(role, answer.identifier)
     check_answer(answer, key, name, authority.public_bytes(serialization.Encoding.PEM))
+    reached("identity.certificate.issued")
     with state_directory_usable(directory, _IDENTITY):
         identity.store(
             key_pem=private_key_pem(key),

@@ -1,8 +1,8 @@
 """Failpoints: named places between two durable steps where a daemon can be told to die, so that a test proves that it recovers from there.
 
 ``reached(name)`` stands in the daemons' code, one plain line at each place. It does nothing unless this process was armed when it started:
-``arm_from_environment``, called by ``service/runtime`` before anything else, looks once at ``BLOCKFERRY_FAILPOINT`` (``NAME``; ``NAME:N``
-for the N-th time) and never again; nothing arms a process that runs. An armed process says so loudly in its log, and at the place it
+``arm_from_environment``, called by ``service/runtime`` before anything else, and by the commands that make a daemon's first files (``init``,
+``enrol``), looks once at ``BLOCKFERRY_FAILPOINT`` (``NAME``; ``NAME:N`` for the N-th time) and never again; nothing arms a process that runs. An armed process says so loudly in its log, and at the place it
 kills itself with SIGKILL: no farewell, no buffer flushed. Under a service manager, or for a name that is not in ``FAILPOINTS``, it refuses
 to start.
 """
@@ -23,6 +23,10 @@ _FILES: Final = {
     "file.replacement.durable": "the new content of a small file is durable beside it, the old one is in its place",
     "file.replacement.renamed": "the new content of a small file is in its place, not durably",
 }
+_ENROLMENT: Final = {
+    "identity.key.durable": "an enrolment's key is durable, nobody was asked for its certificate",
+    "identity.key.replaced": "a certificate is issued, its key is in its place, authorities and certificate are not",
+}
 _RENEWAL: Final = {
     "identity.next-key.durable": "a fresh key is durable, nobody was asked for its certificate",
     "identity.certificate.issued": "the certificate for the fresh key is issued, nothing here says so",
@@ -35,7 +39,9 @@ _RENEWAL: Final = {
 FAILPOINTS: Final[Mapping[str, Mapping[str, str]]] = {
     "mobility-agent": {
         **_FILES,
+        **_ENROLMENT,
         **_RENEWAL,
+        "agent.disk.remembered": "what a protected disk is known by is durable, nothing of its replication is",
         "agent.desired.remembered": "a new wish of the configuration server is durable, nobody acts on it yet",
         "agent.generation.required": "the duty to begin a generation is durable, nobody was asked for it",
         "agent.generation.granted": "the generation was granted, nothing here says so",
@@ -67,6 +73,7 @@ FAILPOINTS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "process-server": {
         **_FILES,
+        **_ENROLMENT,
         **_RENEWAL,
         "process.spool-file.created": "a spool file and its header are written, neither they nor its name are durable",
         "process.recovery.tail-cut": "the start has cut off what a spool file holds behind its last record, not durably",
@@ -81,10 +88,23 @@ FAILPOINTS: Final[Mapping[str, Mapping[str, str]]] = {
         "process.manifest.stored": "a manifest is in the store, the spool does not say so",
         "process.manifest.retired": "a stored manifest is released, its mark is not written",
         "process.marks.appended": "marks are written, not synced",
+        "process.void.declared": "a sync has failed, what was not durable is void and still in its file",
+        "process.void.cut": "void records are cut off, not durably",
+        "process.void.cut-durable": "void records are gone durably, their numbers were not given again",
         "process.spool-file.removed": "a spool file that is not needed any more is removed, not durably",
+        "process.installer.others-removed": "installers that are offered no more are removed, not durably, the wanted one is not fetched",
+        "process.installer.durable": "an installer is whole and durable, under its unfinished name",
+        "process.installer.renamed": "an installer has its name, not durably, and was sent to nobody",
     },
     "config-server": {
         **_FILES,
+        "config.database.made": "the database has its tables, the site has no authority and no key",
+        "config.authority.key-durable": "the authority's key is durable, nothing was signed with it",
+        "config.authority.trusted": "the authority is trusted, its certificate is not in its place: it does not exist",
+        "config.authority.made": "the authority exists, the key-encryption key does not",
+        "config.site-keys.made": "authority and key-encryption key are durable, the database does not know them",
+        "config.site-keys.noted": "the database knows the site's keys, this server has no certificate",
+        "config.first-access.written": "the first administrator's secret is in its file, the database does not know it",
         "identity.key.replaced": "this server's new key is in its place, authorities and certificate are the old ones",
         "identity.authorities.replaced": "key and authorities are the new ones, the certificate is the old one",
         "config.enrolment.committed": "a certificate is issued and recorded, its owner has no answer",
@@ -102,6 +122,10 @@ FAILPOINTS: Final[Mapping[str, Mapping[str, str]]] = {
         "config.prune.asked": "a request to prune points is in the database, not in the store",
     },
     "azure-sink": {
+        **_FILES,
+        "sink.writer.identity-made": "the writer's identity is durable, nobody was told its key",
+        "sink.writer.lease-id-made": "the lease id is durable, nothing was leased with it",
+        "sink.store.catalog-made": "the catalog has its tables, its name is not durable",
         "sink.store.arena-made": "an arena file is made, its name is not durable",
         "sink.store.bodies-durable": "the bodies of a commit group are durable, nothing refers to them",
         "sink.store.uncommitted": "a commit group is in its transaction, not committed",

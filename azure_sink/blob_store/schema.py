@@ -17,6 +17,7 @@ from typing import Final
 
 from replication.durable_file import sync_directory
 from replication.errors import Permanent
+from replication.failpoint import reached
 
 CATALOG_NAME: Final = "catalog.sqlite3"
 LOG_NAME: Final = CATALOG_NAME + "-wal"
@@ -176,6 +177,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     found = connection.execute("PRAGMA user_version").fetchone()[0]
     if found == 0:
         connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
+        reached("sink.store.catalog-made")
     elif found == 1:
         connection.executescript(f"BEGIN IMMEDIATE; {_FROM_VERSION_1} COMMIT;")
     elif found != SCHEMA_VERSION:

@@ -22,6 +22,7 @@ from typing import Final
 from replication.documents import WriterIdentity
 from replication.durable_file import DurableFile
 from replication.errors import BlockferryError, SettingsError
+from replication.failpoint import reached
 from replication.identifiers import parse_uuid
 from replication.state_directory import make_state_directory, state_directory_usable
 
@@ -49,6 +50,7 @@ class StateDirectory:
             return self._parse(content)
         identity = WriterIdentity.generate()
         self._write(self._identity_file, identity.encode())
+        reached("sink.writer.identity-made")
         return identity
 
     def load_identity(self) -> WriterIdentity:
@@ -69,6 +71,7 @@ class StateDirectory:
         if content is None:
             content = str(uuid.uuid4()).encode()
             self._write(self._instance_file, content)
+            reached("sink.writer.lease-id-made")
         try:
             return parse_uuid(content.decode("ascii", "replace").strip(), "lease id")
         except BlockferryError as error:

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from replication.durable_file import make_directory_durably
 from replication.errors import IntegrityError, Permanent
+from replication.failpoint import reached
 from replication.installer_catalogue import Installer, InstallerCatalogue
 
 PIECE_BYTES: Final = 256 * 1024
@@ -54,8 +55,11 @@ class InstallerCache:
             try:
                 make_directory_durably(self._directory)
                 self._remove_others(catalogue)
+                reached("process.installer.others-removed")
                 await self._write(part, installer, progress)
+                reached("process.installer.durable")
                 part.rename(path)
+                reached("process.installer.renamed")
             except OSError as error:
                 raise Permanent(
                     f"cannot keep {installer.file} in {self._directory}: {error.strerror}",

@@ -253,6 +253,7 @@ class SpoolLog:
             except OSError as error:
                 with self._lock:
                     self._void()
+                reached("process.void.declared")
                 raise spool_failure(error, "make the spool durable") from error
             with self._lock:
                 for file, end_bytes in dirty:
@@ -281,7 +282,9 @@ class SpoolLog:
         while self._void_behind:
             file = self._void_behind[-1]
             file.file.truncate(file.durable_end_bytes)
+            reached("process.void.cut")
             file.file.sync()
+            reached("process.void.cut-durable")
             file.file.close()
             self._void_behind.pop()
 

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from replication import __version__
 from replication.errors import BlockferryError, SettingsError
+from replication.failpoint import arm_from_environment
 from replication.service.runtime import EXIT_FAILED, EXIT_SETTINGS
 from replication.settings import load_settings
 from replication.terminal_text import printable
@@ -77,6 +78,14 @@ def load_or_exit(settings_type: type[SettingsT], path: Path, *, check_only: bool
         click.echo(f"{path}: the configuration can be used")
         sys.exit(0)
     return settings
+
+
+def arm_or_exit(program: str) -> None:
+    """As ``arm_from_environment``, for a command that makes the daemon's first files; exits 2 with the reason if it cannot be armed so."""
+    try:
+        arm_from_environment(program)
+    except SettingsError as error:
+        fail(error)
 
 
 def fail(error: BlockferryError) -> NoReturn:
