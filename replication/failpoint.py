@@ -124,7 +124,6 @@ FAILPOINTS: Final[Mapping[str, Mapping[str, str]]] = {
     "azure-sink": {
         **_FILES,
         "sink.writer.identity-made": "the writer's identity is durable, nobody was told its key",
-        "sink.writer.lease-id-made": "the lease id is durable, nothing was leased with it",
         "sink.store.catalog-made": "the catalog has its tables, its name is not durable",
         "sink.store.arena-made": "an arena file is made, its name is not durable",
         "sink.store.bodies-durable": "the bodies of a commit group are durable, nothing refers to them",

@@ -71,7 +71,6 @@ class StateDirectory:
         if content is None:
             content = str(uuid.uuid4()).encode()
             self._write(self._instance_file, content)
-            reached("sink.writer.lease-id-made")
         try:
             return parse_uuid(content.decode("ascii", "replace").strip(), "lease id")
         except BlockferryError as error:

@@ -2,6 +2,8 @@
 
 Called by the fault tests of the blob store, inside the thread concerned (a mutation runs in the committer's). A seccomp filter does it: no
 privilege is needed, what is written stays in the page cache as after a real failure, and it ends with the thread.
+
+``fail_a_sync_of_a_new_file`` is for a forked daemon (``ForkedDaemon.prepare``), whose descriptors are not known yet: in its ``os`` module.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import errno
 import os
 import platform
 import struct
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -63,3 +66,18 @@ def _open_below(path: Path) -> list[int]:
         if target == path or path in target.parents:
             found.append(int(entry))
     return found
+
+
+def fail_a_sync_of_a_new_file(directory: str) -> None:
+    """In this process the second fdatasync of the next file that is made in ``directory`` fails: its first records stay unsynced."""
+    old, synced, really = set(Path(directory).iterdir()), Counter[Path](), os.fdatasync
+
+    def fdatasync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.parent == Path(directory) and path not in old:
+            synced[path] += 1
+            if synced[path] == 2 and len(synced) == 1:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        really(descriptor)
+
+    os.fdatasync = fdatasync

@@ -92,10 +92,18 @@ class ForkServer:
             return int(self._process.stdout.readline())
 
     def fork(
-        self, arguments: Sequence[str], environment: dict[str, str], log: Path, network: Path | None = None
+        self,
+        arguments: Sequence[str],
+        environment: dict[str, str],
+        log: Path,
+        network: Path | None = None,
+        prepare: Sequence[str] = (),
     ) -> ForkedProcess:
-        """``arguments``: the module to run, and what follows it. ``network``: the namespace that it lives in, if not this one."""
-        question = {"arguments": list(arguments), "environment": environment, "log": str(log)}
+        """``arguments``: the module to run, and what follows it. ``network``: the namespace that it lives in, if not this one.
+
+        :param prepare: module, function and arguments of what is called there first.
+        """
+        question = {"arguments": list(arguments), "environment": environment, "log": str(log), "prepare": list(prepare)}
         return ForkedProcess(self._ask(question if network is None else question | {"network": str(network)}))
 
     def run(self, arguments: Sequence[str], environment: dict[str, str], scratch: Path) -> tuple[int, str, str]:
@@ -123,11 +131,14 @@ class ForkServer:
 
 @dataclass
 class ForkedDaemon(DaemonProcess):
-    """A site's daemon that is forked instead of started. ``extra``: of its environment, for the next start."""
+    """A site's daemon that is forked instead of started. ``extra`` (of its environment) and ``prepare`` (as ``fork`` has it): for the next
+    start.
+    """
 
     server: ForkServer | None = None
     extra: dict[str, str] = field(default_factory=dict)
     network: Path | None = None
+    prepare: tuple[str, ...] = ()
 
     @classmethod
     def instead_of(cls, daemon: DaemonProcess, server: ForkServer, network: Path | None = None) -> ForkedDaemon:
@@ -139,7 +150,7 @@ class ForkedDaemon(DaemonProcess):
         assert self.server is not None
         module = self.command.index("-m") + 1
         environment = {**self.environment, **self.extra}
-        self.process = self.server.fork(self.command[module:], environment, self.log, self.network)
+        self.process = self.server.fork(self.command[module:], environment, self.log, self.network, self.prepare)
 
 
 # ---- the process itself
@@ -160,6 +171,9 @@ def _become_daemon(question: dict[str, Any], parent: int) -> None:
         os.close(source)
     os.environ.clear()
     os.environ.update(question["environment"])
+    if question.get("prepare"):
+        module, function, *given = question["prepare"]
+        getattr(importlib.import_module(module), function)(*given)
     sys.argv = list(question["arguments"])
     try:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
