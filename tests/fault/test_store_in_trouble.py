@@ -1,11 +1,13 @@
 """The store answers 500 and 503, never answers, hangs up, cuts its answers short, is slow: replication waits, and goes on afterwards.
 
 A whole site under load, with a relay in front of the store that speaks TLS with the store's own certificate. In the end the replica is
-compared with the source byte by byte. Also the way from agent to process server, delayed and cut short.
+compared with the source byte by byte. Also the way from agent to process server, delayed and cut short, and a manifest that the store
+loses.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ssl
 from collections.abc import Iterator
@@ -15,6 +17,11 @@ from typing import Any, Final
 import pytest
 
 from deploy.demo.preflight import lasting_ports
+from deploy.demo.site import ACCOUNT
+from replication.blob_client.http_client import HttpBlobClient
+from replication.blob_client.settings import BlobEndpointSettings
+from replication.identifiers import EpochKey
+from replication.store_layout import REPLICATION_CONTAINER, manifest_name, parse_epoch_blob_name
 from tests.harness.daemon_use import use_is_bounded
 from tests.harness.fault_site import FaultSite, QuickSite, fault_site
 from tests.harness.faulty_relay import NO_TROUBLE, FaultyRelay, Trouble, faulty_relay
@@ -125,3 +132,98 @@ def suffer(site: FaultSite, relay: FaultyRelay, what: str) -> None:
     before = site.position()
     relay.begin(NO_TROUBLE)
     site.await_progress(before, what=what)
+
+
+def test_an_omitted_manifest_is_told_and_put_again_and_a_resync_passes_it(tmp_path: Path) -> None:
+    """Twice the store loses the manifest of an epoch that is not applied, and has a later one: the agent has it put again, if it can."""
+    with fault_site(tmp_path, 128 * MIB) as site:
+        site.running.operator.order("set-policy", POLICY, "--epoch-interval", "0.5 s")
+        site.running.protect(site.disk.device)
+        site.await_progress(site.position(), what="the first points")
+        site.until(lambda: bool(points(site)), "a recovery point")
+
+        lost, before = omit_a_manifest(site)
+        run_sink(site, "all")
+        site.await_own_health("azure-sink", "its manifest is missing from the store")
+        assert not points(site) - before, f"made beyond epoch {lost.epoch}, which is not applied"
+        site.await_condition("disk-manifest-missing", "its manifest is missing from the store")
+        alive = {name: daemon.process for name, daemon in site.site.daemons.items()}
+        here = site.position()
+        assert here.generation == lost.generation
+        site.await_progress(here.now(), what="a manifest that was omitted and put again")
+        assert before <= points(site)
+        site.order("/test-migration")
+        site.check_drill(site.job("test-migrate")["result"])
+        site.order("/test-migration/clean-up")
+        site.job("cleanup")
+
+        lost, before = omit_a_manifest(site)
+        site.daemon("process-server").kill()
+        run_sink(site, "all")
+        site.await_own_health("azure-sink", "its manifest is missing from the store")
+        assert not points(site) - before
+        site.order("/resync")
+        site.launch("process-server")
+        site.job("resync")
+        site.await_progress(here.now(), generation=here.generation + 1, what="a resync past an omitted manifest")
+        assert before <= points(site)
+        for name in ("config-server", "mobility-agent"):
+            assert site.daemon(name).process is alive[name], name
+            assert not site.is_dead(name)
+        site.prove()
+
+
+def points(site: FaultSite) -> set[str]:
+    """The cuts of the recovery points that are offered, none of which is in doubt."""
+    found = site.running.operator.recovery_points(site.item["id"])
+    assert all(point["suspect"] is None for point in found), found
+    return {point["cut"] for point in found}
+
+
+def omit_a_manifest(site: FaultSite) -> tuple[EpochKey, set[str]]:
+    """The store alone goes on, until it has manifests of two epochs that nobody applies; then it has lost the first one.
+
+    Returns whose manifest that was, and the points that there were; only the Blob service runs afterwards.
+    """
+    run_sink(site, "blob")
+    waiting: list[EpochKey] = []
+
+    def are_there() -> bool:
+        waiting[:] = asyncio.run(manifests(site))
+        return len(waiting) > 2
+
+    site.until(are_there, "manifests that wait")
+    _applied, lost, *_ = waiting
+    before = points(site)
+    asyncio.run(delete(site, manifest_name(lost)))
+    site.tell(f"the manifest of epoch {lost.epoch} is deleted")
+    return lost, before
+
+
+def run_sink(site: FaultSite, what: str) -> None:
+    """``blob``, or ``all``: the replica writer, too."""
+    daemon = site.daemon("azure-sink")
+    module = daemon.command.index("azure_sink")
+    daemon.command = [*daemon.command[: module + 1], what, *daemon.command[module + 2 :]]
+    site.launch("azure-sink")
+    daemon.wait_until_ready()
+
+
+def store(site: FaultSite) -> HttpBlobClient:
+    return HttpBlobClient(
+        BlobEndpointSettings(site.site.store_url, ACCOUNT, site.site.account_key_file, site.site.authority_file)
+    )
+
+
+async def manifests(site: FaultSite) -> list[EpochKey]:
+    """Of the newest generation, in order. That of the newest applied epoch is the first: it is kept."""
+    async with store(site) as client:
+        blobs = [parse_epoch_blob_name(blob.name) async for blob in client.list_blobs(REPLICATION_CONTAINER, "")]
+    found = [blob for blob in blobs if isinstance(blob, EpochKey)]
+    newest = max((key.generation for key in found), default=None)
+    return sorted((key for key in found if key.generation == newest), key=lambda key: key.epoch)
+
+
+async def delete(site: FaultSite, name: str) -> None:
+    async with store(site) as client:
+        await client.delete_blob(REPLICATION_CONTAINER, name)

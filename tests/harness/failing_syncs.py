@@ -80,4 +80,4 @@ def fail_a_sync_of_a_new_file(directory: str) -> None:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
         really(descriptor)
 
-    os.fdatasync = fdatasync
+    vars(os)["fdatasync"] = fdatasync
