@@ -257,14 +257,9 @@ class FaultSite:
 
     def await_own_health(self, name: str, words: str) -> None:
         """Until the daemon's own health page gives ``words`` as a reason."""
-        url = f"http://127.0.0.1:{self.daemon(name).health_port}/healthz"
 
         def told() -> Json | None:
-            try:
-                with urllib.request.urlopen(url, timeout=5.0) as response:
-                    page = response.read().decode()
-            except urllib.error.HTTPError as error:
-                page = error.read().decode()
+            page = self.own_health(name)
             self.newest_conditions = [page]
             return {} if words in page else None
 
@@ -274,6 +269,16 @@ class FaultSite:
             error.add_note("\n".join(self.newest_conditions))
             raise
         self.tell(f"{name} says of itself: {words}")
+
+    def own_health(self, name: str) -> str:
+        """The daemon's own health page."""
+        url = f"http://127.0.0.1:{self.daemon(name).health_port}/healthz"
+        try:
+            with urllib.request.urlopen(url, timeout=5.0) as response:
+                page: str = response.read().decode()
+        except urllib.error.HTTPError as error:
+            page = error.read().decode()
+        return page
 
     # ---- replication
 
