@@ -1,10 +1,10 @@
 """Failpoints: named places between two durable steps where a daemon can be told to die, so that a test proves that it recovers from there.
 
-``reached(name)`` stands in the daemons' code, one plain line at each place. It does nothing unless this process was armed when it started:
-``arm_from_environment``, called by ``service/runtime`` before anything else, and by the commands that make a daemon's first files (``init``,
-``enrol``), looks once at ``BLOCKFERRY_FAILPOINT`` (``NAME``; ``NAME:N`` for the N-th time) and never again; nothing arms a process that runs. An armed process says so loudly in its log, and at the place it
-kills itself with SIGKILL: no farewell, no buffer flushed. Under a service manager, or for a name that is not in ``FAILPOINTS``, it refuses
-to start.
+``reached(name)`` stands in the daemons' code, one plain line at each place. It does nothing unless this process was armed when it
+started: ``arm_from_environment``, called by ``service/runtime`` before anything else, and by the commands that make a daemon's first
+files (``init``, ``enrol``), looks once at ``BLOCKFERRY_FAILPOINT`` (``NAME``; ``NAME:N`` for the N-th time) and never again; nothing arms
+a process that runs. An armed process says so loudly in its log, and at the place it kills itself with SIGKILL: no farewell, no buffer
+flushed. Under a service manager, or for a name that is not in ``FAILPOINTS``, it refuses to start.
 """
 
 from __future__ import annotations
