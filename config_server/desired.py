@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Final
 
+from sqlalchemy import bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.churn_profiles import wanted_profile
@@ -18,7 +19,7 @@ from config_server.core.desired_state import DesiredFacts, desired_item
 from config_server.core.job import JobKind, JobState
 from config_server.core.protected_item import State
 from config_server.database import Database
-from config_server.items import active_item, item_disks
+from config_server.items import item_disks
 from config_server.job_documents import (
     LATEST,
     MigrationContext,
@@ -27,9 +28,9 @@ from config_server.job_documents import (
     ResyncContext,
     TestMigrationParameters,
 )
-from config_server.jobs import context_of, newest_job, open_jobs, parameters_of
+from config_server.jobs import context_of, jobs_of_note, parameters_of
 from config_server.steps import WAITING_FOR_POINT
-from config_server.tables import MachineRow, PolicyRow, ProcessServerRow, ProtectedItemRow
+from config_server.tables import JobRow, MachineRow, PolicyRow, ProcessServerRow, ProtectedItemRow
 from replication.control_plane import (
     AgentDesired,
     DesiredCutover,
@@ -48,11 +49,13 @@ RECHECK_S: Final = 5.0
 async def publish(session: AsyncSession, machine_id: str) -> bool:
     """Compute what the machine's agent shall do and store it if it is another; returns whether it is."""
     await session.flush()
-    machine = await session.get(MachineRow, machine_id)
-    if machine is None:
+    found = (await session.execute(_WHAT_AN_AGENT_SERVES, {_MACHINE: machine_id})).first()
+    if found is None:
         raise NotFound(f"cannot publish for machine {machine_id}: it is unknown")
-    item = await active_item(session, machine_id)
-    wanted = None if item is None else await _desired_item(session, item)
+    machine: MachineRow = found[0]
+    item: ProtectedItemRow | None = found[1]
+    server: ProcessServerRow | None = found[3]
+    wanted = None if item is None else await _desired_item(session, item, found[2], server)
     encoded = "null" if wanted is None else wanted.model_dump_json()
     if machine.desired == encoded:
         return False
@@ -61,12 +64,24 @@ async def publish(session: AsyncSession, machine_id: str) -> bool:
     return True
 
 
-async def _desired_item(session: AsyncSession, item: ProtectedItemRow) -> DesiredItem | None:
-    policy = await session.get_one(PolicyRow, item.policy_id)
-    server = None if item.process_server_id is None else await session.get(ProcessServerRow, item.process_server_id)
+_MACHINE: Final = "machine_id"
+_WHAT_AN_AGENT_SERVES: Final = (
+    select(MachineRow, ProtectedItemRow, PolicyRow, ProcessServerRow)
+    .outerjoin(ProtectedItemRow, (ProtectedItemRow.machine_id == MachineRow.id) & ProtectedItemRow.ended_ns.is_(None))
+    .outerjoin(PolicyRow, PolicyRow.id == ProtectedItemRow.policy_id)
+    .outerjoin(ProcessServerRow, ProcessServerRow.id == ProtectedItemRow.process_server_id)
+    .where(MachineRow.id == bindparam(_MACHINE))
+)
+"""A machine; its item that has not ended, the item's policy (there always is one) and process server, if there are."""
+
+
+async def _desired_item(
+    session: AsyncSession, item: ProtectedItemRow, policy: PolicyRow, server: ProcessServerRow | None
+) -> DesiredItem | None:
     requests: list[PointRequest] = []
     resyncs: list[ResyncOrder] = []
-    for job in await open_jobs(session, item.id):
+    jobs, migration = await jobs_of_note(session, item.id, JobKind.MIGRATE)
+    for job in jobs:
         match JobKind(job.kind):
             case JobKind.TEST_MIGRATE if job.step == WAITING_FOR_POINT:
                 if parameters_of(job, TestMigrationParameters).point == LATEST:
@@ -93,16 +108,15 @@ async def _desired_item(session: AsyncSession, item: ProtectedItemRow) -> Desire
             if server is None
             else ProcessServerAddress(identifier=server.id, url=server.service_url),
             point_requests=requests,
-            cutover=await _cutover(session, item),
+            cutover=_cutover(migration),
             resyncs=resyncs,
             paused=item.paused,
         )
     )
 
 
-async def _cutover(session: AsyncSession, item: ProtectedItemRow) -> DesiredCutover | None:
+def _cutover(job: JobRow | None) -> DesiredCutover | None:
     """The newest migration's cutover, as long as the source is to be held for it."""
-    job = await newest_job(session, item.id, JobKind.MIGRATE)
     if job is None or job.state == JobState.CANCELLED.value or context_of(job, MigrationContext).released:
         return None
     return DesiredCutover(job=job.id, mode=parameters_of(job, MigrationParameters).mode)

@@ -36,6 +36,15 @@ async def open_jobs(session: AsyncSession, item_id: str, kind: JobKind | None = 
     return list(await session.scalars(query.order_by(JobRow.number)))
 
 
+async def jobs_of_note(session: AsyncSession, item_id: str, kind: JobKind) -> tuple[list[JobRow], JobRow | None]:
+    """``open_jobs`` and the ``newest_job`` of a kind, by one statement."""
+    is_open = JobRow.state.in_([state.value for state in OPEN_STATES])
+    query = select(JobRow).where(JobRow.item_id == item_id, is_open | (JobRow.kind == kind.value))
+    found = list(await session.scalars(query.order_by(JobRow.number)))
+    of_kind = [job for job in found if job.kind == kind]
+    return [job for job in found if job.state in OPEN_STATES], of_kind[-1] if of_kind else None
+
+
 async def newest_job(session: AsyncSession, item_id: str, kind: JobKind) -> JobRow | None:
     """The newest job of a kind, ended or not."""
     found: JobRow | None = await session.scalar(

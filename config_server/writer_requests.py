@@ -64,6 +64,11 @@ async def ask_writer(
     return row
 
 
+async def has_new_requests(session: AsyncSession) -> bool:
+    """Whether requests wait for their delivery."""
+    return (await session.scalar(select(WriterRequestRow.id).where(WriterRequestRow.state == NEW).limit(1))) is not None
+
+
 async def request_for(session: AsyncSession, key: str) -> WriterRequestRow | None:
     found: WriterRequestRow | None = await session.scalar(select(WriterRequestRow).where(WriterRequestRow.key == key))
     return found

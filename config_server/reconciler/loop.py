@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -27,7 +27,7 @@ from config_server.desired import DesiredFeed, publish
 from config_server.discoveries import end_overdue
 from config_server.events import Clock
 from config_server.item_health import assess_item
-from config_server.jobs import find_job, open_jobs
+from config_server.jobs import find_job
 from config_server.leadership import Leadership, SoleLeadership
 from config_server.observations import follow_observation
 from config_server.placement import Placement
@@ -47,7 +47,7 @@ from config_server.reconciler.store_exchange import StoreExchange
 from config_server.reconciler.work_at_hand import all_items, work_at_hand
 from config_server.store_status import StoreStatus
 from config_server.tables import JobRow, ProtectedItemRow
-from config_server.writer_requests import writer_silence_s
+from config_server.writer_requests import has_new_requests, writer_silence_s
 from replication.blob_client.api import BlobClient
 from replication.documents import WriterPublicKey
 from replication.errors import BlockferryError
@@ -209,15 +209,16 @@ class Reconciler:
         async with self._database.read() as session:
             at_hand = await work_at_hand(session, answers_due_ns=0)
             followed = await all_items(session) if thorough else at_hand.busy
+        is_asked = False
         for item_id in followed:
-            await self._follow_item(item_id)
+            is_asked = await self._follow_item(item_id, at_hand.jobs.get(item_id, ()))
         if at_hand.installations:
             await self._follow_installations()
         if looks_around:
             self._rounds += 1
             self._round_due_ns = self._clock() + int(self._settings.point_interval_s * 1e9)
             await self._look_around()
-        if followed and await self._exchange.has_new_requests():
+        if is_asked:
             self._exchange_woken.set()
 
     async def _watch(self) -> None:
@@ -267,15 +268,26 @@ class Reconciler:
                 changes=self._placement.moves,
             )
 
-    async def _follow_item(self, item_id: str) -> None:
-        published = False
-        async with self._database.read() as session:
-            jobs = [job.id for job in await open_jobs(session, item_id)]
+    async def _follow_item(self, item_id: str, jobs: Sequence[str]) -> bool:
+        """A step of each of its ``jobs``, and then its own; returns whether the writer is to be asked something, for whichever item.
+
+        Its own goes with the last job's, in one transaction: what both need is read once, and what the agent shall do is computed once,
+        after both. If that job's step fails, it is done without it.
+        """
+        published = is_done = is_asked = False
         for job_id in jobs:
+            is_last = job_id == jobs[-1]
             try:
                 async with self._database.write() as session:
-                    published |= await self._follow_job(session, job_id, item_id)
+                    await self._follow_job(session, job_id, item_id)
                     has_ended = (await session.get_one(JobRow, job_id)).ended_ns is not None
+                    if is_last:
+                        published |= await self._follow_item_itself(session, item_id)
+                        is_asked = await has_new_requests(session)
+                    else:
+                        item = await session.get_one(ProtectedItemRow, item_id)
+                        published |= await publish(session, item.machine_id)
+                is_done = is_last
                 if has_ended:
                     self._job_ended()
                 reached("config.job.stepped")
@@ -286,20 +298,27 @@ class Reconciler:
                 async with self._database.write() as session:
                     job = await find_job(session, job_id)
                     job.message = f"a step failed and is tried again: {error}"
-        async with self._database.write() as session:
-            item = await session.get_one(ProtectedItemRow, item_id)
-            await follow_observation(session, item, self._clock())
-            await remove_unwanted(session, item_id, self._clock())
-            published |= await publish(session, item.machine_id)
+        if not is_done:
+            async with self._database.write() as session:
+                published |= await self._follow_item_itself(session, item_id)
+                is_asked = await has_new_requests(session)
         if published:
             self._feed.wake()
+        return is_asked
 
-    async def _follow_job(self, session: AsyncSession, job_id: str, item_id: str) -> bool:
-        """One step of one job; returns whether the agent is told something new."""
+    async def _follow_item_itself(self, session: AsyncSession, item_id: str) -> bool:
+        """Returns whether the agent is told something new."""
+        item = await session.get_one(ProtectedItemRow, item_id)
+        await follow_observation(session, item, self._clock())
+        await remove_unwanted(session, item_id, self._clock())
+        return await publish(session, item.machine_id)
+
+    async def _follow_job(self, session: AsyncSession, job_id: str, item_id: str) -> None:
+        """One step of one job."""
         job = await session.get_one(JobRow, job_id)
         item = await session.get_one(ProtectedItemRow, item_id)
         if job.ended_ns is not None:
-            return False
+            return
         now_ns, timeout_s = self._clock(), self._settings.point_timeout_s
         match JobKind(job.kind):
             case JobKind.ENABLE_REPLICATION:
@@ -319,4 +338,3 @@ class Reconciler:
         silence_s = await writer_silence_s(session, item_id, self._ages)
         if silence_s is not None and silence_s > WRITER_SILENT_S and job.state in OPEN_STATES and not job.message:
             job.message = f"the replica writer has not answered for {silence_s:.0f} s: see that it runs"
-        return await publish(session, item.machine_id)

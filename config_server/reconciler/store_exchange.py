@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from sqlalchemy import select
-
 from config_server.database import Database
 from config_server.events import Clock
 from config_server.postgresql import DatabaseUnavailable
@@ -19,8 +17,7 @@ from config_server.reconciler.mailbox import Mailbox
 from config_server.reconciler.recovery_points import RecoveryPoints
 from config_server.reconciler.work_at_hand import WorkAtHand, all_items, work_at_hand
 from config_server.store_status import StoreStatus
-from config_server.tables import WriterRequestRow
-from config_server.writer_requests import NEW
+from config_server.writer_requests import has_new_requests
 from replication.blob_client.api import BlobClient
 from replication.errors import BlockferryError, NotFound
 from replication.service.health import HealthBoard, HealthState
@@ -131,7 +128,4 @@ class StoreExchange:
     async def has_new_requests(self) -> bool:
         """Whether requests wait for their delivery."""
         async with self._database.read() as session:
-            return (
-                await session.scalar(select(WriterRequestRow.id).where(WriterRequestRow.state == NEW).limit(1))
-                is not None
-            )
+            return await has_new_requests(session)

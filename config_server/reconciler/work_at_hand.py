@@ -5,10 +5,11 @@ A pass a second over a site on which nothing happens shall cost next to nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import literal, select, union
+from sqlalchemy import BigInteger, Executable, bindparam, literal, select, union
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.core.job import OPEN_STATES, JobKind
@@ -16,13 +17,15 @@ from config_server.discovery_tables import AgentInstallationRow
 from config_server.tables import JobRow, MadeDiskRow, ProtectedItemRow, WriterRequestRow
 from config_server.writer_requests import IN_STORE, NEW, PUT, REQUEST_DELETED
 
+_DUE: Final = "answers_due_ns"
 _JOB, _DISK, _REQUEST, _ANSWER, _INSTALLATION = "job", "disk", "request", "answer", "installation"
 _WAIT_FOR_POINT: Final = frozenset({JobKind.TEST_MIGRATE, JobKind.RECOVERY_POINT, JobKind.MIGRATE})
 
 
 @dataclass(frozen=True, slots=True)
 class WorkAtHand:
-    """``busy``: items with an open job or with disks to be deleted; ``expecting``: those of them with a job that may wait for a point.
+    """``busy``: items with an open job or with disks to be deleted; ``expecting``: those of them with a job that may wait for a point;
+    ``jobs``: of each item the open ones, oldest first.
 
     ``new``: requests are to be delivered; ``put``: answers to be looked for; ``settled``: something is to be deleted from the store;
     ``installations``: some are under way.
@@ -30,32 +33,50 @@ class WorkAtHand:
 
     busy: tuple[str, ...]
     expecting: tuple[str, ...]
+    jobs: Mapping[str, Sequence[str]]
     new: bool
     put: bool
     settled: bool
     installations: bool
 
 
+def _statement() -> Executable:
+    job, disk, request = JobRow, MadeDiskRow, WriterRequestRow
+    nothing = literal("")
+    return union(
+        select(literal(_JOB), job.kind, job.item_id, job.id, job.number).where(
+            job.state.in_([state.value for state in OPEN_STATES])
+        ),
+        select(literal(_DISK), nothing, disk.item_id, nothing, literal(0)).where(
+            disk.unwanted, disk.deleted_ns.is_(None)
+        ),
+        select(literal(_REQUEST), request.state, nothing, nothing, literal(0)).where(request.retired == IN_STORE),
+        select(literal(_ANSWER), nothing, nothing, nothing, literal(0)).where(
+            request.retired == REQUEST_DELETED, request.answered_ns <= bindparam(_DUE, type_=BigInteger)
+        ),
+        select(literal(_INSTALLATION), nothing, nothing, nothing, literal(0)).where(
+            AgentInstallationRow.ended_ns.is_(None)
+        ),
+    )
+
+
+_STATEMENT: Final = _statement()
+"""Made once: to put it together takes longer than to execute it."""
+
+
 async def work_at_hand(session: AsyncSession, answers_due_ns: int) -> WorkAtHand:
     """``answers_due_ns``: answers that were taken in before it are to be deleted."""
-    job, disk, request = JobRow, MadeDiskRow, WriterRequestRow
-    found = await session.execute(
-        union(
-            select(literal(_JOB), job.kind, job.item_id).where(job.state.in_([state.value for state in OPEN_STATES])),
-            select(literal(_DISK), literal(""), disk.item_id).where(disk.unwanted, disk.deleted_ns.is_(None)),
-            select(literal(_REQUEST), request.state, literal("")).where(request.retired == IN_STORE),
-            select(literal(_ANSWER), literal(""), literal("")).where(
-                request.retired == REQUEST_DELETED, request.answered_ns <= answers_due_ns
-            ),
-            select(literal(_INSTALLATION), literal(""), literal("")).where(AgentInstallationRow.ended_ns.is_(None)),
-        )
-    )
-    rows = [(what, detail, item) for what, detail, item in found]
-    requests = {detail for what, detail, _ in rows if what == _REQUEST}
-    kinds = {what for what, _, _ in rows}
+    found = await session.execute(_STATEMENT, {_DUE: answers_due_ns})
+    rows = [tuple(row) for row in found]
+    requests = {detail for what, detail, *_ in rows if what == _REQUEST}
+    kinds = {what for what, *_ in rows}
+    jobs: dict[str, list[str]] = {}
+    for _, item, job in sorted((number, item, job) for what, _, item, job, number in rows if what == _JOB):
+        jobs.setdefault(item, []).append(job)
     return WorkAtHand(
-        busy=tuple(sorted({item for what, _, item in rows if what in (_JOB, _DISK)})),
-        expecting=tuple(sorted({item for what, kind, item in rows if what == _JOB and kind in _WAIT_FOR_POINT})),
+        busy=tuple(sorted({item for what, _, item, *_ in rows if what in (_JOB, _DISK)})),
+        expecting=tuple(sorted({item for what, kind, item, *_ in rows if what == _JOB and kind in _WAIT_FOR_POINT})),
+        jobs=jobs,
         new=NEW in requests,
         put=PUT in requests,
         settled=_ANSWER in kinds or not requests <= {NEW, PUT},

@@ -144,7 +144,7 @@ async def test_work_at_hand_is_what_there_is(tmp_path: Path) -> None:
             async with database.read() as session:
                 return await work_at_hand(session, answers_due_ns=100)
 
-        nothing = WorkAtHand((), (), new=False, put=False, settled=False, installations=False)
+        nothing = WorkAtHand((), (), {}, new=False, put=False, settled=False, installations=False)
         assert await at_hand() == nothing
         item = (await site.protect())["item"]
         assert (await at_hand()).busy == (item,)
