@@ -9,15 +9,16 @@ transaction, too, so it came before, and is seen, or comes after, and finds what
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
+from sqlalchemy import Select, bindparam, literal, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.administrators import is_usable
-from config_server.certificates import holder_row
 from config_server.events import Clock
-from config_server.tables import AdministratorTokenRow, CertificateRow
+from config_server.tables import AdministratorTokenRow, CertificateRow, MachineRow, ProcessServerRow
 from replication.errors import Refused
-from replication.tls_identity import PeerName
+from replication.tls_identity import PeerName, Role
 
 
 class Unauthenticated(Refused):
@@ -44,6 +45,25 @@ class TokenStanding:
             raise no_valid_token()
 
 
+_HOLDER, _SERIAL = "asked_holder", "asked_serial"
+
+
+def _facts(holder: type[MachineRow | ProcessServerRow]) -> Select[str, int | None, int | None]:
+    """One row, whatever is there: the holder's identifier, when the certificate was revoked, when it was used first."""
+    asked = select(literal(1).label("one")).subquery()
+    return (
+        select(holder.id, CertificateRow.revoked_ns, CertificateRow.used_ns)
+        .select_from(asked)
+        .outerjoin(holder, holder.id == bindparam(_HOLDER))
+        .outerjoin(CertificateRow, CertificateRow.serial == bindparam(_SERIAL))
+    )
+
+
+_OF_AGENT: Final = _facts(MachineRow)
+_OF_PROCESS_SERVER: Final = _facts(ProcessServerRow)
+"""Of these few columns, by one statement made once: asked with each request, and again in its transaction."""
+
+
 @dataclass(frozen=True, slots=True)
 class HolderStanding:
     """Of who came in by a certificate."""
@@ -53,16 +73,19 @@ class HolderStanding:
 
     async def __call__(self, session: AsyncSession) -> None:
         """:raises Refused: if the certificate was revoked, or its holder is not enrolled."""
-        await self.certificate(session)
+        await self.is_noted(session)
 
-    async def certificate(self, session: AsyncSession) -> CertificateRow | None:
-        """What the database has of it; None: a database from an older backup does not know it.
+    async def is_noted(self, session: AsyncSession) -> bool:
+        """Whether the database knows the certificate and that it is in use; one from an older backup does not know it.
 
         :raises Refused: as above.
         """
-        issued = await session.get(CertificateRow, self.serial)
-        if issued is not None and issued.revoked_ns is not None:
+        asked = _OF_AGENT if self.name.role is Role.AGENT else _OF_PROCESS_SERVER
+        found = (await session.execute(asked, {_HOLDER: self.name.identifier, _SERIAL: self.serial})).one()
+        holder: str | None = found[0]
+        revoked_ns, used_ns = found[1:]
+        if revoked_ns is not None:
             raise Refused(f"cannot accept the certificate {self.serial}: it is revoked", hint="enrol again")
-        if await holder_row(session, self.name) is None:
+        if holder is None:
             raise Refused(f"cannot accept {self.name.urn}: it is not enrolled here", hint="enrol again")
-        return issued
+        return used_ns is not None

@@ -344,8 +344,8 @@ async def _peer(site: Site, request: web.Request, certificate: PeerCertificate |
     certificate.check_not_expired(site.clock())
     serial = serial_text(certificate.serial)
     async with site.database.read() as session:
-        issued = await HolderStanding(certificate.name, serial).certificate(session)
-    if issued is None or issued.used_ns is None:
+        is_noted = await HolderStanding(certificate.name, serial).is_noted(session)
+    if not is_noted:
         await note_use(site.database, der, site.clock())
     return Identity(certificate.name, serial)
 
