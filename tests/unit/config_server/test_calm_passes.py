@@ -13,13 +13,16 @@ from config_server.core.age import Age
 from config_server.items import AGENT_HEARD
 from config_server.process_servers import HEARD
 from config_server.reconciler.work_at_hand import WorkAtHand, work_at_hand
-from config_server.tables import MachineRow, ProcessServerRow, ProtectedItemRow, WriterRequestRow
+from config_server.tables import ItemDiskRow, JobRow, MachineRow, ProcessServerRow, ProtectedItemRow, WriterRequestRow
 from config_server.writer_requests import BOTH_DELETED, NEW, PUT, REQUEST_DELETED, SUCCEEDED
 from tests.harness.driven_site import driven_site
 from tests.harness.several_process_servers import Site, site_of
 
-IDLE_STATEMENTS = 6
-"""Of a pass over a site on which nothing is to be done: one for each loop, with its BEGIN, and whether there are requests by now."""
+IDLE_STATEMENTS = 3
+"""Of a pass over a site on which nothing is to be done: one for each loop, and whether there are requests by now."""
+
+OPEN_JOB_STATEMENTS = 16
+"""Of a pass over an item with an open job: those of an idle one, and in one transaction each thing once."""
 
 
 BEAT_S = 3
@@ -60,6 +63,21 @@ async def test_pass_without_anything_to_do_asks_little(tmp_path: Path) -> None:
         with Statements() as asked:
             await site.lab.running.reconciler.pass_once()
     assert len(asked.texts) <= IDLE_STATEMENTS, asked.texts
+
+
+async def test_pass_over_an_open_job_computes_once_what_the_agent_shall_do(tmp_path: Path) -> None:
+    async with site_of(tmp_path, ("ps-1",)) as site:
+        await site.protect("web-1")
+        await seconds_pass(site, 1, beats=False)
+        async with site.lab.running.site.database.write() as session:
+            await session.execute(update(ItemDiskRow).values(seeded_ns=None))
+            await session.execute(update(ProtectedItemRow).values(seeded_ns=None))
+            await session.execute(update(JobRow).values(state="in-progress", ended_ns=None))
+        await site.lab.running.reconciler.pass_once()
+        with Statements() as asked:
+            await site.lab.running.reconciler.pass_once()
+    assert len(asked.texts) <= OPEN_JOB_STATEMENTS, asked.texts
+    assert sum("FROM machines LEFT OUTER JOIN protected_items" in text for text in asked.texts) == 1
 
 
 async def test_silence_is_noticed_in_the_second_in_which_it_is_silence(tmp_path: Path) -> None:
@@ -149,6 +167,9 @@ async def test_work_at_hand_is_what_there_is(tmp_path: Path) -> None:
         item = (await site.protect())["item"]
         assert (await at_hand()).busy == (item,)
         assert (await at_hand()).expecting == ()
+        async with database.read() as session:
+            enabling = await session.scalar(select(JobRow.id))
+        assert (await at_hand()).jobs == {item: [enabling]}
         await site.observe()
         await site.settle()
         assert (await at_hand()).busy == ()
