@@ -21,8 +21,10 @@ from tests.harness.several_process_servers import Site, site_of
 IDLE_STATEMENTS = 3
 """Of a pass over a site on which nothing is to be done: one for each loop, and whether there are requests by now."""
 
-OPEN_JOB_STATEMENTS = 16
-"""Of a pass over an item with an open job: those of an idle one, and in one transaction each thing once."""
+OPEN_JOB_STATEMENTS = 18
+"""Of a pass over an item with an open job: those of an idle one, and in one transaction each thing once. PostgreSQL is asked for the turn
+to write, and who leads, as well.
+"""
 
 
 BEAT_S = 3
