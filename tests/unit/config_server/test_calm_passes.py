@@ -6,15 +6,18 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
 from sqlalchemy import event, select, update
 from sqlalchemy.engine import Engine
 
 from config_server.core.age import Age
 from config_server.items import AGENT_HEARD
 from config_server.process_servers import HEARD
+from config_server.reconciler import loop
 from config_server.reconciler.work_at_hand import WorkAtHand, work_at_hand
 from config_server.tables import ItemDiskRow, JobRow, MachineRow, ProcessServerRow, ProtectedItemRow, WriterRequestRow
 from config_server.writer_requests import BOTH_DELETED, NEW, PUT, REQUEST_DELETED, SUCCEEDED
+from replication.errors import Conflict
 from tests.harness.driven_site import driven_site
 from tests.harness.several_process_servers import Site, site_of
 
@@ -80,6 +83,25 @@ async def test_pass_over_an_open_job_computes_once_what_the_agent_shall_do(tmp_p
             await site.lab.running.reconciler.pass_once()
     assert len(asked.texts) <= OPEN_JOB_STATEMENTS, asked.texts
     assert sum("FROM machines LEFT OUTER JOIN protected_items" in text for text in asked.texts) == 1
+
+
+async def test_step_of_a_job_that_fails_keeps_nothing_else_of_its_item_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_arguments: Any) -> None:
+        raise Conflict("cannot go on: test")
+
+    monkeypatch.setattr(loop, "follow_enabling", fail)
+    async with driven_site(tmp_path) as site:
+        await site.protect()
+        async with site.lab.running.site.database.write() as session:
+            await session.execute(update(MachineRow).values(desired="null"))
+        await site.lab.running.reconciler.pass_once()
+        async with site.lab.running.site.database.read() as session:
+            job = (await session.scalars(select(JobRow))).one()
+            machine = (await session.scalars(select(MachineRow))).one()
+    assert job.message == "a step failed and is tried again: cannot go on: test"
+    assert machine.desired not in (None, "null")
 
 
 async def test_silence_is_noticed_in_the_second_in_which_it_is_silence(tmp_path: Path) -> None:
