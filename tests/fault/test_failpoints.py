@@ -103,6 +103,7 @@ def test_every_daemon_dies_at_every_failpoint_and_the_replica_is_the_source(tmp_
         assert not never, f"never reached: {sorted(never)}"
 
 
+@pytest.mark.requires("sshd")
 def test_every_first_step_dies_at_every_failpoint_and_the_site_that_comes_of_it_is_whole(tmp_path: Path) -> None:
     with fault_site(tmp_path, kind=DyingSite) as site:
         dying = site.site
