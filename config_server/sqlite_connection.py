@@ -17,7 +17,6 @@ from typing import Any, Final, Self
 import aiosqlite
 
 FETCHED_AT_ONCE: Final = 512
-_BEGIN: Final = "BEGIN "
 Rows = list[tuple[Any, ...]]
 
 
@@ -91,9 +90,6 @@ class SqliteCursor:
         await self.close()
 
     async def execute(self, statement: str, parameters: Iterable[Any] = ()) -> Self:
-        if statement.startswith(_BEGIN):
-            self._connection.begin_with_next_statement(statement)
-            return self
         return await self._run(lambda cursor: cursor.execute(statement, parameters))  # type: ignore[arg-type]
 
     async def executemany(self, statement: str, parameters: Iterable[Iterable[Any]]) -> Self:

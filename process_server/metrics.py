@@ -27,9 +27,7 @@ class ProcessServerMetrics:
         self.batches = counter("batches", "Batches by outcome: accepted, repeated, refused, deferred (503).", "outcome")
         self.received_bytes = counter("received_bytes", "Bytes of batch frames that were accepted.")
         self.sealed_bytes = counter("sealed_bytes", "Bytes of the segments made of them.")
-        self.segments_sealed = counter(
-            "segments_sealed", "Batches by the level that they were compressed with.", "level"
-        )
+        self.segments_sealed = counter("segments_sealed", "Batches by the level chosen to compress them.", "level")
         self.segments_mended = counter("segments_mended", "Segments put again: the store had them, with other bytes.")
         self.key_conflicts = counter("key_conflicts", "Batches whose key was taken by another digest (R4).")
         self.manifests = counter(

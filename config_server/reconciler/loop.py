@@ -2,9 +2,10 @@
 
 Called by ``daemon.py``; woken by the API after each change. Two loops: one exchanges with the store (``store_exchange.py``), the other
 follows the items on which something is to be done and, every ``point_interval_s``, judges the health of all; so that a store that hangs
-does not hide an agent that is silent. Every step reads its facts anew, is idempotent, and commits on its own: a restart at any point
-continues. What an item's step complains of is shown with its job and tried again; it does not keep the other items waiting. One leader runs
-this (``leadership.py``): each of its transactions begins with the question whether it still is one. A server that stands by looks on.
+does not hide an agent that is silent. Every step reads its facts anew, is idempotent, and is committed whole: a restart at any point
+continues. What a job's step complains of is shown with the job, what an item's own one complains of in /healthz; both are tried again,
+and keep neither each other nor other items waiting. One leader runs this (``leadership.py``): each of its transactions begins with the
+question whether it still is one. A server that stands by looks on.
 """
 
 from __future__ import annotations
@@ -64,6 +65,10 @@ ROUNDS_BETWEEN_THOROUGH: Final = 12
 """Items on which nothing is to be done are followed only in every so manieth round, as a safety net."""
 
 _logger = logging.getLogger(__name__)
+
+
+class _StepFailed(Exception):
+    """A job's step or its item's own complained, in the transaction that was to be for both."""
 
 
 class Reconciler:
@@ -165,6 +170,7 @@ class Reconciler:
 
     async def look_on(self) -> None:
         """What a server that stands by does: it decides nothing, but knows ages, figures and store as the leader does."""
+        self._board.forget("items")
         async with self._database.read() as session:
             await look_at_heartbeats(session, self._ages)
         if self._round_due_ns - int(self._settings.point_interval_s * 1e9) <= self._clock() < self._round_due_ns:
@@ -210,8 +216,16 @@ class Reconciler:
             at_hand = await work_at_hand(session, answers_due_ns=0)
             followed = await all_items(session) if thorough else at_hand.busy
         is_asked = False
+        failures = []
         for item_id in followed:
-            is_asked = await self._follow_item(item_id, at_hand.jobs.get(item_id, ()))
+            try:
+                is_asked |= await self._follow_item(item_id, at_hand.jobs.get(item_id, ()))
+            except DatabaseUnavailable:
+                raise
+            except BlockferryError as error:
+                _logger.warning("an item's step failed", extra={"fields": {"item": item_id, "error": str(error)}})
+                failures.append(f"item {item_id}: {error}")
+        self._board.report("items", HealthState.DEGRADED if failures else HealthState.OK, "; ".join(failures))
         if at_hand.installations:
             await self._follow_installations()
         if looks_around:
@@ -272,39 +286,66 @@ class Reconciler:
         """A step of each of its ``jobs``, and then its own; returns whether the writer is to be asked something, for whichever item.
 
         Its own goes with the last job's, in one transaction: what both need is read once, and what the agent shall do is computed once,
-        after both. If that job's step fails, it is done without it.
+        after both. If that fails, each is done alone: neither keeps the other waiting.
         """
-        published = is_done = is_asked = False
-        for job_id in jobs:
-            is_last = job_id == jobs[-1]
-            try:
-                async with self._database.write() as session:
-                    await self._follow_job(session, job_id, item_id)
-                    has_ended = (await session.get_one(JobRow, job_id)).ended_ns is not None
-                    if is_last:
-                        published |= await self._follow_item_itself(session, item_id)
-                        is_asked = await has_new_requests(session)
-                    else:
-                        item = await session.get_one(ProtectedItemRow, item_id)
-                        published |= await publish(session, item.machine_id)
-                is_done = is_last
-                if has_ended:
-                    self._job_ended()
-                reached("config.job.stepped")
-            except DatabaseUnavailable:
-                raise
-            except BlockferryError as error:
-                _logger.warning("a job's step failed", extra={"fields": {"job": job_id, "error": str(error)}})
-                async with self._database.write() as session:
-                    job = await find_job(session, job_id)
-                    job.message = f"a step failed and is tried again: {error}"
-        if not is_done:
+        for job_id in jobs[:-1]:
+            await self._follow_job_alone(job_id, item_id)
+        is_asked: bool | None = None
+        if jobs:
+            with contextlib.suppress(_StepFailed):
+                is_asked = await self._follow_both(jobs[-1], item_id)
+            if is_asked is None:
+                await self._follow_job_alone(jobs[-1], item_id)
+        if is_asked is None:
             async with self._database.write() as session:
-                published |= await self._follow_item_itself(session, item_id)
+                published = await self._follow_item_itself(session, item_id)
                 is_asked = await has_new_requests(session)
+            self._tell(published=published)
+        return is_asked
+
+    async def _follow_both(self, job_id: str, item_id: str) -> bool:
+        """A job's step and its item's own.
+
+        :raises _StepFailed: if one of them complains; neither is done then.
+        """
+        try:
+            async with self._database.write() as session:
+                has_ended = await self._follow_job(session, job_id, item_id)
+                published = await self._follow_item_itself(session, item_id)
+                is_asked = await has_new_requests(session)
+        except DatabaseUnavailable:
+            raise
+        except BlockferryError as error:
+            raise _StepFailed from error
+        self._tell(published=published, has_ended=has_ended)
+        reached("config.job.stepped")
+        return is_asked
+
+    async def _follow_job_alone(self, job_id: str, item_id: str) -> None:
+        """What its step complains of is shown with it."""
+        try:
+            async with self._database.write() as session:
+                has_ended = await self._follow_job(session, job_id, item_id)
+                item = await session.get_one(ProtectedItemRow, item_id)
+                published = await publish(session, item.machine_id)
+        except DatabaseUnavailable:
+            raise
+        except BlockferryError as error:
+            _logger.warning("a job's step failed", extra={"fields": {"job": job_id, "error": str(error)}})
+            async with self._database.write() as session:
+                job = await find_job(session, job_id)
+                if job.ended_ns is None:
+                    job.message = f"a step failed and is tried again: {error}"
+        else:
+            self._tell(published=published, has_ended=has_ended)
+            reached("config.job.stepped")
+
+    def _tell(self, *, published: bool, has_ended: bool = False) -> None:
+        """After the commit."""
+        if has_ended:
+            self._job_ended()
         if published:
             self._feed.wake()
-        return is_asked
 
     async def _follow_item_itself(self, session: AsyncSession, item_id: str) -> bool:
         """Returns whether the agent is told something new."""
@@ -313,12 +354,12 @@ class Reconciler:
         await remove_unwanted(session, item_id, self._clock())
         return await publish(session, item.machine_id)
 
-    async def _follow_job(self, session: AsyncSession, job_id: str, item_id: str) -> None:
-        """One step of one job."""
+    async def _follow_job(self, session: AsyncSession, job_id: str, item_id: str) -> bool:
+        """One step of one job; returns whether it has ended."""
         job = await session.get_one(JobRow, job_id)
         item = await session.get_one(ProtectedItemRow, item_id)
         if job.ended_ns is not None:
-            return
+            return True
         now_ns, timeout_s = self._clock(), self._settings.point_timeout_s
         match JobKind(job.kind):
             case JobKind.ENABLE_REPLICATION:
@@ -338,3 +379,4 @@ class Reconciler:
         silence_s = await writer_silence_s(session, item_id, self._ages)
         if silence_s is not None and silence_s > WRITER_SILENT_S and job.state in OPEN_STATES and not job.message:
             job.message = f"the replica writer has not answered for {silence_s:.0f} s: see that it runs"
+        return job.ended_ns is not None

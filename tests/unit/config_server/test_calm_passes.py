@@ -9,15 +9,18 @@ from typing import Any, Self
 import pytest
 from sqlalchemy import event, select, update
 from sqlalchemy.engine import Engine
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from config_server.core.age import Age
 from config_server.items import AGENT_HEARD
+from config_server.observations import follow_observation
 from config_server.process_servers import HEARD
 from config_server.reconciler import loop
 from config_server.reconciler.work_at_hand import WorkAtHand, work_at_hand
 from config_server.tables import ItemDiskRow, JobRow, MachineRow, ProcessServerRow, ProtectedItemRow, WriterRequestRow
 from config_server.writer_requests import BOTH_DELETED, NEW, PUT, REQUEST_DELETED, SUCCEEDED
 from replication.errors import Conflict
+from replication.service.health import HealthCheck, HealthState
 from tests.harness.driven_site import driven_site
 from tests.harness.several_process_servers import Site, site_of
 
@@ -102,6 +105,69 @@ async def test_step_of_a_job_that_fails_keeps_nothing_else_of_its_item_waiting(
             machine = (await session.scalars(select(MachineRow))).one()
     assert job.message == "a step failed and is tried again: cannot go on: test"
     assert machine.desired not in (None, "null")
+
+
+async def test_item_whose_own_step_fails_is_told_and_keeps_neither_its_job_nor_other_items_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad: list[str] = []
+
+    async def fail(session: AsyncSession, item: ProtectedItemRow, now_ns: int) -> None:
+        if item.id in bad:
+            raise Conflict("cannot read what was observed: test")
+        await follow_observation(session, item, now_ns)
+
+    monkeypatch.setattr(loop, "follow_observation", fail)
+    async with site_of(tmp_path, ("ps-1",)) as site:
+        running = site.lab.running
+        await site.protect("web-1")
+        await site.protect("web-2")
+        async with running.site.database.write() as session:
+            bad.append(min(await session.scalars(select(ProtectedItemRow.id))))
+            await session.execute(update(JobRow).values(state="in-progress", ended_ns=None))
+            await session.execute(update(MachineRow).values(desired="null"))
+        await running.reconciler.pass_once()
+        async with running.site.database.read() as session:
+            jobs = list(await session.scalars(select(JobRow)))
+            machines = list(await session.scalars(select(MachineRow)))
+        assert len(jobs) == 2
+        assert all(job.ended_ns is not None and "failed" not in job.message for job in jobs)
+        assert all(machine.desired not in (None, "null") for machine in machines)
+        board = running.reconciler._board
+        told = HealthCheck("items", HealthState.DEGRADED, f"item {bad.pop()}: cannot read what was observed: test")
+        assert told in board.checks
+        async with running.site.database.write() as session:
+            await session.execute(update(JobRow).values(state="in-progress", ended_ns=None))
+        await running.reconciler.pass_once()
+        assert HealthCheck("items", HealthState.OK, "") in board.checks
+
+
+async def test_step_that_asks_the_writer_wakes_the_exchange_whichever_item_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with site_of(tmp_path, ("ps-1",)) as site:
+        reconciler = site.lab.running.reconciler
+        await site.protect("web-1")
+        await site.protect("web-2")
+        async with site.lab.running.site.database.write() as session:
+            first = min(await session.scalars(select(ProtectedItemRow.id)))
+            await session.execute(update(JobRow).values(state="in-progress", ended_ns=None))
+
+        async def ask(session: AsyncSession, job: JobRow, item: ProtectedItemRow, now_ns: int) -> None:
+            if item.id == first:
+                document = {"id": item.id, "key": "test", "kind": "test", "document": "{}", "item_id": item.id}
+                session.add(WriterRequestRow(**document, state=NEW, created_ns=now_ns, retired=0))
+
+        async def nothing(*_arguments: Any) -> None:
+            pass
+
+        monkeypatch.setattr(loop, "follow_enabling", nothing)
+        reconciler._exchange_woken.clear()
+        await reconciler._follow_once()
+        assert not reconciler._exchange_woken.is_set()
+        monkeypatch.setattr(loop, "follow_enabling", ask)
+        await reconciler._follow_once()
+        assert reconciler._exchange_woken.is_set()
 
 
 async def test_silence_is_noticed_in_the_second_in_which_it_is_silence(tmp_path: Path) -> None:

@@ -60,8 +60,7 @@ def count(file: Path) -> int:
 
 async def test_transaction_of_one_statement_asks_the_thread_twice(file: Path) -> None:
     async with connected(file) as connection:
-        async with connection.cursor() as cursor:
-            await cursor.execute("BEGIN DEFERRED")
+        connection.begin_with_next_statement("BEGIN DEFERRED")
         async with connection.cursor() as cursor:
             await cursor.execute("SELECT n FROM numbers WHERE n < ?", (3,))
             assert await cursor.fetchall() == [(0,), (1,), (2,)]
@@ -71,9 +70,9 @@ async def test_transaction_of_one_statement_asks_the_thread_twice(file: Path) ->
 
 async def test_transaction_without_a_statement_asks_nothing(file: Path) -> None:
     async with connected(file) as connection:
-        await connection.cursor().execute("BEGIN IMMEDIATE")
+        connection.begin_with_next_statement("BEGIN IMMEDIATE")
         await connection.commit()
-        await connection.cursor().execute("BEGIN DEFERRED")
+        connection.begin_with_next_statement("BEGIN DEFERRED")
         await connection.rollback()
         assert connection.asked == 0
 
@@ -96,8 +95,8 @@ async def test_rows_beyond_the_first_ones_come_when_they_are_asked_for(file: Pat
 
 async def test_write_lock_is_taken_with_the_first_statement_and_held_until_the_end(file: Path) -> None:
     async with connected(file) as one, connected(file, 0.0) as other:
-        await one.cursor().execute("BEGIN IMMEDIATE")
-        await other.cursor().execute("BEGIN IMMEDIATE")
+        one.begin_with_next_statement("BEGIN IMMEDIATE")
+        other.begin_with_next_statement("BEGIN IMMEDIATE")
         await one.cursor().execute("SELECT n FROM numbers WHERE n = 1")
         with pytest.raises(sqlite3.OperationalError, match="locked"):
             await other.cursor().execute("SELECT n FROM numbers WHERE n = 1")
@@ -109,9 +108,9 @@ async def test_write_lock_is_taken_with_the_first_statement_and_held_until_the_e
 
 async def test_statement_after_a_begin_that_failed_does_not_slip_out_of_its_transaction(file: Path) -> None:
     async with connected(file) as one, connected(file, 0.0) as other:
-        await one.cursor().execute("BEGIN IMMEDIATE")
+        one.begin_with_next_statement("BEGIN IMMEDIATE")
         await one.cursor().execute("DELETE FROM numbers WHERE n = 1")
-        await other.cursor().execute("BEGIN IMMEDIATE")
+        other.begin_with_next_statement("BEGIN IMMEDIATE")
         with pytest.raises(sqlite3.OperationalError, match="locked"):
             await other.cursor().execute("DELETE FROM numbers")
         await one.rollback()
@@ -122,7 +121,7 @@ async def test_statement_after_a_begin_that_failed_does_not_slip_out_of_its_tran
 
 async def test_statement_that_fails_leaves_its_transaction_to_be_rolled_back(file: Path) -> None:
     async with connected(file) as connection:
-        await connection.cursor().execute("BEGIN IMMEDIATE")
+        connection.begin_with_next_statement("BEGIN IMMEDIATE")
         await connection.cursor().execute("DELETE FROM numbers")
         with pytest.raises(sqlite3.IntegrityError):
             await connection.cursor().executemany("INSERT INTO numbers VALUES (?)", [(1,), (1,)])
@@ -133,9 +132,9 @@ async def test_statement_that_fails_leaves_its_transaction_to_be_rolled_back(fil
 async def test_rollback_after_a_cancelled_statement_comes_after_it(file: Path) -> None:
     """The statement waits for the lock while its task is cancelled: what it begins then is rolled back all the same."""
     async with connected(file) as one, connected(file, 30.0) as other:
-        await one.cursor().execute("BEGIN IMMEDIATE")
+        one.begin_with_next_statement("BEGIN IMMEDIATE")
         await one.cursor().execute("DELETE FROM numbers WHERE n = 1")
-        await other.cursor().execute("BEGIN IMMEDIATE")
+        other.begin_with_next_statement("BEGIN IMMEDIATE")
         waiting = asyncio.ensure_future(other.cursor().execute("DELETE FROM numbers"))
         await asyncio.sleep(0)
         waiting.cancel()
