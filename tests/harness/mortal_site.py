@@ -209,12 +209,16 @@ class World:
     async def live_until(self, state: str) -> None:
         """Let reconciler, agent and writer work until the item is in ``state``."""
         for _ in range(MAX_PASSES):
-            await self.survive(self.reconciler.run_once)
+            await self.survive(self.reconcile)
             await self.survive(self.agent)
             await self.writer.work()
             if (await self.state()) == state:
                 return
         raise AssertionError(f"the item never came to {state}; it is {await self.state()}")
+
+    async def reconcile(self) -> None:
+        """By the reconciler of the life that it is then."""
+        await self.reconciler.run_once()
 
     async def state(self) -> str:
         async with self.database.read() as session:

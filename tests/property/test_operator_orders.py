@@ -145,7 +145,7 @@ class Site(World):
         """One order or one step; an order that is refused changes nothing."""
         match name:
             case "reconcile":
-                await self.survive(self.reconciler.run_once)
+                await self.survive(self.reconcile)
             case "agent":
                 await self.survive(self.agent)
             case "writer":
