@@ -67,10 +67,6 @@ ROUNDS_BETWEEN_THOROUGH: Final = 12
 _logger = logging.getLogger(__name__)
 
 
-class _StepFailed(Exception):
-    """A job's step or its item's own complained, in the transaction that was to be for both."""
-
-
 class Reconciler:
     """``run`` until cancelled; ``run_once`` is one pass of both loops. ``alarms`` None: nobody wants alerts (a simulation)."""
 
@@ -290,33 +286,25 @@ class Reconciler:
         """
         for job_id in jobs[:-1]:
             await self._follow_job_alone(job_id, item_id)
-        is_asked: bool | None = None
         if jobs:
-            with contextlib.suppress(_StepFailed):
-                is_asked = await self._follow_both(jobs[-1], item_id)
-            if is_asked is None:
+            try:
+                return await self._follow_both(jobs[-1], item_id)
+            except DatabaseUnavailable:
+                raise
+            except BlockferryError:
                 await self._follow_job_alone(jobs[-1], item_id)
-        if is_asked is None:
-            async with self._database.write() as session:
-                published = await self._follow_item_itself(session, item_id)
-                is_asked = await has_new_requests(session)
-            self._tell(published=published)
+        async with self._database.write() as session:
+            published = await self._follow_item_itself(session, item_id)
+            is_asked = await has_new_requests(session)
+        self._tell(published=published)
         return is_asked
 
     async def _follow_both(self, job_id: str, item_id: str) -> bool:
-        """A job's step and its item's own.
-
-        :raises _StepFailed: if one of them complains; neither is done then.
-        """
-        try:
-            async with self._database.write() as session:
-                has_ended = await self._follow_job(session, job_id, item_id)
-                published = await self._follow_item_itself(session, item_id)
-                is_asked = await has_new_requests(session)
-        except DatabaseUnavailable:
-            raise
-        except BlockferryError as error:
-            raise _StepFailed from error
+        """A job's step and its item's own, or neither if one of them complains; returns what ``_follow_item`` does."""
+        async with self._database.write() as session:
+            has_ended = await self._follow_job(session, job_id, item_id)
+            published = await self._follow_item_itself(session, item_id)
+            is_asked = await has_new_requests(session)
         self._tell(published=published, has_ended=has_ended)
         reached("config.job.stepped")
         return is_asked

@@ -21,7 +21,7 @@ from config_server.authority import CERTIFICATE_LIFETIME_S, ServerNames, TrustSt
 from process_server.spool.record import FILE_HEADER_BYTES
 from replication.failpoint import FAILPOINTS
 from replication.tls_identity import TlsIdentity, certificate_life
-from tests.harness.dying_site import COMMANDS, INSTALLATION, STARTS, DyingSite
+from tests.harness.dying_site import COMMANDS, INSTALLATION, REPLACEMENT, STARTS, DyingSite
 from tests.harness.fault_site import MIB, FaultSite, fault_site
 from tests.harness.running_site import POLICY
 
@@ -66,7 +66,6 @@ ON_THE_ROAD: Final = {
 }
 """Reached by replication alone."""
 
-REPLACEMENT: Final = ("file.replacement.durable", "file.replacement.renamed")
 RENEWAL: Final = (
     *("identity.next-key.durable", "identity.certificate.issued", "identity.authorities.replaced"),
     *("identity.certificate.replaced", "identity.next-key.renamed"),

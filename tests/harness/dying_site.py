@@ -20,7 +20,7 @@ from replication.failpoint import ENVIRONMENT
 from tests.harness.fault_site import QuickSite
 from tests.harness.ssh_server import SshServer, running_sshd
 
-_FILES: Final = ("file.replacement.durable", "file.replacement.renamed")
+REPLACEMENT: Final = ("file.replacement.durable", "file.replacement.renamed")
 _ENROLMENT: Final = (
     *("identity.key.durable", "identity.certificate.issued", "identity.key.replaced"),
     "identity.authorities.replaced",
@@ -28,12 +28,12 @@ _ENROLMENT: Final = (
 COMMANDS: Final = {
     ("azure-sink", "init"): ("file.replacement.durable", "sink.writer.identity-made"),
     ("config-server", "init"): (
-        *("config.database.made", *_FILES, "config.authority.key-durable", "config.authority.trusted"),
+        *("config.database.made", *REPLACEMENT, "config.authority.key-durable", "config.authority.trusted"),
         *("config.authority.made", "config.site-keys.made", "config.site-keys.noted", "identity.key.replaced"),
         *("identity.authorities.replaced", "config.first-access.written"),
     ),
-    ("process-server", "enrol"): (*_FILES, *_ENROLMENT),
-    ("mobility-agent", "enrol"): (*_FILES, *_ENROLMENT),
+    ("process-server", "enrol"): (*REPLACEMENT, *_ENROLMENT),
+    ("mobility-agent", "enrol"): (*REPLACEMENT, *_ENROLMENT),
 }
 STARTS: Final = {"azure-sink": ("sink.store.catalog-made", "file.replacement.renamed")}
 """The file that is replaced is the lease id's."""
